@@ -1,0 +1,15 @@
+//! Kavern: GPU memory and a KV cache for inference engines, behind one C ABI.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod event;
+pub mod sync;
+pub mod types;
+
+#[expect(unsafe_code, reason = "the machine's door")]
+pub mod sys;
+
+#[expect(unsafe_code, reason = "device memory is raw memory; this room turns it into checked slices")]
+pub mod device;
+
+pub mod memory;
