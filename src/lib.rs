@@ -13,3 +13,6 @@ pub mod sys;
 pub mod device;
 
 pub mod memory;
+
+#[expect(unsafe_code, reason = "the C boundary: raw pointers come in here and nowhere else")]
+pub mod c_api;

@@ -1,0 +1,611 @@
+//! Structs and numbers of the KV cache's C functions.
+//!
+//! Arrays of structs step by the `struct_size` of their first element; all elements carry the same. Reserved words
+//! must be zero. Results have a fixed size for ever.
+
+/// What the blocks of a group hold.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_group_kind {
+    /// Keys and values of full attention.
+    KAVERN_GROUP_FULL = 1,
+    /// Sliding-window attention. Not yet served.
+    KAVERN_GROUP_SLIDING = 2,
+    /// Chunked attention. Not yet served.
+    KAVERN_GROUP_CHUNKED = 3,
+    /// Recurrent state. Not yet served.
+    KAVERN_GROUP_STATE = 4,
+    /// Cross-attention. Not yet served.
+    KAVERN_GROUP_CROSS = 5,
+    /// Multi-head latent attention. Not yet served.
+    KAVERN_GROUP_MLA = 6,
+    /// Bytes that only the engine understands: block_bytes a block, no slots per token.
+    KAVERN_GROUP_OPAQUE = 7,
+}
+
+/// Element type of keys and values.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_dtype {
+    /// IEEE 754 binary32.
+    KAVERN_F32 = 1,
+    /// IEEE 754 binary16.
+    KAVERN_F16 = 2,
+    /// bfloat16.
+    KAVERN_BF16 = 3,
+    /// 8-bit float, 4 exponent bits.
+    KAVERN_F8_E4M3 = 4,
+    /// 8-bit float, 5 exponent bits.
+    KAVERN_F8_E5M2 = 5,
+    /// Signed byte.
+    KAVERN_I8 = 6,
+}
+
+/// Order of the elements inside one layer of a block.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_layout {
+    /// [token][head][channel].
+    KAVERN_NHD = 1,
+    /// [head][token][channel].
+    KAVERN_HND = 2,
+}
+
+/// Which hash chains the blocks of a token namespace.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_hash {
+    /// Keyed BLAKE3, 256 bits: nobody can make two prefixes collide. The default.
+    KAVERN_HASH_BLAKE3 = 1,
+    /// XXH3, 128 bits, and the tokens of each block are kept and compared: faster, 4 bytes a token.
+    KAVERN_HASH_XXH3 = 2,
+}
+
+/// When a slot is overwritten with zeros before it is handed out.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_scrub {
+    /// Never.
+    KAVERN_SCRUB_NONE = 1,
+    /// When it held another namespace's bytes. The default.
+    KAVERN_SCRUB_TENANT_CHANGE = 2,
+    /// Always, for kernels that read past the written tokens.
+    KAVERN_SCRUB_ALWAYS = 3,
+}
+
+/// Bits of kavern_kv_cache_config.flags.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_cache_flag {
+    /// No pool and no device tables: only the bookkeeping and its host mirrors.
+    KAVERN_KV_METADATA_ONLY = 1,
+    /// Also build the ragged form of the tables (page_indptr, page_indices, last_page_tokens) each step.
+    KAVERN_KV_RAGGED_TABLES = 2,
+    /// A namespace without a salt is refused.
+    KAVERN_KV_REQUIRE_SALT = 4,
+}
+
+/// Bits of kavern_kv_request.flags.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_request_flag {
+    /// Match nothing: the sequence starts cold.
+    KAVERN_REQUEST_NO_READ = 1,
+    /// The sequence publishes nothing: its blocks stay private.
+    KAVERN_REQUEST_NO_STORE = 2,
+    /// Leave out the last hit block, for draft models that need its hidden state.
+    KAVERN_REQUEST_DROP_LAST = 4,
+    /// Hits cover at most all tokens but one, so that the model has one to compute.
+    KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
+}
+
+/// Kinds of kavern_kv_op. Those marked "later" answer KAVERN_ERR_UNSUPPORTED.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_op_kind {
+    /// Turns the lease `target` into a sequence, with its hits and `tokens` new ones scheduled.
+    KAVERN_OP_ADMIT = 1,
+    /// Schedules `tokens` more for sequence `target`.
+    KAVERN_OP_APPEND = 2,
+    /// The next `tokens` of sequence `target` are final, with these token ids or keys.
+    KAVERN_OP_COMMIT = 3,
+    /// Ends sequence `target`; its committed blocks stay findable.
+    KAVERN_OP_FREE = 4,
+    /// Drops the lease `target`.
+    KAVERN_OP_RELEASE = 5,
+    /// Later.
+    KAVERN_OP_ROLLBACK = 6,
+    /// Later.
+    KAVERN_OP_FORK = 7,
+    /// Later.
+    KAVERN_OP_TRIM = 8,
+    /// Later.
+    KAVERN_OP_EDIT = 9,
+    /// Later.
+    KAVERN_OP_PREEMPT = 10,
+    /// Later.
+    KAVERN_OP_RESUME = 11,
+    /// Later.
+    KAVERN_OP_CANCEL = 12,
+    /// Later.
+    KAVERN_OP_PIN = 13,
+    /// Later.
+    KAVERN_OP_UNPIN = 14,
+    /// Later.
+    KAVERN_OP_RETAIN = 15,
+    /// Later.
+    KAVERN_OP_LOAD = 16,
+    /// Later.
+    KAVERN_OP_STORE = 17,
+}
+
+/// Kinds of kavern_kv_event.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_event_kind {
+    /// A block became findable.
+    KAVERN_EVENT_STORED = 1,
+    /// A block is no longer findable; `reason` says why.
+    KAVERN_EVENT_REMOVED = 2,
+    /// Every block of a namespace, or of the cache, is no longer findable.
+    KAVERN_EVENT_CLEARED = 3,
+}
+
+/// Why a block is no longer findable.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_remove_reason {
+    /// Not removed.
+    KAVERN_REMOVE_NONE = 0,
+    /// Its slot was needed.
+    KAVERN_REMOVE_EVICTED = 1,
+    /// kavern_kv_evict asked for it.
+    KAVERN_REMOVE_REQUESTED = 2,
+    /// kavern_kv_reset asked for it.
+    KAVERN_REMOVE_RESET = 3,
+    /// Newer content with the same key took its place.
+    KAVERN_REMOVE_REPLACED = 4,
+}
+
+/// What kavern_kv_reset forgets.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_reset_scope {
+    /// Everything findable.
+    KAVERN_RESET_ALL = 1,
+    /// Everything findable of one namespace, under any salt and adapter.
+    KAVERN_RESET_NAMESPACE = 2,
+}
+
+/// One group of layers that share block size and layout.
+///
+/// A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...]. A group of kind
+/// KAVERN_GROUP_OPAQUE has `block_bytes` instead of layers, heads and dtype.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_group {
+    /// sizeof(kavern_kv_group).
+    pub struct_size: u32,
+    /// A KAVERN_GROUP_ value.
+    pub kind: u32,
+    /// Layers, 1 to 1024.
+    pub layers: u32,
+    /// Heads of keys and values, 1 to 1024.
+    pub kv_heads: u32,
+    /// Channels of a key head and of a value head, 1 to 4096.
+    pub head_dim: u32,
+    /// A KAVERN_DTYPE value: KAVERN_F32, KAVERN_F16, ...
+    pub dtype: u32,
+    /// Tokens in a block, 1 to 65536, a multiple of hash_block_tokens.
+    pub block_tokens: u32,
+    /// KAVERN_NHD or KAVERN_HND.
+    pub layout: u32,
+    /// Bytes of a block of an opaque group, a multiple of 16; 0 in all others.
+    pub block_bytes: u64,
+    /// Blocks of this group; 0 takes the cache's capacity_blocks.
+    pub capacity_blocks: u64,
+    /// Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate.
+    pub region_address: u64,
+    /// Bytes there, at least capacity_blocks x bytes of a block.
+    pub region_bytes: u64,
+    /// Later: tokens of a sliding window. 0.
+    pub window_tokens: u32,
+    /// Later: formats of slots beside raw ones. 0.
+    pub slot_classes: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_cache_config {
+    /// sizeof(kavern_kv_cache_config).
+    pub struct_size: u32,
+    /// KAVERN_KV_ bits.
+    pub flags: u32,
+    /// The groups.
+    pub groups: *const kavern_kv_group,
+    /// 1 to 16.
+    pub group_count: u32,
+    /// Rows of the tables: sequences at a time, 1 to 2^20. Default 256.
+    pub max_sequences: u32,
+    /// Blocks of each group that names none; 0 divides capacity_bytes over the groups.
+    pub capacity_blocks: u64,
+    /// Bytes of all pools together, used where capacity_blocks is 0.
+    pub capacity_bytes: u64,
+    /// Longest sequence; 0 takes as many as the smallest pool holds.
+    pub max_sequence_tokens: u64,
+    /// Tokens scheduled in one step. Default 8192.
+    pub max_batch_tokens: u32,
+    /// Leases at a time. Default 64.
+    pub max_leases: u32,
+    /// Namespaces (with salt and adapter) that hold blocks at a time. Default 4096.
+    pub max_namespaces: u32,
+    /// Steps between kavern_kv_step and the completion of kavern_kv_step_done, 1 to 64. Default 4.
+    pub steps_in_flight: u32,
+    /// Tokens of one link of the hash chain; 0 takes the greatest common divisor of the groups' block_tokens.
+    pub hash_block_tokens: u32,
+    /// A KAVERN_HASH_ value. Default KAVERN_HASH_BLAKE3.
+    pub hash: u32,
+    /// A KAVERN_SCRUB_ value. Default KAVERN_SCRUB_TENANT_CHANGE.
+    pub scrub: u32,
+    /// Events kept for kavern_kv_events_read; 0 keeps none. Default 0.
+    pub event_capacity: u32,
+    /// "lru" or "fifo"; null takes "lru".
+    pub policy: *const core::ffi::c_char,
+    /// 32 bytes that key the hash chain; null takes random ones. Give the same to share keys between processes.
+    pub hash_secret: *const u8,
+    /// Name in reports; null takes "kv".
+    pub name: *const core::ffi::c_char,
+    /// Later: identity of model and weights for stored blocks. Null.
+    pub fingerprint: *const core::ffi::c_char,
+    /// Later: codec of blocks in device memory. Null.
+    pub codec_vram: *const core::ffi::c_char,
+    /// Later: codec of blocks in pinned memory. Null.
+    pub codec_ram: *const core::ffi::c_char,
+    /// Later: codec of blocks on disk. Null.
+    pub codec_disk: *const core::ffi::c_char,
+    /// Later: codec of blocks in the remote tier. Null.
+    pub codec_remote: *const core::ffi::c_char,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// Something beside the tokens that the content of a block depends on: an image, an embedding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_extra {
+    /// Identity of the thing, for example a hash of the image.
+    pub id: [u8; 32],
+    /// First token that depends on it, counted from the start of the sequence.
+    pub token_offset: u64,
+}
+
+/// One prompt to look up.
+///
+/// Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
+/// of hash_block_tokens; a namespace takes one of the two, never both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_request {
+    /// sizeof(kavern_kv_request).
+    pub struct_size: u32,
+    /// KAVERN_REQUEST_ bits.
+    pub flags: u32,
+    /// Tenant; requests of two namespaces never share a block.
+    pub namespace_id: u64,
+    /// LoRA or other adapter that all keys and values depend on; 0 for none.
+    pub adapter_id: u64,
+    /// Secret of the tenant, mixed into every key; null for none.
+    pub salt: *const u8,
+    /// Bytes there, at most 64.
+    pub salt_bytes: u32,
+    /// Bytes of one key, 1 to 32; 0 means that tokens are given.
+    pub key_bytes: u32,
+    /// Token ids of the prompt.
+    pub tokens: *const i32,
+    /// How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens).
+    pub token_count: u64,
+    /// Keys, key_bytes each.
+    pub keys: *const u8,
+    /// How many.
+    pub key_count: u64,
+    /// In rising order of token_offset; only with tokens.
+    pub extras: *const kavern_kv_extra,
+    /// How many.
+    pub extra_count: u64,
+    /// Receives the ids of the hit blocks, group after group; null if not wanted.
+    pub block_ids: *mut i32,
+    /// Room there.
+    pub block_capacity: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// What a lookup found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_match_result {
+    /// KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts.
+    pub status: i32,
+    /// Zero.
+    pub reserved: u32,
+    /// Holds the hits until ADMIT or RELEASE; 0 if refused.
+    pub lease: u64,
+    /// Tokens whose blocks are in device memory, in every group.
+    pub hit_tokens: u64,
+    /// Tokens found in pinned memory beyond those. 0 until tiers exist.
+    pub hit_tokens_ram: u64,
+    /// Tokens found on disk beyond those. 0 until tiers exist.
+    pub hit_tokens_disk: u64,
+    /// Tokens found in the remote tier beyond those. 0 until tiers exist.
+    pub hit_tokens_remote: u64,
+    /// Block ids that belong into block_ids, all groups together.
+    pub block_count: u64,
+}
+
+/// One operation of a step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_op {
+    /// sizeof(kavern_kv_op).
+    pub struct_size: u32,
+    /// A KAVERN_OP_ value.
+    pub kind: u32,
+    /// Sequence id, KAVERN_SEQ_OF_OP(i), or lease.
+    pub target: u64,
+    /// ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final.
+    pub tokens: u64,
+    /// ADMIT, APPEND: tokens beyond those for which blocks are held ready.
+    pub lookahead: u32,
+    /// ADMIT: row of the tables, or -1 to let the library choose.
+    pub row: i32,
+    /// COMMIT in a token namespace: the `tokens` ids.
+    pub token_ids: *const i32,
+    /// COMMIT in a key namespace: one key for each link that these tokens complete.
+    pub keys: *const u8,
+    /// How many.
+    pub key_count: u64,
+    /// COMMIT: extras whose token_offset lies in these tokens.
+    pub extras: *const kavern_kv_extra,
+    /// How many.
+    pub extra_count: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// What became of an operation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_op_result {
+    /// KAVERN_OK or why it was refused; a refused operation changed nothing.
+    pub status: i32,
+    /// Row of the tables, -1 if none.
+    pub row: i32,
+    /// The sequence.
+    pub sequence: u64,
+    /// Blocks that the sequence got, all groups together.
+    pub blocks_added: u32,
+    /// KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below.
+    pub blocks_missing: u32,
+    /// The group that was short.
+    pub group: u32,
+    /// COMMIT: blocks that became findable.
+    pub blocks_committed: u32,
+}
+
+/// Tables of one group. Addresses are of the device and never change; host pointers see the same cells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_group_tables {
+    /// i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids.
+    pub block_table: u64,
+    /// i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque.
+    pub slot_mapping: u64,
+    /// Ragged: i32 [batch_count + 1], 0 if not asked for.
+    pub page_indptr: u64,
+    /// Ragged: i32 [page_indptr[batch_count]] block ids in batch order.
+    pub page_indices: u64,
+    /// Ragged: i32 [batch_count] tokens in the last block.
+    pub last_page_tokens: u64,
+    /// block_table as the host sees it, as of the latest step.
+    pub block_table_host: *const i32,
+    /// slot_mapping of this step.
+    pub slot_mapping_host: *const i64,
+    /// page_indptr of this step.
+    pub page_indptr_host: *const i32,
+    /// page_indices of this step.
+    pub page_indices_host: *const i32,
+    /// last_page_tokens of this step.
+    pub last_page_tokens_host: *const i32,
+    /// Cells in a row.
+    pub row_cells: u64,
+    /// Cells of the block table that this call uploaded.
+    pub cells_uploaded: u64,
+    /// Blocks that this call fills with zeros before the step's work.
+    pub blocks_zeroed: u64,
+}
+
+/// Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_step_tables {
+    /// sizeof(kavern_kv_step_tables).
+    pub struct_size: u32,
+    /// Elements in `groups`.
+    pub group_capacity: u32,
+    /// Receives one element for each group; null if not wanted.
+    pub groups: *mut kavern_kv_group_tables,
+    /// Groups of the cache.
+    pub group_count: u32,
+    /// Sequences scheduled in this step.
+    pub batch_count: u32,
+    /// Tokens scheduled in this step.
+    pub token_count: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// i32 [batch_count]: row of each batch position, in the order of the operations.
+    pub batch_rows: u64,
+    /// i32 [batch_count + 1]: first token of each batch position.
+    pub batch_starts: u64,
+    /// i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row.
+    pub sequence_lengths: u64,
+    /// batch_rows as the host sees it; valid until steps_in_flight further steps began.
+    pub batch_rows_host: *const i32,
+    /// batch_starts as the host sees it.
+    pub batch_starts_host: *const i32,
+    /// sequence_lengths as the host sees it, as of the latest step.
+    pub sequence_lengths_host: *const i32,
+}
+
+/// A finished load or store of another tier.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_completion {
+    /// The work.
+    pub ticket: u64,
+    /// KAVERN_OK or why it failed.
+    pub status: i32,
+    /// First block that failed, -1 if none.
+    pub failed_block: i32,
+    /// The sequence or lease that it was for.
+    pub target: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+}
+
+/// Where and how the blocks of a group lie; all an engine needs to write its slots itself.
+///
+/// Element address: base_address + block x block_stride + layer x layer_stride + (value ? kv_stride : 0) +
+/// token x token_stride + head x head_stride + channel x bytes of the dtype. Strides are in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_description {
+    /// sizeof(kavern_kv_description).
+    pub struct_size: u32,
+    /// A KAVERN_GROUP_ value.
+    pub kind: u32,
+    /// Layers; 0 if opaque.
+    pub layers: u32,
+    /// Heads; 0 if opaque.
+    pub kv_heads: u32,
+    /// Channels of a head; 0 if opaque.
+    pub head_dim: u32,
+    /// Element type; 0 if opaque.
+    pub dtype: u32,
+    /// Tokens in a block.
+    pub block_tokens: u32,
+    /// KAVERN_NHD or KAVERN_HND; 0 if opaque.
+    pub layout: u32,
+    /// Device address of block 0; 0 in a metadata-only cache.
+    pub base_address: u64,
+    /// Blocks.
+    pub block_count: u64,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// From a block to the next.
+    pub block_stride: u64,
+    /// From a layer to the next.
+    pub layer_stride: u64,
+    /// From the keys to the values of a layer.
+    pub kv_stride: u64,
+    /// From a token to the next.
+    pub token_stride: u64,
+    /// From a head to the next.
+    pub head_stride: u64,
+    /// Cells in a row of the block table.
+    pub row_cells: u64,
+}
+
+/// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_statistics {
+    /// sizeof(kavern_kv_statistics).
+    pub struct_size: u32,
+    /// Steps begun whose work is not known to be complete.
+    pub steps_in_flight: u32,
+    /// Blocks that hold nothing.
+    pub free_blocks: u64,
+    /// Blocks held by sequences or leases.
+    pub used_blocks: u64,
+    /// Findable blocks that nobody holds; evictable.
+    pub inactive_blocks: u64,
+    /// Blocks that nobody holds, but which a step in flight may still read.
+    pub deferred_blocks: u64,
+    /// Findable blocks, held or not.
+    pub indexed_blocks: u64,
+    /// Sequences now.
+    pub sequences: u64,
+    /// Leases now.
+    pub leases: u64,
+    /// Namespaces that hold something now.
+    pub namespaces: u64,
+    /// Requests that were looked up.
+    pub lookups: u64,
+    /// Blocks that were looked up.
+    pub lookup_blocks: u64,
+    /// Of those, found.
+    pub hit_blocks: u64,
+    /// Tokens found.
+    pub hit_tokens: u64,
+    /// Blocks taken from the free list or by eviction.
+    pub allocated_blocks: u64,
+    /// Blocks that became findable.
+    pub committed_blocks: u64,
+    /// Full blocks that stayed private because the same content was already findable.
+    pub duplicate_blocks: u64,
+    /// Blocks evicted to make room.
+    pub evicted_blocks: u64,
+    /// Lookups that ended at a key whose tokens differ: a hash collision, answered as a miss.
+    pub collisions: u64,
+    /// Operations refused.
+    pub refused_ops: u64,
+    /// Tokens held by sequences.
+    pub used_tokens: u64,
+    /// Slots held by sequences; used_tokens / used_slots tells the waste.
+    pub used_slots: u64,
+    /// Number of the latest event.
+    pub last_event: u64,
+    /// Bytes of bookkeeping on the host.
+    pub metadata_bytes: u64,
+    /// Bytes of the pools.
+    pub pool_bytes: u64,
+}
+
+/// One numbered change of what is findable.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_event {
+    /// Rises by one with each event of the cache.
+    pub number: u64,
+    /// A KAVERN_EVENT_ value.
+    pub kind: u32,
+    /// A KAVERN_REMOVE_ value.
+    pub reason: u32,
+    /// Group of the block.
+    pub group: u32,
+    /// The block, -1 for KAVERN_EVENT_CLEARED.
+    pub block: i32,
+    /// Its namespace.
+    pub namespace_id: u64,
+    /// First token of the block, counted from the start of its sequence.
+    pub token_offset: u64,
+    /// Its key, zero-padded.
+    pub key: [u8; 32],
+    /// Key of the block before it, zero for the first.
+    pub parent_key: [u8; 32],
+}
+
+/// Result of kavern_kv_check_pattern, accumulated since it was last read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_check_result {
+    /// Blocks checked.
+    pub checked_blocks: u64,
+    /// Blocks whose bytes are not those that the seed gives.
+    pub mismatched_blocks: u64,
+    /// One of them, -1 if none.
+    pub first_mismatch: i64,
+}
