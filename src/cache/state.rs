@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) link_tokens: u32,
     pub(super) max_sequence_tokens: u64,
     pub(super) stores: Vec<Store>,
+    /// By group: whether tokens have slots of their own.
+    pub(super) has_slots: Vec<bool>,
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
@@ -84,6 +86,7 @@ impl State {
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
             stores,
+            has_slots: geometry.groups.iter().map(|group| group.has_slots()).collect(),
             holders: Holders::new(geometry, config.max_sequences, config.max_leases),
             shared: Shared {
                 namespaces: Namespaces::new(config.hash_secret, config.require_salt, config.max_namespaces),
@@ -111,6 +114,16 @@ impl State {
             let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
             for &block in rows.row(row).iter().rev() {
                 store.release(block as u32, last_step, &mut self.shared);
+            }
+        }
+    }
+
+    /// Everything must go to the device again.
+    pub(super) fn mark_all_dirty(&mut self) {
+        for row in 0..self.holders.sequences.len() {
+            self.batch.set_length(row, self.holders.sequences[row].length);
+            for (group, rows) in self.holders.rows.iter().enumerate() {
+                self.batch.mark_cells(group, row, 0, rows.count(row));
             }
         }
     }

@@ -36,6 +36,8 @@ pub(super) struct StepSlot {
     pub(super) id: u64,
     pub(super) state: StepState,
     pub(super) event: Option<Event>,
+    /// Where its tables were enqueued.
+    pub(super) tables_stream: Option<Stream>,
     /// One list for each group.
     pub(super) waiting: Vec<Waiting>,
 }
@@ -56,6 +58,7 @@ impl Steps {
             id: 0,
             state: StepState::Complete,
             event: events.get(index as usize).copied(),
+            tables_stream: None,
             waiting: vec![Waiting { head: NONE, tail: NONE }; groups],
         };
         Self { slots: (0..slot_count).map(slot).collect(), first: 0, count: 0, newest: 0, completed: 0 }
@@ -113,9 +116,31 @@ impl Steps {
         let at = self.at(self.count);
         self.slots[at].id = id;
         self.slots[at].state = StepState::Open;
+        self.slots[at].tables_stream = None;
         self.count += 1;
         self.newest = id;
         Ok(true)
+    }
+
+    /// Notes where the tables of the open step are enqueued, and gives the events for which that stream must wait
+    /// because other streams ran the steps before it.
+    pub(super) fn order_after(&mut self, stream: Stream, mut wait: impl FnMut(Event)) -> Result<()> {
+        for position in 0..self.count.saturating_sub(1) {
+            let slot = self.slot(position);
+            match (slot.state, slot.tables_stream, slot.event) {
+                (StepState::Running(other), _, Some(event)) if other != stream => wait(event),
+                (StepState::Open | StepState::Recording, Some(other), _) if other != stream => {
+                    let text = "an earlier step runs on another stream; call its step_done first";
+                    return Err(Error::new(Status::WrongState, text));
+                }
+                _ => {}
+            }
+        }
+        if let Some(last) = self.count.checked_sub(1) {
+            let at = self.at(last);
+            self.slots[at].tables_stream = Some(stream);
+        }
+        Ok(())
     }
 
     /// Begins `step_done`: the step and the open ones below it wait for one event. `None`: nothing is in flight.
