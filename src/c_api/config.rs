@@ -10,6 +10,7 @@ use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::handle::{self, Handle};
 use crate::error::{Error, Result, Status};
 
 /// Longest text that a caller may pass, without its zero.
@@ -414,6 +415,26 @@ pub(super) unsafe fn write_text(
     let end = buffer.wrapping_add(text.len());
     // SAFETY: the last of those bytes.
     unsafe { end.write(0) };
+    Ok(Status::Ok)
+}
+
+/// Destroys what a handle stands for, and nulls the handle. Null at either level is fine.
+///
+/// # Safety
+/// `slot` is null or points to a writable pointer.
+pub(super) unsafe fn destroy<H: Handle>(slot: *mut *mut H, what: &str) -> Result<Status> {
+    if slot.is_null() {
+        return Ok(Status::Ok);
+    }
+    // SAFETY: the caller's promise.
+    let slot = unsafe { Out::new(slot, what) }?;
+    let handle = slot.read();
+    if !handle.is_null() {
+        let object = handle::remove(handle.cast_const())?;
+        // Nulled first, so that a panic in the object's drop does not leave a dead handle behind.
+        slot.write(std::ptr::null_mut());
+        drop(object);
+    }
     Ok(Status::Ok)
 }
 
