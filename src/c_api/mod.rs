@@ -1,5 +1,6 @@
 //! The C ABI: one noun a file, each function about 15 lines.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
 
+pub mod kv_enums;
 pub mod kv_types;
 pub mod types;
