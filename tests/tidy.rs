@@ -361,6 +361,10 @@ fn dead_files(files: &[File]) -> Vec<String> {
         for (name, _) in mod_lines(&code(text)) {
             queue.extend([format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")]);
         }
+        let beside = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let named =
+            text.lines().filter_map(|line| line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]"));
+        queue.extend(named.map(|name| format!("{beside}/{name}")));
         alive.insert(path);
     }
     files
@@ -586,6 +590,9 @@ fn the_rules_about_the_tree_see_what_they_forbid() {
         "src/bin/kavern/main.rs",
         "src/bin/kavern/a.rs",
     ])));
+    let mut by_path = tree(&["src/lib.rs", "src/a.rs", "src/a_tests.rs"]);
+    by_path[1].1.push_str("#[cfg(test)]\n#[path = \"a_tests.rs\"]\nmod tests;\n");
+    silent(&dead_files(&by_path));
     speaks(&vague_names(&tree(&["src/memory/utils.rs"])), "utils.rs");
     speaks(&vague_names(&tree(&["src/common/mod.rs"])), "src/common/mod.rs");
     speaks(&blobs(&[("a.bin".into(), (1 << 20) + 1)]), "a.bin");
