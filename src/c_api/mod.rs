@@ -4,6 +4,7 @@
 //! one home of reading and writing through a caller's pointers. Everything else is borrow, call the room, map the result.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
 
+pub mod kv_enums;
 mod config;
 pub mod device;
 mod guard;
