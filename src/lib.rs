@@ -17,5 +17,7 @@ pub mod memory;
 
 pub mod cache;
 
+pub mod manager;
+
 #[expect(unsafe_code, reason = "the C boundary: raw pointers come in here and nowhere else")]
 pub mod c_api;
