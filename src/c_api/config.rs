@@ -4,12 +4,14 @@
 //! overflow before it touches anything. What it does not: know whether a non-null pointer points to memory; that is the
 //! caller's promise, and the safety condition of every unsafe function here.
 //!
-//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or [`write_text`], after all checks.
+//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or [`write_text`], after all
+//! checks.
 
 use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::handle::{self, Handle};
 use crate::error::{Error, Result, Status};
 
 /// Longest text that a caller may pass, without its zero.
@@ -414,6 +416,26 @@ pub(super) unsafe fn write_text(
     let end = buffer.wrapping_add(text.len());
     // SAFETY: the last of those bytes.
     unsafe { end.write(0) };
+    Ok(Status::Ok)
+}
+
+/// Destroys what a handle stands for, and nulls the handle. Null at either level is fine.
+///
+/// # Safety
+/// `slot` is null or points to a writable pointer.
+pub(super) unsafe fn destroy<H: Handle>(slot: *mut *mut H, what: &str) -> Result<Status> {
+    if slot.is_null() {
+        return Ok(Status::Ok);
+    }
+    // SAFETY: the caller's promise.
+    let slot = unsafe { Out::new(slot, what) }?;
+    let handle = slot.read();
+    if !handle.is_null() {
+        let object = handle::remove(handle.cast_const())?;
+        // Nulled first, so that a panic in the object's drop does not leave a dead handle behind.
+        slot.write(std::ptr::null_mut());
+        drop(object);
+    }
     Ok(Status::Ok)
 }
 

@@ -91,7 +91,10 @@ fn keep(function: &str, text: fmt::Arguments<'_>) {
 }
 
 fn keep_panic(function: &str, info: &PanicHookInfo<'_>) {
-    let message = info.payload_as_str().unwrap_or("no message");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let message =
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
     match info.location() {
         Some(at) => keep(function, format_args!("panic at {}:{}: {message}", at.file(), at.line())),
         None => keep(function, format_args!("panic: {message}")),

@@ -114,7 +114,7 @@ pub struct kavern_stream {
 
 /// The status numbers of the header and of the rooms, side by side.
 #[cfg(test)]
-const STATUSES: &[(kavern_status_code, crate::error::Status)] = {
+pub(super) const STATUSES: &[(kavern_status_code, crate::error::Status)] = {
     use crate::error::Status;
     use kavern_status_code::*;
     &[
