@@ -79,6 +79,7 @@ fn make_header(surface: &Surface) -> String {
     let mut config = cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("cbindgen.toml");
     config.export.include.extend(surface.enums.iter().map(|item| item.name.clone()));
     config.export.include.extend(surface.structs.iter().map(|item| item.name.clone()));
+    config.export.include.extend(surface.opaques.iter().map(|item| item.name.clone()));
     let source = root().join("src/c_api/mod.rs");
     let bindings = cbindgen::Builder::new().with_config(config).with_src(source).generate();
     let mut out = Vec::new();
@@ -306,6 +307,33 @@ fn the_error_catalogue_has_a_row_for_every_status() {
         let row = format!("| `{}` | {} |", status.name, status.of);
         assert!(catalogue.contains(&row), "docs/abi.md lacks the row {row}");
     }
+}
+
+/// Texts of the blocks of a page that are marked as C.
+fn c_examples(page: &str) -> Vec<String> {
+    page.split("\n```c\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0.to_string())).collect()
+}
+
+#[test]
+fn the_c_example_of_the_readme_compiles_and_runs() {
+    let examples = c_examples(&read("README.md"));
+    assert_eq!(examples.len(), 1, "the README has one C program");
+    let program = std::env::temp_dir().join(format!("kavern-readme-{}", std::process::id()));
+    let (program, source) = (program.to_str().expect("a path of text"), program.with_extension("c"));
+    std::fs::write(&source, format!("{}\n", examples[0])).expect("a temporary file can be written");
+    let source = source.to_str().expect("a path of text");
+    let library = library();
+    let folder = library.parent().expect("a file is in a folder").display().to_string();
+    let (search, run_path) = (format!("-L{folder}"), format!("-Wl,-rpath,{folder}"));
+    let strict = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iinclude"];
+    let arguments = [&strict[..], &[source, "-o", program, &search, "-lkavern", &run_path]].concat();
+    let Some(compiled) = tool("cc", &arguments) else { return };
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    // The build folder may already be in LD_LIBRARY_PATH, which cargo sets; the run path holds without it.
+    let ran = Command::new(program).output().expect("what was compiled can be started");
+    assert!(ran.status.success(), "{:?}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    std::fs::remove_file(program).expect("the program is ours");
+    std::fs::remove_file(source).expect("the source is ours");
 }
 
 #[test]
