@@ -10,12 +10,12 @@
 //!
 //! | room | job |
 //! |---|---|
-//! | [`error`], [`types`], [`event`], [`sync`], `format` | the ground: statuses, ids, news, locks, block layouts |
+//! | [`error`], [`types`], [`event`], [`sync`], [`format`] | the ground: statuses, ids, news, locks, block layouts |
 //! | [`sys`] | the doors to the operating system: clock, randomness, mappings, forks |
 //! | [`device`] | one trait for devices, checked slices, kernels with a CPU reference; `host`, `cuda` |
 //! | [`memory`] | owns device memory and counts every byte |
 //! | `transfer`, `codec`, `attention`, `tier` | later: what happens to blocks on their way; none sees another |
-//! | `cache` | blocks, sequences, prefixes, eviction, the operations of a step, the tables |
+//! | [`cache`] | blocks, sequences, prefixes, eviction, the operations of a step, the tables |
 //! | `monitor` | later: watches, and asks for space back |
 //! | [`manager`] | puts the rooms together: one device with its memory, streams, tickets and caches |
 //! | [`c_api`] | the C boundary: handles, panics, argument checks; one noun a file |
@@ -73,6 +73,7 @@
 
 pub mod error;
 pub mod event;
+pub mod format;
 pub mod sync;
 pub mod types;
 
@@ -83,6 +84,8 @@ pub mod sys;
 pub mod device;
 
 pub mod memory;
+
+pub mod cache;
 
 pub mod manager;
 

@@ -20,13 +20,15 @@
 mod fault;
 mod host;
 mod kernel;
+mod owned;
 pub mod registry;
 mod slice;
 
 #[cfg(feature = "cuda")]
 mod cuda;
 
-pub use kernel::{Arg, CpuArgs, Kernel, Launch, Plain};
+pub use kernel::{Arg, CpuArgs, CpuReads, Kernel, Launch, Plain};
+pub use owned::OwnedEvent;
 pub use slice::{DeviceKey, DeviceSlice, PinnedBuffer, PinnedSlice};
 
 use crate::error::Result;
