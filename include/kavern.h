@@ -45,6 +45,31 @@
 /** In a list of operations: the sequence that operation i of the same list admits. */
 #define KAVERN_SEQ_OF_OP(i) (((uint64_t)0x5F << 56) | (uint64_t)(i))
 
+/** Bits of kavern_device_description.capabilities. */
+enum kavern_device_capability
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Reserve, map and remap addresses. */
+    KAVERN_DEVICE_VIRTUAL_MEMORY = 1,
+    /** Allocate and free in stream order. */
+    KAVERN_DEVICE_STREAM_ORDERED = 2,
+    /** The host may read and write device addresses. */
+    KAVERN_DEVICE_HOST_ADDRESSABLE = 4,
+    /** Streams can be captured into graphs. */
+    KAVERN_DEVICE_CAPTURE = 8,
+    /** The device reports races between streams. */
+    KAVERN_DEVICE_RACE_DETECTION = 16,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_device_capability kavern_device_capability;
+#else
+typedef uint32_t kavern_device_capability;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** What the blocks of a group hold. */
 enum kavern_kv_group_kind
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -318,31 +343,6 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/** Bits of kavern_device_description.capabilities. */
-enum kavern_device_capability
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-    /** Reserve, map and remap addresses. */
-    KAVERN_DEVICE_VIRTUAL_MEMORY = 1,
-    /** Allocate and free in stream order. */
-    KAVERN_DEVICE_STREAM_ORDERED = 2,
-    /** The host may read and write device addresses. */
-    KAVERN_DEVICE_HOST_ADDRESSABLE = 4,
-    /** Streams can be captured into graphs. */
-    KAVERN_DEVICE_CAPTURE = 8,
-    /** The device reports races between streams. */
-    KAVERN_DEVICE_RACE_DETECTION = 16,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum kavern_device_capability kavern_device_capability;
-#else
-typedef uint32_t kavern_device_capability;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
 /**
  * Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
  * -200..-299 device or operating system, -300.. a bug of the library. Numbers are never reused.
@@ -443,6 +443,9 @@ typedef enum kavern_log_level kavern_log_level;
 typedef uint32_t kavern_log_level;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
+
+/** A paged, prefix-sharing KV cache. Thread-safe; keeps its manager alive. */
+typedef struct kavern_kv_cache kavern_kv_cache;
 
 /** One device with its memory, streams and caches. Thread-safe. */
 typedef struct kavern_manager kavern_manager;
@@ -1010,7 +1013,8 @@ kavern_status kavern_manager_config_init(struct kavern_manager_config *config, s
  * Owner: destroy with kavern_manager_destroy.
  * Since: 0.1
  *
- * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable handle.
+ * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
+ * handle.
  */
 kavern_status kavern_manager_create(const struct kavern_manager_config *config,
                                     struct kavern_manager **out);
@@ -1042,8 +1046,8 @@ kavern_status kavern_manager_stats(const struct kavern_manager *manager,
 /**
  * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
  *
- * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size alone.
- * The report may have grown by the next call.
+ * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
+ * alone. The report may have grown by the next call.
  * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
  * KAVERN_ERR_NULL_POINTER.
  * Threads: any; may block on the device.
@@ -1166,8 +1170,8 @@ kavern_status kavern_stream_record(struct kavern_manager *manager,
 /**
  * Asks for the state of tickets, of any managers.
  *
- * Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own, told
- * once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
+ * Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own,
+ * told once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
  * Errors: the call answers KAVERN_PENDING if a ticket is pending, else KAVERN_PARTIAL if a state is an error, else
  * KAVERN_OK; KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
  * Threads: any; does not block.

@@ -12,6 +12,13 @@ VERSION = "0.1.0"
 KAVERN_ABI_VERSION = (0 << 16) | 1
 KAVERN_STREAM_DEFAULT = 1  # as void *: the device's default stream
 
+# kavern_device_capability: Bits of kavern_device_description.capabilities.
+KAVERN_DEVICE_VIRTUAL_MEMORY = 1
+KAVERN_DEVICE_STREAM_ORDERED = 2
+KAVERN_DEVICE_HOST_ADDRESSABLE = 4
+KAVERN_DEVICE_CAPTURE = 8
+KAVERN_DEVICE_RACE_DETECTION = 16
+
 # kavern_kv_group_kind: What the blocks of a group hold.
 KAVERN_GROUP_FULL = 1
 KAVERN_GROUP_SLIDING = 2
@@ -87,13 +94,6 @@ KAVERN_REMOVE_REPLACED = 4
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
-
-# kavern_device_capability: Bits of kavern_device_description.capabilities.
-KAVERN_DEVICE_VIRTUAL_MEMORY = 1
-KAVERN_DEVICE_STREAM_ORDERED = 2
-KAVERN_DEVICE_HOST_ADDRESSABLE = 4
-KAVERN_DEVICE_CAPTURE = 8
-KAVERN_DEVICE_RACE_DETECTION = 16
 
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
