@@ -10,7 +10,7 @@
 //!
 //! | room | job |
 //! |---|---|
-//! | [`error`], [`types`], [`event`], [`sync`], [`mod@format`] | the ground: statuses, ids, news, locks, block layouts |
+//! | [`error`], [`types`], [`event`], [`sync`], [`mod@format`] | ground: statuses, ids, news, locks, block layouts |
 //! | [`sys`] | the doors to the operating system: clock, randomness, mappings, forks |
 //! | [`device`] | one trait for devices, checked slices, kernels with a CPU reference; `host`, `cuda` |
 //! | [`memory`] | owns device memory and counts every byte |
