@@ -583,7 +583,7 @@ typedef struct kavern_kv_cache_config {
     /** KAVERN_KV_ bits. */
     uint32_t flags;
     /** The groups. */
-    const struct kavern_kv_group *groups;
+    const kavern_kv_group *groups;
     /** 1 to 16. */
     uint32_t group_count;
     /** Rows of the tables: sequences at a time, 1 to 2^20. Default 256. */
@@ -668,7 +668,7 @@ typedef struct kavern_kv_request {
     /** How many. */
     uint64_t key_count;
     /** In rising order of token_offset; only with tokens. */
-    const struct kavern_kv_extra *extras;
+    const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
     /** Receives the ids of the hit blocks, group after group; null if not wanted. */
@@ -720,7 +720,7 @@ typedef struct kavern_kv_op {
     /** How many. */
     uint64_t key_count;
     /** COMMIT: extras whose token_offset lies in these tokens. */
-    const struct kavern_kv_extra *extras;
+    const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
     /** Zero. */
@@ -782,7 +782,7 @@ typedef struct kavern_kv_step_tables {
     /** Elements in `groups`. */
     uint32_t group_capacity;
     /** Receives one element for each group; null if not wanted. */
-    struct kavern_kv_group_tables *groups;
+    kavern_kv_group_tables *groups;
     /** Groups of the cache. */
     uint32_t group_count;
     /** Sequences scheduled in this step. */
@@ -975,7 +975,7 @@ kavern_status kavern_device_count(const char *backend, uint32_t *count);
  * struct_size says.
  */
 kavern_status kavern_device_describe(const char *device,
-                                     struct kavern_device_description *out);
+                                     kavern_device_description *out);
 
 /**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
@@ -1002,7 +1002,7 @@ kavern_status kavern_set_log_callback(uint32_t level,
  *
  * Safety: `config` must be null or point to `size` writable bytes.
  */
-kavern_status kavern_manager_config_init(struct kavern_manager_config *config, size_t size);
+kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t size);
 
 /**
  * Opens a device.
@@ -1016,8 +1016,8 @@ kavern_status kavern_manager_config_init(struct kavern_manager_config *config, s
  * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
  * handle.
  */
-kavern_status kavern_manager_create(const struct kavern_manager_config *config,
-                                    struct kavern_manager **out);
+kavern_status kavern_manager_create(const kavern_manager_config *config,
+                                    kavern_manager **out);
 
 /**
  * Destroys a manager and nulls the handle; null is fine.
@@ -1029,7 +1029,7 @@ kavern_status kavern_manager_create(const struct kavern_manager_config *config,
  *
  * Safety: `manager` must be null or point to a writable handle.
  */
-kavern_status kavern_manager_destroy(struct kavern_manager **manager);
+kavern_status kavern_manager_destroy(kavern_manager **manager);
 
 /**
  * Reads what a manager has and did.
@@ -1040,8 +1040,8 @@ kavern_status kavern_manager_destroy(struct kavern_manager **manager);
  *
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
  */
-kavern_status kavern_manager_stats(const struct kavern_manager *manager,
-                                   struct kavern_manager_statistics *out);
+kavern_status kavern_manager_stats(const kavern_manager *manager,
+                                   kavern_manager_statistics *out);
 
 /**
  * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
@@ -1055,7 +1055,7 @@ kavern_status kavern_manager_stats(const struct kavern_manager *manager,
  *
  * Safety: `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
  */
-kavern_status kavern_manager_report_json(const struct kavern_manager *manager,
+kavern_status kavern_manager_report_json(const kavern_manager *manager,
                                          char *buf,
                                          size_t cap,
                                          size_t *needed);
@@ -1069,7 +1069,7 @@ kavern_status kavern_manager_report_json(const struct kavern_manager *manager,
  *
  * Safety: None beyond a handle or null.
  */
-kavern_status kavern_manager_validate(const struct kavern_manager *manager);
+kavern_status kavern_manager_validate(const kavern_manager *manager);
 
 /**
  * Lets a stream that the manager did not make be used with it.
@@ -1085,7 +1085,7 @@ kavern_status kavern_manager_validate(const struct kavern_manager *manager);
  *
  * Safety: `stream` must be a live stream of the device if it is a CUstream.
  */
-kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
+kavern_status kavern_manager_stream_register(kavern_manager *manager,
                                              void *stream);
 
 /**
@@ -1097,7 +1097,7 @@ kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
  *
  * Safety: None beyond a handle or null; `stream` is compared and not used.
  */
-kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
+kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
                                                void *stream);
 
 /**
@@ -1110,7 +1110,7 @@ kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
  *
  * Safety: `out` must be null or point to a writable handle.
  */
-kavern_status kavern_stream_create(struct kavern_manager *manager, struct kavern_stream **out);
+kavern_status kavern_stream_create(kavern_manager *manager, kavern_stream **out);
 
 /**
  * Waits for the stream's work, destroys the stream and nulls the handle; null is fine.
@@ -1121,7 +1121,7 @@ kavern_status kavern_stream_create(struct kavern_manager *manager, struct kavern
  *
  * Safety: `stream` must be null or point to a writable handle.
  */
-kavern_status kavern_stream_destroy(struct kavern_stream **stream);
+kavern_status kavern_stream_destroy(kavern_stream **stream);
 
 /**
  * Waits until all work enqueued on the stream so far is done.
@@ -1133,7 +1133,7 @@ kavern_status kavern_stream_destroy(struct kavern_stream **stream);
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_stream_synchronize(struct kavern_manager *manager,
+kavern_status kavern_stream_synchronize(kavern_manager *manager,
                                         void *stream);
 
 /**
@@ -1147,7 +1147,7 @@ kavern_status kavern_stream_synchronize(struct kavern_manager *manager,
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_stream_wait(struct kavern_manager *manager,
+kavern_status kavern_stream_wait(kavern_manager *manager,
                                  void *stream,
                                  uint64_t ticket);
 
@@ -1163,7 +1163,7 @@ kavern_status kavern_stream_wait(struct kavern_manager *manager,
  *
  * Safety: `ticket` must be null or point to a writable value.
  */
-kavern_status kavern_stream_record(struct kavern_manager *manager,
+kavern_status kavern_stream_record(kavern_manager *manager,
                                    void *stream,
                                    uint64_t *ticket);
 

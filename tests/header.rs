@@ -87,7 +87,8 @@ fn make_header(surface: &Surface) -> String {
     for_c_readers(&String::from_utf8(out).expect("a header is text"))
 }
 
-/// Docs of one line stand in one line, and what rustdoc calls a section is a line like the others.
+/// Docs of one line stand in one line, what rustdoc calls a section is a line like the others, and types that have a
+/// typedef go by it.
 fn for_c_readers(header: &str) -> String {
     let lines: Vec<&str> = header.lines().collect();
     let (mut out, mut at) = (String::new(), 0);
@@ -105,7 +106,10 @@ fn for_c_readers(header: &str) -> String {
                 at += 2;
             }
             _ => {
-                out += &format!("{}\n", lines[at]);
+                let defines = lines[at].starts_with("typedef struct");
+                out +=
+                    &if defines { lines[at].into() } else { lines[at].replace("struct kavern_", "kavern_") };
+                out.push('\n');
                 at += 1;
             }
         }
@@ -340,6 +344,8 @@ fn the_c_example_of_the_readme_compiles_and_runs() {
 fn docs_are_folded_for_c_readers() {
     let long = "/**\n * A.\n *\n * # Safety\n * `p` is\n * valid.\n */\nint a;\n";
     assert_eq!(for_c_readers(long), "/**\n * A.\n *\n * Safety: `p` is\n * valid.\n */\nint a;\n");
+    assert_eq!(for_c_readers("int f(struct kavern_a *a);"), "int f(kavern_a *a);\n");
+    assert_eq!(for_c_readers("typedef struct kavern_a {"), "typedef struct kavern_a {\n");
     assert_eq!(for_c_readers("    /**\n     * B.\n     */\n    int b;\n"), "    /** B. */\n    int b;\n");
 }
 
