@@ -55,7 +55,9 @@ impl Launch<'_> {
             for (j, other) in self.args.iter().enumerate() {
                 let (Arg::Read(other) | Arg::Write(other)) = other else { continue };
                 if i != j && written.overlaps(other) {
-                    return Err(Error::argument(format!("kernel {name}: argument {i} writes what {j} names")));
+                    return Err(Error::argument(format!(
+                        "kernel {name}: argument {i} writes what {j} names"
+                    )));
                 }
             }
         }
@@ -129,7 +131,7 @@ impl<'a> CpuArgs<'a> {
         unsafe { std::slice::from_raw_parts(address as *const T, count) }
     }
 
-    /// Written memory and any number of read ones at once: `write` must be an [`Arg::Write`], `reads` are byte views.
+    /// Memory declared as written, as values.
     pub fn write<T: Plain>(&mut self, index: usize) -> &mut [T] {
         assert!(matches!(self.args[index], Arg::Write(_)), "argument {index} is not declared as written");
         let (address, count) = self.range::<T>(index);

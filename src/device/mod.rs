@@ -145,6 +145,8 @@ pub enum Attribute {
 }
 
 /// A device. Thread-safe; one instance per open.
+///
+/// No method has a default body: a wrapper that forgets one does not compile.
 pub trait Device: Send + Sync {
     /// What the device is.
     fn description(&self) -> &Description;
@@ -155,19 +157,16 @@ pub trait Device: Send + Sync {
     /// A number about the device.
     fn attribute(&self, attribute: Attribute) -> Result<u64>;
     /// How many fallible calls a fault wrapper has counted; 0 without one.
-    fn call_count(&self) -> u64 {
-        0
-    }
+    fn call_count(&self) -> u64;
     /// How many races between streams the backend has found; 0 where it does not look.
-    fn race_count(&self) -> u64 {
-        0
-    }
+    fn race_count(&self) -> u64;
     /// Waits for all work on all streams. Blocks.
     fn synchronize(&self) -> Result<()>;
 
     /// Makes a stream.
     fn stream_create(&self) -> Result<Stream>;
-    /// Takes a stream that somebody else made for the same device, by its raw value.
+    /// Takes a stream that somebody else made for the same device, by its raw value; taking it again, or a stream of
+    /// this instance, gives the same stream. 0 is the default stream.
     fn stream_wrap(&self, raw: u64) -> Result<Stream>;
     /// Waits for the stream's work, then forgets it; a wrapped stream is only forgotten. Blocks.
     fn stream_destroy(&self, stream: Stream) -> Result<()>;
@@ -180,6 +179,7 @@ pub trait Device: Send + Sync {
     /// Whether the stream is being captured into a graph.
     fn stream_is_capturing(&self, stream: Stream) -> Result<bool>;
     /// Runs `callback` on a thread of the backend when the stream gets there; it may not call the device.
+    /// On a lost device it is dropped without having run.
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()>;
 
     /// Makes an event that was never recorded.
@@ -195,11 +195,11 @@ pub trait Device: Send + Sync {
 
     /// Device memory of at least this size, aligned to [`Attribute::AllocationAlignment`]. May block.
     fn memory_allocate(&self, bytes: u64) -> Result<DeviceSlice>;
-    /// Gives back what [`Device::memory_allocate`] returned. Waits for work in flight. Blocks.
+    /// Gives back what either way of allocating returned. Waits for work in flight. Blocks.
     fn memory_free(&self, slice: DeviceSlice) -> Result<()>;
     /// Memory usable by work that follows on the stream.
     fn memory_allocate_async(&self, bytes: u64, stream: Stream) -> Result<DeviceSlice>;
-    /// Gives back memory when the stream gets there.
+    /// Gives back what [`Device::memory_allocate_async`] returned when the stream gets there.
     fn memory_free_async(&self, slice: DeviceSlice, stream: Stream) -> Result<()>;
 
     /// Reserves addresses without memory behind them; access faults.
@@ -212,9 +212,10 @@ pub trait Device: Send + Sync {
     fn page_release(&self, page: Page) -> Result<()>;
     /// Puts a page behind addresses that have none; a page may be mapped at several addresses. No access yet.
     fn virtual_map(&self, target: DeviceSlice, page: Page) -> Result<()>;
-    /// Sets what may be done to mapped addresses.
+    /// Sets what may be done to mapped addresses; covers whole mappings.
     fn virtual_set_access(&self, range: DeviceSlice, access: Access) -> Result<()>;
-    /// Takes the pages away from behind the addresses; covers whole mappings.
+    /// Takes the pages away from behind the addresses; covers whole mappings. Does not wait: the caller knows that no
+    /// work in flight touches them.
     fn virtual_unmap(&self, range: DeviceSlice) -> Result<()>;
 
     /// Page-locked host memory, zeroed. May block.
@@ -226,18 +227,16 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// The range must be valid for reads and writes until [`Device::pinned_unregister`].
     unsafe fn pinned_register(&self, address: usize, bytes: u64) -> Result<PinnedSlice>;
-    /// Undoes [`Device::pinned_register`].
+    /// Undoes [`Device::pinned_register`]. Blocks while copies read it.
     fn pinned_unregister(&self, slice: PinnedSlice) -> Result<()>;
 
-    /// Copies host bytes to the device. Blocks until they are there.
+    /// Copies host bytes to the device, after the work of the default stream. Blocks until they are there.
     fn write(&self, target: DeviceSlice, source: &[u8]) -> Result<()>;
-    /// Copies device bytes to the host. Blocks until they are there.
+    /// Copies device bytes to the host, after the work of the default stream. Blocks until they are there.
     fn read(&self, source: DeviceSlice, target: &mut [u8]) -> Result<()>;
     /// Enqueues one copy.
-    fn copy(&self, stream: Stream, copy: Copy) -> Result<()> {
-        self.copy_batch(stream, &[copy])
-    }
-    /// Enqueues copies whose targets do not overlap; their order among each other is free. All are checked first.
+    fn copy(&self, stream: Stream, copy: Copy) -> Result<()>;
+    /// Enqueues copies whose targets do not overlap (an error); their order among each other is free. All are checked first.
     fn copy_batch(&self, stream: Stream, copies: &[Copy]) -> Result<()>;
     /// Enqueues the filling of a range with one byte.
     fn memset(&self, stream: Stream, target: DeviceSlice, value: u8) -> Result<()>;

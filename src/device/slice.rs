@@ -78,7 +78,8 @@ impl DeviceSlice {
 
     /// Whether the two ranges share a byte.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.address < other.address + other.bytes && other.address < self.address + self.bytes
+        let start = self.address.max(other.address);
+        start < (self.address + self.bytes).min(other.address + other.bytes)
     }
 }
 
@@ -118,13 +119,20 @@ impl PinnedSlice {
 pub struct PinnedBuffer {
     device: Arc<dyn Device>,
     slice: PinnedSlice,
+    is_owned: bool,
 }
 
 impl PinnedBuffer {
     /// Allocates zeroed pinned memory.
     pub fn new(device: Arc<dyn Device>, bytes: u64) -> Result<Self> {
         let slice = device.pinned_allocate(bytes)?;
-        Ok(Self { device, slice })
+        Ok(Self { device, slice, is_owned: true })
+    }
+
+    /// Frees the memory and says whether the device took it back; a drop cannot say so.
+    pub fn free(mut self) -> Result<()> {
+        self.is_owned = false;
+        self.device.pinned_free(self.slice)
     }
 
     /// The range, for copies.
@@ -135,7 +143,7 @@ impl PinnedBuffer {
     fn check<T: Plain>(&self, offset: u64, count: usize) -> Result<()> {
         let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
         check_part("pinned", self.slice.bytes, offset, bytes)?;
-        if (self.slice.address as u64 + offset) % align_of::<T>() as u64 != 0 {
+        if !(self.slice.address as u64 + offset).is_multiple_of(align_of::<T>() as u64) {
             return Err(Error::argument(format!("offset {offset} is not aligned for the element type")));
         }
         Ok(())
@@ -160,7 +168,9 @@ impl PinnedBuffer {
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // A failing release leaves the memory with the device; there is nobody to tell in a drop.
-        let _ = self.device.pinned_free(self.slice);
+        if self.is_owned {
+            // A failing release leaves the memory with the device; there is nobody to tell in a drop.
+            let _ = self.device.pinned_free(self.slice);
+        }
     }
 }

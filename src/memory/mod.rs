@@ -1,1 +1,205 @@
-//! Device memory with an owner.
+//! Device memory with an owner: what is allocated is charged, noted and given back when its owner is dropped.
+//!
+//! What it does: puts a strategy, a budget and a ledger in front of a device. What it does not: unsafe code, copies,
+//! policy about what to drop when memory is short. Invariant: the totals agree with the list of live
+//! allocations (`validate()`), and each owner stands for one charge and one entry. A failed call leaves all as it was.
+//! Lock order: the ledger's one lock, never held across a call into the device.
+
+mod budget;
+mod direct;
+mod ledger;
+
+use std::sync::Arc;
+
+pub use budget::Limits;
+pub use ledger::{LiveAllocation, Statistics, Usage, Where};
+
+use self::budget::Budget;
+use self::ledger::{Entry, Ledger};
+use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
+use crate::error::{Error, Result};
+use crate::event::{Event, EventSink, Level};
+
+/// A way of getting device memory. One per [`Memory`], shared by threads.
+pub trait Strategy: Send + Sync {
+    /// Memory of exactly this size.
+    fn allocate(&self, device: &dyn Device, bytes: u64) -> Result<DeviceSlice>;
+    /// Takes it back.
+    fn free(&self, device: &dyn Device, slice: DeviceSlice) -> Result<()>;
+}
+
+/// A line of [`STRATEGIES`].
+pub struct StrategyEntry {
+    /// The word that chooses it.
+    pub name: &'static str,
+    /// What it is for, for people.
+    pub about: &'static str,
+    /// Makes one.
+    pub make: fn() -> Box<dyn Strategy>,
+}
+
+/// All strategies; the first is the default.
+#[rustfmt::skip]
+pub static STRATEGIES: &[StrategyEntry] = &[
+    StrategyEntry { name: "direct", about: "each allocation straight from the device", make: direct::make },
+];
+
+/// The front: a device with accounts.
+pub struct Memory {
+    device: Arc<dyn Device>,
+    strategy: Box<dyn Strategy>,
+    sink: Arc<dyn EventSink>,
+    budget: Budget,
+    ledger: Ledger,
+}
+
+impl Memory {
+    /// Memory of a device, with the default strategy.
+    pub fn new(device: Arc<dyn Device>, limits: Limits, sink: Arc<dyn EventSink>) -> Arc<Self> {
+        Self::with_strategy(device, limits, sink, &STRATEGIES[0])
+    }
+
+    /// Memory of a device, with a chosen strategy.
+    pub fn with_strategy(
+        device: Arc<dyn Device>,
+        limits: Limits,
+        sink: Arc<dyn EventSink>,
+        strategy: &StrategyEntry,
+    ) -> Arc<Self> {
+        let strategy = (strategy.make)();
+        Arc::new(Self { device, strategy, sink, budget: Budget::new(limits), ledger: Ledger::default() })
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Device memory; `tag` says for what, in statistics and leak reports. May block.
+    pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
+        let make = || self.strategy.allocate(self.device.as_ref(), bytes);
+        let slice = self.charged(Where::Device, bytes, tag, make)?;
+        let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
+        Ok(Allocation { memory: Arc::clone(self), slice, entry })
+    }
+
+    /// Pinned host memory, zeroed. May block.
+    pub fn pinned(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<PinnedAllocation> {
+        let make = || PinnedBuffer::new(Arc::clone(&self.device), bytes);
+        let buffer = self.charged(Where::Pinned, bytes, tag, make)?;
+        let address = buffer.slice().address() as u64;
+        let entry = self.ledger.add(Entry::new(Where::Pinned, address, bytes, tag));
+        Ok(PinnedAllocation { memory: Arc::clone(self), slice: buffer.slice(), buffer: Some(buffer), entry })
+    }
+
+    /// Charges before the device is asked, and gives the charge back when it refuses.
+    fn charged<T>(&self, place: Where, bytes: u64, tag: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        if bytes == 0 {
+            return Err(Error::argument(format!("0 bytes requested for \"{tag}\"; ask for at least 1")));
+        }
+        // The charge is a value, so that it also goes back if the device panics.
+        let charge = self.budget.charge(place, bytes).map_err(|error| error.context(tag))?;
+        let made = make().map_err(|error| error.context(tag))?;
+        charge.keep();
+        Ok(made)
+    }
+
+    /// What is allocated now and was at most.
+    pub fn statistics(&self) -> Statistics {
+        self.ledger.statistics()
+    }
+
+    /// Every live allocation, oldest first.
+    pub fn live(&self) -> Vec<LiveAllocation> {
+        self.ledger.live()
+    }
+
+    /// Checks that the totals agree with the list of live allocations.
+    pub fn validate(&self) -> Result<()> {
+        self.ledger.validate()
+    }
+
+    /// Closes the accounts of an owner that has gone, and tells whom it concerns if the device kept the memory.
+    fn leave(&self, place: Where, bytes: u64, entry: u64, freed: Result<()>) {
+        // The memory is no longer ours to use either way; a device that keeps it is lost or has a fault.
+        let tag = self.ledger.remove(entry);
+        self.budget.discharge(place, bytes);
+        if let Err(error) = freed
+            && self.sink.wants(Level::Error)
+        {
+            let tag = tag.unwrap_or_default();
+            let text = format!("the device did not take back {bytes} bytes of \"{tag}\": {error}");
+            self.sink.emit(Event { level: Level::Error, room: "memory", text: &text });
+        }
+    }
+}
+
+/// Owner of device memory; freed on drop, which waits for work in flight.
+pub struct Allocation {
+    memory: Arc<Memory>,
+    slice: DeviceSlice,
+    entry: u64,
+}
+
+impl Allocation {
+    /// The range, for copies and launches; it must not be used after the owner has gone.
+    pub fn slice(&self) -> DeviceSlice {
+        self.slice
+    }
+
+    /// Length.
+    pub fn bytes(&self) -> u64 {
+        self.slice.bytes()
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let freed = self.memory.strategy.free(self.memory.device.as_ref(), self.slice);
+        self.memory.leave(Where::Device, self.slice.bytes(), self.entry, freed);
+    }
+}
+
+/// Owner of pinned host memory; freed on drop.
+///
+/// A copy enqueued from a part of it reads the bytes later: do not write that part until the copy has completed.
+pub struct PinnedAllocation {
+    memory: Arc<Memory>,
+    slice: PinnedSlice,
+    /// There until the drop.
+    buffer: Option<PinnedBuffer>,
+    entry: u64,
+}
+
+impl PinnedAllocation {
+    /// The range, for copies.
+    pub fn slice(&self) -> PinnedSlice {
+        self.slice
+    }
+
+    /// Length.
+    pub fn bytes(&self) -> u64 {
+        self.slice.bytes()
+    }
+
+    /// `count` values at a byte offset.
+    pub fn values<T: Plain>(&self, offset: u64, count: usize) -> Result<&[T]> {
+        self.buffer.as_ref().ok_or_else(gone)?.values(offset, count)
+    }
+
+    /// `count` values at a byte offset, to write.
+    pub fn values_mut<T: Plain>(&mut self, offset: u64, count: usize) -> Result<&mut [T]> {
+        self.buffer.as_mut().ok_or_else(gone)?.values_mut(offset, count)
+    }
+}
+
+fn gone() -> Error {
+    Error::internal("a pinned allocation without its buffer")
+}
+
+impl Drop for PinnedAllocation {
+    fn drop(&mut self) {
+        let freed = self.buffer.take().ok_or_else(gone).and_then(PinnedBuffer::free);
+        self.memory.leave(Where::Pinned, self.slice.bytes(), self.entry, freed);
+    }
+}

@@ -1,1 +1,9 @@
 //! The few doors to the machine; safe outside.
+//!
+//! What it does: time, randomness, memory mappings, knowledge of forks. What it does not: policy; each door opens one
+//! kind of thing and gives it an owner. Invariant: no function here can break memory safety for a caller in safe Rust.
+
+pub mod clock;
+pub mod fork;
+pub mod random;
+pub mod shm;

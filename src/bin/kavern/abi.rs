@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
-use kavern::c_api::*;
+use crate::signatures::*;
 
 use crate::keys::KEY_BYTES;
 

@@ -13,6 +13,8 @@ mod player;
 mod prefix_tree;
 mod replay;
 mod screen;
+#[expect(unsafe_code, reason = "declares the C functions")]
+mod signatures;
 mod summary;
 mod trace;
 mod workload;

@@ -1,0 +1,15 @@
+//! The one home of time: a monotonic count of nanoseconds.
+//!
+//! What it does not: calendar time; nothing in the crate needs it. Invariant: never goes back within a process.
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+static ORIGIN: OnceLock<Instant> = OnceLock::new();
+
+/// Nanoseconds since some fixed moment of this process.
+#[expect(clippy::disallowed_methods, reason = "this is the door that the others have to use")]
+pub fn now_ns() -> u64 {
+    let origin = ORIGIN.get_or_init(Instant::now);
+    u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
