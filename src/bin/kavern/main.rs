@@ -40,7 +40,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let (version, build) = abi::version();
-    let command = Cli::command().version(version).long_version(format!("{version}\n{build}"));
+    // Made once and needed to the end; the parser takes only constants.
+    let version: &'static str = Box::leak(format!("{version}\n{build}").into_boxed_str());
+    let command = Cli::command().version(version);
     let outcome = match Cli::from_arg_matches(&command.get_matches()) {
         Ok(Cli { verb: Verb::Replay(replay) }) => replay.run(),
         Err(error) => error.exit(),

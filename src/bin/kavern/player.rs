@@ -20,7 +20,7 @@ use crate::workload::Workload;
 const LOOK_EVERY: usize = 256;
 
 /// A replay under way; all buffers are made before it starts.
-struct Player<'a> {
+pub(crate) struct Player<'a> {
     options: &'a Replay,
     workload: &'a Workload,
     manager: &'a Manager,
@@ -43,7 +43,12 @@ struct Player<'a> {
 }
 
 impl<'a> Player<'a> {
-    fn new(options: &'a Replay, manager: &'a Manager, workload: &'a Workload) -> Result<Player<'a>, Failure> {
+    /// Makes the cache, the keys and the buffers.
+    pub(crate) fn new(
+        options: &'a Replay,
+        manager: &'a Manager,
+        workload: &'a Workload,
+    ) -> Result<Player<'a>, Failure> {
         let longest = workload.longest().min(usize::try_from(options.capacity()).unwrap_or(usize::MAX));
         let shape = Shape {
             policy: &options.policy,
@@ -78,7 +83,7 @@ impl<'a> Player<'a> {
     }
 
     /// Plays all requests, one a step.
-    fn play(&mut self) -> Result<(), Failure> {
+    pub(crate) fn play(&mut self) -> Result<(), Failure> {
         let bar = screen::progress(self.workload.requests() as u64);
         let start = now_ns();
         let mut held = None;
@@ -159,7 +164,7 @@ impl<'a> Player<'a> {
     }
 
     /// What the run came to.
-    fn report(&self) -> Result<Report, Failure> {
+    pub(crate) fn report(&self) -> Result<Report, Failure> {
         self.cache.validate()?;
         let statistics = self.cache.statistics()?;
         let (requests, blocks) = (self.workload.requests() as u64, self.workload.blocks() as u64);

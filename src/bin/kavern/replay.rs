@@ -95,7 +95,10 @@ impl Replay {
     /// Runs the verb.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let manager = Manager::create(&self.device).map_err(|refusal| {
-            unusable(&format!("--device {}: expected a device of this machine, for example host", self.device), &refusal)
+            unusable(
+                &format!("--device {}: expected a device of this machine, for example host", self.device),
+                &refusal,
+            )
         })?;
         let workload = self.workload()?;
         let mut player = Player::new(self, &manager, &workload)?;

@@ -60,13 +60,29 @@ impl Report {
             false => format!("{} bookkeeping", bytes(self.metadata_bytes)),
         };
         let verified = match self.bytes {
-            true => format!("{:>13}   of {} hits; {} wrong", grouped(self.verified_blocks), grouped(self.hit_blocks), self.mismatches),
+            true => format!(
+                "{:>13}   of {} hits; {} wrong",
+                grouped(self.verified_blocks),
+                grouped(self.hit_blocks),
+                self.mismatches
+            ),
             false => format!("{:>13}   --no-bytes", "-"),
         };
         let rows = [
             ("requests", format!("{:>13}   of {} tenants", grouped(self.requests), grouped(self.tenants))),
-            ("block touches", format!("{:>13}   {} different blocks", grouped(self.blocks), grouped(self.unique_blocks))),
-            ("hit rate", format!("{:>11.2} %   {} {} blocks", self.hit_rate * 100.0, bar(self.hit_rate), grouped(self.hit_blocks))),
+            (
+                "block touches",
+                format!("{:>13}   {} different blocks", grouped(self.blocks), grouped(self.unique_blocks)),
+            ),
+            (
+                "hit rate",
+                format!(
+                    "{:>11.2} %   {} {} blocks",
+                    self.hit_rate * 100.0,
+                    bar(self.hit_rate),
+                    grouped(self.hit_blocks)
+                ),
+            ),
             ("evictions", format!("{:>13}", grouped(self.evicted_blocks))),
             ("memory held", format!("{:>13}   {memory}", bytes(self.pool_bytes + self.metadata_bytes))),
             ("verified", verified),
@@ -204,8 +220,14 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!((grouped(0), grouped(999), grouped(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
-        assert_eq!((bytes(5), bytes(1024), bytes(81_920_000)), ("5 B".into(), "1.0 KiB".into(), "78.1 MiB".into()));
+        assert_eq!(
+            (grouped(0), grouped(999), grouped(1_234_567)),
+            ("0".into(), "999".into(), "1,234,567".into())
+        );
+        assert_eq!(
+            (bytes(5), bytes(1024), bytes(81_920_000)),
+            ("5 B".into(), "1.0 KiB".into(), "78.1 MiB".into())
+        );
         assert_eq!(bar(0.5), "[##########..........]");
         assert!(report().table().contains("1,234,567"));
     }
