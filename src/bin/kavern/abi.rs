@@ -60,10 +60,21 @@ fn check(call: &'static str, status: kavern_status) -> Result<()> {
     if status >= 0 { Ok(()) } else { Err(Refusal { call, status, text: last_error() }) }
 }
 
-/// Configurations and statistics of the C ABI, which consist of numbers and pointers only.
-fn zeroed<T: Copy>() -> T {
-    // SAFETY: only called for structs of numbers and nullable pointers, for which all zeros is a value.
-    unsafe { MaybeUninit::zeroed().assume_init() }
+/// Structs of numbers and nullable pointers only: all zeros is a value of each.
+trait Plain: Copy {}
+impl Plain for kavern_manager_config {}
+impl Plain for kavern_manager_statistics {}
+impl Plain for kavern_kv_group {}
+impl Plain for kavern_kv_cache_config {}
+impl Plain for kavern_kv_request {}
+impl Plain for kavern_kv_group_tables {}
+impl Plain for kavern_kv_step_tables {}
+impl Plain for kavern_kv_statistics {}
+
+fn zeroed<T: Plain>() -> T {
+    let value = MaybeUninit::zeroed();
+    // SAFETY: all zeros is a value of every Plain type.
+    unsafe { value.assume_init() }
 }
 
 /// A device with its memory.
