@@ -14,5 +14,7 @@ pub mod device;
 
 pub mod memory;
 
+pub mod manager;
+
 #[expect(unsafe_code, reason = "the C boundary: raw pointers come in here and nowhere else")]
 pub mod c_api;

@@ -87,6 +87,16 @@ pub enum kavern_log_level {
     KAVERN_LOG_DEBUG = 4,
 }
 
+/// Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence.
+pub type kavern_log_fn = Option<
+    unsafe extern "C" fn(
+        userdata: *mut core::ffi::c_void,
+        level: u32,
+        room: *const core::ffi::c_char,
+        text: *const core::ffi::c_char,
+    ),
+>;
+
 /// One device with its memory, streams and caches. Thread-safe.
 pub struct kavern_manager {
     _opaque: [u8; 0],
@@ -101,3 +111,41 @@ pub struct kavern_kv_cache {
 pub struct kavern_stream {
     _opaque: [u8; 0],
 }
+
+/// The status numbers of the header and of the rooms, side by side.
+#[cfg(test)]
+pub(super) const STATUSES: &[(kavern_status_code, crate::error::Status)] = {
+    use crate::error::Status;
+    use kavern_status_code::*;
+    &[
+        (KAVERN_OK, Status::Ok),
+        (KAVERN_PARTIAL, Status::Partial),
+        (KAVERN_PENDING, Status::Pending),
+        (KAVERN_ERR_INVALID_ARGUMENT, Status::InvalidArgument),
+        (KAVERN_ERR_NULL_POINTER, Status::NullPointer),
+        (KAVERN_ERR_INVALID_HANDLE, Status::InvalidHandle),
+        (KAVERN_ERR_STALE_ID, Status::StaleId),
+        (KAVERN_ERR_STRUCT_SIZE, Status::StructSize),
+        (KAVERN_ERR_UNSUPPORTED, Status::Unsupported),
+        (KAVERN_ERR_DEPENDENCY, Status::Dependency),
+        (KAVERN_ERR_WRONG_STATE, Status::WrongState),
+        (KAVERN_ERR_BUFFER_TOO_SMALL, Status::BufferTooSmall),
+        (KAVERN_ERR_KEY_MODE, Status::KeyMode),
+        (KAVERN_ERR_IN_USE, Status::InUse),
+        (KAVERN_ERR_ALREADY_EXISTS, Status::AlreadyExists),
+        (KAVERN_ERR_NOT_FOUND, Status::NotFound),
+        (KAVERN_ERR_OUT_OF_MEMORY, Status::OutOfMemory),
+        (KAVERN_ERR_OUT_OF_BLOCKS, Status::OutOfBlocks),
+        (KAVERN_ERR_LIMIT_REACHED, Status::LimitReached),
+        (KAVERN_ERR_TOO_MANY_STEPS, Status::TooManySteps),
+        (KAVERN_ERR_OUT_OF_HOST_MEMORY, Status::OutOfHostMemory),
+        (KAVERN_ERR_NO_DEVICE, Status::NoDevice),
+        (KAVERN_ERR_DEVICE, Status::Device),
+        (KAVERN_ERR_DEVICE_LOST, Status::DeviceLost),
+        (KAVERN_ERR_OS, Status::Os),
+        (KAVERN_ERR_FORKED, Status::Forked),
+        (KAVERN_ERR_PANIC, Status::Panic),
+        (KAVERN_ERR_POISONED, Status::Poisoned),
+        (KAVERN_ERR_INTERNAL, Status::Internal),
+    ]
+};

@@ -1,0 +1,468 @@
+# Generated from src/c_api by `make header`; do not edit.
+"""The C functions, structs and numbers of libkavern, one to one, for ctypes.
+
+Names and meaning are those of include/kavern.h. Nothing here checks a status or owns a handle.
+"""
+
+import ctypes as _c
+import os as _os
+from pathlib import Path as _Path
+
+VERSION = "0.1.0"
+KAVERN_ABI_VERSION = (0 << 16) | 1
+KAVERN_STREAM_DEFAULT = 1  # as void *: the device's default stream
+
+# kavern_kv_group_kind: What the blocks of a group hold.
+KAVERN_GROUP_FULL = 1
+KAVERN_GROUP_SLIDING = 2
+KAVERN_GROUP_CHUNKED = 3
+KAVERN_GROUP_STATE = 4
+KAVERN_GROUP_CROSS = 5
+KAVERN_GROUP_MLA = 6
+KAVERN_GROUP_OPAQUE = 7
+
+# kavern_dtype: Element type of keys and values.
+KAVERN_F32 = 1
+KAVERN_F16 = 2
+KAVERN_BF16 = 3
+KAVERN_F8_E4M3 = 4
+KAVERN_F8_E5M2 = 5
+KAVERN_I8 = 6
+
+# kavern_kv_layout: Order of the elements inside one layer of a block.
+KAVERN_NHD = 1
+KAVERN_HND = 2
+
+# kavern_kv_hash: Which hash chains the blocks of a token namespace.
+KAVERN_HASH_BLAKE3 = 1
+KAVERN_HASH_XXH3 = 2
+
+# kavern_kv_scrub: When a slot is overwritten with zeros before it is handed out.
+KAVERN_SCRUB_NONE = 1
+KAVERN_SCRUB_TENANT_CHANGE = 2
+KAVERN_SCRUB_ALWAYS = 3
+
+# kavern_kv_cache_flag: Bits of kavern_kv_cache_config.flags.
+KAVERN_KV_METADATA_ONLY = 1
+KAVERN_KV_RAGGED_TABLES = 2
+KAVERN_KV_REQUIRE_SALT = 4
+
+# kavern_kv_request_flag: Bits of kavern_kv_request.flags.
+KAVERN_REQUEST_NO_READ = 1
+KAVERN_REQUEST_NO_STORE = 2
+KAVERN_REQUEST_DROP_LAST = 4
+KAVERN_REQUEST_KEEP_ONE_TOKEN = 8
+
+# kavern_kv_op_kind: Kinds of kavern_kv_op. Those marked "later" answer KAVERN_ERR_UNSUPPORTED.
+KAVERN_OP_ADMIT = 1
+KAVERN_OP_APPEND = 2
+KAVERN_OP_COMMIT = 3
+KAVERN_OP_FREE = 4
+KAVERN_OP_RELEASE = 5
+KAVERN_OP_ROLLBACK = 6
+KAVERN_OP_FORK = 7
+KAVERN_OP_TRIM = 8
+KAVERN_OP_EDIT = 9
+KAVERN_OP_PREEMPT = 10
+KAVERN_OP_RESUME = 11
+KAVERN_OP_CANCEL = 12
+KAVERN_OP_PIN = 13
+KAVERN_OP_UNPIN = 14
+KAVERN_OP_RETAIN = 15
+KAVERN_OP_LOAD = 16
+KAVERN_OP_STORE = 17
+
+# kavern_kv_event_kind: Kinds of kavern_kv_event.
+KAVERN_EVENT_STORED = 1
+KAVERN_EVENT_REMOVED = 2
+KAVERN_EVENT_CLEARED = 3
+
+# kavern_kv_remove_reason: Why a block is no longer findable.
+KAVERN_REMOVE_NONE = 0
+KAVERN_REMOVE_EVICTED = 1
+KAVERN_REMOVE_REQUESTED = 2
+KAVERN_REMOVE_RESET = 3
+KAVERN_REMOVE_REPLACED = 4
+
+# kavern_kv_reset_scope: What kavern_kv_reset forgets.
+KAVERN_RESET_ALL = 1
+KAVERN_RESET_NAMESPACE = 2
+
+# kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
+KAVERN_OK = 0
+KAVERN_PARTIAL = 1
+KAVERN_PENDING = 2
+KAVERN_ERR_INVALID_ARGUMENT = -1
+KAVERN_ERR_NULL_POINTER = -2
+KAVERN_ERR_INVALID_HANDLE = -3
+KAVERN_ERR_STALE_ID = -4
+KAVERN_ERR_STRUCT_SIZE = -5
+KAVERN_ERR_UNSUPPORTED = -6
+KAVERN_ERR_DEPENDENCY = -7
+KAVERN_ERR_WRONG_STATE = -8
+KAVERN_ERR_BUFFER_TOO_SMALL = -9
+KAVERN_ERR_KEY_MODE = -10
+KAVERN_ERR_IN_USE = -11
+KAVERN_ERR_ALREADY_EXISTS = -12
+KAVERN_ERR_NOT_FOUND = -13
+KAVERN_ERR_OUT_OF_MEMORY = -100
+KAVERN_ERR_OUT_OF_BLOCKS = -101
+KAVERN_ERR_LIMIT_REACHED = -102
+KAVERN_ERR_TOO_MANY_STEPS = -103
+KAVERN_ERR_OUT_OF_HOST_MEMORY = -104
+KAVERN_ERR_NO_DEVICE = -200
+KAVERN_ERR_DEVICE = -201
+KAVERN_ERR_DEVICE_LOST = -202
+KAVERN_ERR_OS = -203
+KAVERN_ERR_FORKED = -204
+KAVERN_ERR_PANIC = -300
+KAVERN_ERR_POISONED = -301
+KAVERN_ERR_INTERNAL = -302
+
+# kavern_log_level: How much a reader of the log needs to care.
+KAVERN_LOG_OFF = 0
+KAVERN_LOG_ERROR = 1
+KAVERN_LOG_WARN = 2
+KAVERN_LOG_INFO = 3
+KAVERN_LOG_DEBUG = 4
+
+kavern_status = _c.c_int32  # Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value).
+
+
+class kavern_manager(_c.c_void_p):
+    """One device with its memory, streams and caches. Thread-safe."""
+
+
+class kavern_kv_cache(_c.c_void_p):
+    """A paged, prefix-sharing KV cache. Thread-safe; keeps its manager alive."""
+
+
+class kavern_stream(_c.c_void_p):
+    """A stream made by the library; pass it wherever a `void *stream` is taken."""
+
+
+class kavern_kv_group(_c.Structure):
+    """One group of layers that share block size and layout."""
+
+
+class kavern_kv_cache_config(_c.Structure):
+    """How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes."""
+
+
+class kavern_kv_extra(_c.Structure):
+    """Something beside the tokens that the content of a block depends on: an image, an embedding."""
+
+
+class kavern_kv_request(_c.Structure):
+    """One prompt to look up."""
+
+
+class kavern_kv_match_result(_c.Structure):
+    """What a lookup found."""
+
+
+class kavern_kv_op(_c.Structure):
+    """One operation of a step."""
+
+
+class kavern_kv_op_result(_c.Structure):
+    """What became of an operation."""
+
+
+class kavern_kv_group_tables(_c.Structure):
+    """Tables of one group. Addresses are of the device and never change; host pointers see the same cells."""
+
+
+class kavern_kv_step_tables(_c.Structure):
+    """Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest."""
+
+
+class kavern_kv_completion(_c.Structure):
+    """A finished load or store of another tier."""
+
+
+class kavern_kv_description(_c.Structure):
+    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
+
+
+class kavern_kv_statistics(_c.Structure):
+    """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
+
+
+class kavern_kv_event(_c.Structure):
+    """One numbered change of what is findable."""
+
+
+class kavern_kv_check_result(_c.Structure):
+    """Result of kavern_kv_check_pattern, accumulated since it was last read."""
+
+
+# Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence.
+kavern_log_fn = _c.CFUNCTYPE(None, _c.c_void_p, _c.c_uint32, _c.c_char_p, _c.c_char_p)
+
+kavern_kv_group._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("layers", _c.c_uint32),
+    ("kv_heads", _c.c_uint32),
+    ("head_dim", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("layout", _c.c_uint32),
+    ("block_bytes", _c.c_uint64),
+    ("capacity_blocks", _c.c_uint64),
+    ("region_address", _c.c_uint64),
+    ("region_bytes", _c.c_uint64),
+    ("window_tokens", _c.c_uint32),
+    ("slot_classes", _c.c_uint32),
+    ("reserved", _c.c_uint64 * 2),
+]
+
+kavern_kv_cache_config._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("groups", _c.POINTER(kavern_kv_group)),
+    ("group_count", _c.c_uint32),
+    ("max_sequences", _c.c_uint32),
+    ("capacity_blocks", _c.c_uint64),
+    ("capacity_bytes", _c.c_uint64),
+    ("max_sequence_tokens", _c.c_uint64),
+    ("max_batch_tokens", _c.c_uint32),
+    ("max_leases", _c.c_uint32),
+    ("max_namespaces", _c.c_uint32),
+    ("steps_in_flight", _c.c_uint32),
+    ("hash_block_tokens", _c.c_uint32),
+    ("hash", _c.c_uint32),
+    ("scrub", _c.c_uint32),
+    ("event_capacity", _c.c_uint32),
+    ("policy", _c.c_char_p),
+    ("hash_secret", _c.POINTER(_c.c_uint8)),
+    ("name", _c.c_char_p),
+    ("fingerprint", _c.c_char_p),
+    ("codec_vram", _c.c_char_p),
+    ("codec_ram", _c.c_char_p),
+    ("codec_disk", _c.c_char_p),
+    ("codec_remote", _c.c_char_p),
+    ("reserved", _c.c_uint64 * 4),
+]
+
+kavern_kv_extra._fields_ = [
+    ("id", _c.c_uint8 * 32),
+    ("token_offset", _c.c_uint64),
+]
+
+kavern_kv_request._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("namespace_id", _c.c_uint64),
+    ("adapter_id", _c.c_uint64),
+    ("salt", _c.POINTER(_c.c_uint8)),
+    ("salt_bytes", _c.c_uint32),
+    ("key_bytes", _c.c_uint32),
+    ("tokens", _c.POINTER(_c.c_int32)),
+    ("token_count", _c.c_uint64),
+    ("keys", _c.POINTER(_c.c_uint8)),
+    ("key_count", _c.c_uint64),
+    ("extras", _c.POINTER(kavern_kv_extra)),
+    ("extra_count", _c.c_uint64),
+    ("block_ids", _c.POINTER(_c.c_int32)),
+    ("block_capacity", _c.c_uint64),
+    ("reserved", _c.c_uint64 * 2),
+]
+
+kavern_kv_match_result._fields_ = [
+    ("status", _c.c_int32),
+    ("reserved", _c.c_uint32),
+    ("lease", _c.c_uint64),
+    ("hit_tokens", _c.c_uint64),
+    ("hit_tokens_ram", _c.c_uint64),
+    ("hit_tokens_disk", _c.c_uint64),
+    ("hit_tokens_remote", _c.c_uint64),
+    ("block_count", _c.c_uint64),
+]
+
+kavern_kv_op._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("target", _c.c_uint64),
+    ("tokens", _c.c_uint64),
+    ("lookahead", _c.c_uint32),
+    ("row", _c.c_int32),
+    ("token_ids", _c.POINTER(_c.c_int32)),
+    ("keys", _c.POINTER(_c.c_uint8)),
+    ("key_count", _c.c_uint64),
+    ("extras", _c.POINTER(kavern_kv_extra)),
+    ("extra_count", _c.c_uint64),
+    ("reserved", _c.c_uint64 * 2),
+]
+
+kavern_kv_op_result._fields_ = [
+    ("status", _c.c_int32),
+    ("row", _c.c_int32),
+    ("sequence", _c.c_uint64),
+    ("blocks_added", _c.c_uint32),
+    ("blocks_missing", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("blocks_committed", _c.c_uint32),
+]
+
+kavern_kv_group_tables._fields_ = [
+    ("block_table", _c.c_uint64),
+    ("slot_mapping", _c.c_uint64),
+    ("page_indptr", _c.c_uint64),
+    ("page_indices", _c.c_uint64),
+    ("last_page_tokens", _c.c_uint64),
+    ("block_table_host", _c.POINTER(_c.c_int32)),
+    ("slot_mapping_host", _c.POINTER(_c.c_int64)),
+    ("page_indptr_host", _c.POINTER(_c.c_int32)),
+    ("page_indices_host", _c.POINTER(_c.c_int32)),
+    ("last_page_tokens_host", _c.POINTER(_c.c_int32)),
+    ("row_cells", _c.c_uint64),
+    ("cells_uploaded", _c.c_uint64),
+    ("blocks_zeroed", _c.c_uint64),
+]
+
+kavern_kv_step_tables._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("group_capacity", _c.c_uint32),
+    ("groups", _c.POINTER(kavern_kv_group_tables)),
+    ("group_count", _c.c_uint32),
+    ("batch_count", _c.c_uint32),
+    ("token_count", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("batch_rows", _c.c_uint64),
+    ("batch_starts", _c.c_uint64),
+    ("sequence_lengths", _c.c_uint64),
+    ("batch_rows_host", _c.POINTER(_c.c_int32)),
+    ("batch_starts_host", _c.POINTER(_c.c_int32)),
+    ("sequence_lengths_host", _c.POINTER(_c.c_int32)),
+]
+
+kavern_kv_completion._fields_ = [
+    ("ticket", _c.c_uint64),
+    ("status", _c.c_int32),
+    ("failed_block", _c.c_int32),
+    ("target", _c.c_uint64),
+    ("bytes", _c.c_uint64),
+]
+
+kavern_kv_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("layers", _c.c_uint32),
+    ("kv_heads", _c.c_uint32),
+    ("head_dim", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("layout", _c.c_uint32),
+    ("base_address", _c.c_uint64),
+    ("block_count", _c.c_uint64),
+    ("block_bytes", _c.c_uint64),
+    ("block_stride", _c.c_uint64),
+    ("layer_stride", _c.c_uint64),
+    ("kv_stride", _c.c_uint64),
+    ("token_stride", _c.c_uint64),
+    ("head_stride", _c.c_uint64),
+    ("row_cells", _c.c_uint64),
+]
+
+kavern_kv_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("steps_in_flight", _c.c_uint32),
+    ("free_blocks", _c.c_uint64),
+    ("used_blocks", _c.c_uint64),
+    ("inactive_blocks", _c.c_uint64),
+    ("deferred_blocks", _c.c_uint64),
+    ("indexed_blocks", _c.c_uint64),
+    ("sequences", _c.c_uint64),
+    ("leases", _c.c_uint64),
+    ("namespaces", _c.c_uint64),
+    ("lookups", _c.c_uint64),
+    ("lookup_blocks", _c.c_uint64),
+    ("hit_blocks", _c.c_uint64),
+    ("hit_tokens", _c.c_uint64),
+    ("allocated_blocks", _c.c_uint64),
+    ("committed_blocks", _c.c_uint64),
+    ("duplicate_blocks", _c.c_uint64),
+    ("evicted_blocks", _c.c_uint64),
+    ("collisions", _c.c_uint64),
+    ("refused_ops", _c.c_uint64),
+    ("used_tokens", _c.c_uint64),
+    ("used_slots", _c.c_uint64),
+    ("last_event", _c.c_uint64),
+    ("metadata_bytes", _c.c_uint64),
+    ("pool_bytes", _c.c_uint64),
+]
+
+kavern_kv_event._fields_ = [
+    ("number", _c.c_uint64),
+    ("kind", _c.c_uint32),
+    ("reason", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("block", _c.c_int32),
+    ("namespace_id", _c.c_uint64),
+    ("token_offset", _c.c_uint64),
+    ("key", _c.c_uint8 * 32),
+    ("parent_key", _c.c_uint8 * 32),
+]
+
+kavern_kv_check_result._fields_ = [
+    ("checked_blocks", _c.c_uint64),
+    ("mismatched_blocks", _c.c_uint64),
+    ("first_mismatch", _c.c_int64),
+]
+
+# Name: (restype, argtypes).
+FUNCTIONS = {
+    "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
+}
+
+
+def KAVERN_SEQ_OF_OP(i):
+    """In a list of operations: the sequence that operation i of the same list admits."""
+    return (0x5F << 56) | i
+
+
+def _candidates(path):
+    """Where the library may be: the one that was asked for, or else the usual places in order."""
+    chosen = path or _os.environ.get("KAVERN_LIBRARY")
+    if chosen:
+        return [_os.fspath(chosen)]
+    here = _Path(__file__).resolve().parent
+    beside = [here / "libkavern.so.0", here / "libkavern.so"]
+    return [str(p) for p in beside if p.exists()] + ["libkavern.so.0"]
+
+
+def load(path=None):
+    """Load libkavern and give each function its types.
+
+    Looks at `path`, then KAVERN_LIBRARY, then beside this package, then where the loader looks.
+    OSError if there is none, if its ABI is not this module's, or if it lacks a function.
+    """
+    problems = []
+    for candidate in _candidates(path):
+        try:
+            library = _c.CDLL(candidate)
+        except OSError as problem:
+            problems.append(f"{candidate}: {problem}")
+            continue
+        _bind(library, candidate)
+        return library
+    raise OSError("libkavern not found; build it, or set KAVERN_LIBRARY; tried " + "; ".join(problems))
+
+
+def _bind(library, name):
+    try:
+        library.kavern_abi_version.restype = _c.c_uint32
+        found = library.kavern_abi_version()
+        if found >> 16 != KAVERN_ABI_VERSION >> 16 or found < KAVERN_ABI_VERSION:
+            raise OSError(
+                f"{name} has ABI {found >> 16}.{found & 0xFFFF}, this module needs "
+                f"{KAVERN_ABI_VERSION >> 16}.{KAVERN_ABI_VERSION & 0xFFFF}; install a matching pair"
+            )
+        for symbol, (restype, argtypes) in FUNCTIONS.items():
+            function = getattr(library, symbol)
+            function.restype = restype
+            function.argtypes = argtypes
+    except AttributeError as problem:
+        raise OSError(f"{name} is not this version of libkavern: {problem}") from None

@@ -1,0 +1,864 @@
+/**
+ * @file kavern.h
+ * GPU memory and a KV cache for inference engines.
+ *
+ * Handles    kavern_manager, kavern_kv_cache and kavern_stream are made by _create and ended by _destroy, which takes
+ *            a pointer to the handle, accepts NULL and leaves NULL behind. A handle is a number that the library looks
+ *            up, never an address that it follows: a forged, destroyed or wrong handle answers
+ *            KAVERN_ERR_INVALID_HANDLE. A child keeps its parent alive, so any order of destroy is safe.
+ * Ids        Sequences, leases and tickets are uint64_t that carry their kind and generation; one whose time is over
+ *            answers KAVERN_ERR_STALE_ID. 0 is never an id.
+ * Status     kavern_status: 0 done; > 0 done with news (partial, pending); -1..-99 your argument; -100..-199
+ *            resources: free something and retry; -200..-299 device or operating system; -300 and below a bug of the
+ *            library. kavern_last_error gives the sentence that belongs to the latest failure of this thread.
+ * Structs    Where the first field is struct_size, set it to sizeof. Configurations get it and their defaults from
+ *            _config_init(&config, sizeof config). Structs grow only at their end; a smaller size means defaults for
+ *            the rest; a larger one is refused unless what the library does not know is zero. Reserved words are zero.
+ * Numbers    Enums go into functions and structs as uint32_t; an unknown value answers KAVERN_ERR_INVALID_ARGUMENT.
+ * Streams    void *stream is the value of a CUstream, or a kavern_stream. Work is enqueued and the call returns; a
+ *            function that may block says so. Register a foreign stream before its first use and unregister it before
+ *            you destroy it.
+ * Outputs    They come last and are written only on success. Batches take arrays and give a status for each element.
+ *            Texts go into your buffer: capacity in, needed bytes (with the closing zero) out.
+ * Threads    Every function may be called from any thread on any handle. After fork, the child gets KAVERN_ERR_FORKED.
+ * Callbacks  Called with your userdata and never under a lock of the library.
+ */
+
+#ifndef KAVERN_H
+#define KAVERN_H
+
+/* Generated from src/c_api by `make header`; do not edit. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdbool.h>
+
+/** Version that this header belongs to; major << 16 | minor is what kavern_abi_version() answers. */
+#define KAVERN_VERSION_MAJOR (0)
+#define KAVERN_VERSION_MINOR (1)
+#define KAVERN_VERSION_PATCH (0)
+#define KAVERN_ABI_VERSION (((uint32_t)KAVERN_VERSION_MAJOR << 16) | (uint32_t)KAVERN_VERSION_MINOR)
+
+/** The device's default stream, where NULL would mean that no stream is given. */
+#define KAVERN_STREAM_DEFAULT ((void *)1)
+
+/** In a list of operations: the sequence that operation i of the same list admits. */
+#define KAVERN_SEQ_OF_OP(i) (((uint64_t)0x5F << 56) | (uint64_t)(i))
+
+/** What the blocks of a group hold. */
+enum kavern_kv_group_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Keys and values of full attention. */
+    KAVERN_GROUP_FULL = 1,
+    /** Sliding-window attention. Not yet served. */
+    KAVERN_GROUP_SLIDING = 2,
+    /** Chunked attention. Not yet served. */
+    KAVERN_GROUP_CHUNKED = 3,
+    /** Recurrent state. Not yet served. */
+    KAVERN_GROUP_STATE = 4,
+    /** Cross-attention. Not yet served. */
+    KAVERN_GROUP_CROSS = 5,
+    /** Multi-head latent attention. Not yet served. */
+    KAVERN_GROUP_MLA = 6,
+    /** Bytes that only the engine understands: block_bytes a block, no slots per token. */
+    KAVERN_GROUP_OPAQUE = 7,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_group_kind kavern_kv_group_kind;
+#else
+typedef uint32_t kavern_kv_group_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Element type of keys and values. */
+enum kavern_dtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** IEEE 754 binary32. */
+    KAVERN_F32 = 1,
+    /** IEEE 754 binary16. */
+    KAVERN_F16 = 2,
+    /** bfloat16. */
+    KAVERN_BF16 = 3,
+    /** 8-bit float, 4 exponent bits. */
+    KAVERN_F8_E4M3 = 4,
+    /** 8-bit float, 5 exponent bits. */
+    KAVERN_F8_E5M2 = 5,
+    /** Signed byte. */
+    KAVERN_I8 = 6,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_dtype kavern_dtype;
+#else
+typedef uint32_t kavern_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Order of the elements inside one layer of a block. */
+enum kavern_kv_layout
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** [token][head][channel]. */
+    KAVERN_NHD = 1,
+    /** [head][token][channel]. */
+    KAVERN_HND = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_layout kavern_kv_layout;
+#else
+typedef uint32_t kavern_kv_layout;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Which hash chains the blocks of a token namespace. */
+enum kavern_kv_hash
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Keyed BLAKE3, 256 bits: nobody can make two prefixes collide. The default. */
+    KAVERN_HASH_BLAKE3 = 1,
+    /** XXH3, 128 bits, and the tokens of each block are kept and compared: faster, 4 bytes a token. */
+    KAVERN_HASH_XXH3 = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_hash kavern_kv_hash;
+#else
+typedef uint32_t kavern_kv_hash;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** When a slot is overwritten with zeros before it is handed out. */
+enum kavern_kv_scrub
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Never. */
+    KAVERN_SCRUB_NONE = 1,
+    /** When it held another namespace's bytes. The default. */
+    KAVERN_SCRUB_TENANT_CHANGE = 2,
+    /** Always, for kernels that read past the written tokens. */
+    KAVERN_SCRUB_ALWAYS = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_scrub kavern_kv_scrub;
+#else
+typedef uint32_t kavern_kv_scrub;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of kavern_kv_cache_config.flags. */
+enum kavern_kv_cache_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** No pool and no device tables: only the bookkeeping and its host mirrors. */
+    KAVERN_KV_METADATA_ONLY = 1,
+    /** Also build the ragged form of the tables (page_indptr, page_indices, last_page_tokens) each step. */
+    KAVERN_KV_RAGGED_TABLES = 2,
+    /** A namespace without a salt is refused. */
+    KAVERN_KV_REQUIRE_SALT = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_cache_flag kavern_kv_cache_flag;
+#else
+typedef uint32_t kavern_kv_cache_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of kavern_kv_request.flags. */
+enum kavern_kv_request_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Match nothing: the sequence starts cold. */
+    KAVERN_REQUEST_NO_READ = 1,
+    /** The sequence publishes nothing: its blocks stay private. */
+    KAVERN_REQUEST_NO_STORE = 2,
+    /** Leave out the last hit block, for draft models that need its hidden state. */
+    KAVERN_REQUEST_DROP_LAST = 4,
+    /** Hits cover at most all tokens but one, so that the model has one to compute. */
+    KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_request_flag kavern_kv_request_flag;
+#else
+typedef uint32_t kavern_kv_request_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Kinds of kavern_kv_op. Those marked "later" answer KAVERN_ERR_UNSUPPORTED. */
+enum kavern_kv_op_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Turns the lease `target` into a sequence, with its hits and `tokens` new ones scheduled. */
+    KAVERN_OP_ADMIT = 1,
+    /** Schedules `tokens` more for sequence `target`. */
+    KAVERN_OP_APPEND = 2,
+    /** The next `tokens` of sequence `target` are final, with these token ids or keys. */
+    KAVERN_OP_COMMIT = 3,
+    /** Ends sequence `target`; its committed blocks stay findable. */
+    KAVERN_OP_FREE = 4,
+    /** Drops the lease `target`. */
+    KAVERN_OP_RELEASE = 5,
+    /** Later. */
+    KAVERN_OP_ROLLBACK = 6,
+    /** Later. */
+    KAVERN_OP_FORK = 7,
+    /** Later. */
+    KAVERN_OP_TRIM = 8,
+    /** Later. */
+    KAVERN_OP_EDIT = 9,
+    /** Later. */
+    KAVERN_OP_PREEMPT = 10,
+    /** Later. */
+    KAVERN_OP_RESUME = 11,
+    /** Later. */
+    KAVERN_OP_CANCEL = 12,
+    /** Later. */
+    KAVERN_OP_PIN = 13,
+    /** Later. */
+    KAVERN_OP_UNPIN = 14,
+    /** Later. */
+    KAVERN_OP_RETAIN = 15,
+    /** Later. */
+    KAVERN_OP_LOAD = 16,
+    /** Later. */
+    KAVERN_OP_STORE = 17,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_op_kind kavern_kv_op_kind;
+#else
+typedef uint32_t kavern_kv_op_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Kinds of kavern_kv_event. */
+enum kavern_kv_event_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** A block became findable. */
+    KAVERN_EVENT_STORED = 1,
+    /** A block is no longer findable; `reason` says why. */
+    KAVERN_EVENT_REMOVED = 2,
+    /** Every block of a namespace, or of the cache, is no longer findable. */
+    KAVERN_EVENT_CLEARED = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_event_kind kavern_kv_event_kind;
+#else
+typedef uint32_t kavern_kv_event_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Why a block is no longer findable. */
+enum kavern_kv_remove_reason
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Not removed. */
+    KAVERN_REMOVE_NONE = 0,
+    /** Its slot was needed. */
+    KAVERN_REMOVE_EVICTED = 1,
+    /** kavern_kv_evict asked for it. */
+    KAVERN_REMOVE_REQUESTED = 2,
+    /** kavern_kv_reset asked for it. */
+    KAVERN_REMOVE_RESET = 3,
+    /** Newer content with the same key took its place. */
+    KAVERN_REMOVE_REPLACED = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_remove_reason kavern_kv_remove_reason;
+#else
+typedef uint32_t kavern_kv_remove_reason;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** What kavern_kv_reset forgets. */
+enum kavern_kv_reset_scope
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Everything findable. */
+    KAVERN_RESET_ALL = 1,
+    /** Everything findable of one namespace, under any salt and adapter. */
+    KAVERN_RESET_NAMESPACE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_reset_scope kavern_kv_reset_scope;
+#else
+typedef uint32_t kavern_kv_reset_scope;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
+ * -200..-299 device or operating system, -300.. a bug of the library. Numbers are never reused.
+ */
+enum kavern_status_code
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Done. */
+    KAVERN_OK = 0,
+    /** Some elements of the batch were refused; their own status says why. */
+    KAVERN_PARTIAL = 1,
+    /** Still running. */
+    KAVERN_PENDING = 2,
+    /** A value is outside what the function accepts. */
+    KAVERN_ERR_INVALID_ARGUMENT = -1,
+    /** A pointer that must not be null is null. */
+    KAVERN_ERR_NULL_POINTER = -2,
+    /** The handle is forged, destroyed or of another kind. */
+    KAVERN_ERR_INVALID_HANDLE = -3,
+    /** The id was valid once, or belongs to something else. */
+    KAVERN_ERR_STALE_ID = -4,
+    /** struct_size is not one that this library knows, or a field that it does not know is not zero. */
+    KAVERN_ERR_STRUCT_SIZE = -5,
+    /** Exists in the interface, but not in this version or for this object. */
+    KAVERN_ERR_UNSUPPORTED = -6,
+    /** An operation of the same list, on which this one depends, was refused. */
+    KAVERN_ERR_DEPENDENCY = -7,
+    /** The call comes at the wrong time. */
+    KAVERN_ERR_WRONG_STATE = -8,
+    /** Your buffer is too small; the needed size is told. */
+    KAVERN_ERR_BUFFER_TOO_SMALL = -9,
+    /** Tokens where the namespace takes keys, or the other way round. */
+    KAVERN_ERR_KEY_MODE = -10,
+    /** The object is still in use. */
+    KAVERN_ERR_IN_USE = -11,
+    /** The name is already taken. */
+    KAVERN_ERR_ALREADY_EXISTS = -12,
+    /** Nothing has that name. */
+    KAVERN_ERR_NOT_FOUND = -13,
+    /** Device memory is exhausted. */
+    KAVERN_ERR_OUT_OF_MEMORY = -100,
+    /** No free or evictable block is left. */
+    KAVERN_ERR_OUT_OF_BLOCKS = -101,
+    /** A table of fixed size (sequences, leases, namespaces, handles) is full. */
+    KAVERN_ERR_LIMIT_REACHED = -102,
+    /** More steps in flight than the configuration allows. */
+    KAVERN_ERR_TOO_MANY_STEPS = -103,
+    /** Host memory is exhausted. */
+    KAVERN_ERR_OUT_OF_HOST_MEMORY = -104,
+    /** There is no such device on this machine. */
+    KAVERN_ERR_NO_DEVICE = -200,
+    /** The device or its driver refused a call. */
+    KAVERN_ERR_DEVICE = -201,
+    /** The device is lost; restart the process. */
+    KAVERN_ERR_DEVICE_LOST = -202,
+    /** The operating system refused a call. */
+    KAVERN_ERR_OS = -203,
+    /** The process was forked; the child cannot use the parent's devices. */
+    KAVERN_ERR_FORKED = -204,
+    /** A panic was caught at the boundary: a bug of the library. */
+    KAVERN_ERR_PANIC = -300,
+    /** The object saw a panic before and refuses further work; destroy it. */
+    KAVERN_ERR_POISONED = -301,
+    /** An invariant of the library does not hold: a bug. */
+    KAVERN_ERR_INTERNAL = -302,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_status_code kavern_status_code;
+#else
+typedef int32_t kavern_status_code;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** How much a reader of the log needs to care. */
+enum kavern_log_level
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Silent. */
+    KAVERN_LOG_OFF = 0,
+    /** Something failed. */
+    KAVERN_LOG_ERROR = 1,
+    /** Something works otherwise than you may expect. */
+    KAVERN_LOG_WARN = 2,
+    /** Life cycle of long-lived objects. */
+    KAVERN_LOG_INFO = 3,
+    /** Details for a person who looks for a fault. */
+    KAVERN_LOG_DEBUG = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_log_level kavern_log_level;
+#else
+typedef uint32_t kavern_log_level;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value). */
+typedef int32_t kavern_status;
+
+/** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
+typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
+
+/**
+ * One group of layers that share block size and layout.
+ *
+ * A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...]. A group of kind
+ * KAVERN_GROUP_OPAQUE has `block_bytes` instead of layers, heads and dtype.
+ */
+typedef struct kavern_kv_group {
+    /** sizeof(kavern_kv_group). */
+    uint32_t struct_size;
+    /** A KAVERN_GROUP_ value. */
+    uint32_t kind;
+    /** Layers, 1 to 1024. */
+    uint32_t layers;
+    /** Heads of keys and values, 1 to 1024. */
+    uint32_t kv_heads;
+    /** Channels of a key head and of a value head, 1 to 4096. */
+    uint32_t head_dim;
+    /** A KAVERN_DTYPE value: KAVERN_F32, KAVERN_F16, ... */
+    uint32_t dtype;
+    /** Tokens in a block, 1 to 65536, a multiple of hash_block_tokens. */
+    uint32_t block_tokens;
+    /** KAVERN_NHD or KAVERN_HND. */
+    uint32_t layout;
+    /** Bytes of a block of an opaque group, a multiple of 16; 0 in all others. */
+    uint64_t block_bytes;
+    /** Blocks of this group; 0 takes the cache's capacity_blocks. */
+    uint64_t capacity_blocks;
+    /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
+    uint64_t region_address;
+    /** Bytes there, at least capacity_blocks x bytes of a block. */
+    uint64_t region_bytes;
+    /** Later: tokens of a sliding window. 0. */
+    uint32_t window_tokens;
+    /** Later: formats of slots beside raw ones. 0. */
+    uint32_t slot_classes;
+    /** Zero. */
+    uint64_t reserved[2];
+} kavern_kv_group;
+
+/** How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes. */
+typedef struct kavern_kv_cache_config {
+    /** sizeof(kavern_kv_cache_config). */
+    uint32_t struct_size;
+    /** KAVERN_KV_ bits. */
+    uint32_t flags;
+    /** The groups. */
+    const struct kavern_kv_group *groups;
+    /** 1 to 16. */
+    uint32_t group_count;
+    /** Rows of the tables: sequences at a time, 1 to 2^20. Default 256. */
+    uint32_t max_sequences;
+    /** Blocks of each group that names none; 0 divides capacity_bytes over the groups. */
+    uint64_t capacity_blocks;
+    /** Bytes of all pools together, used where capacity_blocks is 0. */
+    uint64_t capacity_bytes;
+    /** Longest sequence; 0 takes as many as the smallest pool holds. */
+    uint64_t max_sequence_tokens;
+    /** Tokens scheduled in one step. Default 8192. */
+    uint32_t max_batch_tokens;
+    /** Leases at a time. Default 64. */
+    uint32_t max_leases;
+    /** Namespaces (with salt and adapter) that hold blocks at a time. Default 4096. */
+    uint32_t max_namespaces;
+    /** Steps between kavern_kv_step and the completion of kavern_kv_step_done, 1 to 64. Default 4. */
+    uint32_t steps_in_flight;
+    /** Tokens of one link of the hash chain; 0 takes the greatest common divisor of the groups' block_tokens. */
+    uint32_t hash_block_tokens;
+    /** A KAVERN_HASH_ value. Default KAVERN_HASH_BLAKE3. */
+    uint32_t hash;
+    /** A KAVERN_SCRUB_ value. Default KAVERN_SCRUB_TENANT_CHANGE. */
+    uint32_t scrub;
+    /** Events kept for kavern_kv_events_read; 0 keeps none. Default 0. */
+    uint32_t event_capacity;
+    /** "lru" or "fifo"; null takes "lru". */
+    const char *policy;
+    /** 32 bytes that key the hash chain; null takes random ones. Give the same to share keys between processes. */
+    const uint8_t *hash_secret;
+    /** Name in reports; null takes "kv". */
+    const char *name;
+    /** Later: identity of model and weights for stored blocks. Null. */
+    const char *fingerprint;
+    /** Later: codec of blocks in device memory. Null. */
+    const char *codec_vram;
+    /** Later: codec of blocks in pinned memory. Null. */
+    const char *codec_ram;
+    /** Later: codec of blocks on disk. Null. */
+    const char *codec_disk;
+    /** Later: codec of blocks in the remote tier. Null. */
+    const char *codec_remote;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_kv_cache_config;
+
+/** Something beside the tokens that the content of a block depends on: an image, an embedding. */
+typedef struct kavern_kv_extra {
+    /** Identity of the thing, for example a hash of the image. */
+    uint8_t id[32];
+    /** First token that depends on it, counted from the start of the sequence. */
+    uint64_t token_offset;
+} kavern_kv_extra;
+
+/**
+ * One prompt to look up.
+ *
+ * Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
+ * of hash_block_tokens; a namespace takes one of the two, never both.
+ */
+typedef struct kavern_kv_request {
+    /** sizeof(kavern_kv_request). */
+    uint32_t struct_size;
+    /** KAVERN_REQUEST_ bits. */
+    uint32_t flags;
+    /** Tenant; requests of two namespaces never share a block. */
+    uint64_t namespace_id;
+    /** LoRA or other adapter that all keys and values depend on; 0 for none. */
+    uint64_t adapter_id;
+    /** Secret of the tenant, mixed into every key; null for none. */
+    const uint8_t *salt;
+    /** Bytes there, at most 64. */
+    uint32_t salt_bytes;
+    /** Bytes of one key, 1 to 32; 0 means that tokens are given. */
+    uint32_t key_bytes;
+    /** Token ids of the prompt. */
+    const int32_t *tokens;
+    /** How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens). */
+    uint64_t token_count;
+    /** Keys, key_bytes each. */
+    const uint8_t *keys;
+    /** How many. */
+    uint64_t key_count;
+    /** In rising order of token_offset; only with tokens. */
+    const struct kavern_kv_extra *extras;
+    /** How many. */
+    uint64_t extra_count;
+    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
+    int32_t *block_ids;
+    /** Room there. */
+    uint64_t block_capacity;
+    /** Zero. */
+    uint64_t reserved[2];
+} kavern_kv_request;
+
+/** What a lookup found. */
+typedef struct kavern_kv_match_result {
+    /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
+    int32_t status;
+    /** Zero. */
+    uint32_t reserved;
+    /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
+    uint64_t lease;
+    /** Tokens whose blocks are in device memory, in every group. */
+    uint64_t hit_tokens;
+    /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_ram;
+    /** Tokens found on disk beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_disk;
+    /** Tokens found in the remote tier beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_remote;
+    /** Block ids that belong into block_ids, all groups together. */
+    uint64_t block_count;
+} kavern_kv_match_result;
+
+/** One operation of a step. */
+typedef struct kavern_kv_op {
+    /** sizeof(kavern_kv_op). */
+    uint32_t struct_size;
+    /** A KAVERN_OP_ value. */
+    uint32_t kind;
+    /** Sequence id, KAVERN_SEQ_OF_OP(i), or lease. */
+    uint64_t target;
+    /** ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final. */
+    uint64_t tokens;
+    /** ADMIT, APPEND: tokens beyond those for which blocks are held ready. */
+    uint32_t lookahead;
+    /** ADMIT: row of the tables, or -1 to let the library choose. */
+    int32_t row;
+    /** COMMIT in a token namespace: the `tokens` ids. */
+    const int32_t *token_ids;
+    /** COMMIT in a key namespace: one key for each link that these tokens complete. */
+    const uint8_t *keys;
+    /** How many. */
+    uint64_t key_count;
+    /** COMMIT: extras whose token_offset lies in these tokens. */
+    const struct kavern_kv_extra *extras;
+    /** How many. */
+    uint64_t extra_count;
+    /** Zero. */
+    uint64_t reserved[2];
+} kavern_kv_op;
+
+/** What became of an operation. */
+typedef struct kavern_kv_op_result {
+    /** KAVERN_OK or why it was refused; a refused operation changed nothing. */
+    int32_t status;
+    /** Row of the tables, -1 if none. */
+    int32_t row;
+    /** The sequence. */
+    uint64_t sequence;
+    /** Blocks that the sequence got, all groups together. */
+    uint32_t blocks_added;
+    /** KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below. */
+    uint32_t blocks_missing;
+    /** The group that was short. */
+    uint32_t group;
+    /** COMMIT: blocks that became findable. */
+    uint32_t blocks_committed;
+} kavern_kv_op_result;
+
+/** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
+typedef struct kavern_kv_group_tables {
+    /** i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids. */
+    uint64_t block_table;
+    /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
+    uint64_t slot_mapping;
+    /** Ragged: i32 [batch_count + 1], 0 if not asked for. */
+    uint64_t page_indptr;
+    /** Ragged: i32 [page_indptr[batch_count]] block ids in batch order. */
+    uint64_t page_indices;
+    /** Ragged: i32 [batch_count] tokens in the last block. */
+    uint64_t last_page_tokens;
+    /** block_table as the host sees it, as of the latest step. */
+    const int32_t *block_table_host;
+    /** slot_mapping of this step. */
+    const int64_t *slot_mapping_host;
+    /** page_indptr of this step. */
+    const int32_t *page_indptr_host;
+    /** page_indices of this step. */
+    const int32_t *page_indices_host;
+    /** last_page_tokens of this step. */
+    const int32_t *last_page_tokens_host;
+    /** Cells in a row. */
+    uint64_t row_cells;
+    /** Cells of the block table that this call uploaded. */
+    uint64_t cells_uploaded;
+    /** Blocks that this call fills with zeros before the step's work. */
+    uint64_t blocks_zeroed;
+} kavern_kv_group_tables;
+
+/** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
+typedef struct kavern_kv_step_tables {
+    /** sizeof(kavern_kv_step_tables). */
+    uint32_t struct_size;
+    /** Elements in `groups`. */
+    uint32_t group_capacity;
+    /** Receives one element for each group; null if not wanted. */
+    struct kavern_kv_group_tables *groups;
+    /** Groups of the cache. */
+    uint32_t group_count;
+    /** Sequences scheduled in this step. */
+    uint32_t batch_count;
+    /** Tokens scheduled in this step. */
+    uint32_t token_count;
+    /** Zero. */
+    uint32_t reserved;
+    /** i32 [batch_count]: row of each batch position, in the order of the operations. */
+    uint64_t batch_rows;
+    /** i32 [batch_count + 1]: first token of each batch position. */
+    uint64_t batch_starts;
+    /** i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row. */
+    uint64_t sequence_lengths;
+    /** batch_rows as the host sees it; valid until steps_in_flight further steps began. */
+    const int32_t *batch_rows_host;
+    /** batch_starts as the host sees it. */
+    const int32_t *batch_starts_host;
+    /** sequence_lengths as the host sees it, as of the latest step. */
+    const int32_t *sequence_lengths_host;
+} kavern_kv_step_tables;
+
+/** A finished load or store of another tier. */
+typedef struct kavern_kv_completion {
+    /** The work. */
+    uint64_t ticket;
+    /** KAVERN_OK or why it failed. */
+    int32_t status;
+    /** First block that failed, -1 if none. */
+    int32_t failed_block;
+    /** The sequence or lease that it was for. */
+    uint64_t target;
+    /** Bytes moved. */
+    uint64_t bytes;
+} kavern_kv_completion;
+
+/**
+ * Where and how the blocks of a group lie; all an engine needs to write its slots itself.
+ *
+ * Element address: base_address + block x block_stride + layer x layer_stride + (value ? kv_stride : 0) +
+ * token x token_stride + head x head_stride + channel x bytes of the dtype. Strides are in bytes.
+ */
+typedef struct kavern_kv_description {
+    /** sizeof(kavern_kv_description). */
+    uint32_t struct_size;
+    /** A KAVERN_GROUP_ value. */
+    uint32_t kind;
+    /** Layers; 0 if opaque. */
+    uint32_t layers;
+    /** Heads; 0 if opaque. */
+    uint32_t kv_heads;
+    /** Channels of a head; 0 if opaque. */
+    uint32_t head_dim;
+    /** Element type; 0 if opaque. */
+    uint32_t dtype;
+    /** Tokens in a block. */
+    uint32_t block_tokens;
+    /** KAVERN_NHD or KAVERN_HND; 0 if opaque. */
+    uint32_t layout;
+    /** Device address of block 0; 0 in a metadata-only cache. */
+    uint64_t base_address;
+    /** Blocks. */
+    uint64_t block_count;
+    /** Bytes of a block. */
+    uint64_t block_bytes;
+    /** From a block to the next. */
+    uint64_t block_stride;
+    /** From a layer to the next. */
+    uint64_t layer_stride;
+    /** From the keys to the values of a layer. */
+    uint64_t kv_stride;
+    /** From a token to the next. */
+    uint64_t token_stride;
+    /** From a head to the next. */
+    uint64_t head_stride;
+    /** Cells in a row of the block table. */
+    uint64_t row_cells;
+} kavern_kv_description;
+
+/** What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups. */
+typedef struct kavern_kv_statistics {
+    /** sizeof(kavern_kv_statistics). */
+    uint32_t struct_size;
+    /** Steps begun whose work is not known to be complete. */
+    uint32_t steps_in_flight;
+    /** Blocks that hold nothing. */
+    uint64_t free_blocks;
+    /** Blocks held by sequences or leases. */
+    uint64_t used_blocks;
+    /** Findable blocks that nobody holds; evictable. */
+    uint64_t inactive_blocks;
+    /** Blocks that nobody holds, but which a step in flight may still read. */
+    uint64_t deferred_blocks;
+    /** Findable blocks, held or not. */
+    uint64_t indexed_blocks;
+    /** Sequences now. */
+    uint64_t sequences;
+    /** Leases now. */
+    uint64_t leases;
+    /** Namespaces that hold something now. */
+    uint64_t namespaces;
+    /** Requests that were looked up. */
+    uint64_t lookups;
+    /** Blocks that were looked up. */
+    uint64_t lookup_blocks;
+    /** Of those, found. */
+    uint64_t hit_blocks;
+    /** Tokens found. */
+    uint64_t hit_tokens;
+    /** Blocks taken from the free list or by eviction. */
+    uint64_t allocated_blocks;
+    /** Blocks that became findable. */
+    uint64_t committed_blocks;
+    /** Full blocks that stayed private because the same content was already findable. */
+    uint64_t duplicate_blocks;
+    /** Blocks evicted to make room. */
+    uint64_t evicted_blocks;
+    /** Lookups that ended at a key whose tokens differ: a hash collision, answered as a miss. */
+    uint64_t collisions;
+    /** Operations refused. */
+    uint64_t refused_ops;
+    /** Tokens held by sequences. */
+    uint64_t used_tokens;
+    /** Slots held by sequences; used_tokens / used_slots tells the waste. */
+    uint64_t used_slots;
+    /** Number of the latest event. */
+    uint64_t last_event;
+    /** Bytes of bookkeeping on the host. */
+    uint64_t metadata_bytes;
+    /** Bytes of the pools. */
+    uint64_t pool_bytes;
+} kavern_kv_statistics;
+
+/** One numbered change of what is findable. */
+typedef struct kavern_kv_event {
+    /** Rises by one with each event of the cache. */
+    uint64_t number;
+    /** A KAVERN_EVENT_ value. */
+    uint32_t kind;
+    /** A KAVERN_REMOVE_ value. */
+    uint32_t reason;
+    /** Group of the block. */
+    uint32_t group;
+    /** The block, -1 for KAVERN_EVENT_CLEARED. */
+    int32_t block;
+    /** Its namespace. */
+    uint64_t namespace_id;
+    /** First token of the block, counted from the start of its sequence. */
+    uint64_t token_offset;
+    /** Its key, zero-padded. */
+    uint8_t key[32];
+    /** Key of the block before it, zero for the first. */
+    uint8_t parent_key[32];
+} kavern_kv_event;
+
+/** Result of kavern_kv_check_pattern, accumulated since it was last read. */
+typedef struct kavern_kv_check_result {
+    /** Blocks checked. */
+    uint64_t checked_blocks;
+    /** Blocks whose bytes are not those that the seed gives. */
+    uint64_t mismatched_blocks;
+    /** One of them, -1 if none. */
+    int64_t first_mismatch;
+} kavern_kv_check_result;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
+ *
+ * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
+ * during the call only. It may call the library; what it causes there by its own calls is not passed on to it. It must
+ * not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown level.
+ * Threads: blocks until no other thread is in the former function, which is never called again.
+ * Owner: `userdata` stays yours and valid until the function has been replaced or removed.
+ * Since: 0.1
+ *
+ * Safety: `function` must be null or such a function.
+ */
+kavern_status kavern_set_log_callback(uint32_t level,
+                                      kavern_log_fn function,
+                                      void *userdata);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KAVERN_H */

@@ -1,0 +1,301 @@
+//! Managers: open a device, look at it, tell it of foreign streams, close it.
+//!
+//! What it does not: streams and tickets of its own (`stream`). Invariant: a manager lives until its handle and all that
+//! was made from it have been destroyed, in any order.
+
+use std::ffi::{c_char, c_void};
+
+use super::config::{self, CStruct, CValue, Out, OutStruct};
+use super::guard::{guard, guard_on};
+use super::handle::{self, Handle, Kind};
+use super::log::LogSink;
+use super::stream;
+use super::types::{kavern_manager, kavern_status};
+use crate::error::Status;
+use crate::manager::{Manager, Totals};
+use crate::memory::Limits;
+
+impl Handle for kavern_manager {
+    const KIND: Kind = Kind::Manager;
+    type Object = Manager;
+}
+
+/// How a manager is made; fill with kavern_manager_config_init.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_manager_config {
+    /// sizeof(kavern_manager_config).
+    pub struct_size: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host".
+    pub device: *const c_char,
+    /// Most device memory; 0 for no limit but the device's own.
+    pub device_limit_bytes: u64,
+    /// Most pinned host memory; 0 for no limit.
+    pub pinned_limit_bytes: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+// SAFETY: numbers and pointers that are read with checks.
+unsafe impl CValue for kavern_manager_config {}
+// SAFETY: begins with struct_size.
+unsafe impl CStruct for kavern_manager_config {
+    const NAME: &'static str = "kavern_manager_config";
+    const FIRST_BYTES: usize = 64;
+
+    fn defaults() -> Self {
+        config::zeroed()
+    }
+}
+
+/// What a manager has and did. You set struct_size; the call fills the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_manager_statistics {
+    /// sizeof(kavern_manager_statistics).
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Device memory allocated now.
+    pub device_bytes: u64,
+    /// Most that was allocated at one time.
+    pub device_peak_bytes: u64,
+    /// Live allocations of device memory.
+    pub device_allocations: u64,
+    /// Allocations of device memory ever made.
+    pub device_total_allocations: u64,
+    /// Limit of device memory, 0 for none.
+    pub device_limit_bytes: u64,
+    /// Pinned host memory allocated now.
+    pub pinned_bytes: u64,
+    /// Most that was allocated at one time.
+    pub pinned_peak_bytes: u64,
+    /// Live allocations of pinned host memory.
+    pub pinned_allocations: u64,
+    /// Allocations of pinned host memory ever made.
+    pub pinned_total_allocations: u64,
+    /// Limit of pinned host memory, 0 for none.
+    pub pinned_limit_bytes: u64,
+    /// Streams made by the manager.
+    pub own_streams: u64,
+    /// Streams registered with it.
+    pub registered_streams: u64,
+    /// Tickets not known to be done.
+    pub pending_tickets: u64,
+    /// KV caches.
+    pub caches: u64,
+    /// Calls of the device that a fault parameter of the device's name has counted; 0 without one.
+    pub device_calls: u64,
+    /// Races between streams that the device has found; 0 where it does not look.
+    pub races: u64,
+}
+
+// SAFETY: numbers only.
+unsafe impl CValue for kavern_manager_statistics {}
+// SAFETY: begins with struct_size.
+unsafe impl CStruct for kavern_manager_statistics {
+    const NAME: &'static str = "kavern_manager_statistics";
+    const FIRST_BYTES: usize = 136;
+
+    fn defaults() -> Self {
+        config::zeroed()
+    }
+}
+
+impl From<Totals> for kavern_manager_statistics {
+    fn from(totals: Totals) -> Self {
+        let (device, pinned) = (totals.memory.device, totals.memory.pinned);
+        Self {
+            struct_size: 0,
+            reserved: 0,
+            device_bytes: device.bytes,
+            device_peak_bytes: device.peak_bytes,
+            device_allocations: device.count,
+            device_total_allocations: device.total_count,
+            device_limit_bytes: totals.limits.device_limit_bytes,
+            pinned_bytes: pinned.bytes,
+            pinned_peak_bytes: pinned.peak_bytes,
+            pinned_allocations: pinned.count,
+            pinned_total_allocations: pinned.total_count,
+            pinned_limit_bytes: totals.limits.pinned_limit_bytes,
+            own_streams: totals.own_streams,
+            registered_streams: totals.foreign_streams,
+            pending_tickets: totals.pending_tickets,
+            caches: totals.caches,
+            device_calls: totals.device_calls,
+            races: totals.races,
+        }
+    }
+}
+
+/// Fills a configuration with its defaults: device "host", no limits.
+///
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
+/// Since: 0.1
+///
+/// # Safety
+/// `config` must be null or point to `size` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_config_init(
+    config: *mut kavern_manager_config,
+    size: usize,
+) -> kavern_status {
+    guard("kavern_manager_config_init", || {
+        // SAFETY: the header asks for `size` bytes or null.
+        unsafe { config::init_struct(config, size, "config") }
+    })
+}
+
+/// Opens a device.
+///
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device), KAVERN_ERR_NO_DEVICE,
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+/// Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
+/// Owner: destroy with kavern_manager_destroy.
+/// Since: 0.1
+///
+/// # Safety
+/// `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_create(
+    config: *const kavern_manager_config,
+    out: *mut *mut kavern_manager,
+) -> kavern_status {
+    guard("kavern_manager_create", || {
+        // SAFETY: the header asks for a struct that says its size, or null.
+        let settings = unsafe { config::read_struct(config, "config") }?;
+        // SAFETY: the header asks for a writable handle or null.
+        let out = unsafe { Out::new(out, "out") }?;
+        config::check_flags(settings.flags, 0, "kavern_manager_config")?;
+        config::check_reserved(&settings.reserved, "kavern_manager_config")?;
+        // SAFETY: the header asks for a text or null.
+        let device = unsafe { config::optional_text(settings.device, "config.device") }?;
+        let limits = Limits {
+            device_limit_bytes: settings.device_limit_bytes,
+            pinned_limit_bytes: settings.pinned_limit_bytes,
+        };
+        let manager = Manager::open(device.unwrap_or("host"), limits, std::sync::Arc::new(LogSink))?;
+        out.write(handle::insert(manager)?);
+        Ok(Status::Ok)
+    })
+}
+
+/// Destroys a manager and nulls the handle; null is fine.
+///
+/// The device closes when its streams and caches have been destroyed too, before or after. Tickets stay good.
+/// Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+/// Threads: any, also while others are inside a call on it; may block until the device's work is done.
+/// Since: 0.1
+///
+/// # Safety
+/// `manager` must be null or point to a writable handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_destroy(manager: *mut *mut kavern_manager) -> kavern_status {
+    guard("kavern_manager_destroy", || {
+        // SAFETY: the header asks for a writable handle or null.
+        unsafe { config::destroy(manager, "manager") }
+    })
+}
+
+/// Reads what a manager has and did.
+///
+/// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+/// Threads: any; does not block.
+/// Since: 0.1
+///
+/// # Safety
+/// `out` must be null or point to as many writable bytes as its struct_size says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_stats(
+    manager: *const kavern_manager,
+    out: *mut kavern_manager_statistics,
+) -> kavern_status {
+    guard_on("kavern_manager_stats", manager, |manager| {
+        // SAFETY: the header asks for a struct that says its size, or null.
+        let out = unsafe { OutStruct::new(out, "out") }?;
+        out.write(&manager.totals().into());
+        Ok(Status::Ok)
+    })
+}
+
+/// Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
+///
+/// `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size alone.
+/// The report may have grown by the next call.
+/// Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
+/// KAVERN_ERR_NULL_POINTER.
+/// Threads: any; may block on the device.
+/// Since: 0.1
+///
+/// # Safety
+/// `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_report_json(
+    manager: *const kavern_manager,
+    buf: *mut c_char,
+    cap: usize,
+    needed: *mut usize,
+) -> kavern_status {
+    guard_on("kavern_manager_report_json", manager, |manager| {
+        // SAFETY: the header asks for what the doc above says.
+        unsafe { config::write_text(&manager.report_json(), buf, cap, needed) }
+    })
+}
+
+/// Checks the invariants of the manager's books.
+///
+/// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
+/// Threads: any; takes time in proportion to the live allocations.
+/// Since: 0.1
+///
+/// # Safety
+/// None beyond a handle or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_validate(manager: *const kavern_manager) -> kavern_status {
+    guard_on("kavern_manager_validate", manager, |manager| manager.validate().map(|()| Status::Ok))
+}
+
+/// Lets a stream that the manager did not make be used with it.
+///
+/// Stream: a CUstream value of the same device and context, or a kavern_stream of another manager of the same device.
+/// Register it before its first use, unregister it before you destroy it. 0 and KAVERN_STREAM_DEFAULT need no
+/// registration.
+/// Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (not a stream of that device),
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_LIMIT_REACHED.
+/// Threads: any.
+/// Owner: the stream stays yours.
+/// Since: 0.1
+///
+/// # Safety
+/// `stream` must be a live stream of the device if it is a CUstream.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_stream_register(
+    manager: *mut kavern_manager,
+    stream: *mut c_void,
+) -> kavern_status {
+    guard_on("kavern_manager_stream_register", manager, |manager| {
+        manager.register_stream(config::stream_value(stream), stream::origin(stream)?)?;
+        Ok(Status::Ok)
+    })
+}
+
+/// Forgets a registered stream; do it before you destroy the stream.
+///
+/// Errors: KAVERN_ERR_INVALID_HANDLE if it is not registered, KAVERN_ERR_IN_USE while another thread uses it in a call.
+/// Threads: any; does not wait for the stream's work.
+/// Since: 0.1
+///
+/// # Safety
+/// None beyond a handle or null; `stream` is compared and not used.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_manager_stream_unregister(
+    manager: *mut kavern_manager,
+    stream: *mut c_void,
+) -> kavern_status {
+    guard_on("kavern_manager_stream_unregister", manager, |manager| {
+        manager.unregister_stream(config::stream_value(stream))?;
+        Ok(Status::Ok)
+    })
+}

@@ -1,0 +1,369 @@
+//! The composition root: one open device with its memory, streams, tickets and the names of its caches.
+//!
+//! What it does: puts the rooms together; knows which streams may be used with the device. What it does not: handles
+//! and raw pointers; those are `c_api`'s.
+//!
+//! Invariants: a stream value that reaches the device is its default stream, was made here or was registered; a stream
+//! in use by a call is not destroyed and not forgotten before the call has ended. Whatever belongs to a manager keeps
+//! it alive. Lock order: `streams`, `caches`; each alone, no device is called under them.
+
+mod report;
+mod ticket;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use ticket::{State, poll, wait};
+
+use crate::device::{Device, Stream, registry};
+use crate::error::{Error, Result, Status};
+use crate::event::{Event, EventSink, Level};
+use crate::memory::{Limits, Memory, Statistics};
+use crate::sync::Mutex;
+use crate::sys::{clock, fork};
+use crate::types::Id;
+
+/// Most foreign streams of one manager; more is a program that forgets to unregister.
+const FOREIGN_LIMIT: usize = 4096;
+
+enum Foreign {
+    /// Being registered or unregistered by another thread; the device's value.
+    Changing(u64),
+    Ready(Arc<ForeignStream>),
+}
+
+impl Foreign {
+    fn raw(&self) -> u64 {
+        match self {
+            Self::Changing(raw) => *raw,
+            Self::Ready(foreign) => foreign.stream.0,
+        }
+    }
+}
+
+struct ForeignStream {
+    stream: Stream,
+    /// Where it is a stream of another manager: that one, kept alive.
+    origin: Option<Arc<OwnStream>>,
+}
+
+#[derive(Default)]
+struct Streams {
+    own: BTreeSet<u64>,
+    /// By the value that the caller uses.
+    foreign: BTreeMap<u64, Foreign>,
+}
+
+/// What a manager has and did.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    /// Memory by place.
+    pub memory: Statistics,
+    /// Its limits.
+    pub limits: Limits,
+    /// Streams made here.
+    pub own_streams: u64,
+    /// Streams registered here.
+    pub foreign_streams: u64,
+    /// Tickets not known to be done.
+    pub pending_tickets: u64,
+    /// Caches.
+    pub caches: u64,
+    /// Fallible calls of the device that a fault wrapper has counted.
+    pub device_calls: u64,
+    /// Races between streams that the device has found.
+    pub races: u64,
+}
+
+/// One device with all that belongs to it.
+pub struct Manager {
+    device: Arc<dyn Device>,
+    memory: Arc<Memory>,
+    limits: Limits,
+    sink: Arc<dyn EventSink>,
+    streams: Mutex<Streams>,
+    pending_tickets: Arc<AtomicU64>,
+    caches: Mutex<BTreeMap<u64, String>>,
+    next_cache: AtomicU64,
+    born_ns: u64,
+}
+
+impl Manager {
+    /// Opens a device by name, for example "host" or "cuda:0".
+    pub fn open(spec: &str, limits: Limits, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
+        fork::install()?;
+        let device = registry::open(spec)?;
+        let memory = Memory::new(Arc::clone(&device), limits, Arc::clone(&sink));
+        let manager = Arc::new(Self {
+            device,
+            memory,
+            limits,
+            sink,
+            streams: Mutex::default(),
+            pending_tickets: Arc::default(),
+            caches: Mutex::default(),
+            next_cache: AtomicU64::new(0),
+            born_ns: clock::now_ns(),
+        });
+        manager.say(Level::Info, || format!("opened {} for {spec}", manager.device.description().name));
+        Ok(manager)
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The device's memory, with accounts.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Where news goes.
+    pub fn sink(&self) -> &Arc<dyn EventSink> {
+        &self.sink
+    }
+
+    fn say(&self, level: Level, text: impl FnOnce() -> String) {
+        if self.sink.wants(level) {
+            self.sink.emit(Event { level, room: "manager", text: &text() });
+        }
+    }
+
+    /// Makes a stream, which keeps the manager alive.
+    pub fn create_stream(self: &Arc<Self>) -> Result<Arc<OwnStream>> {
+        let stream = self.device.stream_create()?;
+        self.streams.lock().own.insert(stream.0);
+        Ok(Arc::new(OwnStream { manager: Arc::clone(self), stream }))
+    }
+
+    /// The default stream for 0 and 1, otherwise a registered stream.
+    pub fn stream(&self, value: u64) -> Result<StreamRef> {
+        if value <= 1 {
+            return Ok(StreamRef { stream: Stream::DEFAULT, _own: None, _foreign: None });
+        }
+        match self.streams.lock().foreign.get(&value) {
+            Some(Foreign::Ready(foreign)) => {
+                Ok(StreamRef { stream: foreign.stream, _own: None, _foreign: Some(Arc::clone(foreign)) })
+            }
+            _ => Err(unknown_stream(value)),
+        }
+    }
+
+    /// A stream that was made here, for use in a call.
+    pub fn own_stream(&self, own: Arc<OwnStream>) -> Result<StreamRef> {
+        if !std::ptr::eq(Arc::as_ptr(&own.manager), self) {
+            return Err(Error::argument(
+                "the stream belongs to another manager; register it here with kavern_manager_stream_register",
+            ));
+        }
+        Ok(StreamRef { stream: own.stream, _own: Some(own), _foreign: None })
+    }
+
+    /// Lets a stream that somebody else made be used here under `value`. `origin` tells that it is one of another
+    /// manager, and keeps it alive.
+    pub fn register_stream(&self, value: u64, origin: Option<Arc<OwnStream>>) -> Result<()> {
+        if value <= 1 {
+            return Err(Error::argument("the default stream needs no registration"));
+        }
+        let raw = match &origin {
+            Some(own) => self.raw_of(own)?,
+            None => value,
+        };
+        self.claim(value, raw)?;
+        // The entry says Changing meanwhile, so that no lock is held across the device.
+        let wrapped = self.device.stream_wrap(raw);
+        let mut streams = self.streams.lock();
+        match wrapped {
+            Ok(stream) => {
+                let foreign = Arc::new(ForeignStream { stream, origin });
+                streams.foreign.insert(value, Foreign::Ready(foreign));
+                Ok(())
+            }
+            Err(error) => {
+                streams.foreign.remove(&value);
+                Err(error)
+            }
+        }
+    }
+
+    fn raw_of(&self, own: &OwnStream) -> Result<u64> {
+        let (theirs, mine) = (own.manager.device.description(), self.device.description());
+        if std::ptr::eq(Arc::as_ptr(&own.manager), self) {
+            return Err(Error::argument("the stream was made by this manager and needs no registration"));
+        }
+        if (theirs.backend, theirs.ordinal) != (mine.backend, mine.ordinal) {
+            let text = format!("a stream of {} cannot be used with {}", theirs.name, mine.name);
+            return Err(Error::argument(text));
+        }
+        Ok(own.stream.0)
+    }
+
+    fn claim(&self, value: u64, raw: u64) -> Result<()> {
+        let mut streams = self.streams.lock();
+        if streams.own.contains(&raw) {
+            return Err(Error::argument("this manager made that stream; pass its handle instead"));
+        }
+        let is_known = streams.foreign.iter().any(|(&key, entry)| key == value || entry.raw() == raw);
+        if is_known {
+            return Err(Error::new(
+                Status::AlreadyExists,
+                format!("stream {value:#x} is registered already"),
+            ));
+        }
+        if streams.foreign.len() >= FOREIGN_LIMIT {
+            let text = format!("{FOREIGN_LIMIT} streams are registered; unregister some");
+            return Err(Error::new(Status::LimitReached, text));
+        }
+        streams.foreign.insert(value, Foreign::Changing(raw));
+        Ok(())
+    }
+
+    /// Forgets a registered stream; refused while a call on another thread uses it.
+    pub fn unregister_stream(&self, value: u64) -> Result<()> {
+        let foreign = {
+            let mut streams = self.streams.lock();
+            let Some(Foreign::Ready(foreign)) = streams.foreign.get(&value) else {
+                return Err(unknown_stream(value));
+            };
+            // Clones are made under this lock only, so a count of one cannot rise here.
+            if Arc::strong_count(foreign) > 1 {
+                return Err(Error::new(
+                    Status::InUse,
+                    format!("a call is using stream {value:#x}; try again"),
+                ));
+            }
+            let foreign = Arc::clone(foreign);
+            streams.foreign.insert(value, Foreign::Changing(foreign.stream.0));
+            foreign
+        };
+        let forgotten = self.device.stream_destroy(foreign.stream);
+        self.streams.lock().foreign.remove(&value);
+        forgotten
+    }
+
+    /// A ticket for all work enqueued on the stream so far.
+    pub fn record(&self, stream: Stream) -> Result<Id> {
+        ticket::record(&self.device, stream, &self.pending_tickets)
+    }
+
+    /// Makes later work on the stream wait for the ticket.
+    pub fn stream_wait(&self, stream: Stream, id: Id) -> Result<()> {
+        ticket::stream_wait(&self.device, stream, id)
+    }
+
+    /// Notes a cache by name for reports; keeps the manager alive.
+    pub fn attach_cache(self: &Arc<Self>, name: &str) -> CacheNote {
+        let number = self.next_cache.fetch_add(1, Ordering::Relaxed);
+        self.caches.lock().insert(number, name.to_owned());
+        CacheNote { manager: Arc::clone(self), number }
+    }
+
+    /// What it has and did.
+    pub fn totals(&self) -> Totals {
+        let (own_streams, foreign_streams) = {
+            let streams = self.streams.lock();
+            (streams.own.len() as u64, streams.foreign.len() as u64)
+        };
+        Totals {
+            memory: self.memory.statistics(),
+            limits: self.limits,
+            own_streams,
+            foreign_streams,
+            pending_tickets: self.pending_tickets.load(Ordering::Relaxed),
+            caches: self.caches.lock().len() as u64,
+            device_calls: self.device.call_count(),
+            races: self.device.race_count(),
+        }
+    }
+
+    /// All that a person who looks for a fault wants to see, as JSON.
+    pub fn report_json(&self) -> String {
+        report::json(self)
+    }
+
+    /// Checks the invariants of the books.
+    pub fn validate(&self) -> Result<()> {
+        self.memory.validate()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        ticket::settle_device(self.device.key());
+        for (_, entry) in std::mem::take(&mut self.streams.get_mut().foreign) {
+            if let Foreign::Ready(foreign) = entry
+                && let Err(error) = self.device.stream_destroy(foreign.stream)
+            {
+                self.say(Level::Error, || format!("forgetting a registered stream: {error}"));
+            }
+        }
+        self.say(Level::Info, || format!("closing {}", self.device.description().name));
+    }
+}
+
+fn unknown_stream(value: u64) -> Error {
+    let text = format!(
+        "{value:#x} is no stream of this manager; register a foreign stream with kavern_manager_stream_register first"
+    );
+    Error::new(Status::InvalidHandle, text)
+}
+
+/// A stream made by a manager; destroyed on drop, which waits for its work.
+pub struct OwnStream {
+    manager: Arc<Manager>,
+    stream: Stream,
+}
+
+impl OwnStream {
+    /// Who made it.
+    pub fn manager(&self) -> &Arc<Manager> {
+        &self.manager
+    }
+}
+
+impl Drop for OwnStream {
+    fn drop(&mut self) {
+        let destroyed = self.manager.device.stream_destroy(self.stream);
+        self.manager.streams.lock().own.remove(&self.stream.0);
+        if let Err(error) = destroyed {
+            self.manager.say(Level::Error, || format!("destroying a stream: {error}"));
+        }
+    }
+}
+
+/// A stream for the time of one call: not destroyed and not forgotten while this lives.
+pub struct StreamRef {
+    stream: Stream,
+    _own: Option<Arc<OwnStream>>,
+    _foreign: Option<Arc<ForeignStream>>,
+}
+
+impl Deref for StreamRef {
+    type Target = Stream;
+
+    fn deref(&self) -> &Stream {
+        &self.stream
+    }
+}
+
+/// The name of a cache in its manager's reports; leaves them on drop.
+pub struct CacheNote {
+    manager: Arc<Manager>,
+    number: u64,
+}
+
+impl CacheNote {
+    /// The manager.
+    pub fn manager(&self) -> &Arc<Manager> {
+        &self.manager
+    }
+}
+
+impl Drop for CacheNote {
+    fn drop(&mut self) {
+        self.manager.caches.lock().remove(&self.number);
+    }
+}

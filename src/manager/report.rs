@@ -1,0 +1,204 @@
+//! The report of a manager as JSON.
+//!
+//! What it does: writes objects, arrays, numbers and escaped texts in one pass. What it does not: parse, or sort; the
+//! order of the fields is part of no promise. Invariant: the result is one valid JSON object in ASCII quotes and UTF-8.
+
+use std::fmt::Write;
+
+use super::{Foreign, Manager};
+use crate::device::Capabilities;
+use crate::memory::{Usage, Where};
+use crate::sys::clock;
+
+const NS_PER_MS: u64 = 1_000_000;
+
+/// A JSON text under construction; adds the commas.
+struct Json {
+    text: String,
+    needs_comma: bool,
+}
+
+impl Json {
+    fn comma(&mut self) {
+        if self.needs_comma {
+            self.text.push(',');
+        }
+        self.needs_comma = true;
+    }
+
+    fn string(&mut self, value: &str) {
+        self.comma();
+        self.text.push('"');
+        for character in value.chars() {
+            match character {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                control if u32::from(control) < 0x20 => {
+                    // Writing to a String does not fail.
+                    let _ = write!(self.text, "\\u{:04x}", u32::from(control));
+                }
+                other => self.text.push(other),
+            }
+        }
+        self.text.push('"');
+    }
+
+    fn number(&mut self, value: u64) {
+        self.comma();
+        // Writing to a String does not fail.
+        let _ = write!(self.text, "{value}");
+    }
+
+    fn key(&mut self, key: &str) {
+        self.string(key);
+        self.text.push(':');
+        self.needs_comma = false;
+    }
+
+    fn inside(&mut self, brackets: [char; 2], body: impl FnOnce(&mut Self)) {
+        self.comma();
+        self.text.push(brackets[0]);
+        self.needs_comma = false;
+        body(self);
+        self.text.push(brackets[1]);
+        self.needs_comma = true;
+    }
+
+    fn object(&mut self, body: impl FnOnce(&mut Self)) {
+        self.inside(['{', '}'], body);
+    }
+
+    fn array(&mut self, body: impl FnOnce(&mut Self)) {
+        self.inside(['[', ']'], body);
+    }
+
+    fn numbers(&mut self, fields: &[(&str, u64)]) {
+        for (key, value) in fields {
+            self.key(key);
+            self.number(*value);
+        }
+    }
+}
+
+fn capability_names(has: Capabilities) -> impl Iterator<Item = &'static str> {
+    let all = [
+        (has.virtual_memory, "virtual_memory"),
+        (has.stream_ordered, "stream_ordered"),
+        (has.host_addressable, "host_addressable"),
+        (has.capture, "capture"),
+        (has.race_detection, "race_detection"),
+    ];
+    all.into_iter().filter_map(|(is_there, name)| is_there.then_some(name))
+}
+
+fn device(json: &mut Json, manager: &Manager) {
+    let description = manager.device.description();
+    for (key, value) in
+        [("name", &*description.name), ("model", &*description.model), ("backend", description.backend)]
+    {
+        json.key(key);
+        json.string(value);
+    }
+    json.numbers(&[
+        ("ordinal", description.ordinal.into()),
+        ("total_bytes", description.total_bytes),
+        ("page_bytes", description.page_bytes),
+        ("calls", manager.device.call_count()),
+        ("races", manager.device.race_count()),
+    ]);
+    // A lost device cannot tell; a report is wanted then more than ever.
+    if let Ok(info) = manager.device.memory_info() {
+        json.numbers(&[("free_bytes", info.free_bytes)]);
+    }
+    json.key("capabilities");
+    json.array(|json| capability_names(description.capabilities).for_each(|name| json.string(name)));
+}
+
+fn usage(json: &mut Json, usage: &Usage, limit_bytes: u64) {
+    json.object(|json| {
+        json.numbers(&[
+            ("bytes", usage.bytes),
+            ("peak_bytes", usage.peak_bytes),
+            ("count", usage.count),
+            ("total_count", usage.total_count),
+            ("limit_bytes", limit_bytes),
+        ]);
+    });
+}
+
+fn memory(json: &mut Json, manager: &Manager) {
+    let totals = manager.memory.statistics();
+    json.key("device");
+    usage(json, &totals.device, manager.limits.device_limit_bytes);
+    json.key("pinned");
+    usage(json, &totals.pinned, manager.limits.pinned_limit_bytes);
+    json.key("live");
+    json.array(|json| {
+        for live in manager.memory.live() {
+            json.object(|json| {
+                json.key("place");
+                json.string(if live.place == Where::Device { "device" } else { "pinned" });
+                json.key("tag");
+                json.string(&live.tag);
+                json.numbers(&[
+                    ("address", live.address),
+                    ("bytes", live.bytes),
+                    ("age_ms", live.age_ns / NS_PER_MS),
+                ]);
+            });
+        }
+    });
+}
+
+fn streams(json: &mut Json, manager: &Manager) {
+    let streams = manager.streams.lock();
+    json.key("own");
+    json.array(|json| streams.own.iter().for_each(|&value| json.number(value)));
+    json.key("registered");
+    json.array(|json| {
+        for (&value, entry) in &streams.foreign {
+            json.object(|json| {
+                json.numbers(&[("value", value)]);
+                if let Foreign::Ready(foreign) = entry {
+                    let is_sibling = u64::from(foreign.origin.is_some());
+                    json.numbers(&[("stream", foreign.stream.0), ("of_another_manager", is_sibling)]);
+                }
+            });
+        }
+    });
+}
+
+/// The report.
+pub(super) fn json(manager: &Manager) -> String {
+    let mut json = Json { text: String::new(), needs_comma: false };
+    json.object(|json| {
+        json.key("version");
+        json.string(env!("CARGO_PKG_VERSION"));
+        json.numbers(&[("age_ms", clock::now_ns().saturating_sub(manager.born_ns) / NS_PER_MS)]);
+        json.key("device");
+        json.object(|json| device(json, manager));
+        json.key("memory");
+        json.object(|json| memory(json, manager));
+        json.key("streams");
+        json.object(|json| streams(json, manager));
+        json.numbers(&[("pending_tickets", manager.totals().pending_tickets)]);
+        json.key("caches");
+        json.array(|json| manager.caches.lock().values().for_each(|name| json.string(name)));
+    });
+    json.text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_escaped_so_that_any_parser_reads_them_back() {
+        let mut json = Json { text: String::new(), needs_comma: false };
+        let nasty = "quote \" backslash \\ newline \n bell \u{7} é";
+        json.array(|json| json.string(nasty));
+        let back: Vec<String> = serde_json::from_str(&json.text).unwrap();
+        assert_eq!(back, [nasty]);
+    }
+}
