@@ -8,9 +8,14 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
-use crate::signatures::*;
+use kavern::c_api::kv_types::*;
+use kavern::c_api::manager::*;
+use kavern::c_api::stream::*;
+use kavern::c_api::types::*;
+use kavern::c_api::version::*;
 
 use crate::keys::KEY_BYTES;
+use crate::signatures::*;
 
 /// A C call that was refused.
 #[derive(Debug)]
@@ -22,9 +27,7 @@ pub(crate) struct Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // SAFETY: any number may be asked for; the name is a string constant.
-        let name = unsafe { kavern_status_name(self.status) };
-        write!(f, "{} answers {}: {}", self.call, constant(name), self.text)
+        write!(f, "{} answers {}: {}", self.call, constant(kavern_status_name(self.status)), self.text)
     }
 }
 
@@ -41,11 +44,7 @@ fn constant(text: *const c_char) -> &'static str {
 
 /// What the library says about itself.
 pub(crate) fn version() -> (&'static str, &'static str) {
-    // SAFETY: takes nothing, answers with a constant.
-    let version = unsafe { kavern_version_string() };
-    // SAFETY: as above.
-    let build = unsafe { kavern_build_info() };
-    (constant(version), constant(build))
+    (constant(kavern_version_string()), constant(kavern_build_info()))
 }
 
 fn last_error() -> String {

@@ -1,44 +1,12 @@
 //! Declarations of the exported functions, until the library's own are re-exported.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
-pub(crate) use kavern::c_api::kv_types::*;
-pub(crate) use kavern::c_api::types::*;
-use std::ffi::{c_char, c_void};
+use kavern::c_api::kv_types::*;
+use kavern::c_api::types::*;
+use std::ffi::c_void;
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct kavern_manager_config {
-    pub(crate) struct_size: u32,
-    pub(crate) flags: u32,
-    pub(crate) device: *const c_char,
-}
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct kavern_manager_statistics {
-    pub(crate) struct_size: u32,
-    pub(crate) streams: u32,
-    pub(crate) races: u64,
-}
 pub(crate) const KAVERN_SEQ_OF_OP: u64 = 1 << 63;
 
 unsafe extern "C" {
-    pub(crate) fn kavern_version_string() -> *const c_char;
-    pub(crate) fn kavern_build_info() -> *const c_char;
-    pub(crate) fn kavern_status_name(status: kavern_status) -> *const c_char;
-    pub(crate) fn kavern_last_error(buf: *mut c_char, cap: usize, needed: *mut usize) -> kavern_status;
-    pub(crate) fn kavern_manager_config_init(cfg: *mut kavern_manager_config, size: usize) -> kavern_status;
-    pub(crate) fn kavern_manager_create(
-        cfg: *const kavern_manager_config,
-        out: *mut *mut kavern_manager,
-    ) -> kavern_status;
-    pub(crate) fn kavern_manager_destroy(m: *mut *mut kavern_manager) -> kavern_status;
-    pub(crate) fn kavern_manager_stats(
-        m: *const kavern_manager,
-        out: *mut kavern_manager_statistics,
-    ) -> kavern_status;
-    pub(crate) fn kavern_stream_create(m: *mut kavern_manager, out: *mut *mut kavern_stream)
-    -> kavern_status;
-    pub(crate) fn kavern_stream_destroy(s: *mut *mut kavern_stream) -> kavern_status;
-    pub(crate) fn kavern_stream_synchronize(m: *mut kavern_manager, s: *mut c_void) -> kavern_status;
     pub(crate) fn kavern_kv_cache_config_init(cfg: *mut kavern_kv_cache_config, size: usize)
     -> kavern_status;
     pub(crate) fn kavern_kv_cache_create(
