@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod event;
+pub mod format;
 pub mod sync;
 pub mod types;
 
@@ -13,6 +14,8 @@ pub mod sys;
 pub mod device;
 
 pub mod memory;
+
+pub mod cache;
 
 pub mod manager;
 

@@ -39,13 +39,13 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     /// Most arguments of one launch, so that queues hold them in place.
-    pub const ARGS_MAX: usize = 12;
+    pub const ARGS_MAX: usize = 16;
 
     /// Checks what holds for every backend: count, grid, no written slice overlapping another.
     pub(in crate::device) fn check(&self) -> Result<()> {
         let name = self.kernel.name;
         if self.args.len() > Self::ARGS_MAX {
-            return Err(Error::argument(format!("kernel {name}: {} arguments, at most 12", self.args.len())));
+            return Err(Error::argument(format!("kernel {name}: {} arguments, at most 16", self.args.len())));
         }
         if self.grid == 0 || self.block == 0 {
             return Err(Error::argument(format!("kernel {name}: empty grid {} x {}", self.grid, self.block)));
@@ -139,24 +139,32 @@ impl<'a> CpuArgs<'a> {
         unsafe { std::slice::from_raw_parts_mut(address as *mut T, count) }
     }
 
-    /// One written and one read argument at the same time.
-    pub fn write_read<W: Plain, R: Plain>(&mut self, write: usize, read: usize) -> (&mut [W], &[R]) {
-        let (w, [r]) = self.write_reads(write, [read]);
-        (w, r)
+    /// One written argument together with a reader of the others.
+    pub fn write_and_read<T: Plain>(&mut self, index: usize) -> (&mut [T], CpuReads<'_>) {
+        assert!(matches!(self.args[index], Arg::Write(_)), "argument {index} is not declared as written");
+        let (address, count) = self.range::<T>(index);
+        // SAFETY: as in `write`; the reader refuses this argument, and `Launch::check` proved that a written slice
+        // overlaps no other.
+        let written = unsafe { std::slice::from_raw_parts_mut(address as *mut T, count) };
+        (written, CpuReads { args: self, except: index })
+    }
+}
+
+/// Reads the arguments of a launch beside the one that is being written.
+pub struct CpuReads<'a> {
+    args: &'a CpuArgs<'a>,
+    except: usize,
+}
+
+impl CpuReads<'_> {
+    /// Memory as values.
+    pub fn read<T: Plain>(&self, index: usize) -> &[T] {
+        assert!(index != self.except, "argument {index} is being written");
+        self.args.read(index)
     }
 
-    /// One written and several read arguments of one type at the same time.
-    pub fn write_reads<W: Plain, R: Plain, const N: usize>(
-        &mut self,
-        write: usize,
-        reads: [usize; N],
-    ) -> (&mut [W], [&[R]; N]) {
-        assert!(!reads.contains(&write), "an argument cannot be read and written through two views");
-        let read_views = reads.map(|index| {
-            let (address, count) = self.range::<R>(index);
-            // SAFETY: as in `read`; `Launch::check` proved that the written slice overlaps none of these.
-            unsafe { std::slice::from_raw_parts(address as *const R, count) }
-        });
-        (self.write::<W>(write), read_views)
+    /// A number.
+    pub fn number(&self, index: usize) -> u64 {
+        self.args.number(index)
     }
 }

@@ -12,20 +12,23 @@
 //!
 //! [`DeviceSlice`] is the only way to name device memory above this room. A backend hands out slices of what it
 //! allocated; [`DeviceSlice::from_foreign`] is the one unsafe constructor, for memory that the engine owns. Copies
-//! and launches take slices, so a wrong length is an error and not a fault.
+//! and launches take slices, so a wrong length is an error and not a fault. A slice is a name, not an owner: whoever
+//! holds one past the free of its memory, or past an unmap, breaks the contract; owners live in `memory`.
 //!
 //! Source of the shape: the device doors of mimalloc (`prim.h`), ggml (backend tables) and RMM (stream-ordered verbs).
 
 mod fault;
 mod host;
 mod kernel;
+mod owned;
 pub mod registry;
 mod slice;
 
 #[cfg(feature = "cuda")]
 mod cuda;
 
-pub use kernel::{Arg, CpuArgs, Kernel, Launch, Plain};
+pub use kernel::{Arg, CpuArgs, CpuReads, Kernel, Launch, Plain};
+pub use owned::OwnedEvent;
 pub use slice::{DeviceKey, DeviceSlice, PinnedBuffer, PinnedSlice};
 
 use crate::error::Result;
@@ -195,7 +198,8 @@ pub trait Device: Send + Sync {
 
     /// Device memory of at least this size, aligned to [`Attribute::AllocationAlignment`]. May block.
     fn memory_allocate(&self, bytes: u64) -> Result<DeviceSlice>;
-    /// Gives back what either way of allocating returned. Waits for work in flight. Blocks.
+    /// Gives back what either way of allocating returned. Waits for work in flight on this device; work of peers on the
+    /// memory is the caller's to wait for. Blocks.
     fn memory_free(&self, slice: DeviceSlice) -> Result<()>;
     /// Memory usable by work that follows on the stream.
     fn memory_allocate_async(&self, bytes: u64, stream: Stream) -> Result<DeviceSlice>;

@@ -27,7 +27,10 @@ pub(crate) struct Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} answers {}: {}", self.call, constant(kavern_status_name(self.status)), self.text)
+        let name = constant(kavern_status_name(self.status));
+        // The library's own text begins with the name of the function.
+        let text = self.text.strip_prefix(self.call).unwrap_or(&self.text).trim_start_matches([':', ' ']);
+        write!(f, "{} answers {name}: {text}", self.call)
     }
 }
 
@@ -57,6 +60,11 @@ fn last_error() -> String {
 
 fn check(call: &'static str, status: kavern_status) -> Result<()> {
     if status >= 0 { Ok(()) } else { Err(Refusal { call, status, text: last_error() }) }
+}
+
+/// An element of a batch that was refused while the call itself was not, which leaves no text.
+fn check_element(call: &'static str, status: kavern_status, text: impl FnOnce() -> String) -> Result<()> {
+    if status >= 0 { Ok(()) } else { Err(Refusal { call, status, text: text() }) }
 }
 
 /// Structs of numbers and nullable pointers only: all zeros is a value of each.
@@ -236,7 +244,8 @@ impl Cache {
         // SAFETY: the handle is ours; the request points to slices of the lengths that it says.
         let status = unsafe { kavern_kv_match(self.raw, 1, &request, &mut result) };
         check("kavern_kv_match", status)?;
-        check("kavern_kv_match", result.status).map(|()| (result.lease, result.hit_tokens))
+        check_element("kavern_kv_match", result.status, || "the request was refused".into())?;
+        Ok((result.lease, result.hit_tokens))
     }
 
     /// One step: first FREE, then ADMIT and COMMIT.
@@ -266,8 +275,10 @@ impl Cache {
         // SAFETY: the handle is ours; both arrays hold `count` elements, whose pointers are slices that outlive the call.
         let status = unsafe { kavern_kv_step(self.raw, step, count, ops.as_ptr(), results.as_mut_ptr()) };
         check("kavern_kv_step", status)?;
-        for result in &results[..count] {
-            check("kavern_kv_step", result.status)?;
+        for (at, result) in results[..count].iter().enumerate() {
+            check_element("kavern_kv_step", result.status, || {
+                format!("operation {at} of {count} was refused, {} blocks are missing", result.blocks_missing)
+            })?;
         }
         let admitted = results[admit];
         Ok(admission.map(|_| Admitted { sequence: admitted.sequence, row: admitted.row }))

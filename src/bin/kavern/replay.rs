@@ -32,7 +32,7 @@ pub(crate) struct Replay {
 
     /// How many requests to generate
     #[arg(long, value_name = "N", requires = "generate", default_value_t = generate::DEFAULT_REQUESTS as u64,
-          value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+          value_parser = clap::value_parser!(u64).range(1..=100_000))]
     requests: u64,
 
     /// Blocks that the cache holds [default with --generate: 20000]

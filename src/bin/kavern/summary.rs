@@ -50,51 +50,53 @@ impl Report {
     /// The table.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
-        let blocks = match self.bytes {
-            true => format!("{} blocks of {}", grouped(self.capacity_blocks), bytes(self.block_bytes)),
-            false => format!("{} blocks, bookkeeping only", grouped(self.capacity_blocks)),
-        };
-        let _ = writeln!(text, "{}\n{} on {}, {blocks}\n", self.workload, self.policy, self.device);
-        let memory = match self.bytes {
-            true => format!("{} blocks, {} bookkeeping", bytes(self.pool_bytes), bytes(self.metadata_bytes)),
-            false => format!("{} bookkeeping", bytes(self.metadata_bytes)),
-        };
-        let verified = match self.bytes {
-            true => format!(
-                "{:>13}   of {} hits; {} wrong",
-                grouped(self.verified_blocks),
-                grouped(self.hit_blocks),
-                self.mismatches
-            ),
-            false => format!("{:>13}   --no-bytes", "-"),
-        };
-        let rows = [
-            ("requests", format!("{:>13}   of {} tenants", grouped(self.requests), grouped(self.tenants))),
-            (
-                "block touches",
-                format!("{:>13}   {} different blocks", grouped(self.blocks), grouped(self.unique_blocks)),
-            ),
-            (
-                "hit rate",
-                format!(
-                    "{:>11.2} %   {} {} blocks",
-                    self.hit_rate * 100.0,
-                    bar(self.hit_rate),
-                    grouped(self.hit_blocks)
-                ),
-            ),
-            ("evictions", format!("{:>13}", grouped(self.evicted_blocks))),
-            ("memory held", format!("{:>13}   {memory}", bytes(self.pool_bytes + self.metadata_bytes))),
-            ("verified", verified),
-            ("races", format!("{:>13}", grouped(self.races))),
-            ("speed", format!("{:>13}   block touches/s", grouped(self.block_touches_per_s as u64))),
-            ("step latency", format!("{:>10.1} us   p50; p99 {:.1} us", self.step_us_p50, self.step_us_p99)),
-            ("time", format!("{:>11.2} s", self.seconds)),
-        ];
-        for (name, value) in rows {
-            let _ = writeln!(text, "  {name:<14} {}", value.trim_end());
+        let _ = writeln!(text, "{}", self.workload);
+        let _ = writeln!(text, "{} on {}, {}\n", self.policy, self.device, self.cache());
+        for (name, value, remark) in self.rows() {
+            let line = format!("  {name:<14} {value:>13}   {remark}");
+            let _ = writeln!(text, "{}", line.trim_end());
         }
         text
+    }
+
+    fn cache(&self) -> String {
+        match self.bytes {
+            true => format!("{} blocks of {}", grouped(self.capacity_blocks), bytes(self.block_bytes)),
+            false => format!("{} blocks, bookkeeping only", grouped(self.capacity_blocks)),
+        }
+    }
+
+    /// Name, value, remark.
+    fn rows(&self) -> [(&'static str, String, String); 10] {
+        let (hits, blocks) = (grouped(self.hit_blocks), grouped(self.blocks));
+        let tenants = match self.tenants {
+            1 => "of 1 tenant".into(),
+            many => format!("of {} tenants", grouped(many)),
+        };
+        let memory = format!("{} blocks, {} bookkeeping", bytes(self.pool_bytes), bytes(self.metadata_bytes));
+        let verified = match self.bytes {
+            true => {
+                (grouped(self.verified_blocks), format!("of {hits} hit blocks; {} wrong", self.mismatches))
+            }
+            false => ("-".into(), "no bytes were moved".into()),
+        };
+        let percent = format!("{:.2} %", self.hit_rate * 100.0);
+        [
+            ("requests", grouped(self.requests), tenants),
+            ("block touches", blocks, format!("{} different blocks", grouped(self.unique_blocks))),
+            ("hit rate", percent, format!("{} {hits} blocks", bar(self.hit_rate))),
+            ("evictions", grouped(self.evicted_blocks), String::new()),
+            ("memory held", bytes(self.pool_bytes + self.metadata_bytes), memory),
+            ("verified", verified.0, verified.1),
+            ("races", grouped(self.races), String::new()),
+            ("speed", grouped(self.block_touches_per_s as u64), "block touches/s".into()),
+            (
+                "step latency",
+                format!("{:.1} us", self.step_us_p50),
+                format!("p50; p99 {:.1} us", self.step_us_p99),
+            ),
+            ("time", format!("{:.2} s", self.seconds), String::new()),
+        ]
     }
 
     /// A replay that moved a wrong byte, or did not look at one that it should have, has failed.

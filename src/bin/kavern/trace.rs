@@ -24,6 +24,10 @@ const TENANT: u64 = 0;
 const EXPECTED_JSON: &str =
     r#"expected {"timestamp": 0, "input_length": 1024, "output_length": 9, "hash_ids": [0, 1]}"#;
 const EXPECTED_CSV: &str = "expected the columns TIMESTAMP,ContextTokens,GeneratedTokens";
+const EXPECTED_ANY: &str = concat!(
+    r#"expected {"timestamp": 0, "input_length": 1024, "output_length": 9, "hash_ids": [0, 1]}, "#,
+    "or a CSV with the columns TIMESTAMP,ContextTokens,GeneratedTokens"
+);
 
 /// One line of a Mooncake trace; other fields are ignored.
 #[derive(Deserialize)]
@@ -59,7 +63,7 @@ fn parse(mut lines: Lines, limit: usize) -> Result<Workload, Failure> {
     let mut workload = Workload::new(lines.name.clone());
     if !lines.advance()? {
         return Err(Failure::Input(format!(
-            "{}:{}: the trace is empty; {EXPECTED_JSON}, or a CSV header",
+            "{}:{}: the trace is empty; {EXPECTED_ANY}",
             lines.name,
             lines.number.max(1)
         )));
@@ -69,9 +73,7 @@ fn parse(mut lines: Lines, limit: usize) -> Result<Workload, Failure> {
     } else if let Some(column) = lines.text()?.split(',').position(|name| name.trim() == "ContextTokens") {
         read_azure(&mut lines, &mut workload, limit, column)?;
     } else {
-        return Err(
-            lines.refuse(format!("neither JSON nor a known CSV header; {EXPECTED_JSON}, or {EXPECTED_CSV}"))
-        );
+        return Err(lines.refuse(format!("neither JSON nor a known CSV header; {EXPECTED_ANY}")));
     }
     if workload.requests() == 0 {
         return Err(
@@ -154,7 +156,9 @@ impl Lines {
                 Ok(_) => self.number += 1,
                 Err(error) => {
                     self.number += 1;
-                    return Err(self.refuse(format!("cannot be read: {error}; expected a whole line")));
+                    return Err(self.refuse(format!(
+                        "cannot be read from here on: {error}; expected the rest of the trace"
+                    )));
                 }
             }
             if self.line.len() as u64 == MAX_LINE_BYTES {

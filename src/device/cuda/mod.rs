@@ -17,11 +17,12 @@ pub(super) const PARAMS: &[&str] = &[];
 /// Size of the smallest mapping that drivers report on all current GPUs.
 const PAGE_BYTES: u64 = 2 << 20;
 
-/// How many GPUs the driver shows; 0 without a driver.
+/// How many GPUs the driver shows; 0 without a driver. A driver that is there but broken is an error, not a 0.
 pub(super) fn count() -> Result<u32> {
     match driver::probe() {
         Ok(driver) => driver.count(),
-        Err(_) => Ok(0),
+        Err(error) if error.status == Status::NoDevice => Ok(0),
+        Err(error) => Err(error),
     }
 }
 

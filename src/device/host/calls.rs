@@ -82,9 +82,10 @@ impl Device for Host {
 
     fn stream_wrap(&self, raw: u64) -> Result<Stream> {
         self.ready()?;
-        if raw == Stream::DEFAULT.0 || self.streams.read().contains_key(&raw) {
-            return Ok(Stream(raw));
+        if raw == Stream::DEFAULT.0 {
+            return Ok(Stream::DEFAULT);
         }
+        // Streams of this instance are found there too, and keep the entry that they have.
         let Some(stream) = directory::find_stream(self.description.ordinal, raw) else {
             return Err(Error::argument(format!("{raw} is no live stream of {}", self.description.name)));
         };

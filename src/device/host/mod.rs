@@ -146,6 +146,7 @@ impl Host {
             )));
         };
         if entry.is_wrapped {
+            // A panic on it has lost the instance that made it; both are the same device.
             entry.stream.check()?;
         }
         Ok(Arc::clone(&entry.stream))

@@ -5,7 +5,7 @@
 //!
 //! Invariants: `completed <= submitted`, both only grow; a mark names work that was already submitted, so waits between
 //! streams cannot form a circle; after a panic every mark is still reached, only the work behind it is skipped.
-//! Lock order: queue, then nothing; gate, then nothing. No lock is held while work runs.
+//! Lock order: queue, then the worker's handle; gate, then nothing. No lock is held while work runs.
 
 use std::cell::Cell;
 use std::collections::VecDeque;

@@ -1,0 +1,132 @@
+//! What is scheduled in the open step, and which cells of the tables changed since the device last heard of them.
+//!
+//! A batch position is one sequence with a run of new tokens. Changed cells of a row are one range, because a row
+//! only grows at its end until it is freed. All lists have fixed capacity.
+
+use super::config::{CacheConfig, Geometry};
+
+/// One sequence of the batch.
+#[derive(Clone, Copy)]
+pub(super) struct BatchEntry {
+    pub(super) row: u32,
+    pub(super) generation: u32,
+    /// First scheduled token, counted from the start of the sequence.
+    pub(super) first: u64,
+    pub(super) count: u32,
+}
+
+/// Changed cells of the rows of one group.
+pub(super) struct Dirty {
+    /// `from..to` by row; empty if nothing changed.
+    ranges: Vec<(u32, u32)>,
+    /// The rows whose range is not empty.
+    rows: Vec<u32>,
+}
+
+impl Dirty {
+    fn new(rows: usize) -> Self {
+        Self { ranges: vec![(0, 0); rows], rows: Vec::with_capacity(rows) }
+    }
+
+    fn mark(&mut self, row: usize, from: u32, to: u32) {
+        let range = &mut self.ranges[row];
+        if from >= to {
+            return;
+        }
+        if range.0 == range.1 {
+            self.rows.push(row as u32);
+            *range = (from, to);
+        } else {
+            *range = (range.0.min(from), range.1.max(to));
+        }
+    }
+
+    /// Changed rows with their ranges.
+    pub(super) fn last(&self) -> Option<(u32, (u32, u32))> {
+        self.rows.last().map(|&row| (row, self.ranges[row as usize]))
+    }
+
+    /// The device knows the last row's range up to `known`.
+    pub(super) fn note_known(&mut self, known: u32) {
+        if let Some(&row) = self.rows.last() {
+            let range = &mut self.ranges[row as usize];
+            range.0 = known;
+            if range.0 >= range.1 {
+                *range = (0, 0);
+                self.rows.pop();
+            }
+        }
+    }
+}
+
+/// The batch of the open step, and what the device must still learn.
+pub(super) struct Batch {
+    pub(super) step: u64,
+    pub(super) entries: Vec<BatchEntry>,
+    pub(super) tokens: u32,
+    pub(super) max_tokens: u32,
+    pub(super) max_entries: u32,
+    /// `[row]`: tokens of each row's sequence.
+    pub(super) lengths: Vec<i32>,
+    /// Rows whose length the device does not know.
+    pub(super) dirty_lengths: Vec<u32>,
+    is_length_dirty: Vec<bool>,
+    /// One for each group.
+    pub(super) dirty: Vec<Dirty>,
+    /// Nothing needs to learn the tables.
+    is_metadata_only: bool,
+    pub(super) used_tokens: u64,
+    pub(super) used_slots: u64,
+}
+
+impl Batch {
+    pub(super) fn new(geometry: &Geometry, config: &CacheConfig) -> Self {
+        let rows = config.max_sequences as usize;
+        Self {
+            step: 0,
+            entries: Vec::with_capacity(rows),
+            tokens: 0,
+            max_tokens: config.max_batch_tokens,
+            max_entries: config.max_sequences,
+            lengths: vec![0; rows],
+            dirty_lengths: Vec::with_capacity(rows),
+            is_length_dirty: vec![false; rows],
+            dirty: geometry.groups.iter().map(|_| Dirty::new(rows)).collect(),
+            is_metadata_only: config.metadata_only,
+            used_tokens: 0,
+            used_slots: 0,
+        }
+    }
+
+    /// Starts the batch of a new step.
+    pub(super) fn begin(&mut self, step: u64) {
+        self.step = step;
+        self.entries.clear();
+        self.tokens = 0;
+    }
+
+    pub(super) fn set_length(&mut self, row: usize, length: u64) {
+        self.lengths[row] = length as i32;
+        if !self.is_metadata_only && !std::mem::replace(&mut self.is_length_dirty[row], true) {
+            self.dirty_lengths.push(row as u32);
+        }
+    }
+
+    /// Takes the next row whose length the device must learn.
+    pub(super) fn pop_dirty_length(&mut self) -> Option<(u32, i32)> {
+        let row = self.dirty_lengths.pop()?;
+        self.is_length_dirty[row as usize] = false;
+        Some((row, self.lengths[row as usize]))
+    }
+
+    pub(super) fn mark_cells(&mut self, group: usize, row: usize, from: usize, to: usize) {
+        if !self.is_metadata_only {
+            self.dirty[group].mark(row, from as u32, to as u32);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let rows = self.lengths.len() as u64;
+        rows * (size_of::<BatchEntry>() as u64 + 9 + self.dirty.len() as u64 * 12)
+    }
+}

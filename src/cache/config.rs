@@ -1,0 +1,235 @@
+//! What a cache is asked to be, and the geometry that follows from it.
+//!
+//! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens == links * hash_block_tokens`,
+//! and `row_cells * block_tokens >= max_sequence_tokens`.
+
+use crate::device::DeviceSlice;
+use crate::error::{Error, Result, Status};
+use crate::format::{BlockShape, Strides};
+
+/// What the blocks of a group hold.
+#[derive(Clone, Copy, Debug)]
+pub enum Content {
+    /// Keys and values of full attention.
+    Attention(BlockShape),
+    /// Bytes that only the engine understands.
+    Opaque {
+        /// Bytes of a block.
+        block_bytes: u64,
+    },
+}
+
+/// One group of layers with a pool of its own.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// What a block holds.
+    pub content: Content,
+    /// Tokens in a block.
+    pub block_tokens: u32,
+    /// Blocks; 0 takes the cache's.
+    pub capacity_blocks: u64,
+    /// Memory of the engine's for the pool.
+    pub region: Option<DeviceSlice>,
+}
+
+/// Which hash chains the blocks of a token namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashKind {
+    /// Keyed BLAKE3: collision-resistant, compared by key alone.
+    Blake3,
+    /// XXH3-128 with exact comparison of tokens and ancestry.
+    Xxh3,
+}
+
+/// When a slot is zeroed before it is handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scrub {
+    /// Never.
+    None,
+    /// When it held another tenant's bytes.
+    TenantChange,
+    /// Always.
+    Always,
+}
+
+/// What a cache is asked to be.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Name in reports.
+    pub name: String,
+    /// The groups, 1 to 16.
+    pub groups: Vec<GroupConfig>,
+    /// Blocks of each group that names none.
+    pub capacity_blocks: u64,
+    /// Bytes of all pools, where no blocks are named.
+    pub capacity_bytes: u64,
+    /// Rows of the tables.
+    pub max_sequences: u32,
+    /// Longest sequence; 0 takes what the smallest pool holds, at most [`DEFAULT_ROW_CELLS`] blocks.
+    pub max_sequence_tokens: u64,
+    /// Tokens scheduled in one step.
+    pub max_batch_tokens: u32,
+    /// Leases at a time.
+    pub max_leases: u32,
+    /// Namespaces at a time.
+    pub max_namespaces: u32,
+    /// Steps in flight.
+    pub steps_in_flight: u32,
+    /// Tokens of one link of the hash chain; 0 takes the greatest common divisor of the groups' blocks.
+    pub hash_block_tokens: u32,
+    /// The hash of the chain.
+    pub hash: HashKind,
+    /// When slots are zeroed.
+    pub scrub: Scrub,
+    /// Events kept.
+    pub event_capacity: u32,
+    /// Name of the eviction policy.
+    pub policy: String,
+    /// Key of the hash chain.
+    pub hash_secret: [u8; 32],
+    /// No pool and no device tables.
+    pub metadata_only: bool,
+    /// Build the ragged form of the tables too.
+    pub ragged: bool,
+    /// Refuse a namespace without salt.
+    pub require_salt: bool,
+}
+
+/// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.
+pub const DEFAULT_ROW_CELLS: u64 = 32_768;
+/// Most blocks of one group: a block id is 28 bits beside the slot class.
+const BLOCKS_MAX: u64 = 1 << 28;
+
+/// What follows from the configuration for one group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupGeometry {
+    pub(super) content: Content,
+    pub(super) strides: Strides,
+    pub(super) block_tokens: u32,
+    /// Links of the hash chain in a block.
+    pub(super) links: u32,
+    pub(super) blocks: u32,
+    pub(super) block_bytes: u64,
+    pub(super) row_cells: u32,
+}
+
+impl GroupGeometry {
+    pub(super) fn has_slots(&self) -> bool {
+        matches!(self.content, Content::Attention(_))
+    }
+}
+
+/// What follows from the configuration for the cache.
+#[derive(Clone, Debug)]
+pub(super) struct Geometry {
+    pub(super) groups: Vec<GroupGeometry>,
+    pub(super) hash_block_tokens: u32,
+    pub(super) max_sequence_tokens: u64,
+}
+
+fn within(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{name} is {value}; it must be {least} to {most}")))
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+fn block_bytes(group: &GroupConfig) -> Result<(u64, Strides)> {
+    match &group.content {
+        Content::Attention(shape) => {
+            let strides = shape.strides()?;
+            Ok((strides.block, strides))
+        }
+        Content::Opaque { block_bytes } => {
+            within("block_bytes", *block_bytes, 16, 1 << 40)?;
+            if block_bytes % 16 != 0 {
+                return Err(Error::argument(format!("block_bytes is {block_bytes}; use a multiple of 16")));
+            }
+            Ok((*block_bytes, Strides { block: *block_bytes, ..Strides::default() }))
+        }
+    }
+}
+
+impl CacheConfig {
+    /// Checks everything that needs no device and works out the sizes.
+    pub(super) fn geometry(&self) -> Result<Geometry> {
+        within("group_count", self.groups.len() as u64, 1, 16)?;
+        within("max_sequences", self.max_sequences.into(), 1, 1 << 20)?;
+        within("max_batch_tokens", self.max_batch_tokens.into(), 1, 1 << 28)?;
+        within("max_leases", self.max_leases.into(), 1, 1 << 20)?;
+        within("max_namespaces", self.max_namespaces.into(), 1, 1 << 20)?;
+        within("steps_in_flight", self.steps_in_flight.into(), 1, 64)?;
+        within("event_capacity", self.event_capacity.into(), 0, 1 << 24)?;
+        let mut divisor = 0;
+        let mut bytes_of_one_each = 0u64;
+        for group in &self.groups {
+            within("block_tokens", group.block_tokens.into(), 1, 65_536)?;
+            divisor = greatest_common_divisor(divisor, group.block_tokens);
+            bytes_of_one_each += block_bytes(group)?.0;
+        }
+        let link = if self.hash_block_tokens == 0 { divisor } else { self.hash_block_tokens };
+        if divisor % link != 0 {
+            return Err(Error::argument(format!(
+                "hash_block_tokens is {link}; the block_tokens of every group must be a multiple of it"
+            )));
+        }
+        let shared_blocks = match self.capacity_blocks {
+            0 => self.capacity_bytes / bytes_of_one_each,
+            blocks => blocks,
+        };
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for (index, group) in self.groups.iter().enumerate() {
+            groups.push(self.group_geometry(group, link, shared_blocks).map_err(|e| e.context(&format!("group {index}")))?);
+        }
+        let pool_tokens = |g: &GroupGeometry| u64::from(g.blocks) * u64::from(g.block_tokens);
+        let smallest = groups.iter().map(pool_tokens).min().unwrap_or(0);
+        let default = |g: &GroupGeometry| DEFAULT_ROW_CELLS * u64::from(g.block_tokens);
+        let longest = match self.max_sequence_tokens {
+            0 => groups.iter().map(default).min().unwrap_or(0).min(smallest),
+            tokens => tokens,
+        };
+        within("max_sequence_tokens", longest, 1, i32::MAX as u64)?;
+        for group in &mut groups {
+            group.row_cells = longest.div_ceil(group.block_tokens.into()) as u32;
+            let cells = u64::from(group.row_cells) * u64::from(self.max_sequences.max(self.max_leases));
+            within("max_sequences x cells of a row", cells, 1, 1 << 31)?;
+        }
+        Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest })
+    }
+
+    fn group_geometry(&self, group: &GroupConfig, link: u32, shared_blocks: u64) -> Result<GroupGeometry> {
+        let (block_bytes, strides) = block_bytes(group)?;
+        let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
+        within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
+        if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
+            return Err(Error::argument(format!("{blocks} blocks of {block_bytes} bytes are more than can be")));
+        }
+        if let Some(region) = group.region {
+            if self.metadata_only {
+                return Err(Error::argument("a metadata-only cache takes no region"));
+            }
+            if region.bytes() < blocks * block_bytes || region.address() % 256 != 0 {
+                let text = format!(
+                    "region of {} bytes at {:#x}; {blocks} blocks of {block_bytes} bytes need {} bytes aligned to 256",
+                    region.bytes(),
+                    region.address(),
+                    blocks * block_bytes
+                );
+                return Err(Error::new(Status::InvalidArgument, text));
+            }
+        }
+        Ok(GroupGeometry {
+            content: group.content,
+            strides,
+            block_tokens: group.block_tokens,
+            links: group.block_tokens / link,
+            blocks: blocks as u32,
+            block_bytes,
+            row_cells: 0,
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! Numbered news about what is findable, for consumers that mirror the index.
+//!
+//! A ring of fixed size. Numbers rise by one with each event, kept or not; a reader whose cursor fell out of the
+//! ring is told so and takes a snapshot. Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
+
+use super::hash::Key;
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CacheEventKind {
+    /// A block became findable.
+    Stored = 1,
+    /// A block stopped being findable.
+    Removed = 2,
+    /// Everything of a namespace, or of the cache, stopped being findable.
+    Cleared = 3,
+}
+
+/// Why a block stopped being findable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RemoveReason {
+    /// It did not.
+    None = 0,
+    /// Its slot was needed.
+    Evicted = 1,
+    /// Somebody asked for the eviction.
+    Requested = 2,
+    /// A reset.
+    Reset = 3,
+    /// Newer content with the same key took its place.
+    Replaced = 4,
+}
+
+/// One change.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheEvent {
+    /// Rises by one.
+    pub number: u64,
+    /// What changed.
+    pub kind: CacheEventKind,
+    /// Why, for a removal.
+    pub reason: RemoveReason,
+    /// Group of the block.
+    pub group: u32,
+    /// The block; -1 for a clearing.
+    pub block: i32,
+    /// Its namespace.
+    pub namespace_id: u64,
+    /// First token of the block.
+    pub token_offset: u64,
+    /// Its key.
+    pub key: Key,
+    /// Key of the block before it.
+    pub parent_key: Key,
+}
+
+/// The ring.
+pub(super) struct Events {
+    ring: Vec<CacheEvent>,
+    capacity: usize,
+    last: u64,
+}
+
+impl Events {
+    pub(super) fn new(capacity: u32) -> Self {
+        Self { ring: Vec::with_capacity(capacity as usize), capacity: capacity as usize, last: 0 }
+    }
+
+    /// Whether events are kept at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.capacity > 0
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Numbers the event and keeps it.
+    pub(super) fn push(&mut self, mut event: CacheEvent) {
+        self.last += 1;
+        if self.capacity == 0 {
+            return;
+        }
+        event.number = self.last;
+        let at = (self.last - 1) as usize % self.capacity;
+        if at < self.ring.len() {
+            self.ring[at] = event;
+        } else {
+            self.ring.push(event);
+        }
+    }
+
+    /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap.
+    pub(super) fn after(&self, cursor: u64) -> Result<Option<&CacheEvent>, u64> {
+        let oldest = self.last - self.ring.len() as u64 + 1;
+        if cursor >= self.last {
+            return Ok(None);
+        }
+        if cursor + 1 < oldest {
+            return Err(oldest);
+        }
+        Ok(Some(&self.ring[cursor as usize % self.capacity]))
+    }
+}

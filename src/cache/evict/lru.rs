@@ -1,0 +1,46 @@
+//! Least recently used: the block that was let go longest ago.
+//!
+//! The store releases a path leaf first, so its root is newest and an ancestor never goes before its descendants.
+
+use super::Policy;
+use crate::cache::list::List;
+use crate::error::{Error, Result};
+
+struct Lru {
+    /// Exactly the released blocks.
+    released: List,
+}
+
+pub(super) fn make(blocks: u32) -> Box<dyn Policy> {
+    Box::new(Lru { released: List::new(blocks) })
+}
+
+impl Policy for Lru {
+    fn committed(&mut self, _block: u32) {}
+
+    fn acquired(&mut self, block: u32) {
+        self.released.unlink(block);
+    }
+
+    fn released(&mut self, block: u32) {
+        self.released.push_newest(block);
+    }
+
+    fn removed(&mut self, block: u32, was_released: bool) {
+        if was_released {
+            self.released.unlink(block);
+        }
+    }
+
+    fn victim(&mut self) -> Option<u32> {
+        self.released.pop_oldest()
+    }
+
+    fn validate(&self, is_released: &dyn Fn(u32) -> bool, _is_findable: &dyn Fn(u32) -> bool) -> Result<()> {
+        let listed = self.released.validate()?;
+        match listed.iter().find(|&&block| !is_released(block)) {
+            Some(block) => Err(Error::internal(format!("lru lists block {block}, which is held"))),
+            None => Ok(()),
+        }
+    }
+}

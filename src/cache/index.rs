@@ -1,0 +1,126 @@
+//! From a block's key to the block: an open-addressing table at half load.
+//!
+//! A cell holds 32 bits of hash beside the block, so a probe touches a block only when it is almost surely the one.
+//! Removal shifts the following cells back, so there are no tombstones and the cost does not grow with age.
+//! The hash is seeded by the process, so nobody can choose keys that crowd one place.
+//! Invariant: walking from a cell's home to the cell meets no empty cell.
+
+use super::hash::Key;
+
+/// Hash in the upper half, block + 1 in the lower; 0 is empty.
+pub(super) struct Index {
+    cells: Vec<u64>,
+    mask: u32,
+    seed: [u64; 4],
+    count: u32,
+}
+
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+impl Index {
+    /// Room for every block of a pool.
+    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> Self {
+        let size = (u64::from(blocks) * 2).next_power_of_two().max(4);
+        Self { cells: vec![0; size as usize], mask: (size - 1) as u32, seed, count: 0 }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The hash under which a key is kept.
+    pub(super) fn hash(&self, key: &Key, namespace: u32) -> u32 {
+        let Key([a, b, c, d]) = *key;
+        let low = fold(a ^ self.seed[0], b ^ self.seed[1] ^ u64::from(namespace));
+        let high = fold(c ^ self.seed[2], d ^ self.seed[3] ^ low);
+        (low ^ high ^ (low >> 32)) as u32
+    }
+
+    /// The block under this hash for which `is_it` holds.
+    pub(super) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mut at = hash & self.mask;
+        loop {
+            let cell = self.cells[at as usize];
+            if cell == 0 {
+                return None;
+            }
+            let block = cell as u32 - 1;
+            if (cell >> 32) as u32 == hash && is_it(block) {
+                return Some(block);
+            }
+            at = (at + 1) & self.mask;
+        }
+    }
+
+    /// Adds a block that is not there.
+    pub(super) fn insert(&mut self, hash: u32, block: u32) {
+        let mut at = hash & self.mask;
+        while self.cells[at as usize] != 0 {
+            at = (at + 1) & self.mask;
+        }
+        self.cells[at as usize] = u64::from(hash) << 32 | u64::from(block + 1);
+        self.count += 1;
+    }
+
+    /// Takes a block out that is there.
+    pub(super) fn remove(&mut self, hash: u32, block: u32) {
+        let wanted = u64::from(hash) << 32 | u64::from(block + 1);
+        let mut hole = hash & self.mask;
+        while self.cells[hole as usize] != wanted {
+            assert!(self.cells[hole as usize] != 0, "a findable block is in the index");
+            hole = (hole + 1) & self.mask;
+        }
+        let mut at = hole;
+        loop {
+            at = (at + 1) & self.mask;
+            let cell = self.cells[at as usize];
+            if cell == 0 {
+                break;
+            }
+            let home = (cell >> 32) as u32 & self.mask;
+            // The cell may move back to the hole unless its home lies after the hole.
+            if (at.wrapping_sub(home) & self.mask) >= (at.wrapping_sub(hole) & self.mask) {
+                self.cells[hole as usize] = cell;
+                hole = at;
+            }
+        }
+        self.cells[hole as usize] = 0;
+        self.count -= 1;
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.cells.len() as u64 * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn the_index_answers_as_a_map_does_even_when_hashes_crowd() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let mut index = Index::new(200, [1, 2, 3, 4]);
+        let mut model: HashMap<u32, u32> = HashMap::new();
+        for _ in 0..100_000 {
+            let block = random.u32(0..200);
+            match model.remove(&block) {
+                Some(hash) => index.remove(hash, block),
+                None => {
+                    // Few distinct homes, also at the end of the table: long runs that wrap around.
+                    let hash = random.u32(0..40) + 490 + (random.u32(0..3) << 20);
+                    index.insert(hash, block);
+                    model.insert(block, hash);
+                }
+            }
+            let probe = random.u32(0..200);
+            let found = model.get(&probe).and_then(|&hash| index.find(hash, |block| block == probe));
+            assert_eq!(found, model.get(&probe).map(|_| probe));
+        }
+        assert_eq!(index.count() as usize, model.len());
+    }
+}

@@ -1,0 +1,157 @@
+//! The cache's kernels with their CPU references: what the host backend runs, and what device code must equal byte
+//! for byte.
+
+use half::{bf16, f16};
+
+use crate::device::{CpuArgs, CpuReads, Kernel};
+use crate::types::Dtype;
+
+/// Every kernel of this room, for loading ahead.
+pub(super) static KERNELS: &[&Kernel] = &[&UPLOAD, &ZERO, &FILL, &CHECK, &APPEND];
+
+/// Words of the head of a packed upload: segments, first word of the segments, changes, first word of the changes.
+pub(super) const UPLOAD_HEAD: usize = 4;
+
+/// Spreads one packed upload over the tables: runs of words, then single words.
+///
+/// Arguments: tables (written), packed (read).
+pub(super) static UPLOAD: Kernel = Kernel { name: "kavern_tables_upload", cpu: upload };
+
+fn upload(args: &mut CpuArgs<'_>) {
+    let (tables, reads) = args.write_and_read::<i32>(0);
+    let packed = reads.read::<i32>(1);
+    let head = |index: usize| packed[index] as usize;
+    let (segments, segments_at, changes, changes_at) = (head(0), head(1), head(2), head(3));
+    for segment in packed[segments_at..segments_at + 3 * segments].chunks_exact(3) {
+        let (target, source, words) = (segment[0] as u32 as usize, segment[1] as usize, segment[2] as usize);
+        tables[target..target + words].copy_from_slice(&packed[source..source + words]);
+    }
+    for change in packed[changes_at..changes_at + 2 * changes].chunks_exact(2) {
+        tables[change[0] as u32 as usize] = change[1];
+    }
+}
+
+/// Fills listed blocks with zeros.
+///
+/// Arguments: pool (written), block ids i32 (read), bytes of a block.
+pub(super) static ZERO: Kernel = Kernel { name: "kavern_blocks_zero", cpu: zero };
+
+fn zero(args: &mut CpuArgs<'_>) {
+    let (pool, reads) = args.write_and_read::<u8>(0);
+    let bytes = reads.number(2) as usize;
+    for &block in reads.read::<i32>(1) {
+        pool[block as usize * bytes..][..bytes].fill(0);
+    }
+}
+
+/// Word `index` of the pattern that a seed gives: cheap, and different for every seed and place.
+pub(super) fn pattern_word(seed: u64, index: u64) -> u64 {
+    let mut word = seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word ^= word >> 32;
+    word.wrapping_mul(0xd6e8_feb8_6659_fd93)
+}
+
+/// Writes the pattern of a seed into each listed block.
+///
+/// Arguments: pool (written), block ids i32 (read), seeds u64 (read), bytes of a block.
+pub(super) static FILL: Kernel = Kernel { name: "kavern_blocks_fill", cpu: fill };
+
+fn fill(args: &mut CpuArgs<'_>) {
+    let (pool, reads) = args.write_and_read::<u8>(0);
+    let bytes = reads.number(3) as usize;
+    for (&block, &seed) in reads.read::<i32>(1).iter().zip(reads.read::<u64>(2)) {
+        let slot = &mut pool[block as usize * bytes..][..bytes];
+        for (index, chunk) in slot.chunks_mut(8).enumerate() {
+            chunk.copy_from_slice(&pattern_word(seed, index as u64).to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// Compares each listed block with the pattern of its seed.
+///
+/// Arguments: counters u64 [checked, mismatched, a mismatched block + 1] (written), pool (read), block ids i32
+/// (read), seeds u64 (read), bytes of a block.
+pub(super) static CHECK: Kernel = Kernel { name: "kavern_blocks_check", cpu: check };
+
+fn check(args: &mut CpuArgs<'_>) {
+    let (counters, reads) = args.write_and_read::<u64>(0);
+    let bytes = reads.number(4) as usize;
+    let pool = reads.read::<u8>(1);
+    for (&block, &seed) in reads.read::<i32>(2).iter().zip(reads.read::<u64>(3)) {
+        let slot = &pool[block as usize * bytes..][..bytes];
+        let is_equal = slot
+            .chunks(8)
+            .enumerate()
+            .all(|(index, chunk)| *chunk == pattern_word(seed, index as u64).to_le_bytes()[..chunk.len()]);
+        counters[0] += 1;
+        if !is_equal {
+            counters[1] += 1;
+            counters[2] = block as u64 + 1;
+        }
+    }
+}
+
+/// Writes keys and values of new tokens of one layer into their slots, rounding to the cache's type once.
+///
+/// Arguments: pool (written), keys, values `[token][head][channel]` (read), slots i64 (read), tokens, heads, channels,
+/// tokens of a block, strides in bytes of block, keys to values, token and head, first byte of the layer in a block,
+/// source type, cache type. A slot below 0 is skipped.
+pub(super) static APPEND: Kernel = Kernel { name: "kavern_kv_append", cpu: append };
+
+fn append(args: &mut CpuArgs<'_>) {
+    let (pool, reads) = args.write_and_read::<u8>(0);
+    let number = |index: usize| reads.number(index) as usize;
+    let (tokens, heads, channels, block_tokens) = (number(4), number(5), number(6), number(7));
+    let (block, kv, token_stride, head_stride) = (number(8), number(9), number(10), number(11));
+    let layer = number(12);
+    let types = [13, 14].map(|index| Dtype::try_from(reads.number(index) as u32).expect("checked at the launch"));
+    for token in 0..tokens {
+        let slot = reads.read::<i64>(3)[token];
+        if slot < 0 {
+            continue;
+        }
+        let (index, offset) = (slot as usize / block_tokens, slot as usize % block_tokens);
+        for (argument, half) in [(1, 0), (2, kv)] {
+            for head in 0..heads {
+                let at = index * block + layer + half + offset * token_stride + head * head_stride;
+                let first = (token * heads + head) * channels;
+                convert_row(&mut pool[at..], &reads, argument, first, channels, types);
+            }
+        }
+    }
+}
+
+fn convert_row(
+    target: &mut [u8],
+    reads: &CpuReads<'_>,
+    argument: usize,
+    first: usize,
+    channels: usize,
+    [from, to]: [Dtype; 2],
+) {
+    let bytes = to.bytes() as usize;
+    if from == to {
+        let source = &reads.read::<u8>(argument)[first * bytes..][..channels * bytes];
+        target[..source.len()].copy_from_slice(source);
+        return;
+    }
+    for channel in 0..channels {
+        let value = match from {
+            Dtype::F16 => f16::from_bits(reads.read::<u16>(argument)[first + channel]).to_f32(),
+            Dtype::Bf16 => bf16::from_bits(reads.read::<u16>(argument)[first + channel]).to_f32(),
+            _ => reads.read::<f32>(argument)[first + channel],
+        };
+        let cell = &mut target[channel * bytes..][..bytes];
+        match to {
+            Dtype::F16 => cell.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+            Dtype::Bf16 => cell.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            _ => cell.copy_from_slice(&value.to_le_bytes()),
+        }
+    }
+}
+
+/// Whether the append kernel can turn one type into the other.
+pub(super) fn can_convert(from: Dtype, to: Dtype) -> bool {
+    let is_wide = |dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
+    from == to || (is_wide(from) && is_wide(to))
+}

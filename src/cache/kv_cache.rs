@@ -1,0 +1,472 @@
+//! The front of the cache: only orchestration.
+//!
+//! What it does: makes pools, tables and bookkeeping; runs the five calls of a step over them. What it does not:
+//! decide anything; that is `lookup`, `step` and `evict`. Lock order: `uploader` is taken out of its lock, never held;
+//! `state` is the cache's one lock and is released before any call into the device.
+
+use std::sync::Arc;
+
+use super::config::{CacheConfig, Content, Geometry};
+use super::events::{CacheEvent, CacheEventKind, RemoveReason};
+use super::hash::Key;
+use super::kernels::KERNELS;
+use super::lookup::{Match, Request};
+use super::pattern::Pattern;
+use super::state::{CacheStatistics, ResetScope, State};
+use super::step::{Op, OpResult};
+use super::steps::StepState;
+use super::table::{GroupAddresses, GroupView, Uploader};
+use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
+use crate::error::{Error, Result, Status};
+use crate::format::Strides;
+use crate::memory::{Allocation, Memory};
+use crate::sync::{Mutex, MutexGuard};
+use crate::types::Id;
+
+/// Blocks that a reset looks at before it lets others in.
+const RESET_STRETCH: u32 = 4096;
+/// Most steps in flight.
+const STEPS_MAX: usize = 64;
+
+/// Memory of one group's blocks.
+struct Pool {
+    slice: DeviceSlice,
+    /// `None` if the engine owns it.
+    _owner: Option<Allocation>,
+}
+
+/// What an engine needs to write the slots of a group itself.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupDescription {
+    /// What a block holds.
+    pub content: Content,
+    /// Address of block 0; 0 in a metadata-only cache.
+    pub base_address: u64,
+    /// Blocks.
+    pub blocks: u32,
+    /// Tokens in a block.
+    pub block_tokens: u32,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Distances between neighbours.
+    pub strides: Strides,
+    /// Cells in a row of the block table.
+    pub row_cells: u32,
+}
+
+/// A KV cache. Thread-safe.
+pub struct KvCache {
+    geometry: Geometry,
+    pub(super) memory: Arc<Memory>,
+    pools: Vec<Pool>,
+    state: Mutex<State>,
+    uploader: Mutex<Option<Box<Uploader>>>,
+    pub(super) pattern: Option<Pattern>,
+    /// Owners of the events in the steps.
+    _events: Vec<OwnedEvent>,
+    metadata_bytes: u64,
+}
+
+/// What `tables` gives.
+pub struct StepTables<'a> {
+    uploader: &'a Uploader,
+    state: MutexGuard<'a, State>,
+}
+
+impl KvCache {
+    /// Makes a cache. Allocates everything it will ever need. Blocks.
+    pub fn new(memory: &Arc<Memory>, config: &CacheConfig) -> Result<Self> {
+        let geometry = config.geometry()?;
+        let device = memory.device();
+        let mut pools = Vec::new();
+        let mut events = Vec::new();
+        if !config.metadata_only {
+            device.module_load(KERNELS)?;
+            for (group, asked) in geometry.groups.iter().zip(&config.groups) {
+                let bytes = u64::from(group.blocks) * group.block_bytes;
+                pools.push(match asked.region {
+                    Some(region) if region.device() == device.key() => {
+                        Pool { slice: region.part(0, bytes)?, _owner: None }
+                    }
+                    Some(_) => return Err(Error::argument("the region is memory of another device")),
+                    None => {
+                        let owner = memory.allocate(bytes, &config.name)?;
+                        Pool { slice: owner.slice().part(0, bytes)?, _owner: Some(owner) }
+                    }
+                });
+            }
+            for _ in 0..config.steps_in_flight {
+                events.push(OwnedEvent::new(device)?);
+            }
+        }
+        let mut uploader = Box::new(Uploader::new(memory, &geometry, config)?);
+        uploader.clear(device.as_ref(), &geometry)?;
+        let mut seed = [0u8; 32];
+        crate::sys::random::fill(&mut seed)?;
+        let raw_events: Vec<Event> = events.iter().map(OwnedEvent::event).collect();
+        let state = State::new(config, &geometry, &raw_events, bytemuck::cast(seed))?;
+        let pattern = match config.metadata_only {
+            true => None,
+            false => Some(Pattern::new(memory, &config.name)?),
+        };
+        let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
+        Ok(Self {
+            geometry,
+            memory: Arc::clone(memory),
+            pools,
+            state: Mutex::new(state),
+            uploader: Mutex::new(Some(uploader)),
+            pattern,
+            _events: events,
+            metadata_bytes,
+        })
+    }
+
+    pub(super) fn device(&self) -> &dyn Device {
+        self.memory.device().as_ref()
+    }
+
+    /// The pool of a group, for work that touches its blocks.
+    pub(super) fn pool(&self, group: u32) -> Result<(DeviceSlice, u64)> {
+        let geometry = self.group(group)?;
+        match self.pools.get(group as usize) {
+            Some(pool) => Ok((pool.slice, geometry.block_bytes)),
+            None => Err(Error::new(Status::Unsupported, "a metadata-only cache has no blocks in memory")),
+        }
+    }
+
+    pub(super) fn group(&self, group: u32) -> Result<&super::config::GroupGeometry> {
+        let count = self.geometry.groups.len();
+        let missing = || Error::argument(format!("group {group} of a cache with {count} groups"));
+        self.geometry.groups.get(group as usize).ok_or_else(missing)
+    }
+
+    /// How many groups there are.
+    pub fn group_count(&self) -> u32 {
+        self.geometry.groups.len() as u32
+    }
+
+    /// Tokens of one link of the hash chain.
+    pub fn hash_block_tokens(&self) -> u32 {
+        self.geometry.hash_block_tokens
+    }
+
+    /// Where and how the blocks of a group lie.
+    pub fn describe(&self, group: u32) -> Result<GroupDescription> {
+        let geometry = self.group(group)?;
+        Ok(GroupDescription {
+            content: geometry.content,
+            base_address: self.pools.get(group as usize).map_or(0, |pool| pool.slice.address()),
+            blocks: geometry.blocks,
+            block_tokens: geometry.block_tokens,
+            block_bytes: geometry.block_bytes,
+            strides: geometry.strides,
+            row_cells: geometry.row_cells,
+        })
+    }
+
+    /// Opens a batch of lookups. Hold it no longer than the batch takes.
+    pub fn lookups(&self) -> MatchSession<'_> {
+        MatchSession { state: self.state.lock() }
+    }
+
+    /// Opens a step, or goes on with the newest open one. Hold it no longer than the list of operations takes.
+    pub fn step(&self, step: u64) -> Result<StepSession<'_>> {
+        let mut state = self.reap()?;
+        state.begin_call(step)?;
+        Ok(StepSession { state })
+    }
+
+    /// Gives back the blocks of steps whose work is over; answers with the lock held.
+    fn reap(&self) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        let mut running = [(0, Event(0)); STEPS_MAX];
+        let mut count = 0;
+        let steps = &state.shared.steps;
+        for slot in (0..steps.count()).map(|position| steps.slot(position)) {
+            if let (StepState::Running(_), Some(event)) = (slot.state, slot.event) {
+                running[count] = (slot.id, event);
+                count += 1;
+            }
+        }
+        if count > 0 {
+            drop(state);
+            let mut done = [false; STEPS_MAX];
+            for (is_done, (_, event)) in done.iter_mut().zip(&running[..count]) {
+                *is_done = self.device().event_is_done(*event)?;
+            }
+            state = self.state.lock();
+            for ((id, _), _) in running[..count].iter().zip(done).filter(|(_, is_done)| *is_done) {
+                state.shared.steps.note_complete(*id);
+            }
+        }
+        state.give_back_complete();
+        Ok(state)
+    }
+
+    /// Uploads what the step changed and gives the tables to `read`, which must not call the cache.
+    pub fn tables<R>(&self, step: u64, stream: Stream, read: impl FnOnce(&StepTables<'_>) -> Result<R>) -> Result<R> {
+        let busy = || Error::new(Status::InUse, "another thread is inside kavern_kv_tables of this cache");
+        let mut uploader = Borrowed { home: &self.uploader, uploader: Some(self.uploader.lock().take().ok_or_else(busy)?) };
+        let uploader = uploader.get();
+        if let Err(error) = self.upload(uploader, step, stream) {
+            uploader.forget_known(&mut self.state.lock());
+            return Err(error);
+        }
+        let mut state = self.state.lock();
+        for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
+            store.zeroed(count);
+        }
+        read(&StepTables { uploader, state })
+    }
+
+    fn upload(&self, uploader: &mut Uploader, step: u64, stream: Stream) -> Result<()> {
+        let mut waits = [Event(0); STEPS_MAX];
+        let mut is_first = true;
+        loop {
+            if uploader.arena().is_some() {
+                uploader.turn(self.device())?;
+            }
+            let (words, is_all, wait_count) = {
+                let mut state = self.state.lock();
+                if !state.shared.steps.is_open(step) {
+                    let text = "tables are for the step that was begun last and is not done";
+                    return Err(Error::new(Status::WrongState, text));
+                }
+                let mut count = 0;
+                if is_first {
+                    state.shared.steps.order_after(stream, |event| {
+                        waits[count] = event;
+                        count += 1;
+                    })?;
+                }
+                let (words, is_all) = uploader.pack(&mut state, is_first)?;
+                (words, is_all, count)
+            };
+            for event in &waits[..wait_count] {
+                self.device().stream_wait_event(stream, *event)?;
+            }
+            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group].block_bytes);
+            uploader.enqueue(self.device(), stream, words, &pools)?;
+            if is_all {
+                return Ok(());
+            }
+            is_first = false;
+        }
+    }
+
+    /// Says that the work of every step up to this one is enqueued on the stream; `None`: it is over.
+    pub fn step_done(&self, step: u64, stream: Option<Stream>) -> Result<()> {
+        let begun = {
+            let mut state = self.state.lock();
+            state.shared.steps.begin_done(step)?
+        };
+        let Some((at, event)) = begun else { return Ok(()) };
+        let recorded = match (stream, event) {
+            (Some(stream), Some(event)) => {
+                self.device().event_record(event, stream).map(|()| StepState::Running(stream))
+            }
+            _ => Ok(StepState::Complete),
+        };
+        let mut state = self.state.lock();
+        match recorded {
+            Ok(new_state) => {
+                state.shared.steps.end_done(at, new_state);
+                state.give_back_complete();
+                Ok(())
+            }
+            Err(error) => {
+                state.shared.steps.end_done(at, StepState::Open);
+                Err(error)
+            }
+        }
+    }
+
+    /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps.
+    pub fn poll(&self) -> Result<()> {
+        self.reap().map(drop)
+    }
+
+    /// Keys of all full links of a request, each given to `take`; answers how many there are.
+    pub fn keys(&self, request: &Request<'_>, take: impl FnMut(usize, Key)) -> Result<u64> {
+        self.state.lock().keys(request, take)
+    }
+
+    /// Evicts up to `count` blocks that nobody holds; answers how many it were.
+    pub fn evict(&self, group: u32, count: u64) -> Result<u64> {
+        self.group(group)?;
+        Ok(self.reap()?.evict(group as usize, count))
+    }
+
+    /// Makes everything in scope unfindable; blocks that are held stay with their holders. Lets other threads in
+    /// between stretches of blocks, so what they publish meanwhile may stay.
+    pub fn reset(&self, scope: ResetScope) -> Result<u64> {
+        self.reap()?;
+        let mut removed = 0;
+        for (group, geometry) in self.geometry.groups.iter().enumerate() {
+            for from in (0..geometry.blocks).step_by(RESET_STRETCH as usize) {
+                let stretch = from..geometry.blocks.min(from + RESET_STRETCH);
+                removed += self.state.lock().reset_stretch(group, stretch, scope);
+            }
+        }
+        self.state.lock().note_reset(scope);
+        Ok(removed)
+    }
+
+    /// Gives events after `cursor` to `take`, at most `most`. Answers the new cursor and whether events were lost.
+    pub fn read_events(&self, cursor: u64, most: usize, mut take: impl FnMut(usize, &CacheEvent)) -> (u64, bool) {
+        let state = self.state.lock();
+        let (mut cursor, mut lost) = (cursor, false);
+        let mut count = 0;
+        while count < most {
+            match state.shared.events.after(cursor) {
+                Ok(None) => break,
+                Ok(Some(event)) => {
+                    take(count, event);
+                    (cursor, count) = (event.number, count + 1);
+                }
+                Err(oldest) => (cursor, lost) = (oldest - 1, true),
+            }
+        }
+        (cursor, lost)
+    }
+
+    /// Gives what is findable from `position` on to `take`, as events numbered with the latest one that they include.
+    /// Answers the next position and whether that was all.
+    pub fn snapshot(&self, position: u64, most: usize, mut take: impl FnMut(usize, &CacheEvent)) -> (u64, bool) {
+        let state = self.state.lock();
+        let (mut group, mut index) = ((position >> 32) as usize, position as u32);
+        let mut count = 0;
+        while let Some(store) = state.stores.get(group) {
+            while index < store.block_count() {
+                if count == most {
+                    return ((group as u64) << 32 | u64::from(index), false);
+                }
+                if store.block(index).is_findable() {
+                    let event = store.event(index, CacheEventKind::Stored, RemoveReason::None, &state.shared.namespaces);
+                    take(count, &CacheEvent { number: state.shared.events.last(), ..event });
+                    count += 1;
+                }
+                index += 1;
+            }
+            (group, index) = (group + 1, 0);
+        }
+        ((group as u64) << 32, true)
+    }
+
+    /// What the cache holds and did.
+    pub fn statistics(&self) -> CacheStatistics {
+        let pools = self.geometry.groups.iter().zip(&self.pools);
+        CacheStatistics {
+            pool_bytes: pools.map(|(group, _)| u64::from(group.blocks) * group.block_bytes).sum(),
+            metadata_bytes: self.metadata_bytes,
+            ..self.state.lock().statistics()
+        }
+    }
+
+    /// Proves every invariant by walking everything; slow.
+    pub fn validate(&self) -> Result<()> {
+        self.state.lock().validate()
+    }
+}
+
+/// Puts the uploader back whatever happens.
+struct Borrowed<'a> {
+    home: &'a Mutex<Option<Box<Uploader>>>,
+    uploader: Option<Box<Uploader>>,
+}
+
+impl Borrowed<'_> {
+    fn get(&mut self) -> &mut Uploader {
+        self.uploader.as_mut().expect("it is put back only on drop")
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        *self.home.lock() = self.uploader.take();
+    }
+}
+
+/// A batch of lookups.
+pub struct MatchSession<'a> {
+    state: MutexGuard<'a, State>,
+}
+
+impl MatchSession<'_> {
+    /// Looks one prompt up.
+    pub fn find(&mut self, request: &Request<'_>) -> Result<Match> {
+        self.state.match_one(request)
+    }
+
+    /// The blocks of a lease, group after group.
+    pub fn copy_blocks(&self, lease: Id, target: &mut [i32]) -> Result<()> {
+        self.state.copy_lease_blocks(lease, target)
+    }
+}
+
+/// A list of operations of a step.
+pub struct StepSession<'a> {
+    state: MutexGuard<'a, State>,
+}
+
+impl StepSession<'_> {
+    /// Applies one operation.
+    pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
+        self.state.apply(op)
+    }
+
+    /// Counts an operation that was refused before it reached the cache.
+    pub fn refuse(&mut self, status: Status) -> OpResult {
+        self.state.shared.counters.refused_ops += 1;
+        OpResult::refused(status)
+    }
+}
+
+impl StepTables<'_> {
+    /// Rows of the batch positions.
+    pub fn batch_rows(&self) -> Result<&[i32]> {
+        self.uploader.batch_rows()
+    }
+
+    /// First token of each batch position, and the end.
+    pub fn batch_starts(&self) -> Result<&[i32]> {
+        self.uploader.batch_starts()
+    }
+
+    /// Tokens of each row's sequence.
+    pub fn sequence_lengths(&self) -> &[i32] {
+        &self.state.batch.lengths
+    }
+
+    /// Tokens scheduled.
+    pub fn token_count(&self) -> usize {
+        self.uploader.arrays.token_count
+    }
+
+    /// Device addresses of the rows, starts and lengths; 0 without a device.
+    pub fn addresses(&self) -> [u64; 3] {
+        let places = &self.uploader.places;
+        [places.rows, places.starts, places.lengths].map(|first| self.uploader.address(first))
+    }
+
+    /// Tables of a group as the host sees them.
+    pub fn group(&self, group: usize) -> Result<GroupView<'_>> {
+        self.uploader.group_view(&self.state, group)
+    }
+
+    /// Tables of a group as the device sees them; 0 for those that do not exist.
+    pub fn group_addresses(&self, group: usize) -> GroupAddresses {
+        let places = self.uploader.places.groups[group];
+        let address = |first: u64| self.uploader.address(first);
+        let if_exists = |exists: bool, first: u64| if exists { address(first) } else { 0 };
+        let is_ragged = places.indptr != places.indices;
+        GroupAddresses {
+            block_table: address(places.table),
+            slot_mapping: if_exists(places.slots != places.indptr, places.slots),
+            page_indptr: if_exists(is_ragged, places.indptr),
+            page_indices: if_exists(is_ragged, places.indices),
+            last_page_tokens: if_exists(is_ragged, places.last),
+        }
+    }
+}

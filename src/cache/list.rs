@@ -1,0 +1,104 @@
+//! A doubly linked list over indices (blocks, rows), in one array; every call is O(1) and allocates nothing.
+//!
+//! Invariant: walking `next` from the head visits each linked block once and ends at the tail.
+
+use crate::error::{Error, Result};
+
+const NONE: u32 = u32::MAX;
+/// Marks a block that is in no list, in its `next`.
+const UNLINKED: u32 = u32::MAX - 1;
+
+#[derive(Clone, Copy)]
+struct Link {
+    prev: u32,
+    next: u32,
+}
+
+/// A list of blocks, oldest first.
+pub(in crate::cache) struct List {
+    links: Vec<Link>,
+    head: u32,
+    tail: u32,
+    count: u32,
+}
+
+impl List {
+    pub(in crate::cache) fn new(count: u32) -> Self {
+        let unlinked = Link { prev: NONE, next: UNLINKED };
+        Self { links: vec![unlinked; count as usize], head: NONE, tail: NONE, count: 0 }
+    }
+
+    pub(in crate::cache) fn contains(&self, block: u32) -> bool {
+        self.links[block as usize].next != UNLINKED
+    }
+
+    pub(in crate::cache) fn count(&self) -> u32 {
+        self.count
+    }
+
+    pub(in crate::cache) fn oldest(&self) -> Option<u32> {
+        Some(self.head).filter(|&head| head != NONE)
+    }
+
+    pub(in crate::cache) fn push_newest(&mut self, block: u32) {
+        debug_assert!(!self.contains(block), "a block is linked once");
+        self.links[block as usize] = Link { prev: self.tail, next: NONE };
+        match self.tail {
+            NONE => self.head = block,
+            tail => self.links[tail as usize].next = block,
+        }
+        self.tail = block;
+        self.count += 1;
+    }
+
+    pub(in crate::cache) fn push_oldest(&mut self, block: u32) {
+        debug_assert!(!self.contains(block), "a block is linked once");
+        self.links[block as usize] = Link { prev: NONE, next: self.head };
+        match self.head {
+            NONE => self.tail = block,
+            head => self.links[head as usize].prev = block,
+        }
+        self.head = block;
+        self.count += 1;
+    }
+
+    pub(in crate::cache) fn unlink(&mut self, block: u32) {
+        debug_assert!(self.contains(block), "only a linked block is unlinked");
+        let Link { prev, next } = self.links[block as usize];
+        match prev {
+            NONE => self.head = next,
+            prev => self.links[prev as usize].next = next,
+        }
+        match next {
+            NONE => self.tail = prev,
+            next => self.links[next as usize].prev = prev,
+        }
+        self.links[block as usize].next = UNLINKED;
+        self.count -= 1;
+    }
+
+    pub(in crate::cache) fn pop_oldest(&mut self) -> Option<u32> {
+        let block = self.head;
+        if block == NONE {
+            return None;
+        }
+        self.unlink(block);
+        Some(block)
+    }
+
+    /// Walks the list and checks both directions; returns its blocks.
+    pub(in crate::cache) fn validate(&self) -> Result<Vec<u32>> {
+        let (mut at, mut prev, mut seen) = (self.head, NONE, Vec::new());
+        while at != NONE {
+            if seen.len() > self.links.len() || self.links[at as usize].prev != prev {
+                return Err(Error::internal(format!("list is broken at block {at}")));
+            }
+            seen.push(at);
+            (prev, at) = (at, self.links[at as usize].next);
+        }
+        if self.tail != prev || seen.len() != self.count as usize {
+            return Err(Error::internal("list does not end at its tail"));
+        }
+        Ok(seen)
+    }
+}

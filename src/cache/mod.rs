@@ -1,0 +1,41 @@
+//! The paged, prefix-sharing KV cache.
+//!
+//! [`KvCache`] is the front. A scheduler step is five calls: match, step, tables, poll, step_done; the rules stand in
+//! docs/abi.md. Glossary: a *group* is a set of layers that share block size and pool; a *block* holds the keys and
+//! values of `block_tokens` tokens; a block is *findable* from its commit until its eviction; a *lease* keeps the hits
+//! of a lookup alive; a *row* is a sequence's place in the tables.
+//!
+//! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
+
+mod batch;
+mod config;
+mod events;
+mod evict;
+mod hash;
+mod index;
+mod kernels;
+mod kv_cache;
+mod list;
+mod lookup;
+mod namespace;
+mod pattern;
+mod sequence;
+mod state;
+mod step;
+mod steps;
+mod store;
+mod table;
+mod write;
+
+pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};
+pub use events::{CacheEvent, CacheEventKind, RemoveReason};
+pub use evict::policy_names;
+pub use hash::Key;
+pub use kv_cache::{GroupDescription, KvCache, MatchSession, StepSession};
+pub use lookup::{Extra, Match, Naming, Request};
+pub use pattern::CheckResult;
+pub use state::{CacheStatistics, ResetScope};
+pub use step::{Op, OpResult, Target};
+pub use table::{GroupAddresses, GroupView};
+pub use kv_cache::StepTables;
+pub use write::Append;

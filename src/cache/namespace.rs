@@ -1,0 +1,134 @@
+//! Who may share with whom: the table of namespaces that hold something.
+//!
+//! An entry is one exact combination of namespace id, adapter and salt (by its digest). Blocks carry the entry's
+//! index and are found only with it, so reuse across entries is impossible by construction. An entry lives while a
+//! lease, a sequence or a findable block uses it. `uses == leases + sequences + findable blocks` of the entry.
+
+use std::collections::HashMap;
+
+use super::hash::{Key, root_key, tenant_tag};
+use crate::error::{Error, Result, Status};
+
+/// How the blocks of a namespace are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyMode {
+    /// The library chains tokens.
+    Tokens,
+    /// The caller chains keys of this many bytes.
+    Keys(u32),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Name {
+    id: u64,
+    adapter_id: u64,
+    salt_digest: [u8; 32],
+}
+
+/// One namespace that holds something.
+pub(super) struct Namespace {
+    name: Name,
+    pub(super) mode: KeyMode,
+    /// Start of the hash chain.
+    pub(super) root: Key,
+    /// Whose bytes a slot holds, for scrubbing.
+    pub(super) tenant: u64,
+    uses: u64,
+}
+
+impl Namespace {
+    pub(super) fn id(&self) -> u64 {
+        self.name.id
+    }
+}
+
+/// The table. Its size is fixed; nothing is allocated after creation.
+pub(super) struct Namespaces {
+    secret: [u8; 32],
+    require_salt: bool,
+    entries: Vec<Option<Namespace>>,
+    free: Vec<u32>,
+    by_name: HashMap<Name, u32>,
+}
+
+impl Namespaces {
+    pub(super) fn new(secret: [u8; 32], require_salt: bool, most: u32) -> Self {
+        Self {
+            secret,
+            require_salt,
+            entries: (0..most).map(|_| None).collect(),
+            free: (0..most).rev().collect(),
+            // Twice the entries: removals then never make the map grow.
+            by_name: HashMap::with_capacity(2 * most as usize),
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub(super) fn get(&self, index: u32) -> &Namespace {
+        self.entries[index as usize].as_ref().expect("an index is handed out only while its entry is used")
+    }
+
+    /// Finds or makes the entry and counts one use of it.
+    pub(super) fn open(&mut self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<u32> {
+        if self.require_salt && salt.is_empty() {
+            let text = "the namespace has no salt, which this cache requires; give one for each tenant";
+            return Err(Error::new(Status::InvalidArgument, text));
+        }
+        let salt_digest = if salt.is_empty() { [0; 32] } else { *blake3::hash(salt).as_bytes() };
+        let name = Name { id, adapter_id, salt_digest };
+        if let Some(&index) = self.by_name.get(&name) {
+            let entry = self.entries[index as usize].as_mut().expect("a named entry exists");
+            if entry.mode != mode {
+                let text = "the namespace holds blocks named the other way (tokens, or keys of another size)";
+                return Err(Error::new(Status::KeyMode, text));
+            }
+            entry.uses += 1;
+            return Ok(index);
+        }
+        let full = "max_namespaces namespaces hold blocks; reset one or raise the limit";
+        let index = self.free.pop().ok_or(Error::new(Status::LimitReached, full))?;
+        let root = root_key(&self.secret, id, adapter_id, salt);
+        let tenant = tenant_tag(&self.secret, id, salt);
+        self.entries[index as usize] = Some(Namespace { name, mode, root, tenant, uses: 1 });
+        self.by_name.insert(name, index);
+        Ok(index)
+    }
+
+    pub(super) fn add_use(&mut self, index: u32) {
+        self.entries[index as usize].as_mut().expect("only a used entry gets another use").uses += 1;
+    }
+
+    pub(super) fn drop_use(&mut self, index: u32) {
+        let entry = self.entries[index as usize].as_mut().expect("only a used entry loses a use");
+        entry.uses -= 1;
+        if entry.uses == 0 {
+            let name = entry.name;
+            self.by_name.remove(&name);
+            self.entries[index as usize] = None;
+            self.free.push(index);
+        }
+    }
+
+    /// Checks the counts against those that the caller found by walking everything that uses a namespace.
+    pub(super) fn validate(&self, uses_found: &[u64]) -> Result<()> {
+        for (index, (entry, &found)) in self.entries.iter().zip(uses_found).enumerate() {
+            let counted = entry.as_ref().map_or(0, |entry| entry.uses);
+            if counted != found {
+                let text = format!("namespace entry {index} counts {counted} uses, {found} were found");
+                return Err(Error::internal(text));
+            }
+        }
+        if self.by_name.len() + self.free.len() != self.entries.len() {
+            return Err(Error::internal("namespace table lost an entry"));
+        }
+        Ok(())
+    }
+
+    /// Entries in the table, used or not.
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+}

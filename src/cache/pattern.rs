@@ -1,0 +1,151 @@
+//! Proof of placement: writes a recognisable pattern into blocks and checks it later, on the device.
+//!
+//! For replays and for engines that look for a misplaced or torn block. Calls take block ids and seeds from the host
+//! and enqueue; counts gather on the device until they are read. Each call in progress owns one staging slot; a slot
+//! is used again only after its last launch has completed, so its counters are never written twice at a time.
+
+use std::sync::Arc;
+
+use super::kernels::{CHECK, FILL};
+use super::kv_cache::KvCache;
+use crate::device::{Arg, Copy, Launch, OwnedEvent, Place, Stream};
+use crate::error::{Error, Result, Status};
+use crate::memory::{Allocation, Memory, PinnedAllocation};
+use crate::sync::Mutex;
+
+/// Blocks of one launch.
+const CHUNK: usize = 2048;
+/// Launches under way.
+const SLOTS: usize = 8;
+/// Counters of a slot: checked, mismatched, a mismatched block + 1.
+const COUNTER_BYTES: u64 = 24;
+
+/// What the checks found since it was last read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckResult {
+    /// Blocks checked.
+    pub checked: u64,
+    /// Blocks with other bytes than their pattern.
+    pub mismatched: u64,
+    /// One of them.
+    pub mismatch: Option<i32>,
+}
+
+/// Seeds, then ids: pinned, with a copy on the device, and the counters.
+struct Slot {
+    pinned: PinnedAllocation,
+    packed: Allocation,
+    counters: Allocation,
+    event: OwnedEvent,
+}
+
+pub(super) struct Pattern {
+    slots: Mutex<Vec<Slot>>,
+}
+
+impl Pattern {
+    pub(super) fn new(memory: &Arc<Memory>, tag: &str) -> Result<Self> {
+        let mut slots = Vec::with_capacity(SLOTS);
+        for _ in 0..SLOTS {
+            let counters = memory.allocate(COUNTER_BYTES, tag)?;
+            memory.device().memset(Stream::DEFAULT, counters.slice().part(0, COUNTER_BYTES)?, 0)?;
+            slots.push(Slot {
+                pinned: memory.pinned(CHUNK as u64 * 12, tag)?,
+                packed: memory.allocate(CHUNK as u64 * 12, tag)?,
+                counters,
+                event: OwnedEvent::new(memory.device())?,
+            });
+        }
+        memory.device().stream_synchronize(Stream::DEFAULT)?;
+        Ok(Self { slots: Mutex::new(slots) })
+    }
+
+    /// Takes the slot that was used longest ago.
+    fn take(&self) -> Result<Slot> {
+        let mut slots = self.slots.lock();
+        if slots.is_empty() {
+            return Err(Error::new(Status::InUse, "eight threads are filling or checking blocks of this cache"));
+        }
+        Ok(slots.remove(0))
+    }
+}
+
+impl KvCache {
+    fn pattern(&self) -> Result<&Pattern> {
+        let missing = || Error::new(Status::Unsupported, "a metadata-only cache has no blocks in memory");
+        self.pattern.as_ref().ok_or_else(missing)
+    }
+
+    /// Enqueues the writing of each seed's pattern into its block. May wait for earlier calls of its kind.
+    pub fn fill_pattern(&self, stream: Stream, group: u32, blocks: &[i32], seeds: &[u64]) -> Result<()> {
+        self.run_pattern(stream, group, blocks, seeds, false)
+    }
+
+    /// Enqueues the comparison of each block with its seed's pattern. May wait for earlier calls of its kind.
+    pub fn check_pattern(&self, stream: Stream, group: u32, blocks: &[i32], seeds: &[u64]) -> Result<()> {
+        self.run_pattern(stream, group, blocks, seeds, true)
+    }
+
+    fn run_pattern(&self, stream: Stream, group: u32, blocks: &[i32], seeds: &[u64], is_check: bool) -> Result<()> {
+        let count = self.describe(group)?.blocks;
+        if let Some(block) = blocks.iter().find(|&&block| block < 0 || block as u32 >= count) {
+            return Err(Error::argument(format!("block {block} of a group with {count} blocks")));
+        }
+        let pattern = self.pattern()?;
+        for (blocks, seeds) in blocks.chunks(CHUNK).zip(seeds.chunks(CHUNK)) {
+            let mut slot = pattern.take()?;
+            let outcome = self.run_chunk(&mut slot, stream, group, blocks, seeds, is_check);
+            pattern.slots.lock().push(slot);
+            outcome?;
+        }
+        Ok(())
+    }
+
+    fn run_chunk(
+        &self,
+        slot: &mut Slot,
+        stream: Stream,
+        group: u32,
+        blocks: &[i32],
+        seeds: &[u64],
+        is_check: bool,
+    ) -> Result<()> {
+        let (pool, block_bytes) = self.pool(group)?;
+        let device = self.device();
+        device.event_synchronize(slot.event.event())?;
+        let count = blocks.len();
+        slot.pinned.values_mut(0, count)?.copy_from_slice(seeds);
+        slot.pinned.values_mut(8 * count as u64, count)?.copy_from_slice(blocks);
+        let (source, packed) =
+            (slot.pinned.slice().part(0, 12 * count as u64)?, slot.packed.slice().part(0, 12 * count as u64)?);
+        device.copy(stream, Copy { target: Place::Device(packed), source: Place::Pinned(source) })?;
+        let (seeds, ids) = (packed.part(0, 8 * count as u64)?, packed.part(8 * count as u64, 4 * count as u64)?);
+        let counters = slot.counters.slice().part(0, COUNTER_BYTES)?;
+        let check = [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
+        let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
+        let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
+        device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args })?;
+        device.event_record(slot.event.event(), stream)
+    }
+
+    /// Waits for all checks so far, answers what they found and starts again from zero. Blocks.
+    pub fn take_check_result(&self) -> Result<CheckResult> {
+        let pattern = self.pattern()?;
+        let slots = std::mem::take(&mut *pattern.slots.lock());
+        let outcome = slots.iter().try_fold(CheckResult::default(), |sum, slot| {
+            let counters = slot.counters.slice().part(0, COUNTER_BYTES)?;
+            self.device().event_synchronize(slot.event.event())?;
+            let mut bytes = [0u8; COUNTER_BYTES as usize];
+            self.device().read(counters, &mut bytes)?;
+            self.device().write(counters, &[0; COUNTER_BYTES as usize])?;
+            let [checked, mismatched, block]: [u64; 3] = bytemuck::cast(bytes);
+            Ok(CheckResult {
+                checked: sum.checked + checked,
+                mismatched: sum.mismatched + mismatched,
+                mismatch: block.checked_sub(1).map(|block| block as i32).or(sum.mismatch),
+            })
+        });
+        pattern.slots.lock().extend(slots);
+        outcome
+    }
+}

@@ -1,0 +1,426 @@
+//! The operations of a step. Each is all or nothing: it checks everything first, then changes without failing.
+//!
+//! Nothing here allocates, grows memory or calls a device. A refused operation is counted and leaves everything else
+//! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
+
+use super::batch::BatchEntry;
+use super::hash::{self, Key};
+use super::lookup::{Extra, Naming};
+use super::namespace::KeyMode;
+use super::sequence::Holder;
+use super::state::State;
+use super::store::{Publication, Published, ROOT_SERIAL};
+use crate::error::{Error, Result, Status};
+use crate::types::Id;
+
+/// What an operation acts on.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// A sequence or lease by its id.
+    Id(Id),
+    /// What an earlier ADMIT of the same list led to.
+    Admitted(std::result::Result<Id, Status>),
+}
+
+/// One operation.
+#[derive(Clone, Copy, Debug)]
+pub enum Op<'a> {
+    /// Turns a lease into a sequence and schedules tokens.
+    Admit {
+        /// The lease.
+        lease: Id,
+        /// Tokens to schedule.
+        tokens: u64,
+        /// Tokens beyond those for which blocks are held.
+        lookahead: u32,
+        /// Row of the tables, or negative.
+        row: i32,
+    },
+    /// Schedules more tokens of a sequence.
+    Append {
+        /// The sequence.
+        target: Target,
+        /// Tokens to schedule.
+        tokens: u64,
+        /// Tokens beyond those for which blocks are held.
+        lookahead: u32,
+    },
+    /// The next tokens of a sequence are final.
+    Commit {
+        /// The sequence.
+        target: Target,
+        /// How many tokens.
+        tokens: u64,
+        /// Their ids, or the keys of the links that they complete.
+        naming: Naming<'a>,
+    },
+    /// Ends a sequence.
+    Free {
+        /// The sequence.
+        target: Target,
+    },
+    /// Drops a lease.
+    Release {
+        /// The lease.
+        lease: Id,
+    },
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct OpResult {
+    /// Ok, or why it was refused.
+    pub status: Status,
+    /// Row of the tables, -1 if none.
+    pub row: i32,
+    /// The sequence; 0 if none.
+    pub sequence: u64,
+    /// Blocks that the sequence got.
+    pub blocks_added: u32,
+    /// Blocks that were missing.
+    pub blocks_missing: u32,
+    /// The group that was short.
+    pub group: u32,
+    /// Blocks that became findable.
+    pub blocks_committed: u32,
+}
+
+impl OpResult {
+    const DONE: Self = Self {
+        status: Status::Ok,
+        row: -1,
+        sequence: 0,
+        blocks_added: 0,
+        blocks_missing: 0,
+        group: 0,
+        blocks_committed: 0,
+    };
+
+    /// An operation that was refused before it reached the cache.
+    pub fn refused(status: Status) -> Self {
+        Self { status, ..Self::DONE }
+    }
+}
+
+/// Why an operation is refused: a status, and how many blocks are missing where.
+struct Refusal {
+    status: Status,
+    missing: u32,
+    group: u32,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { status: error.status, missing: 0, group: 0 }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, missing: 0, group: 0 }
+    }
+}
+
+type OpOutcome = std::result::Result<OpResult, Refusal>;
+
+impl State {
+    /// Starts a call of `step`: opens the step or goes on with it.
+    pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
+        if self.shared.steps.open(step)? {
+            self.batch.begin(step);
+        }
+        self.call += 1;
+        Ok(())
+    }
+
+    /// Applies one operation.
+    pub(super) fn apply(&mut self, op: &Op<'_>) -> OpResult {
+        let outcome = match *op {
+            Op::Admit { lease, tokens, lookahead, row } => self.admit(lease, tokens, lookahead, row),
+            Op::Append { target, tokens, lookahead } => self.append(target, tokens, lookahead),
+            Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
+            Op::Free { target } => self.free(target),
+            Op::Release { lease } => self.release(lease),
+        };
+        outcome.unwrap_or_else(|refusal| {
+            self.shared.counters.refused_ops += 1;
+            self.note_refused(op);
+            OpResult { blocks_missing: refusal.missing, group: refusal.group, ..OpResult::refused(refusal.status) }
+        })
+    }
+
+    /// Remembers that later operations of this call on the same sequence depend on a refused one.
+    fn note_refused(&mut self, op: &Op<'_>) {
+        let (Op::Append { target, .. } | Op::Commit { target, .. }) = op else { return };
+        if let Ok(row) = self.find_target(*target) {
+            self.holders.sequences[row].refused_in_call = self.call;
+        }
+    }
+
+    fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
+        match target {
+            Target::Id(id) | Target::Admitted(Ok(id)) => Ok(self.holders.find_sequence(id)?),
+            Target::Admitted(Err(_)) => Err(Status::Dependency.into()),
+        }
+    }
+
+    /// The row of a sequence on which no earlier operation of this call was refused.
+    fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
+        let row = self.find_target(target)?;
+        if self.holders.sequences[row].refused_in_call == self.call {
+            return Err(Status::Dependency.into());
+        }
+        Ok(row)
+    }
+
+    /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
+    fn check_blocks(&self, tokens: u64, held: impl Fn(usize) -> usize) -> std::result::Result<u32, Refusal> {
+        if tokens > self.max_sequence_tokens {
+            return Err(Status::InvalidArgument.into());
+        }
+        let mut added = 0;
+        for (group, store) in self.stores.iter().enumerate() {
+            let needed = tokens.div_ceil(u64::from(store.block_tokens)) as u32;
+            let new = needed.saturating_sub(held(group) as u32);
+            if new > store.available() {
+                let missing = new - store.available();
+                return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
+            }
+            added += new;
+        }
+        Ok(added)
+    }
+
+    fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
+        let room = u64::from(self.batch.max_tokens - self.batch.tokens);
+        if tokens > room || (is_new_entry && self.batch.entries.len() == self.batch.max_entries as usize) {
+            return Err(Status::LimitReached.into());
+        }
+        Ok(())
+    }
+
+    /// Hands a sequence the blocks that `check_blocks` found room for.
+    fn grow(&mut self, row: usize, tokens: u64) {
+        let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let needed = tokens.div_ceil(u64::from(store.block_tokens)) as usize;
+            let rows = &mut self.holders.rows[group];
+            let held = rows.count(row);
+            if needed <= held {
+                continue;
+            }
+            for _ in held..needed {
+                let block = store.allocate(tenant, &mut self.shared);
+                rows.push(row, block);
+            }
+            self.batch.used_slots += (needed - held) as u64 * u64::from(store.block_tokens);
+            self.batch.mark_cells(group, row, held, needed);
+        }
+    }
+
+    /// Schedules the next tokens of a sequence that has blocks for them.
+    fn schedule(&mut self, row: usize, tokens: u64) {
+        let sequence = &mut self.holders.sequences[row];
+        let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
+        if is_in_batch {
+            self.batch.entries[sequence.batch_position as usize].count += tokens as u32;
+        } else {
+            sequence.batch_position = self.batch.entries.len() as u32;
+            sequence.last_step = self.batch.step;
+            let generation = sequence.holder.generation;
+            self.batch.entries.push(BatchEntry {
+                row: row as u32,
+                generation,
+                first: sequence.length,
+                count: tokens as u32,
+            });
+        }
+        sequence.length += tokens;
+        self.batch.tokens += tokens as u32;
+        self.batch.used_tokens += tokens;
+        self.batch.set_length(row, sequence.length);
+    }
+
+    fn admit(&mut self, lease: Id, tokens: u64, lookahead: u32, row: i32) -> OpOutcome {
+        let lease = self.holders.find_lease(lease)?;
+        let row = self.holders.choose_row(row)?;
+        let hit_tokens = self.holders.leases[lease].hit_tokens;
+        let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
+        let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
+        let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        self.check_batch(tokens, true)?;
+        self.holders.admit(lease, row);
+        for (group, rows) in self.holders.rows.iter().enumerate() {
+            self.batch.mark_cells(group, row, 0, rows.count(row));
+            self.batch.used_slots += rows.count(row) as u64 * u64::from(self.stores[group].block_tokens);
+        }
+        self.batch.used_tokens += hit_tokens;
+        self.grow(row, reserve);
+        self.schedule(row, tokens);
+        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_added, ..OpResult::DONE })
+    }
+
+    fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
+        let row = self.find_ready(target)?;
+        let sequence = &self.holders.sequences[row];
+        let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
+        let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
+        let is_new_entry = sequence.last_step != self.batch.step;
+        let blocks_added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+        self.check_batch(tokens, is_new_entry)?;
+        if blocks_added > 0 {
+            self.grow(row, reserve);
+        }
+        self.schedule(row, tokens);
+        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_added, ..OpResult::DONE })
+    }
+
+    fn free(&mut self, target: Target) -> OpOutcome {
+        let row = self.find_target(target)?;
+        let sequence = self.holders.sequences[row];
+        let id = self.holders.sequence_id(row);
+        for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
+            self.batch.used_slots -= rows.count(row) as u64 * u64::from(store.block_tokens);
+        }
+        self.batch.used_tokens -= sequence.length;
+        self.release_row(false, row, sequence.last_step);
+        self.holders.close_sequence(row);
+        self.shared.namespaces.drop_use(sequence.holder.namespace);
+        self.batch.set_length(row, 0);
+        Ok(OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE })
+    }
+
+    fn release(&mut self, lease: Id) -> OpOutcome {
+        let lease = self.holders.find_lease(lease)?;
+        let namespace = self.holders.leases[lease].holder.namespace;
+        self.release_row(true, lease, 0);
+        self.holders.close_lease(lease);
+        self.shared.namespaces.drop_use(namespace);
+        Ok(OpResult::DONE)
+    }
+
+    fn commit(&mut self, target: Target, tokens: u64, naming: &Naming<'_>) -> OpOutcome {
+        let row = self.find_ready(target)?;
+        let sequence = &self.holders.sequences[row];
+        let mode = self.shared.namespaces.get(sequence.holder.namespace).mode;
+        if tokens > sequence.length - sequence.committed {
+            return Err(Status::InvalidArgument.into());
+        }
+        let link = u64::from(self.link_tokens);
+        let links = (sequence.committed + tokens) / link - sequence.committed / link;
+        let first = sequence.committed;
+        match (*naming, mode) {
+            (Naming::Tokens(ids, extras), KeyMode::Tokens) => {
+                let end = first + tokens;
+                let in_range = |e: &Extra| (first..end).contains(&e.token_offset);
+                if ids.len() as u64 != tokens
+                    || !extras.iter().all(in_range)
+                    || !extras.is_sorted_by_key(|e| e.token_offset)
+                {
+                    return Err(Status::InvalidArgument.into());
+                }
+            }
+            (Naming::Keys { bytes, key_bytes }, KeyMode::Keys(expected)) => {
+                if key_bytes != expected {
+                    return Err(Status::KeyMode.into());
+                }
+                if bytes.len() as u64 != links * u64::from(key_bytes) {
+                    return Err(Status::InvalidArgument.into());
+                }
+            }
+            _ => return Err(Status::KeyMode.into()),
+        }
+        let blocks_committed = match *naming {
+            Naming::Tokens(ids, extras) => self.commit_tokens(row, ids, extras),
+            Naming::Keys { bytes, key_bytes } => {
+                let mut committed = 0;
+                for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
+                    let link = first / link + position as u64;
+                    committed += self.complete_link(row, link, Key::from_bytes(key), false);
+                }
+                committed
+            }
+        };
+        self.holders.sequences[row].committed = first + tokens;
+        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_committed, ..OpResult::DONE })
+    }
+
+    /// Chains token ids that follow the committed ones; answers how many blocks became findable.
+    fn commit_tokens(&mut self, row: usize, mut ids: &[i32], mut extras: &[Extra]) -> u32 {
+        let link = self.link_tokens as usize;
+        let mut at = self.holders.sequences[row].committed;
+        let mut blocks = 0;
+        while !ids.is_empty() {
+            let offset = (at % link as u64) as usize;
+            let count = ids.len().min(link - offset);
+            let (part, rest) = ids.split_at(count);
+            self.keep_tokens(row, at, part);
+            let sequence = &mut self.holders.sequences[row];
+            let here = extras.partition_point(|extra| extra.token_offset < at + count as u64);
+            extras[..here].iter().for_each(|extra| sequence.holder.extras.fold(&extra.id, extra.token_offset));
+            extras = &extras[here..];
+            if offset + count == link {
+                let Holder { key: parent, extras: folded, .. } = sequence.holder;
+                let key = if offset == 0 {
+                    hash::link(self.hash, &parent, part, &folded)
+                } else {
+                    let open = self.holders.open_tokens(row);
+                    open[offset..].copy_from_slice(part);
+                    hash::link(self.hash, &parent, open, &folded)
+                };
+                blocks += self.complete_link(row, at / link as u64, key, true);
+            } else {
+                self.holders.open_tokens(row)[offset..offset + count].copy_from_slice(part);
+            }
+            at += count as u64;
+            ids = rest;
+        }
+        blocks
+    }
+
+    fn keep_tokens(&mut self, row: usize, first: u64, tokens: &[i32]) {
+        for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
+            if store.compares_tokens() {
+                let block = rows.row(row)[(first / u64::from(store.block_tokens)) as usize];
+                store.keep_tokens(block as u32, (first % u64::from(store.block_tokens)) as u32, tokens);
+            }
+        }
+    }
+
+    /// A link of the chain is complete: publishes the blocks that end with it.
+    fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+        let sequence = &mut self.holders.sequences[row];
+        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
+        let Holder { namespace, no_store, extras, .. } = sequence.holder;
+        if no_store {
+            return 0;
+        }
+        let mut committed = 0;
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let links = u64::from(store.block_tokens / self.link_tokens);
+            if (link + 1) % links != 0 {
+                continue;
+            }
+            let position = ((link + 1) / links - 1) as usize;
+            let blocks = self.holders.rows[group].row(row);
+            let block = blocks[position] as u32;
+            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
+            let parent_key = match parent {
+                Some(_) if links == 1 => parent_link_key,
+                Some(parent) => store.block(parent).key,
+                None => Key::default(),
+            };
+            let as_what = Publication {
+                key,
+                namespace,
+                parent_key,
+                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
+                extras,
+                position: position as u64,
+                has_tokens,
+            };
+            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
+        }
+        committed
+    }
+}

@@ -1,0 +1,509 @@
+//! The blocks of one group: who holds them, which are findable, which come back next.
+//!
+//! Each block is in exactly one state: free (in the free list), used (`refs > 0`), inactive (nobody holds it, but it
+//! is findable: the policy lists it), waiting (nobody holds it, but a step in flight may still read it).
+//! `free + used + inactive + waiting == blocks`. All calls are O(1) and allocate nothing. The caller holds the
+//! cache's lock.
+
+use super::config::{GroupGeometry, Scrub};
+use super::evict::Policy;
+use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
+use super::hash::{Extras, Key};
+use super::index::Index;
+use super::namespace::Namespaces;
+use super::steps::{NONE, Steps, Waiting};
+use crate::error::Result;
+
+/// Upper bits of [`Block::namespace_and_flags`].
+const FINDABLE: u32 = 1 << 31;
+const WAITING: u32 = 1 << 30;
+const ZERO_LISTED: u32 = 1 << 29;
+const NAMESPACE_MASK: u32 = (1 << 24) - 1;
+
+/// Identity of the content before the first block.
+pub(super) const ROOT_SERIAL: u64 = 1;
+/// Identity of content that must not be found, nor anything after it.
+pub(super) const NO_SERIAL: u64 = 0;
+
+/// One block; one cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Block {
+    /// Its content, while findable.
+    pub(super) key: Key,
+    /// Whose bytes lie in the slot; 0 nobody's.
+    tenant: u64,
+    /// Latest step in which a former holder was scheduled.
+    last_step: u64,
+    /// Sequences and leases that hold it.
+    pub(super) refs: u32,
+    namespace_and_flags: u32,
+    /// Links of the waiting list.
+    prev: u32,
+    next: u32,
+}
+
+impl Block {
+    pub(super) fn is_findable(&self) -> bool {
+        self.namespace_and_flags & FINDABLE != 0
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.namespace_and_flags & WAITING != 0
+    }
+
+    pub(super) fn namespace(&self) -> u32 {
+        self.namespace_and_flags & NAMESPACE_MASK
+    }
+
+    pub(super) fn last_step(&self) -> u64 {
+        self.last_step
+    }
+}
+
+/// What is known of a block's content beyond its key; kept only where it is asked for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Origin {
+    /// Identity of the content: two findable blocks of equal content, one after the other, have different ones.
+    pub(super) serial: u64,
+    pub(super) parent_serial: u64,
+    pub(super) parent_key: Key,
+    pub(super) extras: [u64; 4],
+    pub(super) position: u64,
+}
+
+/// What a block is published as.
+#[derive(Clone, Copy)]
+pub(super) struct Publication {
+    pub(super) key: Key,
+    pub(super) namespace: u32,
+    pub(super) parent_key: Key,
+    pub(super) parent_serial: u64,
+    /// Digest of all extras up to the end of the block.
+    pub(super) extras: Extras,
+    pub(super) position: u64,
+    /// The library chained the key from tokens, which a store that compares tokens keeps.
+    pub(super) has_tokens: bool,
+}
+
+/// What became of a publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Published {
+    /// The block is findable.
+    Stored,
+    /// The same content is findable already; the block stays private.
+    Duplicate,
+    /// The key is taken by content that could not be proved equal; neither the block nor its followers are published.
+    Refused,
+}
+
+/// The parts of the cache that every group shares.
+pub(super) struct Shared {
+    pub(super) namespaces: Namespaces,
+    pub(super) events: Events,
+    pub(super) steps: Steps,
+    pub(super) counters: Counters,
+}
+
+/// What the cache did since it was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub(super) lookups: u64,
+    pub(super) lookup_blocks: u64,
+    pub(super) hit_blocks: u64,
+    pub(super) hit_tokens: u64,
+    pub(super) allocated_blocks: u64,
+    pub(super) committed_blocks: u64,
+    pub(super) duplicate_blocks: u64,
+    pub(super) evicted_blocks: u64,
+    pub(super) collisions: u64,
+    pub(super) refused_ops: u64,
+}
+
+/// The blocks of one group.
+pub(super) struct Store {
+    pub(super) group: u32,
+    pub(super) block_tokens: u32,
+    blocks: Vec<Block>,
+    /// Empty unless tokens are compared or events are kept.
+    origins: Vec<Origin>,
+    /// `[block][token]`; empty unless tokens are compared.
+    tokens: Vec<i32>,
+    next_serial: u64,
+    free: Vec<u32>,
+    pub(super) index: Index,
+    policy: Box<dyn Policy>,
+    inactive: u32,
+    waiting: u32,
+    scrub: Scrub,
+    /// Blocks to fill with zeros before the next step's work; each at most once.
+    zero_list: Vec<i32>,
+}
+
+impl Store {
+    pub(super) fn new(
+        group: u32,
+        geometry: &GroupGeometry,
+        policy: Box<dyn Policy>,
+        seed: [u64; 4],
+        options: StoreOptions,
+    ) -> Self {
+        let blocks = geometry.blocks;
+        let empty = Block {
+            key: Key::default(),
+            tenant: 0,
+            last_step: 0,
+            refs: 0,
+            namespace_and_flags: 0,
+            prev: NONE,
+            next: NONE,
+        };
+        let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
+        Self {
+            group,
+            block_tokens: geometry.block_tokens,
+            blocks: vec![empty; blocks as usize],
+            origins: vec![Origin::default(); count_if(options.compares_tokens || options.keeps_events, 1)],
+            tokens: vec![0; count_if(options.compares_tokens, geometry.block_tokens as usize)],
+            next_serial: ROOT_SERIAL + 1,
+            free: (0..blocks).rev().collect(),
+            index: Index::new(blocks, seed),
+            policy,
+            inactive: 0,
+            waiting: 0,
+            scrub: options.scrub,
+            zero_list: Vec::with_capacity(if options.scrub == Scrub::None { 0 } else { blocks as usize }),
+        }
+    }
+
+    pub(super) fn block(&self, block: u32) -> &Block {
+        &self.blocks[block as usize]
+    }
+
+    pub(super) fn block_count(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    pub(super) fn free_count(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    pub(super) fn inactive_count(&self) -> u32 {
+        self.inactive
+    }
+
+    pub(super) fn waiting_count(&self) -> u32 {
+        self.waiting
+    }
+
+    /// Blocks that can be handed out now.
+    pub(super) fn available(&self) -> u32 {
+        self.free.len() as u32 + self.inactive
+    }
+
+    pub(super) fn compares_tokens(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    pub(super) fn origin(&self, block: u32) -> Origin {
+        self.origins.get(block as usize).copied().unwrap_or_default()
+    }
+
+    pub(super) fn zero_list(&self) -> &[i32] {
+        &self.zero_list
+    }
+
+    /// Forgets the first blocks of the zero list; they are being filled.
+    pub(super) fn zeroed(&mut self, count: usize) {
+        for block in self.zero_list.drain(..count) {
+            self.blocks[block as usize].namespace_and_flags &= !ZERO_LISTED;
+        }
+    }
+
+    /// Hands out a block, evicting if none is free. The caller has checked `available`.
+    pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let victim = self.policy.victim().expect("the caller checked that a block is available");
+                shared.counters.evicted_blocks += 1;
+                self.inactive -= 1;
+                self.forget(victim, RemoveReason::Evicted, shared);
+                victim
+            }
+        };
+        shared.counters.allocated_blocks += 1;
+        let block = &mut self.blocks[index as usize];
+        let foreign = block.tenant != 0 && block.tenant != tenant;
+        let wants_zeros = match self.scrub {
+            Scrub::None => false,
+            Scrub::TenantChange => foreign,
+            Scrub::Always => true,
+        };
+        if wants_zeros && block.namespace_and_flags & ZERO_LISTED == 0 {
+            block.namespace_and_flags |= ZERO_LISTED;
+            self.zero_list.push(index as i32);
+        }
+        block.tenant = tenant;
+        block.refs = 1;
+        block.last_step = 0;
+        if let Some(origin) = self.origins.get_mut(index as usize) {
+            origin.serial = NO_SERIAL;
+        }
+        index
+    }
+
+    /// One more holder of a findable block.
+    pub(super) fn acquire(&mut self, index: u32, shared: &mut Shared) {
+        let block = &mut self.blocks[index as usize];
+        block.refs += 1;
+        if block.refs > 1 {
+            return;
+        }
+        if block.is_waiting() {
+            let last_step = block.last_step;
+            let waiting = shared.steps.waiting(last_step, self.group as usize);
+            self.unlink_waiting(index, waiting);
+        } else {
+            self.inactive -= 1;
+            self.policy.acquired(index);
+        }
+    }
+
+    /// One holder less, which was scheduled last in `last_step`.
+    pub(super) fn release(&mut self, index: u32, last_step: u64, shared: &mut Shared) {
+        let block = &mut self.blocks[index as usize];
+        block.refs -= 1;
+        block.last_step = block.last_step.max(last_step);
+        if block.refs > 0 {
+            return;
+        }
+        if block.last_step > shared.steps.completed() {
+            let last_step = block.last_step;
+            let waiting = shared.steps.waiting(last_step, self.group as usize);
+            self.link_waiting(index, waiting);
+        } else {
+            self.give_back(index);
+        }
+    }
+
+    fn give_back(&mut self, index: u32) {
+        if self.blocks[index as usize].is_findable() {
+            self.inactive += 1;
+            self.policy.released(index);
+        } else {
+            self.free.push(index);
+        }
+    }
+
+    fn link_waiting(&mut self, index: u32, list: &mut Waiting) {
+        let block = &mut self.blocks[index as usize];
+        block.namespace_and_flags |= WAITING;
+        block.prev = list.tail;
+        block.next = NONE;
+        match list.tail {
+            NONE => list.head = index,
+            tail => self.blocks[tail as usize].next = index,
+        }
+        list.tail = index;
+        self.waiting += 1;
+    }
+
+    fn unlink_waiting(&mut self, index: u32, list: &mut Waiting) {
+        let block = &mut self.blocks[index as usize];
+        block.namespace_and_flags &= !WAITING;
+        let (prev, next) = (block.prev, block.next);
+        match prev {
+            NONE => list.head = next,
+            prev => self.blocks[prev as usize].next = next,
+        }
+        match next {
+            NONE => list.tail = prev,
+            next => self.blocks[next as usize].prev = prev,
+        }
+        self.waiting -= 1;
+    }
+
+    /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
+    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting) {
+        while list.head != NONE {
+            let index = list.head;
+            self.unlink_waiting(index, list);
+            self.give_back(index);
+        }
+    }
+
+    /// The findable block with this key, if it is proved to be this content with these tokens.
+    pub(super) fn find(&self, wanted: &Publication, tokens: &[i32], counters: &mut Counters) -> Option<u32> {
+        let hash = self.index.hash(&wanted.key, wanted.namespace);
+        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
+        if !self.compares(wanted) {
+            return Some(found);
+        }
+        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
+        counters.collisions += u64::from(!has_tokens);
+        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
+    }
+
+    fn has_key(&self, block: u32, wanted: &Publication) -> bool {
+        let block = &self.blocks[block as usize];
+        block.namespace() == wanted.namespace && block.key == wanted.key
+    }
+
+    /// Whether tokens and ancestry of this content are compared.
+    fn compares(&self, wanted: &Publication) -> bool {
+        self.compares_tokens() && wanted.has_tokens
+    }
+
+    fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
+        self.kept_tokens(block) == tokens && self.origin(block).extras == extras.0
+    }
+
+    fn kept_tokens(&self, block: u32) -> &[i32] {
+        let each = self.block_tokens as usize;
+        &self.tokens[block as usize * each..][..each]
+    }
+
+    /// Keeps tokens of a block that is being filled, if this store compares them.
+    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+        if self.compares_tokens() {
+            let at = block as usize * self.block_tokens as usize + offset as usize;
+            self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
+        }
+    }
+
+    /// Makes a held block findable, unless the same content is or the key is taken.
+    pub(super) fn publish(&mut self, index: u32, as_what: &Publication, shared: &mut Shared) -> Published {
+        if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
+            return Published::Refused;
+        }
+        let hash = self.index.hash(&as_what.key, as_what.namespace);
+        if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
+            let compares = self.compares(as_what);
+            let origin = self.origin(taken);
+            if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
+                shared.counters.collisions += 1;
+                return Published::Refused;
+            }
+            if !compares || origin.parent_serial == as_what.parent_serial {
+                shared.counters.duplicate_blocks += 1;
+                // What follows the duplicate follows the content that is found under the key.
+                if let Some(own) = self.origins.get_mut(index as usize) {
+                    own.serial = origin.serial;
+                }
+                return Published::Duplicate;
+            }
+            // Same tokens after an ancestor that was evicted since: nobody can find it any more.
+            if self.blocks[taken as usize].refs > 0 || self.blocks[taken as usize].is_waiting() {
+                return Published::Refused;
+            }
+            self.policy.removed(taken, true);
+            self.inactive -= 1;
+            self.forget(taken, RemoveReason::Replaced, shared);
+            self.free.push(taken);
+        }
+        if let Some(origin) = self.origins.get_mut(index as usize) {
+            *origin = Origin {
+                serial: self.next_serial,
+                parent_serial: as_what.parent_serial,
+                parent_key: as_what.parent_key,
+                extras: as_what.extras.0,
+                position: as_what.position,
+            };
+            self.next_serial += 1;
+        }
+        let block = &mut self.blocks[index as usize];
+        block.key = as_what.key;
+        block.namespace_and_flags = block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
+        self.index.insert(hash, index);
+        self.policy.committed(index);
+        shared.namespaces.add_use(as_what.namespace);
+        shared.counters.committed_blocks += 1;
+        if shared.events.is_on() {
+            let event = self.event(index, CacheEventKind::Stored, RemoveReason::None, &shared.namespaces);
+            shared.events.push(event);
+        }
+        Published::Stored
+    }
+
+    /// What an event or a snapshot says about a findable block.
+    pub(super) fn event(
+        &self,
+        index: u32,
+        kind: CacheEventKind,
+        reason: RemoveReason,
+        namespaces: &Namespaces,
+    ) -> CacheEvent {
+        let (block, origin) = (self.block(index), self.origin(index));
+        CacheEvent {
+            number: 0,
+            kind,
+            reason,
+            group: self.group,
+            block: index as i32,
+            namespace_id: namespaces.get(block.namespace()).id(),
+            token_offset: origin.position * u64::from(self.block_tokens),
+            key: block.key,
+            parent_key: origin.parent_key,
+        }
+    }
+
+    /// Takes a block out of the index; the policy has already let it go.
+    fn forget(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+        if shared.events.is_on() {
+            let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
+            shared.events.push(event);
+        }
+        let (key, namespace) = (self.block(index).key, self.block(index).namespace());
+        self.index.remove(self.index.hash(&key, namespace), index);
+        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        shared.namespaces.drop_use(namespace);
+    }
+
+    /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
+    pub(super) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+        let block = self.block(index);
+        let was_inactive = block.refs == 0 && !block.is_waiting();
+        self.policy.removed(index, was_inactive);
+        self.forget(index, reason, shared);
+        if was_inactive {
+            self.inactive -= 1;
+            self.free.push(index);
+        }
+    }
+
+    /// Evicts the policy's next victim. False if nothing is inactive.
+    pub(super) fn evict_one(&mut self, shared: &mut Shared) -> bool {
+        let Some(victim) = self.policy.victim() else { return false };
+        self.inactive -= 1;
+        self.forget(victim, RemoveReason::Requested, shared);
+        self.free.push(victim);
+        true
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let blocks = self.blocks.len() as u64 * size_of::<Block>() as u64;
+        blocks
+            + self.origins.len() as u64 * size_of::<Origin>() as u64
+            + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
+            + self.index.bytes()
+    }
+
+    /// The free list and the policy, for the cache's `validate`.
+    pub(super) fn validate_lists(&self) -> Result<&[u32]> {
+        let released = |index: u32| {
+            let block = self.block(index);
+            block.is_findable() && block.refs == 0 && !block.is_waiting()
+        };
+        self.policy.validate(&released, &|index| self.block(index).is_findable())?;
+        Ok(&self.free)
+    }
+}
+
+/// How a store is made.
+#[derive(Clone, Copy)]
+pub(super) struct StoreOptions {
+    pub(super) scrub: Scrub,
+    pub(super) compares_tokens: bool,
+    pub(super) keeps_events: bool,
+}

@@ -1,0 +1,514 @@
+//! Block tables and slot mappings at device addresses that never change.
+//!
+//! All device tables lie in one arena. A step packs what changed into one staging slot of pinned memory: one copy to
+//! the device and one kernel spread it over the arena in stream order, so a reader on the stream sees either the old
+//! tables or the new ones. A staging slot is written again only after its copy has completed. Nothing is allocated
+//! after creation; a step whose changes exceed a slot goes in several pieces, which may wait for an earlier one.
+
+use super::batch::Batch;
+use super::config::{CacheConfig, Geometry};
+use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO};
+use super::state::State;
+use crate::device::{Arg, Copy, Device, DeviceSlice, Launch, OwnedEvent, Place, Stream};
+use crate::error::{Error, Result};
+use crate::memory::{Allocation, Memory, PinnedAllocation};
+use std::sync::Arc;
+
+/// Words to which every array of the arena is aligned: 256 bytes.
+const ALIGN_WORDS: u64 = 64;
+/// Most cells that one staging slot carries beside the arrays of the batch.
+const CELLS_MAX: u64 = 1 << 20;
+/// Least cells that one staging slot carries.
+const CELLS_MIN: u64 = 1 << 14;
+
+/// First words of the arrays of one group in the arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct GroupPlaces {
+    pub(super) table: u64,
+    pub(super) slots: u64,
+    pub(super) indptr: u64,
+    pub(super) indices: u64,
+    pub(super) last: u64,
+}
+
+/// First words of all arrays in the arena.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    pub(super) rows: u64,
+    pub(super) starts: u64,
+    pub(super) lengths: u64,
+    pub(super) groups: Vec<GroupPlaces>,
+    words: u64,
+}
+
+impl Places {
+    fn new(geometry: &Geometry, config: &CacheConfig) -> Self {
+        let rows = u64::from(config.max_sequences);
+        let mut at = 0;
+        let mut take = |words: u64| {
+            let first = at;
+            at += words.next_multiple_of(ALIGN_WORDS);
+            first
+        };
+        let mut places = Self { rows: take(rows), starts: take(rows + 1), lengths: take(rows), ..Self::default() };
+        for group in &geometry.groups {
+            let cells = rows * u64::from(group.row_cells);
+            let ragged = |words: u64| if config.ragged { words } else { 0 };
+            places.groups.push(GroupPlaces {
+                table: take(cells),
+                slots: take(if group.has_slots() { 2 * u64::from(config.max_batch_tokens) } else { 0 }),
+                indptr: take(ragged(rows + 1)),
+                indices: take(ragged(cells)),
+                last: take(ragged(rows)),
+            });
+        }
+        places.words = at;
+        places
+    }
+}
+
+/// Where a staging slot lies: pinned and with a copy on the device, or plain memory where there is no device.
+enum Staging {
+    Device { pinned: PinnedAllocation, packed: Allocation, event: OwnedEvent },
+    /// 64-bit words, so that slot mappings are aligned.
+    Host(Vec<i64>),
+}
+
+impl Staging {
+    fn words(&mut self) -> Result<&mut [i32]> {
+        match self {
+            Self::Device { pinned, .. } => {
+                let count = (pinned.bytes() / 4) as usize;
+                pinned.values_mut(0, count)
+            }
+            Self::Host(words) => Ok(bytemuck::cast_slice_mut(words)),
+        }
+    }
+}
+
+/// Word ranges of the arrays of the current step in its staging slot.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StepArrays {
+    pub(super) batch_count: usize,
+    pub(super) token_count: usize,
+    rows: usize,
+    starts: usize,
+    groups: Vec<GroupArrays>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct GroupArrays {
+    slots: usize,
+    indptr: usize,
+    last: usize,
+}
+
+/// What one call of `tables` gives for one group, besides addresses that never change.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupView<'a> {
+    /// `[max_sequences][row_cells]`.
+    pub block_table: &'a [i32],
+    /// Of the scheduled tokens; empty for opaque groups.
+    pub slot_mapping: &'a [i64],
+    /// Ragged form; empty if not asked for.
+    pub page_indptr: &'a [i32],
+    /// Ragged form.
+    pub page_indices: &'a [i32],
+    /// Ragged form.
+    pub last_page_tokens: &'a [i32],
+    /// Cells of a row.
+    pub row_cells: u64,
+    /// Cells that this call uploads.
+    pub cells_uploaded: u64,
+    /// Blocks that this call fills with zeros.
+    pub blocks_zeroed: u64,
+}
+
+/// Device addresses of the tables; 0 where there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GroupAddresses {
+    /// `i32 [max_sequences][row_cells]`.
+    pub block_table: u64,
+    /// `i64 [max_batch_tokens]`.
+    pub slot_mapping: u64,
+    /// `i32 [max_sequences + 1]`.
+    pub page_indptr: u64,
+    /// `i32`.
+    pub page_indices: u64,
+    /// `i32 [max_sequences]`.
+    pub last_page_tokens: u64,
+}
+
+/// Piece by piece, packs words and notes where each run belongs.
+struct Packer<'a> {
+    words: &'a mut [i32],
+    at: usize,
+    segments: &'a mut Vec<[i32; 3]>,
+    changes: &'a mut Vec<[i32; 2]>,
+}
+
+impl Packer<'_> {
+    /// Words that another run may take, with room kept for the lists at the end.
+    fn room(&self) -> usize {
+        let lists = 3 * (self.segments.len() + 1) + 2 * self.changes.capacity();
+        (self.words.len() - self.at).saturating_sub(lists)
+    }
+
+    /// A run of words, to fill. It goes to `target` in the arena, if that is somewhere.
+    fn run(&mut self, target: Option<u64>, count: usize) -> (usize, &mut [i32]) {
+        let first = self.at;
+        self.at += count;
+        if let Some(target) = target.filter(|_| count > 0) {
+            self.segments.push([target as u32 as i32, first as i32, count as i32]);
+        }
+        (first, &mut self.words[first..first + count])
+    }
+
+    fn finish(mut self) -> usize {
+        let (segments, changes) = (std::mem::take(self.segments), std::mem::take(self.changes));
+        let (segments_at, words) = self.run(None, 3 * segments.len());
+        words.copy_from_slice(segments.as_flattened());
+        let (changes_at, words) = self.run(None, 2 * changes.len());
+        words.copy_from_slice(changes.as_flattened());
+        let head = [segments.len(), segments_at, changes.len(), changes_at].map(|word| word as i32);
+        self.words[..UPLOAD_HEAD].copy_from_slice(&head);
+        (*self.segments, *self.changes) = (segments, changes);
+        self.segments.clear();
+        self.changes.clear();
+        self.at
+    }
+}
+
+/// Packs and enqueues the tables of a cache. One call at a time owns it.
+pub(super) struct Uploader {
+    pub(super) places: Places,
+    arena: Option<Allocation>,
+    staging: Vec<Staging>,
+    next: usize,
+    current: usize,
+    pub(super) arrays: StepArrays,
+    /// Tokens whose slots the device array holds, so that a shorter batch is padded again.
+    slots_known: usize,
+    segments: Vec<[i32; 3]>,
+    changes: Vec<[i32; 2]>,
+    ragged: Vec<Vec<i32>>,
+    ragged_sent: Vec<usize>,
+    pub(super) cells_uploaded: Vec<u64>,
+    pub(super) blocks_zeroed: Vec<usize>,
+    zero_runs: Vec<(usize, usize)>,
+    max_tokens: usize,
+}
+
+impl Uploader {
+    pub(super) fn new(memory: &Arc<Memory>, geometry: &Geometry, config: &CacheConfig) -> Result<Self> {
+        let places = Places::new(geometry, config);
+        let groups = geometry.groups.len();
+        let (rows, tokens) = (u64::from(config.max_sequences), u64::from(config.max_batch_tokens));
+        let blocks: u64 = geometry.groups.iter().map(|group| u64::from(group.blocks)).sum();
+        let with_slots = geometry.groups.iter().filter(|group| group.has_slots()).count() as u64;
+        // Rows, starts, changes of lengths, and for each group slots, indptr, last pages; 64 for odd ends.
+        let fixed = 4 * rows + with_slots * 2 * tokens + groups as u64 * 2 * rows + 64 * (groups as u64 + 1);
+        let cells = if config.metadata_only { 0 } else { 4 * blocks.clamp(CELLS_MIN, CELLS_MAX) };
+        let words = fixed + cells;
+        if words > i32::MAX as u64 || places.words > u64::from(u32::MAX) {
+            return Err(Error::argument("max_sequences x longest sequence needs tables of over 16 GiB; lower one"));
+        }
+        let mut staging = Vec::new();
+        for _ in 0..=config.steps_in_flight {
+            staging.push(match config.metadata_only {
+                true => Staging::Host(vec![0; words.div_ceil(2) as usize]),
+                false => {
+                    let pinned = memory.pinned(4 * words, &config.name)?;
+                    let packed = memory.allocate(4 * words, &config.name)?;
+                    Staging::Device { pinned, packed, event: OwnedEvent::new(memory.device())? }
+                }
+            });
+        }
+        let arena = match config.metadata_only {
+            true => None,
+            false => Some(memory.allocate(4 * places.words, &config.name)?),
+        };
+        let mut ragged = vec![Vec::new(); groups];
+        if config.ragged {
+            let cells = |group: usize| (rows * u64::from(geometry.groups[group].row_cells)) as usize;
+            (0..groups).for_each(|group| ragged[group].reserve_exact(cells(group)));
+        }
+        Ok(Self {
+            places,
+            arena,
+            staging,
+            next: 0,
+            current: 0,
+            arrays: StepArrays { groups: vec![GroupArrays::default(); groups], ..StepArrays::default() },
+            slots_known: 0,
+            segments: Vec::with_capacity((words / 4) as usize),
+            changes: Vec::with_capacity(config.max_sequences as usize),
+            ragged,
+            ragged_sent: vec![0; groups],
+            cells_uploaded: vec![0; groups],
+            blocks_zeroed: vec![0; groups],
+            zero_runs: vec![(0, 0); groups],
+            max_tokens: config.max_batch_tokens as usize,
+        })
+    }
+
+    /// Zeroes the arena and pads the slot mappings. Blocks.
+    pub(super) fn clear(&mut self, device: &dyn Device, geometry: &Geometry) -> Result<()> {
+        let Some(arena) = &self.arena else { return Ok(()) };
+        device.memset(Stream::DEFAULT, arena.slice(), 0)?;
+        for (group, places) in geometry.groups.iter().zip(&self.places.groups) {
+            if group.has_slots() {
+                let slots = arena.slice().part(4 * places.slots, 8 * self.max_tokens as u64)?;
+                device.memset(Stream::DEFAULT, slots, 0xff)?;
+            }
+        }
+        device.stream_synchronize(Stream::DEFAULT)
+    }
+
+    /// Address of an array of the arena; 0 without a device.
+    pub(super) fn address(&self, first_word: u64) -> u64 {
+        self.arena.as_ref().map_or(0, |arena| arena.slice().address() + 4 * first_word)
+    }
+
+    pub(super) fn arena(&self) -> Option<&Allocation> {
+        self.arena.as_ref()
+    }
+
+    /// Turns to the next staging slot; waits if its last copy is still under way, which is rare.
+    pub(super) fn turn(&mut self, device: &dyn Device) -> Result<()> {
+        self.current = self.next;
+        if let Staging::Device { event, .. } = &self.staging[self.current] {
+            device.event_synchronize(event.event())?;
+        }
+        self.next = (self.current + 1) % self.staging.len();
+        Ok(())
+    }
+
+    /// Packs the arrays of the batch and as many changes as fit. Answers the words used and whether that was all.
+    /// Called with the cache's lock held; calls no device.
+    pub(super) fn pack(&mut self, state: &mut State, is_first: bool) -> Result<(usize, bool)> {
+        let is_device = self.arena.is_some();
+        let mut packer = Packer {
+            words: self.staging[self.current].words()?,
+            at: UPLOAD_HEAD,
+            segments: &mut self.segments,
+            changes: &mut self.changes,
+        };
+        if is_first {
+            self.cells_uploaded.fill(0);
+            self.blocks_zeroed.fill(0);
+            self.ragged_sent.fill(0);
+            pack_batch(&mut packer, state, &self.places, &mut self.arrays);
+            pack_slots(&mut packer, state, &self.places, &mut self.arrays, &mut self.slots_known, self.max_tokens);
+            pack_ragged(&mut packer, state, &self.places, &mut self.arrays, &mut self.ragged);
+            while let Some((row, length)) = state.batch.pop_dirty_length() {
+                packer.changes.push([(self.places.lengths + u64::from(row)) as u32 as i32, length]);
+            }
+        }
+        let mut is_all = true;
+        if is_device {
+            for group in 0..state.stores.len() {
+                let places = &self.places.groups[group];
+                // The zero list may be long; what is listed stays listed until the fill is enqueued.
+                let listed = &state.stores[group].zero_list()[self.blocks_zeroed[group]..];
+                let count = listed.len().min(packer.room());
+                let (first, words) = packer.run(None, count);
+                words.copy_from_slice(&listed[..count]);
+                self.zero_runs[group] = (first, count);
+                is_all &= count == listed.len();
+                let pages = &self.ragged[group][self.ragged_sent[group]..];
+                let count = pages.len().min(packer.room());
+                let target = places.indices + self.ragged_sent[group] as u64;
+                packer.run(Some(target), count).1.copy_from_slice(&pages[..count]);
+                self.ragged_sent[group] += count;
+                is_all &= count == pages.len();
+                let sent = pack_cells(&mut packer, state, group, places.table);
+                self.cells_uploaded[group] += sent;
+                is_all &= state.batch.dirty[group].last().is_none();
+            }
+        }
+        Ok((packer.finish(), is_all))
+    }
+
+    /// Enqueues what `pack` left: one copy, the zero fills, one spreading kernel.
+    pub(super) fn enqueue(
+        &mut self,
+        device: &dyn Device,
+        stream: Stream,
+        words: usize,
+        pools: &dyn Fn(usize) -> (DeviceSlice, u64),
+    ) -> Result<()> {
+        let (Some(arena), Staging::Device { pinned, packed, event }) = (&self.arena, &self.staging[self.current])
+        else {
+            return Ok(());
+        };
+        let bytes = 4 * words as u64;
+        let (source, target) = (pinned.slice().part(0, bytes)?, packed.slice().part(0, bytes)?);
+        device.copy(stream, Copy { target: Place::Device(target), source: Place::Pinned(source) })?;
+        for (group, &(first, count)) in self.zero_runs.iter().enumerate() {
+            if count > 0 {
+                let (pool, block_bytes) = pools(group);
+                let ids = target.part(4 * first as u64, 4 * count as u64)?;
+                let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
+                device.launch(stream, &Launch { kernel: &ZERO, grid: count as u32, block: 256, args: &args })?;
+                self.blocks_zeroed[group] += count;
+            }
+        }
+        let args = [Arg::Write(arena.slice()), Arg::Read(target)];
+        device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })?;
+        device.event_record(event.event(), stream)
+    }
+
+    /// The current step's arrays of a group as the host sees them.
+    pub(super) fn group_view<'a>(&'a self, state: &'a State, group: usize) -> Result<GroupView<'a>> {
+        let arrays = self.arrays.groups[group];
+        let (batch, tokens) = (self.arrays.batch_count, self.arrays.token_count);
+        let ragged = |first: usize, count: usize| if first == 0 { Ok(&[][..]) } else { self.view(first, count) };
+        let slots: &[i32] = if arrays.slots == 0 { &[] } else { self.view(arrays.slots, 2 * tokens)? };
+        Ok(GroupView {
+            block_table: state.holders.rows[group].cells(),
+            slot_mapping: bytemuck::cast_slice(slots),
+            page_indptr: ragged(arrays.indptr, batch + 1)?,
+            page_indices: &self.ragged[group],
+            last_page_tokens: ragged(arrays.last, batch)?,
+            row_cells: state.holders.rows[group].row_cells() as u64,
+            cells_uploaded: self.cells_uploaded[group],
+            blocks_zeroed: self.blocks_zeroed[group] as u64,
+        })
+    }
+
+    fn view(&self, first: usize, count: usize) -> Result<&[i32]> {
+        match &self.staging[self.current] {
+            Staging::Device { pinned, .. } => pinned.values(4 * first as u64, count),
+            Staging::Host(words) => Ok(&bytemuck::cast_slice(words)[first..first + count]),
+        }
+    }
+
+    /// Rows of the batch positions.
+    pub(super) fn batch_rows(&self) -> Result<&[i32]> {
+        self.view(self.arrays.rows, self.arrays.batch_count)
+    }
+
+    /// First token of each batch position, and the end.
+    pub(super) fn batch_starts(&self) -> Result<&[i32]> {
+        self.view(self.arrays.starts, self.arrays.batch_count + 1)
+    }
+
+    /// After a failed call nobody knows what the device holds: everything goes again.
+    pub(super) fn forget_known(&mut self, state: &mut State) {
+        self.slots_known = self.max_tokens;
+        state.mark_all_dirty();
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let ragged: usize = self.ragged.iter().map(Vec::capacity).sum();
+        (self.segments.capacity() * 12 + self.changes.capacity() * 8 + ragged * 4) as u64
+    }
+}
+
+/// Entries of the batch whose sequence still runs.
+fn live_entries(state: &State) -> impl Iterator<Item = &super::batch::BatchEntry> {
+    state.batch.entries.iter().filter(|entry| {
+        let holder = &state.holders.sequences[entry.row as usize].holder;
+        holder.is_live && holder.generation == entry.generation
+    })
+}
+
+fn pack_batch(packer: &mut Packer<'_>, state: &State, places: &Places, arrays: &mut StepArrays) {
+    let count = live_entries(state).count();
+    let (rows_at, rows) = packer.run(Some(places.rows), count);
+    live_entries(state).zip(rows).for_each(|(entry, cell)| *cell = entry.row as i32);
+    let (starts_at, starts) = packer.run(Some(places.starts), count + 1);
+    let mut tokens = 0;
+    for (entry, cell) in live_entries(state).zip(starts.iter_mut()) {
+        *cell = tokens as i32;
+        tokens += entry.count as usize;
+    }
+    starts[count] = tokens as i32;
+    (arrays.rows, arrays.starts, arrays.batch_count, arrays.token_count) = (rows_at, starts_at, count, tokens);
+}
+
+/// Slot of each scheduled token, and -1 up to where the device array holds older ones.
+fn pack_slots(
+    packer: &mut Packer<'_>,
+    state: &State,
+    places: &Places,
+    arrays: &mut StepArrays,
+    slots_known: &mut usize,
+    max_tokens: usize,
+) {
+    let padded = arrays.token_count.max(*slots_known).min(max_tokens);
+    for (group, store) in state.stores.iter().enumerate() {
+        if !state.has_slots[group] {
+            continue;
+        }
+        if packer.at % 2 == 1 {
+            packer.run(None, 1);
+        }
+        let (first, words) = packer.run(Some(places.groups[group].slots), 2 * padded);
+        arrays.groups[group].slots = first;
+        let slots: &mut [i64] = bytemuck::cast_slice_mut(words);
+        let block_tokens = u64::from(store.block_tokens);
+        let mut at = 0;
+        for entry in live_entries(state) {
+            let row = state.holders.rows[group].row(entry.row as usize);
+            let (mut position, mut offset) = (entry.first / block_tokens, entry.first % block_tokens);
+            for slot in &mut slots[at..at + entry.count as usize] {
+                *slot = (row[position as usize] as u64 * block_tokens + offset) as i64;
+                offset += 1;
+                if offset == block_tokens {
+                    (position, offset) = (position + 1, 0);
+                }
+            }
+            at += entry.count as usize;
+        }
+        slots[at..].fill(-1);
+    }
+    *slots_known = arrays.token_count;
+}
+
+/// Pages of each batch position one after the other, for kernels that take ragged tables.
+fn pack_ragged(
+    packer: &mut Packer<'_>,
+    state: &State,
+    places: &Places,
+    arrays: &mut StepArrays,
+    ragged: &mut [Vec<i32>],
+) {
+    for (group, pages) in ragged.iter_mut().enumerate().filter(|(_, pages)| pages.capacity() > 0) {
+        pages.clear();
+        let block_tokens = u64::from(state.stores[group].block_tokens);
+        let (indptr_at, indptr) = packer.run(Some(places.groups[group].indptr), arrays.batch_count + 1);
+        for (entry, cell) in live_entries(state).zip(indptr.iter_mut()) {
+            *cell = pages.len() as i32;
+            let length = state.holders.sequences[entry.row as usize].length;
+            let used = length.div_ceil(block_tokens) as usize;
+            pages.extend_from_slice(&state.holders.rows[group].row(entry.row as usize)[..used]);
+        }
+        indptr[arrays.batch_count] = pages.len() as i32;
+        let (last_at, last) = packer.run(Some(places.groups[group].last), arrays.batch_count);
+        for (entry, cell) in live_entries(state).zip(last) {
+            let length = state.holders.sequences[entry.row as usize].length;
+            *cell = if length == 0 { 0 } else { ((length - 1) % block_tokens + 1) as i32 };
+        }
+        (arrays.groups[group].indptr, arrays.groups[group].last) = (indptr_at, last_at);
+    }
+}
+
+/// Changed cells of the block tables, as many as fit; answers how many.
+fn pack_cells(packer: &mut Packer<'_>, state: &mut State, group: usize, table: u64) -> u64 {
+    let State { batch: Batch { dirty, .. }, holders, .. } = state;
+    let rows = &holders.rows[group];
+    let mut sent = 0;
+    while let Some((row, (from, to))) = dirty[group].last() {
+        let count = ((to - from) as usize).min(packer.room());
+        if count == 0 {
+            break;
+        }
+        let first = row as usize * rows.row_cells() + from as usize;
+        packer.run(Some(table + first as u64), count).1.copy_from_slice(&rows.cells()[first..first + count]);
+        dirty[group].note_known(from + count as u32);
+        sent += count as u64;
+    }
+    sent
+}
