@@ -318,6 +318,31 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** Bits of kavern_device_description.capabilities. */
+enum kavern_device_capability
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Reserve, map and remap addresses. */
+    KAVERN_DEVICE_VIRTUAL_MEMORY = 1,
+    /** Allocate and free in stream order. */
+    KAVERN_DEVICE_STREAM_ORDERED = 2,
+    /** The host may read and write device addresses. */
+    KAVERN_DEVICE_HOST_ADDRESSABLE = 4,
+    /** Streams can be captured into graphs. */
+    KAVERN_DEVICE_CAPTURE = 8,
+    /** The device reports races between streams. */
+    KAVERN_DEVICE_RACE_DETECTION = 16,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_device_capability kavern_device_capability;
+#else
+typedef uint32_t kavern_device_capability;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /**
  * Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
  * -200..-299 device or operating system, -300.. a bug of the library. Numbers are never reused.
@@ -419,11 +444,95 @@ typedef uint32_t kavern_log_level;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** One device with its memory, streams and caches. Thread-safe. */
+typedef struct kavern_manager kavern_manager;
+
+/** A stream made by the library; pass it wherever a `void *stream` is taken. */
+typedef struct kavern_stream kavern_stream;
+
 /** Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value). */
 typedef int32_t kavern_status;
 
+/** What a device is. You set struct_size; the call fills the rest. */
+typedef struct kavern_device_description {
+    /** sizeof(kavern_device_description). */
+    uint32_t struct_size;
+    /** KAVERN_DEVICE_ bits. */
+    uint32_t capabilities;
+    /** Physical memory. */
+    uint64_t total_bytes;
+    /** Size and alignment of the smallest mapping of virtual memory. */
+    uint64_t page_bytes;
+    /** Which device of its backend. */
+    uint32_t ordinal;
+    /** Zero. */
+    uint32_t reserved;
+    /** The text that opens it, for example "cuda:0"; ends with a zero. */
+    char name[64];
+    /** The model, for people; ends with a zero. */
+    char model[128];
+    /** The backend, for example "cuda"; ends with a zero. */
+    char backend[32];
+} kavern_device_description;
+
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
+
+/** How a manager is made; fill with kavern_manager_config_init. */
+typedef struct kavern_manager_config {
+    /** sizeof(kavern_manager_config). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t flags;
+    /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
+    const char *device;
+    /** Most device memory; 0 for no limit but the device's own. */
+    uint64_t device_limit_bytes;
+    /** Most pinned host memory; 0 for no limit. */
+    uint64_t pinned_limit_bytes;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_manager_config;
+
+/** What a manager has and did. You set struct_size; the call fills the rest. */
+typedef struct kavern_manager_statistics {
+    /** sizeof(kavern_manager_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Device memory allocated now. */
+    uint64_t device_bytes;
+    /** Most that was allocated at one time. */
+    uint64_t device_peak_bytes;
+    /** Live allocations of device memory. */
+    uint64_t device_allocations;
+    /** Allocations of device memory ever made. */
+    uint64_t device_total_allocations;
+    /** Limit of device memory, 0 for none. */
+    uint64_t device_limit_bytes;
+    /** Pinned host memory allocated now. */
+    uint64_t pinned_bytes;
+    /** Most that was allocated at one time. */
+    uint64_t pinned_peak_bytes;
+    /** Live allocations of pinned host memory. */
+    uint64_t pinned_allocations;
+    /** Allocations of pinned host memory ever made. */
+    uint64_t pinned_total_allocations;
+    /** Limit of pinned host memory, 0 for none. */
+    uint64_t pinned_limit_bytes;
+    /** Streams made by the manager. */
+    uint64_t own_streams;
+    /** Streams registered with it. */
+    uint64_t registered_streams;
+    /** Tickets not known to be done. */
+    uint64_t pending_tickets;
+    /** KV caches. */
+    uint64_t caches;
+    /** Calls of the device that a fault parameter of the device's name has counted; 0 without one. */
+    uint64_t device_calls;
+    /** Races between streams that the device has found; 0 where it does not look. */
+    uint64_t races;
+} kavern_manager_statistics;
 
 /**
  * One group of layers that share block size and layout.
@@ -841,6 +950,31 @@ extern "C" {
 #endif // __cplusplus
 
 /**
+ * Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown backend, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; may block while a driver starts.
+ * Since: 0.1
+ *
+ * Safety: `backend` must be null or a text that ends with a zero, `count` be null or point to a writable value.
+ */
+kavern_status kavern_device_count(const char *backend, uint32_t *count);
+
+/**
+ * Describes a device ("host", "cuda:0") without opening it for work.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown name, KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; may block while a driver starts.
+ * Since: 0.1
+ *
+ * Safety: `device` must be null or a text that ends with a zero; `out` be null or point to as many writable bytes as its
+ * struct_size says.
+ */
+kavern_status kavern_device_describe(const char *device,
+                                     struct kavern_device_description *out);
+
+/**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
  *
  * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
@@ -856,6 +990,269 @@ extern "C" {
 kavern_status kavern_set_log_callback(uint32_t level,
                                       kavern_log_fn function,
                                       void *userdata);
+
+/**
+ * Fills a configuration with its defaults: device "host", no limits.
+ *
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to `size` writable bytes.
+ */
+kavern_status kavern_manager_config_init(struct kavern_manager_config *config, size_t size);
+
+/**
+ * Opens a device.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device), KAVERN_ERR_NO_DEVICE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+ * Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
+ * Owner: destroy with kavern_manager_destroy.
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable handle.
+ */
+kavern_status kavern_manager_create(const struct kavern_manager_config *config,
+                                    struct kavern_manager **out);
+
+/**
+ * Destroys a manager and nulls the handle; null is fine.
+ *
+ * The device closes when its streams and caches have been destroyed too, before or after. Tickets stay good.
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any, also while others are inside a call on it; may block until the device's work is done.
+ * Since: 0.1
+ *
+ * Safety: `manager` must be null or point to a writable handle.
+ */
+kavern_status kavern_manager_destroy(struct kavern_manager **manager);
+
+/**
+ * Reads what a manager has and did.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_manager_stats(const struct kavern_manager *manager,
+                                   struct kavern_manager_statistics *out);
+
+/**
+ * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
+ *
+ * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size alone.
+ * The report may have grown by the next call.
+ * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any; may block on the device.
+ * Since: 0.1
+ *
+ * Safety: `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
+ */
+kavern_status kavern_manager_report_json(const struct kavern_manager *manager,
+                                         char *buf,
+                                         size_t cap,
+                                         size_t *needed);
+
+/**
+ * Checks the invariants of the manager's books.
+ *
+ * Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; takes time in proportion to the live allocations.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_manager_validate(const struct kavern_manager *manager);
+
+/**
+ * Lets a stream that the manager did not make be used with it.
+ *
+ * Stream: a CUstream value of the same device and context, or a kavern_stream of another manager of the same device.
+ * Register it before its first use, unregister it before you destroy it. 0 and KAVERN_STREAM_DEFAULT need no
+ * registration.
+ * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (not a stream of that device),
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_LIMIT_REACHED.
+ * Threads: any.
+ * Owner: the stream stays yours.
+ * Since: 0.1
+ *
+ * Safety: `stream` must be a live stream of the device if it is a CUstream.
+ */
+kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
+                                             void *stream);
+
+/**
+ * Forgets a registered stream; do it before you destroy the stream.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE if it is not registered, KAVERN_ERR_IN_USE while another thread uses it in a call.
+ * Threads: any; does not wait for the stream's work.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null; `stream` is compared and not used.
+ */
+kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
+                                               void *stream);
+
+/**
+ * Makes a stream, to be passed wherever a `void *stream` is taken together with this manager.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_DEVICE.
+ * Threads: any.
+ * Owner: destroy with kavern_stream_destroy; it keeps its manager alive.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable handle.
+ */
+kavern_status kavern_stream_create(struct kavern_manager *manager, struct kavern_stream **out);
+
+/**
+ * Waits for the stream's work, destroys the stream and nulls the handle; null is fine.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any; blocks until the work is done. A call on another thread that uses the stream ends first.
+ * Since: 0.1
+ *
+ * Safety: `stream` must be null or point to a writable handle.
+ */
+kavern_status kavern_stream_destroy(struct kavern_stream **stream);
+
+/**
+ * Waits until all work enqueued on the stream so far is done.
+ *
+ * Stream: 0 or KAVERN_STREAM_DEFAULT for the default stream, a kavern_stream of this manager, or a registered one.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_DEVICE_LOST.
+ * Threads: any; blocks.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_stream_synchronize(struct kavern_manager *manager,
+                                        void *stream);
+
+/**
+ * Makes later work on the stream wait for the work of a ticket.
+ *
+ * Stream: as for kavern_stream_synchronize.
+ * Errors: KAVERN_ERR_STALE_ID for what is no ticket, KAVERN_ERR_INVALID_ARGUMENT for one of another manager, the
+ * ticket's own error if its work has failed, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; enqueues and returns.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_stream_wait(struct kavern_manager *manager,
+                                 void *stream,
+                                 uint64_t ticket);
+
+/**
+ * Makes a ticket for all work enqueued on the stream so far.
+ *
+ * Stream: as for kavern_stream_synchronize.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
+ * 2^20 tickets are pending.
+ * Threads: any; enqueues and returns.
+ * Owner: nothing to free; a ticket that nobody asks for goes by itself.
+ * Since: 0.1
+ *
+ * Safety: `ticket` must be null or point to a writable value.
+ */
+kavern_status kavern_stream_record(struct kavern_manager *manager,
+                                   void *stream,
+                                   uint64_t *ticket);
+
+/**
+ * Asks for the state of tickets, of any managers.
+ *
+ * Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own, told
+ * once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
+ * Errors: the call answers KAVERN_PENDING if a ticket is pending, else KAVERN_PARTIAL if a state is an error, else
+ * KAVERN_OK; KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `tickets` must point to `n` values and `states` to `n` writable ones; null is fine where n is 0.
+ */
+kavern_status kavern_ticket_poll(const uint64_t *tickets,
+                                 size_t n,
+                                 int32_t *states);
+
+/**
+ * Waits for the work of a ticket, at most so long.
+ *
+ * Units: nanoseconds; 0 only asks, UINT64_MAX waits for ever.
+ * Errors: KAVERN_PENDING if the time was not enough; KAVERN_ERR_STALE_ID for what is no ticket; the ticket's own
+ * error, told once.
+ * Threads: any; blocks.
+ * Since: 0.1
+ *
+ * Safety: None.
+ */
+kavern_status kavern_ticket_wait(uint64_t ticket,
+                                 uint64_t timeout_ns);
+
+/**
+ * Version of the ABI that the loaded library serves: major << 16 | minor.
+ *
+ * Compare with KAVERN_ABI_VERSION of the header: the major numbers must be equal, the library's minor number at least
+ * the header's.
+ * Since: 0.1
+ */
+uint32_t kavern_abi_version(void);
+
+/**
+ * Version of the library, for example "0.1.0".
+ *
+ * Owner: static text, never free it.
+ * Since: 0.1
+ */
+const char *kavern_version_string(void);
+
+/**
+ * One line about the build, for reports of faults: version, ABI, backends, target, profile.
+ *
+ * Owner: static text, never free it.
+ * Since: 0.1
+ */
+const char *kavern_build_info(void);
+
+/**
+ * 1 if this build has the feature, 0 if not or if nobody knows the name.
+ *
+ * Names: "host", "cuda" (backends; a device need not be there), "streams", "tickets", "report", "log", "kv",
+ * "kv-events".
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero.
+ */
+uint32_t kavern_has_feature(const char *name);
+
+/**
+ * Copies the text of this thread's latest failure: function, what was asked, what was there, what to do.
+ *
+ * Success never clears it; it is empty before the first failure. `needed` (may be null) receives the size with the
+ * terminating zero; `buf` null with `cap` 0 asks for that size alone.
+ * Units: bytes; at most 1024 are needed.
+ * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_NULL_POINTER. A failure here
+ * does not change the text.
+ * Threads: each thread has its own text. Works in a forked child.
+ * Since: 0.1
+ *
+ * Safety: `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
+ */
+kavern_status kavern_last_error(char *buf,
+                                size_t cap,
+                                size_t *needed);
+
+/**
+ * Name of a status, for example "KAVERN_ERR_NULL_POINTER"; "unknown" for a number that is none.
+ *
+ * Owner: static text, never free it.
+ * Since: 0.1
+ */
+const char *kavern_status_name(kavern_status status);
 
 #ifdef __cplusplus
 }  // extern "C"

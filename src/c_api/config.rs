@@ -4,7 +4,8 @@
 //! overflow before it touches anything. What it does not: know whether a non-null pointer points to memory; that is the
 //! caller's promise, and the safety condition of every unsafe function here.
 //!
-//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or [`write_text`], after all checks.
+//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or [`write_text`], after all
+//! checks.
 
 use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;

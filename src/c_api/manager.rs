@@ -1,7 +1,7 @@
 //! Managers: open a device, look at it, tell it of foreign streams, close it.
 //!
-//! What it does not: streams and tickets of its own (`stream`). Invariant: a manager lives until its handle and all that
-//! was made from it have been destroyed, in any order.
+//! What it does not: streams and tickets of its own (`stream`). Invariant: a manager lives until its handle and all
+//! that was made from it have been destroyed, in any order.
 
 use std::ffi::{c_char, c_void};
 
@@ -157,7 +157,8 @@ pub unsafe extern "C" fn kavern_manager_config_init(
 /// Since: 0.1
 ///
 /// # Safety
-/// `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable handle.
+/// `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
+/// handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kavern_manager_create(
     config: *const kavern_manager_config,
@@ -222,8 +223,8 @@ pub unsafe extern "C" fn kavern_manager_stats(
 
 /// Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
 ///
-/// `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size alone.
-/// The report may have grown by the next call.
+/// `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
+/// alone. The report may have grown by the next call.
 /// Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
 /// KAVERN_ERR_NULL_POINTER.
 /// Threads: any; may block on the device.

@@ -1,14 +1,15 @@
 //! The C ABI: one noun a file, each function about 15 lines.
 //!
 //! `handle` gives objects handles and finds them again, `guard` stands around each exported function, `config` is the
-//! one home of reading and writing through a caller's pointers. Everything else is borrow, call the room, map the result.
+//! one home of reading and writing through a caller's pointers. Everything else is borrow, call the room, map the
+//! result.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
 
-pub mod kv_enums;
 mod config;
 pub mod device;
 mod guard;
 mod handle;
+pub mod kv_enums;
 pub mod kv_types;
 pub mod log;
 pub mod manager;

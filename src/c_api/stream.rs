@@ -151,8 +151,8 @@ pub unsafe extern "C" fn kavern_stream_record(
 
 /// Asks for the state of tickets, of any managers.
 ///
-/// Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own, told
-/// once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
+/// Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own,
+/// told once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
 /// Errors: the call answers KAVERN_PENDING if a ticket is pending, else KAVERN_PARTIAL if a state is an error, else
 /// KAVERN_OK; KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
 /// Threads: any; does not block.

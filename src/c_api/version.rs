@@ -1,6 +1,7 @@
 //! Versions, features, names and texts of errors: the functions that work everywhere, even in a forked child.
 //!
-//! What it does not: fail in a way that changes the last error. Invariant: nothing here opens a device or starts a thread.
+//! What it does not: fail in a way that changes the last error. Invariant: nothing here opens a device or starts a
+//! thread.
 
 use std::ffi::{CStr, CString, c_char};
 use std::sync::OnceLock;

@@ -88,6 +88,13 @@ KAVERN_REMOVE_REPLACED = 4
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
 
+# kavern_device_capability: Bits of kavern_device_description.capabilities.
+KAVERN_DEVICE_VIRTUAL_MEMORY = 1
+KAVERN_DEVICE_STREAM_ORDERED = 2
+KAVERN_DEVICE_HOST_ADDRESSABLE = 4
+KAVERN_DEVICE_CAPTURE = 8
+KAVERN_DEVICE_RACE_DETECTION = 16
+
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
 KAVERN_PARTIAL = 1
@@ -139,6 +146,10 @@ class kavern_kv_cache(_c.c_void_p):
 
 class kavern_stream(_c.c_void_p):
     """A stream made by the library; pass it wherever a `void *stream` is taken."""
+
+
+class kavern_device_description(_c.Structure):
+    """What a device is. You set struct_size; the call fills the rest."""
 
 
 class kavern_kv_group(_c.Structure):
@@ -197,8 +208,28 @@ class kavern_kv_check_result(_c.Structure):
     """Result of kavern_kv_check_pattern, accumulated since it was last read."""
 
 
+class kavern_manager_config(_c.Structure):
+    """How a manager is made; fill with kavern_manager_config_init."""
+
+
+class kavern_manager_statistics(_c.Structure):
+    """What a manager has and did. You set struct_size; the call fills the rest."""
+
+
 # Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence.
 kavern_log_fn = _c.CFUNCTYPE(None, _c.c_void_p, _c.c_uint32, _c.c_char_p, _c.c_char_p)
+
+kavern_device_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("capabilities", _c.c_uint32),
+    ("total_bytes", _c.c_uint64),
+    ("page_bytes", _c.c_uint64),
+    ("ordinal", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("name", _c.c_char * 64),
+    ("model", _c.c_char * 128),
+    ("backend", _c.c_char * 32),
+]
 
 kavern_kv_group._fields_ = [
     ("struct_size", _c.c_uint32),
@@ -412,9 +443,62 @@ kavern_kv_check_result._fields_ = [
     ("first_mismatch", _c.c_int64),
 ]
 
+kavern_manager_config._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("device", _c.c_char_p),
+    ("device_limit_bytes", _c.c_uint64),
+    ("pinned_limit_bytes", _c.c_uint64),
+    ("reserved", _c.c_uint64 * 4),
+]
+
+kavern_manager_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("device_bytes", _c.c_uint64),
+    ("device_peak_bytes", _c.c_uint64),
+    ("device_allocations", _c.c_uint64),
+    ("device_total_allocations", _c.c_uint64),
+    ("device_limit_bytes", _c.c_uint64),
+    ("pinned_bytes", _c.c_uint64),
+    ("pinned_peak_bytes", _c.c_uint64),
+    ("pinned_allocations", _c.c_uint64),
+    ("pinned_total_allocations", _c.c_uint64),
+    ("pinned_limit_bytes", _c.c_uint64),
+    ("own_streams", _c.c_uint64),
+    ("registered_streams", _c.c_uint64),
+    ("pending_tickets", _c.c_uint64),
+    ("caches", _c.c_uint64),
+    ("device_calls", _c.c_uint64),
+    ("races", _c.c_uint64),
+]
+
 # Name: (restype, argtypes).
 FUNCTIONS = {
+    "kavern_device_count": (kavern_status, [_c.c_char_p, _c.POINTER(_c.c_uint32)]),
+    "kavern_device_describe": (kavern_status, [_c.c_char_p, _c.POINTER(kavern_device_description)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
+    "kavern_manager_config_init": (kavern_status, [_c.POINTER(kavern_manager_config), _c.c_size_t]),
+    "kavern_manager_create": (kavern_status, [_c.POINTER(kavern_manager_config), _c.POINTER(kavern_manager)]),
+    "kavern_manager_destroy": (kavern_status, [_c.POINTER(kavern_manager)]),
+    "kavern_manager_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_manager_statistics)]),
+    "kavern_manager_report_json": (kavern_status, [kavern_manager, _c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
+    "kavern_manager_validate": (kavern_status, [kavern_manager]),
+    "kavern_manager_stream_register": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_stream_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_stream)]),
+    "kavern_stream_destroy": (kavern_status, [_c.POINTER(kavern_stream)]),
+    "kavern_stream_synchronize": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_stream_wait": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_uint64]),
+    "kavern_stream_record": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(_c.c_uint64)]),
+    "kavern_ticket_poll": (kavern_status, [_c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(_c.c_int32)]),
+    "kavern_ticket_wait": (kavern_status, [_c.c_uint64, _c.c_uint64]),
+    "kavern_abi_version": (_c.c_uint32, []),
+    "kavern_version_string": (_c.c_char_p, []),
+    "kavern_build_info": (_c.c_char_p, []),
+    "kavern_has_feature": (_c.c_uint32, [_c.c_char_p]),
+    "kavern_last_error": (kavern_status, [_c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
+    "kavern_status_name": (_c.c_char_p, [kavern_status]),
 }
 
 
