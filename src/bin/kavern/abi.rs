@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
+use kavern::c_api::kv_enums::*;
 use kavern::c_api::kv_types::*;
 use kavern::c_api::manager::*;
 use kavern::c_api::stream::*;
@@ -395,9 +396,14 @@ fn operation(kind: kavern_kv_op_kind, target: u64) -> kavern_kv_op {
     }
 }
 
+/// KAVERN_SEQ_OF_OP of the header, which is a macro there: the sequence that operation `index` of the list admits.
+fn sequence_of_op(index: u64) -> u64 {
+    0x5f << 56 | index
+}
+
 /// Commits all new blocks of the sequence that operation `admit` admits.
 fn commit(admit: u64, admission: &Admission<'_>) -> kavern_kv_op {
-    let mut op = operation(kavern_kv_op_kind::KAVERN_OP_COMMIT, KAVERN_SEQ_OF_OP | admit);
+    let mut op = operation(kavern_kv_op_kind::KAVERN_OP_COMMIT, sequence_of_op(admit));
     op.tokens = admission.new_tokens;
     match admission.content {
         Content::Keys(keys) => {

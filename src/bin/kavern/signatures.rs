@@ -4,7 +4,6 @@ use kavern::c_api::kv_types::*;
 use kavern::c_api::types::*;
 use std::ffi::c_void;
 
-pub(crate) const KAVERN_SEQ_OF_OP: u64 = 1 << 63;
 
 unsafe extern "C" {
     pub(crate) fn kavern_kv_cache_config_init(cfg: *mut kavern_kv_cache_config, size: usize)
