@@ -95,8 +95,14 @@ mod tests {
     #[test]
     fn strides_address_every_element_of_a_block_exactly_once() {
         for layout in [Layout::Nhd, Layout::Hnd] {
-            let shape =
-                BlockShape { layers: 3, kv_heads: 2, head_dim: 5, dtype: Dtype::F16, block_tokens: 7, layout };
+            let shape = BlockShape {
+                layers: 3,
+                kv_heads: 2,
+                head_dim: 5,
+                dtype: Dtype::F16,
+                block_tokens: 7,
+                layout,
+            };
             let s = shape.strides().unwrap();
             let mut seen = vec![false; s.block as usize / 2];
             for (layer, kv, token, head, channel) in (0..3)

@@ -36,6 +36,8 @@ unsafe impl CValue for i64 {}
 unsafe impl CValue for u64 {}
 // SAFETY: as above.
 unsafe impl CValue for usize {}
+// SAFETY: every byte is a number.
+unsafe impl CValue for [u8; 32] {}
 // SAFETY: any bits are a pointer, as long as nobody follows it.
 unsafe impl<T> CValue for *mut T {}
 
@@ -263,9 +265,13 @@ impl<T: CValue> OutArray<T> {
         unsafe { target.write(value) };
     }
 
-    /// Writes the first elements.
-    pub(super) fn write_all(&mut self, values: &[T]) {
-        values.iter().enumerate().for_each(|(index, &value)| self.write(index, value));
+    /// Reads back an element that was written before.
+    pub(super) fn read_back(&self, index: usize) -> T {
+        assert!(index < self.count, "element {index} of {} results", self.count);
+        // SAFETY: promised at `new`; the index was checked.
+        let source = unsafe { self.target.add(index) };
+        // SAFETY: as above.
+        unsafe { source.read() }
     }
 }
 
@@ -330,11 +336,6 @@ impl<T: CStruct> StructArray<'_, T> {
             unsafe { check_tail(element, size) }?;
         }
         Ok(Self { first, count, stride, borrowed: PhantomData })
-    }
-
-    /// Elements.
-    pub(super) fn len(&self) -> usize {
-        self.count
     }
 
     /// One element, with defaults for the fields that its caller does not know.

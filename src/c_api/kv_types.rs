@@ -199,8 +199,10 @@ pub struct kavern_kv_op {
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
+    /// COMMIT in a key namespace: bytes of one key, as in the request.
+    pub key_bytes: u32,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u32,
 }
 
 /// What became of an operation.
@@ -436,4 +438,28 @@ pub struct kavern_kv_check_result {
     pub mismatched_blocks: u64,
     /// One of them, -1 if none.
     pub first_mismatch: i64,
+}
+
+/// Keys and values of new tokens of one layer, for kavern_kv_append.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_append_args {
+    /// sizeof(kavern_kv_append_args).
+    pub struct_size: u32,
+    /// Group of the layer.
+    pub group: u32,
+    /// Layer, counted inside the group.
+    pub layer: u32,
+    /// Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them.
+    pub dtype: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Device address of the keys, [tokens][kv_heads][head_dim].
+    pub keys: u64,
+    /// Device address of the values, [tokens][kv_heads][head_dim].
+    pub values: u64,
+    /// Device address of the slots, i64 [tokens]; a slot below 0 is skipped.
+    pub slot_mapping: u64,
 }

@@ -5,14 +5,17 @@
 //! result.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
 
+pub mod cache;
 mod config;
 pub mod device;
 mod guard;
 mod handle;
+mod kv_config;
 pub mod kv_enums;
 pub mod kv_types;
 pub mod log;
 pub mod manager;
+pub mod step;
 pub mod stream;
 pub mod types;
 pub mod version;

@@ -1,6 +1,6 @@
 //! What a cache is asked to be, and the geometry that follows from it.
 //!
-//! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens == links * hash_block_tokens`,
+//! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens` is a multiple of `hash_block_tokens`,
 //! and `row_cells * block_tokens >= max_sequence_tokens`.
 
 use crate::device::DeviceSlice;
@@ -106,8 +106,6 @@ pub(super) struct GroupGeometry {
     pub(super) content: Content,
     pub(super) strides: Strides,
     pub(super) block_tokens: u32,
-    /// Links of the hash chain in a block.
-    pub(super) links: u32,
     pub(super) blocks: u32,
     pub(super) block_bytes: u64,
     pub(super) row_cells: u32,
@@ -183,7 +181,10 @@ impl CacheConfig {
         };
         let mut groups = Vec::with_capacity(self.groups.len());
         for (index, group) in self.groups.iter().enumerate() {
-            groups.push(self.group_geometry(group, link, shared_blocks).map_err(|e| e.context(&format!("group {index}")))?);
+            groups.push(
+                self.group_geometry(group, shared_blocks)
+                    .map_err(|e| e.context(&format!("group {index}")))?,
+            );
         }
         let pool_tokens = |g: &GroupGeometry| u64::from(g.blocks) * u64::from(g.block_tokens);
         let smallest = groups.iter().map(pool_tokens).min().unwrap_or(0);
@@ -201,12 +202,14 @@ impl CacheConfig {
         Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest })
     }
 
-    fn group_geometry(&self, group: &GroupConfig, link: u32, shared_blocks: u64) -> Result<GroupGeometry> {
+    fn group_geometry(&self, group: &GroupConfig, shared_blocks: u64) -> Result<GroupGeometry> {
         let (block_bytes, strides) = block_bytes(group)?;
         let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
         within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
-            return Err(Error::argument(format!("{blocks} blocks of {block_bytes} bytes are more than can be")));
+            return Err(Error::argument(format!(
+                "{blocks} blocks of {block_bytes} bytes are more than can be"
+            )));
         }
         if let Some(region) = group.region {
             if self.metadata_only {
@@ -226,7 +229,6 @@ impl CacheConfig {
             content: group.content,
             strides,
             block_tokens: group.block_tokens,
-            links: group.block_tokens / link,
             blocks: blocks as u32,
             block_bytes,
             row_cells: 0,

@@ -146,6 +146,9 @@ mod tests {
         hasher.update(bytemuck::bytes_of(&[3u64, 4]));
         hasher.update(bytemuck::cast_slice(&tokens));
         let hash = hasher.digest128();
-        assert_eq!(link(HashKind::Xxh3, &root, &tokens, &Extras::NONE).0[..2], [hash as u64, (hash >> 64) as u64]);
+        assert_eq!(
+            link(HashKind::Xxh3, &root, &tokens, &Extras::NONE).0[..2],
+            [hash as u64, (hash >> 64) as u64]
+        );
     }
 }

@@ -104,7 +104,8 @@ fn append(args: &mut CpuArgs<'_>) {
     let (tokens, heads, channels, block_tokens) = (number(4), number(5), number(6), number(7));
     let (block, kv, token_stride, head_stride) = (number(8), number(9), number(10), number(11));
     let layer = number(12);
-    let types = [13, 14].map(|index| Dtype::try_from(reads.number(index) as u32).expect("checked at the launch"));
+    let types =
+        [13, 14].map(|index| Dtype::try_from(reads.number(index) as u32).expect("checked at the launch"));
     for token in 0..tokens {
         let slot = reads.read::<i64>(3)[token];
         if slot < 0 {

@@ -205,9 +205,15 @@ impl KvCache {
     }
 
     /// Uploads what the step changed and gives the tables to `read`, which must not call the cache.
-    pub fn tables<R>(&self, step: u64, stream: Stream, read: impl FnOnce(&StepTables<'_>) -> Result<R>) -> Result<R> {
+    pub fn tables<R>(
+        &self,
+        step: u64,
+        stream: Stream,
+        read: impl FnOnce(&StepTables<'_>) -> Result<R>,
+    ) -> Result<R> {
         let busy = || Error::new(Status::InUse, "another thread is inside kavern_kv_tables of this cache");
-        let mut uploader = Borrowed { home: &self.uploader, uploader: Some(self.uploader.lock().take().ok_or_else(busy)?) };
+        let mut uploader =
+            Borrowed { home: &self.uploader, uploader: Some(self.uploader.lock().take().ok_or_else(busy)?) };
         let uploader = uploader.get();
         if let Err(error) = self.upload(uploader, step, stream) {
             uploader.forget_known(&mut self.state.lock());
@@ -301,7 +307,7 @@ impl KvCache {
     /// Makes everything in scope unfindable; blocks that are held stay with their holders. Lets other threads in
     /// between stretches of blocks, so what they publish meanwhile may stay.
     pub fn reset(&self, scope: ResetScope) -> Result<u64> {
-        self.reap()?;
+        drop(self.reap()?);
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             for from in (0..geometry.blocks).step_by(RESET_STRETCH as usize) {
@@ -313,8 +319,18 @@ impl KvCache {
         Ok(removed)
     }
 
+    /// Whether events are kept.
+    pub fn keeps_events(&self) -> bool {
+        self.state.lock().shared.events.is_on()
+    }
+
     /// Gives events after `cursor` to `take`, at most `most`. Answers the new cursor and whether events were lost.
-    pub fn read_events(&self, cursor: u64, most: usize, mut take: impl FnMut(usize, &CacheEvent)) -> (u64, bool) {
+    pub fn read_events(
+        &self,
+        cursor: u64,
+        most: usize,
+        mut take: impl FnMut(usize, &CacheEvent),
+    ) -> (u64, bool) {
         let state = self.state.lock();
         let (mut cursor, mut lost) = (cursor, false);
         let mut count = 0;
@@ -333,7 +349,12 @@ impl KvCache {
 
     /// Gives what is findable from `position` on to `take`, as events numbered with the latest one that they include.
     /// Answers the next position and whether that was all.
-    pub fn snapshot(&self, position: u64, most: usize, mut take: impl FnMut(usize, &CacheEvent)) -> (u64, bool) {
+    pub fn snapshot(
+        &self,
+        position: u64,
+        most: usize,
+        mut take: impl FnMut(usize, &CacheEvent),
+    ) -> (u64, bool) {
         let state = self.state.lock();
         let (mut group, mut index) = ((position >> 32) as usize, position as u32);
         let mut count = 0;
@@ -343,7 +364,12 @@ impl KvCache {
                     return ((group as u64) << 32 | u64::from(index), false);
                 }
                 if store.block(index).is_findable() {
-                    let event = store.event(index, CacheEventKind::Stored, RemoveReason::None, &state.shared.namespaces);
+                    let event = store.event(
+                        index,
+                        CacheEventKind::Stored,
+                        RemoveReason::None,
+                        &state.shared.namespaces,
+                    );
                     take(count, &CacheEvent { number: state.shared.events.last(), ..event });
                     count += 1;
                 }
@@ -399,9 +425,9 @@ impl MatchSession<'_> {
         self.state.match_one(request)
     }
 
-    /// The blocks of a lease, group after group.
-    pub fn copy_blocks(&self, lease: Id, target: &mut [i32]) -> Result<()> {
-        self.state.copy_lease_blocks(lease, target)
+    /// The blocks of a lease, one group after the other.
+    pub fn blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
+        self.state.lease_blocks(lease)
     }
 }
 

@@ -9,7 +9,7 @@ use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
 use super::store::{Publication, ROOT_SERIAL};
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::types::Id;
 
 /// Something beside the tokens that content depends on.
@@ -95,7 +95,9 @@ impl Walk<'_> {
             Naming::Tokens(tokens, all_extras) => {
                 let from = self.position * self.link_tokens;
                 let to = from + self.link_tokens;
-                while let Some(extra) = all_extras.get(self.extras_seen).filter(|e| e.token_offset < to as u64) {
+                while let Some(extra) =
+                    all_extras.get(self.extras_seen).filter(|e| e.token_offset < to as u64)
+                {
                     self.extras.fold(&extra.id, extra.token_offset);
                     self.extras_seen += 1;
                 }
@@ -249,19 +251,9 @@ impl State {
         (hit_tokens, key)
     }
 
-    /// The blocks of a lease, group after group, written into `target`.
-    pub(super) fn copy_lease_blocks(&self, lease: Id, target: &mut [i32]) -> Result<()> {
+    /// The blocks of a lease, one group after the other.
+    pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
-        let mut at = 0;
-        for rows in &self.holders.lease_rows {
-            let blocks = rows.row(index);
-            let Some(part) = target.get_mut(at..at + blocks.len()) else {
-                let text = "block_ids is too small; block_count tells the room needed";
-                return Err(Error::new(Status::BufferTooSmall, text));
-            };
-            part.copy_from_slice(blocks);
-            at += blocks.len();
-        }
-        Ok(())
+        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.row(index).iter().copied()))
     }
 }

@@ -31,11 +31,11 @@ pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind,
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;
+pub use kv_cache::StepTables;
 pub use kv_cache::{GroupDescription, KvCache, MatchSession, StepSession};
 pub use lookup::{Extra, Match, Naming, Request};
 pub use pattern::CheckResult;
 pub use state::{CacheStatistics, ResetScope};
 pub use step::{Op, OpResult, Target};
 pub use table::{GroupAddresses, GroupView};
-pub use kv_cache::StepTables;
 pub use write::Append;

@@ -64,7 +64,10 @@ impl Pattern {
     fn take(&self) -> Result<Slot> {
         let mut slots = self.slots.lock();
         if slots.is_empty() {
-            return Err(Error::new(Status::InUse, "eight threads are filling or checking blocks of this cache"));
+            return Err(Error::new(
+                Status::InUse,
+                "eight threads are filling or checking blocks of this cache",
+            ));
         }
         Ok(slots.remove(0))
     }
@@ -86,7 +89,14 @@ impl KvCache {
         self.run_pattern(stream, group, blocks, seeds, true)
     }
 
-    fn run_pattern(&self, stream: Stream, group: u32, blocks: &[i32], seeds: &[u64], is_check: bool) -> Result<()> {
+    fn run_pattern(
+        &self,
+        stream: Stream,
+        group: u32,
+        blocks: &[i32],
+        seeds: &[u64],
+        is_check: bool,
+    ) -> Result<()> {
         let count = self.describe(group)?.blocks;
         if let Some(block) = blocks.iter().find(|&&block| block < 0 || block as u32 >= count) {
             return Err(Error::argument(format!("block {block} of a group with {count} blocks")));
@@ -116,12 +126,16 @@ impl KvCache {
         let count = blocks.len();
         slot.pinned.values_mut(0, count)?.copy_from_slice(seeds);
         slot.pinned.values_mut(8 * count as u64, count)?.copy_from_slice(blocks);
-        let (source, packed) =
-            (slot.pinned.slice().part(0, 12 * count as u64)?, slot.packed.slice().part(0, 12 * count as u64)?);
+        let (source, packed) = (
+            slot.pinned.slice().part(0, 12 * count as u64)?,
+            slot.packed.slice().part(0, 12 * count as u64)?,
+        );
         device.copy(stream, Copy { target: Place::Device(packed), source: Place::Pinned(source) })?;
-        let (seeds, ids) = (packed.part(0, 8 * count as u64)?, packed.part(8 * count as u64, 4 * count as u64)?);
+        let (seeds, ids) =
+            (packed.part(0, 8 * count as u64)?, packed.part(8 * count as u64, 4 * count as u64)?);
         let counters = slot.counters.slice().part(0, COUNTER_BYTES)?;
-        let check = [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
+        let check =
+            [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
         device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args })?;

@@ -197,7 +197,11 @@ impl Holders {
     pub(super) fn choose_row(&self, wanted: i32) -> Result<usize> {
         if wanted < 0 {
             let full = "max_sequences sequences run; FREE one or raise the limit";
-            return self.free_rows.oldest().map(|row| row as usize).ok_or(Error::new(Status::LimitReached, full));
+            return self
+                .free_rows
+                .oldest()
+                .map(|row| row as usize)
+                .ok_or(Error::new(Status::LimitReached, full));
         }
         let row = wanted as usize;
         if row >= self.sequences.len() {

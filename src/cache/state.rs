@@ -70,7 +70,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(config: &CacheConfig, geometry: &Geometry, events: &[Event], seed: [u64; 4]) -> Result<Self> {
+    pub(super) fn new(
+        config: &CacheConfig,
+        geometry: &Geometry,
+        events: &[Event],
+        seed: [u64; 4],
+    ) -> Result<Self> {
         let options = StoreOptions {
             scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
             compares_tokens: config.hash == HashKind::Xxh3,
@@ -134,7 +139,12 @@ impl State {
     }
 
     /// Makes findable blocks of a stretch of one group unfindable; answers how many.
-    pub(super) fn reset_stretch(&mut self, group: usize, stretch: std::ops::Range<u32>, scope: ResetScope) -> u64 {
+    pub(super) fn reset_stretch(
+        &mut self,
+        group: usize,
+        stretch: std::ops::Range<u32>,
+        scope: ResetScope,
+    ) -> u64 {
         let mut removed = 0;
         for index in stretch {
             let block = self.stores[group].block(index);
@@ -264,7 +274,9 @@ impl State {
                 }
             }
         }
-        if (inactive, waiting, findable) != (store.inactive_count(), store.waiting_count(), store.index.count()) {
+        if (inactive, waiting, findable)
+            != (store.inactive_count(), store.waiting_count(), store.index.count())
+        {
             return Err(Error::internal("counts of inactive, waiting or findable blocks are wrong"));
         }
         Ok(())

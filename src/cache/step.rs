@@ -145,7 +145,11 @@ impl State {
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
             self.note_refused(op);
-            OpResult { blocks_missing: refusal.missing, group: refusal.group, ..OpResult::refused(refusal.status) }
+            OpResult {
+                blocks_missing: refusal.missing,
+                group: refusal.group,
+                ..OpResult::refused(refusal.status)
+            }
         })
     }
 
@@ -257,7 +261,12 @@ impl State {
         self.batch.used_tokens += hit_tokens;
         self.grow(row, reserve);
         self.schedule(row, tokens);
-        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_added, ..OpResult::DONE })
+        Ok(OpResult {
+            row: row as i32,
+            sequence: self.holders.sequence_id(row).0,
+            blocks_added,
+            ..OpResult::DONE
+        })
     }
 
     fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
@@ -272,7 +281,12 @@ impl State {
             self.grow(row, reserve);
         }
         self.schedule(row, tokens);
-        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_added, ..OpResult::DONE })
+        Ok(OpResult {
+            row: row as i32,
+            sequence: self.holders.sequence_id(row).0,
+            blocks_added,
+            ..OpResult::DONE
+        })
     }
 
     fn free(&mut self, target: Target) -> OpOutcome {
@@ -342,7 +356,12 @@ impl State {
             }
         };
         self.holders.sequences[row].committed = first + tokens;
-        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, blocks_committed, ..OpResult::DONE })
+        Ok(OpResult {
+            row: row as i32,
+            sequence: self.holders.sequence_id(row).0,
+            blocks_committed,
+            ..OpResult::DONE
+        })
     }
 
     /// Chains token ids that follow the committed ones; answers how many blocks became findable.
@@ -357,7 +376,9 @@ impl State {
             self.keep_tokens(row, at, part);
             let sequence = &mut self.holders.sequences[row];
             let here = extras.partition_point(|extra| extra.token_offset < at + count as u64);
-            extras[..here].iter().for_each(|extra| sequence.holder.extras.fold(&extra.id, extra.token_offset));
+            extras[..here]
+                .iter()
+                .for_each(|extra| sequence.holder.extras.fold(&extra.id, extra.token_offset));
             extras = &extras[here..];
             if offset + count == link {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;

@@ -72,10 +72,6 @@ impl Steps {
         self.completed
     }
 
-    pub(super) fn newest(&self) -> u64 {
-        self.newest
-    }
-
     fn at(&self, position: usize) -> usize {
         (self.first + position) % self.slots.len()
     }

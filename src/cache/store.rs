@@ -6,8 +6,8 @@
 //! cache's lock.
 
 use super::config::{GroupGeometry, Scrub};
-use super::evict::Policy;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
+use super::evict::Policy;
 use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
@@ -414,7 +414,8 @@ impl Store {
         }
         let block = &mut self.blocks[index as usize];
         block.key = as_what.key;
-        block.namespace_and_flags = block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
+        block.namespace_and_flags =
+            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
         self.index.insert(hash, index);
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);

@@ -50,7 +50,8 @@ impl Places {
             at += words.next_multiple_of(ALIGN_WORDS);
             first
         };
-        let mut places = Self { rows: take(rows), starts: take(rows + 1), lengths: take(rows), ..Self::default() };
+        let mut places =
+            Self { rows: take(rows), starts: take(rows + 1), lengths: take(rows), ..Self::default() };
         for group in &geometry.groups {
             let cells = rows * u64::from(group.row_cells);
             let ragged = |words: u64| if config.ragged { words } else { 0 };
@@ -69,7 +70,11 @@ impl Places {
 
 /// Where a staging slot lies: pinned and with a copy on the device, or plain memory where there is no device.
 enum Staging {
-    Device { pinned: PinnedAllocation, packed: Allocation, event: OwnedEvent },
+    Device {
+        pinned: PinnedAllocation,
+        packed: Allocation,
+        event: OwnedEvent,
+    },
     /// 64-bit words, so that slot mappings are aligned.
     Host(Vec<i64>),
 }
@@ -211,7 +216,9 @@ impl Uploader {
         let cells = if config.metadata_only { 0 } else { 4 * blocks.clamp(CELLS_MIN, CELLS_MAX) };
         let words = fixed + cells;
         if words > i32::MAX as u64 || places.words > u64::from(u32::MAX) {
-            return Err(Error::argument("max_sequences x longest sequence needs tables of over 16 GiB; lower one"));
+            return Err(Error::argument(
+                "max_sequences x longest sequence needs tables of over 16 GiB; lower one",
+            ));
         }
         let mut staging = Vec::new();
         for _ in 0..=config.steps_in_flight {
@@ -299,7 +306,14 @@ impl Uploader {
             self.blocks_zeroed.fill(0);
             self.ragged_sent.fill(0);
             pack_batch(&mut packer, state, &self.places, &mut self.arrays);
-            pack_slots(&mut packer, state, &self.places, &mut self.arrays, &mut self.slots_known, self.max_tokens);
+            pack_slots(
+                &mut packer,
+                state,
+                &self.places,
+                &mut self.arrays,
+                &mut self.slots_known,
+                self.max_tokens,
+            );
             pack_ragged(&mut packer, state, &self.places, &mut self.arrays, &mut self.ragged);
             while let Some((row, length)) = state.batch.pop_dirty_length() {
                 packer.changes.push([(self.places.lengths + u64::from(row)) as u32 as i32, length]);
@@ -338,7 +352,8 @@ impl Uploader {
         words: usize,
         pools: &dyn Fn(usize) -> (DeviceSlice, u64),
     ) -> Result<()> {
-        let (Some(arena), Staging::Device { pinned, packed, event }) = (&self.arena, &self.staging[self.current])
+        let (Some(arena), Staging::Device { pinned, packed, event }) =
+            (&self.arena, &self.staging[self.current])
         else {
             return Ok(());
         };
@@ -350,7 +365,8 @@ impl Uploader {
                 let (pool, block_bytes) = pools(group);
                 let ids = target.part(4 * first as u64, 4 * count as u64)?;
                 let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
-                device.launch(stream, &Launch { kernel: &ZERO, grid: count as u32, block: 256, args: &args })?;
+                device
+                    .launch(stream, &Launch { kernel: &ZERO, grid: count as u32, block: 256, args: &args })?;
                 self.blocks_zeroed[group] += count;
             }
         }
@@ -363,7 +379,8 @@ impl Uploader {
     pub(super) fn group_view<'a>(&'a self, state: &'a State, group: usize) -> Result<GroupView<'a>> {
         let arrays = self.arrays.groups[group];
         let (batch, tokens) = (self.arrays.batch_count, self.arrays.token_count);
-        let ragged = |first: usize, count: usize| if first == 0 { Ok(&[][..]) } else { self.view(first, count) };
+        let ragged =
+            |first: usize, count: usize| if first == 0 { Ok(&[][..]) } else { self.view(first, count) };
         let slots: &[i32] = if arrays.slots == 0 { &[] } else { self.view(arrays.slots, 2 * tokens)? };
         Ok(GroupView {
             block_table: state.holders.rows[group].cells(),
@@ -425,7 +442,8 @@ fn pack_batch(packer: &mut Packer<'_>, state: &State, places: &Places, arrays: &
         tokens += entry.count as usize;
     }
     starts[count] = tokens as i32;
-    (arrays.rows, arrays.starts, arrays.batch_count, arrays.token_count) = (rows_at, starts_at, count, tokens);
+    (arrays.rows, arrays.starts, arrays.batch_count, arrays.token_count) =
+        (rows_at, starts_at, count, tokens);
 }
 
 /// Slot of each scheduled token, and -1 up to where the device array holds older ones.

@@ -48,10 +48,16 @@ impl KvCache {
             return Err(Error::internal("append_bytes refuses opaque groups"));
         };
         if append.layer >= shape.layers {
-            return Err(Error::argument(format!("layer {} of a group with {} layers", append.layer, shape.layers)));
+            return Err(Error::argument(format!(
+                "layer {} of a group with {} layers",
+                append.layer, shape.layers
+            )));
         }
         if !can_convert(append.dtype, shape.dtype) {
-            let text = format!("{:?} elements into a cache of {:?}; give the cache's own type", append.dtype, shape.dtype);
+            let text = format!(
+                "{:?} elements into a cache of {:?}; give the cache's own type",
+                append.dtype, shape.dtype
+            );
             return Err(Error::new(Status::Unsupported, text));
         }
         if append.tokens == 0 {
@@ -75,6 +81,7 @@ impl KvCache {
             Arg::U64(append.dtype as u64),
             Arg::U64(shape.dtype as u64),
         ];
-        self.device().launch(stream, &Launch { kernel: &APPEND, grid: append.tokens, block: 256, args: &args })
+        self.device()
+            .launch(stream, &Launch { kernel: &APPEND, grid: append.tokens, block: 256, args: &args })
     }
 }

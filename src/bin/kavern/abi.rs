@@ -8,15 +8,16 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
+use kavern::c_api::cache::*;
 use kavern::c_api::kv_enums::*;
 use kavern::c_api::kv_types::*;
 use kavern::c_api::manager::*;
+use kavern::c_api::step::*;
 use kavern::c_api::stream::*;
 use kavern::c_api::types::*;
 use kavern::c_api::version::*;
 
 use crate::keys::KEY_BYTES;
-use crate::signatures::*;
 
 /// A C call that was refused.
 #[derive(Debug)]

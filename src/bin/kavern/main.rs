@@ -13,8 +13,6 @@ mod player;
 mod prefix_tree;
 mod replay;
 mod screen;
-#[expect(unsafe_code, reason = "declares the C functions")]
-mod signatures;
 mod summary;
 mod trace;
 mod workload;

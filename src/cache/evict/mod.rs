@@ -33,10 +33,8 @@ struct Registration {
 }
 
 /// One line each.
-static POLICIES: &[Registration] = &[
-    Registration { name: "lru", make: lru::make },
-    Registration { name: "fifo", make: fifo::make },
-];
+static POLICIES: &[Registration] =
+    &[Registration { name: "lru", make: lru::make }, Registration { name: "fifo", make: fifo::make }];
 
 /// Names of all policies.
 pub fn policy_names() -> impl Iterator<Item = &'static str> {
@@ -49,7 +47,10 @@ pub(super) fn make(name: &str, blocks: u32) -> Result<Box<dyn Policy>> {
         Some(policy) => Ok((policy.make)(blocks)),
         None => {
             let known: Vec<_> = policy_names().collect();
-            Err(Error::new(Status::InvalidArgument, format!("policy '{name}' is unknown; use one of {}", known.join(", "))))
+            Err(Error::new(
+                Status::InvalidArgument,
+                format!("policy '{name}' is unknown; use one of {}", known.join(", ")),
+            ))
         }
     }
 }
@@ -107,8 +108,14 @@ mod tests {
             policy.acquired(0);
             policy.released(0);
         }
-        assert_eq!([lru.victim(), lru.victim(), lru.victim(), lru.victim()], [Some(1), Some(2), Some(0), None]);
-        assert_eq!([fifo.victim(), fifo.victim(), fifo.victim(), fifo.victim()], [Some(0), Some(1), Some(2), None]);
+        assert_eq!(
+            [lru.victim(), lru.victim(), lru.victim(), lru.victim()],
+            [Some(1), Some(2), Some(0), None]
+        );
+        assert_eq!(
+            [fifo.victim(), fifo.victim(), fifo.victim(), fifo.victim()],
+            [Some(0), Some(1), Some(2), None]
+        );
     }
 
     #[test]
