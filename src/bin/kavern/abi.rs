@@ -342,10 +342,10 @@ impl Cache {
     }
 
     /// Waits for the checks so far and answers what they found.
-    pub(crate) fn pattern_result(&self, stream: &Stream) -> Result<kavern_kv_check_result> {
+    pub(crate) fn pattern_result(&self) -> Result<kavern_kv_check_result> {
         let mut result = kavern_kv_check_result::default();
-        // SAFETY: handle and stream are ours; the result may be written.
-        let status = unsafe { kavern_kv_pattern_result(self.raw, stream.raw.cast(), &mut result) };
+        // SAFETY: the handle is ours; the result may be written.
+        let status = unsafe { kavern_kv_pattern_result(self.raw, &mut result) };
         check("kavern_kv_pattern_result", status).map(|()| result)
     }
 
@@ -393,7 +393,8 @@ fn operation(kind: kavern_kv_op_kind, target: u64) -> kavern_kv_op {
         key_count: 0,
         extras: null(),
         extra_count: 0,
-        reserved: [0; 2],
+        key_bytes: 0,
+        reserved: 0,
     }
 }
 
@@ -408,6 +409,7 @@ fn commit(admit: u64, admission: &Admission<'_>) -> kavern_kv_op {
     op.tokens = admission.new_tokens;
     match admission.content {
         Content::Keys(keys) => {
+            op.key_bytes = KEY_BYTES as u32;
             op.keys = keys.as_ptr();
             op.key_count = (keys.len() / KEY_BYTES) as u64;
         }
