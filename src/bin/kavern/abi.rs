@@ -274,7 +274,7 @@ impl Cache {
             }
         }
         let mut results = [kavern_kv_op_result::default(); 3];
-        // SAFETY: the handle is ours; both arrays hold `count` elements, whose pointers are slices that outlive the call.
+        // SAFETY: the handle is ours; both arrays hold `count` elements, whose pointers are slices that outlive it.
         let status = unsafe { kavern_kv_step(self.raw, step, count, ops.as_ptr(), results.as_mut_ptr()) };
         check("kavern_kv_step", status)?;
         for (at, result) in results[..count].iter().enumerate() {
