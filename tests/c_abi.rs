@@ -1,0 +1,250 @@
+//! The C interface as C programs meet it: life cycle, planted panics, forks, threads, and sweeps of bad calls, these
+//! also under AddressSanitizer with its leak check and under valgrind.
+//!
+//! The programs are in tests/c_abi and are compiled against include/kavern.h and the shared library that was built with
+//! this test. Without a tool a test says so and is left out, unless KAVERN_REQUIRE names `cc`, `asan` or `valgrind`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+const STRICT: &[&str] = &["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
+/// Bad calls of each function; valgrind takes about fifty times as long for one.
+const SWEEP_CALLS: &str = "20000";
+const SWEEP_CALLS_VALGRIND: &str = "500";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn header() -> String {
+    std::fs::read_to_string(root().join("include/kavern.h")).expect("include/kavern.h is committed")
+}
+
+/// The functions of the header with their result types.
+fn functions() -> Vec<(String, bool)> {
+    let text = header();
+    let declared = text.lines().filter(|line| !line.starts_with([' ', '/', '#', '}']) && line.contains('('));
+    let named = declared.filter_map(|line| {
+        let (before, _) = line.split_once('(')?;
+        let name = before.rsplit([' ', '*']).next()?;
+        name.starts_with("kavern_").then(|| (name.to_owned(), before.starts_with("kavern_status ")))
+    });
+    named.collect()
+}
+
+fn has_kv() -> bool {
+    functions().iter().any(|(name, _)| name == "kavern_kv_cache_create")
+}
+
+/// Where the library lies under its soname, so that programs find it as users' programs do.
+fn library_folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_abi");
+        std::fs::create_dir_all(&folder).expect("the target folder is writable");
+        let test = std::env::current_exe().expect("a running test has a path");
+        let library = test.with_file_name("libkavern.so");
+        assert!(library.exists(), "{} is missing", library.display());
+        for name in ["libkavern.so.0", "libkavern.so"] {
+            let link = folder.join(name);
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(&library, &link).expect("a link in the target folder");
+        }
+        folder
+    })
+}
+
+fn is_required(what: &str) -> bool {
+    std::env::var("KAVERN_REQUIRE").unwrap_or_default().split(',').any(|word| word == what)
+}
+
+/// Whether a tool is there; says why a test is left out.
+#[expect(clippy::disallowed_macros, reason = "a test that is left out says so")]
+fn there_is(what: &str, command: &str) -> bool {
+    let is_there =
+        Command::new(command).arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(is_there || !is_required(what), "{command} is missing, and KAVERN_REQUIRE names {what}");
+    if !is_there {
+        eprintln!("left out: there is no {command}");
+    }
+    is_there
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    format!("{}\n{out}\n{err}", output.status)
+}
+
+/// Compiles and links sources of tests/c_abi; `None` where the compiler lacks a flag that may be left out.
+fn try_build(program: &str, sources: &[&str], flags: &[&str]) -> Result<PathBuf, String> {
+    let folder = library_folder();
+    let target = folder.join(program);
+    let mut command = Command::new("cc");
+    command.args(STRICT).args(flags).arg("-I").arg(root().join("include"));
+    if has_kv() {
+        command.arg("-DWITH_KV");
+    }
+    command.args(sources.iter().map(|source| root().join("tests/c_abi").join(source)));
+    command.arg("-o").arg(&target).arg("-L").arg(folder).arg("-lkavern");
+    command.arg(format!("-Wl,-rpath,{}", folder.display()));
+    let output = command.output().expect("cc was there a moment ago");
+    if output.status.success() { Ok(target) } else { Err(said(&output)) }
+}
+
+fn build(program: &str, sources: &[&str]) -> PathBuf {
+    try_build(program, sources, &[]).unwrap_or_else(|why| panic!("{program}: {why}"))
+}
+
+fn sweep_sources() -> &'static [&'static str] {
+    if has_kv() { &["sweep.c", "sweep_abi.c", "sweep_kv.c"] } else { &["sweep.c", "sweep_abi.c"] }
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.env_remove("KAVERN_LOG").output().expect("a program that was just built runs");
+    assert!(output.status.success(), "{}", said(&output));
+    output
+}
+
+fn names(text: &[u8]) -> BTreeSet<String> {
+    String::from_utf8_lossy(text).lines().map(String::from).collect()
+}
+
+#[test]
+fn the_header_may_be_in_several_sources_of_c_and_of_cpp() {
+    if !there_is("cc", "cc") || !there_is("cc", "c++") {
+        return;
+    }
+    let folder = library_folder();
+    let first = folder.join("unit_a.c");
+    let second = folder.join("unit_b.cpp");
+    let include = "#include <kavern.h>\n#include <kavern.h>\n";
+    let plain = "unsigned other(void);\nunsigned other(void) { return kavern_abi_version(); }\n";
+    let main = "extern \"C\" unsigned other(void);\nint main() { return other() != KAVERN_ABI_VERSION; }\n";
+    std::fs::write(&first, format!("{include}{plain}")).expect("the target folder is writable");
+    std::fs::write(&second, format!("{include}{main}")).expect("the target folder is writable");
+    let object = folder.join("unit_a.o");
+    let mut compile = Command::new("cc");
+    compile.args(["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-c", "-I"]);
+    run(compile.arg(root().join("include")).arg(&first).arg("-o").arg(&object));
+    let program = folder.join("units");
+    let mut link = Command::new("c++");
+    link.args(["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"]);
+    link.arg(root().join("include")).arg(&second).arg(&object).arg("-L").arg(folder).arg("-lkavern");
+    run(link.arg(format!("-Wl,-rpath,{}", folder.display())).arg("-o").arg(&program));
+    run(&mut Command::new(program));
+}
+
+#[test]
+fn a_manager_lives_and_its_report_is_json() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = run(&mut Command::new(build("smoke", &["smoke.c"])));
+    assert!(output.stderr.is_empty(), "the library is silent by default: {}", said(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    assert_eq!(report["device"]["backend"], "host");
+    assert_eq!(report["memory"]["device"]["bytes"], 0);
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_log_variable_writes_to_stderr() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = Command::new(build("smoke_log", &["smoke.c"])).env("KAVERN_LOG", "info").output();
+    let output = output.expect("a program that was just built runs");
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("kavern info manager: "), "{}", said(&output));
+}
+
+/// Functions that answer a status through the guard; `kavern_last_error` works without it, in every state.
+fn guarded() -> BTreeSet<String> {
+    let all = functions().into_iter();
+    let guarded = all.filter(|(name, is_status)| *is_status && name != "kavern_last_error");
+    guarded.map(|(name, _)| name).collect()
+}
+
+#[test]
+fn the_list_of_calls_names_every_guarded_function() {
+    let mut text = std::fs::read_to_string(root().join("tests/c_abi/calls.h")).expect("it is in the tree");
+    if has_kv() {
+        text += &std::fs::read_to_string(root().join("tests/c_abi/calls_kv.h")).expect("it is in the tree");
+    }
+    let entries = text.split("ON_").skip(1).filter_map(|rest| rest.split_once('(')?.1.split_once(','));
+    let listed: BTreeSet<String> =
+        entries.map(|(name, _)| name.to_owned()).filter(|name| name.starts_with("kavern_")).collect();
+    assert_eq!(listed, guarded());
+}
+
+#[test]
+fn a_panic_in_any_function_is_a_status_and_the_process_lives() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let program = build("panic", &["panic.c"]);
+    for function in guarded() {
+        let output = run(Command::new(&program).arg(&function).env("KAVERN_FAULT_PANIC", &function));
+        assert!(output.stderr.is_empty(), "{function}: a caught panic prints nothing: {}", said(&output));
+    }
+}
+
+#[test]
+fn the_child_of_a_fork_is_refused_and_the_parent_goes_on() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("fork", &["fork.c"])));
+    }
+}
+
+#[test]
+fn eight_threads_use_and_destroy_the_same_handles() {
+    if there_is("cc", "cc") {
+        run(Command::new(build("threads", &["threads.c"])).arg("1000"));
+    }
+}
+
+#[test]
+fn bad_calls_of_every_function_are_refused() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = run(Command::new(build("sweep", sweep_sources())).args([SWEEP_CALLS, "1"]));
+    let declared: BTreeSet<String> = functions().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names(&output.stdout), declared, "each function of the header has its entry in the sweep");
+}
+
+#[test]
+#[expect(clippy::disallowed_macros, reason = "a test that is left out says so")]
+fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
+    if !there_is("asan", "cc") {
+        return;
+    }
+    match try_build("sweep_asan", sweep_sources(), &["-fsanitize=address", "-fno-omit-frame-pointer"]) {
+        Ok(program) => {
+            let options = "detect_leaks=1:halt_on_error=1:exitcode=99";
+            run(Command::new(program).args([SWEEP_CALLS, "2"]).env("ASAN_OPTIONS", options));
+        }
+        Err(why) => {
+            assert!(!is_required("asan"), "AddressSanitizer is required: {why}");
+            eprintln!("left out: cc has no AddressSanitizer");
+        }
+    }
+}
+
+#[test]
+fn valgrind_finds_nothing_in_bad_calls() {
+    if !there_is("cc", "cc") || !there_is("valgrind", "valgrind") {
+        return;
+    }
+    let program = build("sweep_valgrind", sweep_sources());
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args([
+        "--quiet",
+        "--error-exitcode=99",
+        "--leak-check=full",
+        "--errors-for-leak-kinds=definite",
+    ]);
+    run(valgrind.arg(program).args([SWEEP_CALLS_VALGRIND, "3"]));
+}

@@ -1,0 +1,27 @@
+/* Every guarded function once: ON_NONE(name, arguments), ON_MANAGER(...) and ON_CACHE(...) say on which object. The
+ * arguments besides the handle are null or zero; the guard answers before it looks at them. tests/c_abi.rs compares
+ * the list with the header. */
+#ifndef CALLS_H
+#define CALLS_H
+
+#define CALLS                                                                                                     \
+    ON_NONE(kavern_set_log_callback, (0, NULL, NULL))                                                             \
+    ON_NONE(kavern_device_count, (NULL, NULL))                                                                    \
+    ON_NONE(kavern_device_describe, (NULL, NULL))                                                                 \
+    ON_NONE(kavern_manager_config_init, (NULL, 0))                                                                \
+    ON_NONE(kavern_manager_create, (NULL, NULL))                                                                  \
+    ON_NONE(kavern_manager_destroy, (NULL))                                                                       \
+    ON_MANAGER(kavern_manager_stats, (manager, NULL))                                                             \
+    ON_MANAGER(kavern_manager_report_json, (manager, NULL, 0, NULL))                                              \
+    ON_MANAGER(kavern_manager_validate, (manager))                                                                \
+    ON_MANAGER(kavern_manager_stream_register, (manager, NULL))                                                   \
+    ON_MANAGER(kavern_manager_stream_unregister, (manager, NULL))                                                 \
+    ON_MANAGER(kavern_stream_create, (manager, NULL))                                                             \
+    ON_NONE(kavern_stream_destroy, (NULL))                                                                        \
+    ON_MANAGER(kavern_stream_synchronize, (manager, NULL))                                                        \
+    ON_MANAGER(kavern_stream_wait, (manager, NULL, 0))                                                            \
+    ON_MANAGER(kavern_stream_record, (manager, NULL, NULL))                                                       \
+    ON_NONE(kavern_ticket_poll, (NULL, 0, NULL))                                                                  \
+    ON_NONE(kavern_ticket_wait, (0, 0))
+
+#endif

@@ -1,0 +1,48 @@
+/* The child of a fork gets KAVERN_ERR_FORKED from every function and can still ask why; the parent goes on. */
+#define _POSIX_C_SOURCE 200809L
+#include "objects.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void refused(const char *function, kavern_status status) {
+    if (status != KAVERN_ERR_FORKED) {
+        fprintf(stderr, "%s in the child: %s\n", function, kavern_status_name(status));
+        _exit(2);
+    }
+    if (!last_error_has(function) || !last_error_has("fork")) _exit(3);
+}
+
+int main(void) {
+    kavern_manager *manager = open_manager("host");
+    kavern_stream *stream = NULL;
+    OK(kavern_stream_create(manager, &stream));
+#ifdef WITH_KV
+    kavern_kv_cache *cache = make_cache(manager);
+#endif
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+#define ON_NONE(name, arguments) refused(#name, name arguments);
+#define ON_MANAGER(name, arguments) refused(#name, name arguments);
+#define ON_CACHE(name, arguments) refused(#name, name arguments);
+        CALLS
+        refused("kavern_manager_destroy", kavern_manager_destroy(&manager));
+        refused("kavern_stream_destroy", kavern_stream_destroy(&stream));
+        if (kavern_abi_version() != KAVERN_ABI_VERSION || kavern_has_feature("host") != 1) _exit(4);
+        _exit(manager != NULL && stream != NULL ? 0 : 5);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    OK(kavern_stream_synchronize(manager, stream));
+#ifdef WITH_KV
+    OK(kavern_kv_validate(cache));
+    OK(kavern_kv_cache_destroy(&cache));
+#endif
+    OK(kavern_manager_validate(manager));
+    OK(kavern_stream_destroy(&stream));
+    OK(kavern_manager_destroy(&manager));
+    return 0;
+}
