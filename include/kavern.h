@@ -45,6 +45,31 @@
 /** In a list of operations: the sequence that operation i of the same list admits. */
 #define KAVERN_SEQ_OF_OP(i) (((uint64_t)0x5F << 56) | (uint64_t)(i))
 
+/** Bits of kavern_device_description.capabilities. */
+enum kavern_device_capability
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Reserve, map and remap addresses. */
+    KAVERN_DEVICE_VIRTUAL_MEMORY = 1,
+    /** Allocate and free in stream order. */
+    KAVERN_DEVICE_STREAM_ORDERED = 2,
+    /** The host may read and write device addresses. */
+    KAVERN_DEVICE_HOST_ADDRESSABLE = 4,
+    /** Streams can be captured into graphs. */
+    KAVERN_DEVICE_CAPTURE = 8,
+    /** The device reports races between streams. */
+    KAVERN_DEVICE_RACE_DETECTION = 16,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_device_capability kavern_device_capability;
+#else
+typedef uint32_t kavern_device_capability;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** What the blocks of a group hold. */
 enum kavern_kv_group_kind
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -318,31 +343,6 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-/** Bits of kavern_device_description.capabilities. */
-enum kavern_device_capability
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-    /** Reserve, map and remap addresses. */
-    KAVERN_DEVICE_VIRTUAL_MEMORY = 1,
-    /** Allocate and free in stream order. */
-    KAVERN_DEVICE_STREAM_ORDERED = 2,
-    /** The host may read and write device addresses. */
-    KAVERN_DEVICE_HOST_ADDRESSABLE = 4,
-    /** Streams can be captured into graphs. */
-    KAVERN_DEVICE_CAPTURE = 8,
-    /** The device reports races between streams. */
-    KAVERN_DEVICE_RACE_DETECTION = 16,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum kavern_device_capability kavern_device_capability;
-#else
-typedef uint32_t kavern_device_capability;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
 /**
  * Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
  * -200..-299 device or operating system, -300.. a bug of the library. Numbers are never reused.
@@ -444,6 +444,9 @@ typedef uint32_t kavern_log_level;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** A paged, prefix-sharing KV cache. Thread-safe; keeps its manager alive. */
+typedef struct kavern_kv_cache kavern_kv_cache;
+
 /** One device with its memory, streams and caches. Thread-safe. */
 typedef struct kavern_manager kavern_manager;
 
@@ -452,87 +455,6 @@ typedef struct kavern_stream kavern_stream;
 
 /** Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value). */
 typedef int32_t kavern_status;
-
-/** What a device is. You set struct_size; the call fills the rest. */
-typedef struct kavern_device_description {
-    /** sizeof(kavern_device_description). */
-    uint32_t struct_size;
-    /** KAVERN_DEVICE_ bits. */
-    uint32_t capabilities;
-    /** Physical memory. */
-    uint64_t total_bytes;
-    /** Size and alignment of the smallest mapping of virtual memory. */
-    uint64_t page_bytes;
-    /** Which device of its backend. */
-    uint32_t ordinal;
-    /** Zero. */
-    uint32_t reserved;
-    /** The text that opens it, for example "cuda:0"; ends with a zero. */
-    char name[64];
-    /** The model, for people; ends with a zero. */
-    char model[128];
-    /** The backend, for example "cuda"; ends with a zero. */
-    char backend[32];
-} kavern_device_description;
-
-/** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
-typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
-
-/** How a manager is made; fill with kavern_manager_config_init. */
-typedef struct kavern_manager_config {
-    /** sizeof(kavern_manager_config). */
-    uint32_t struct_size;
-    /** Zero. */
-    uint32_t flags;
-    /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
-    const char *device;
-    /** Most device memory; 0 for no limit but the device's own. */
-    uint64_t device_limit_bytes;
-    /** Most pinned host memory; 0 for no limit. */
-    uint64_t pinned_limit_bytes;
-    /** Zero. */
-    uint64_t reserved[4];
-} kavern_manager_config;
-
-/** What a manager has and did. You set struct_size; the call fills the rest. */
-typedef struct kavern_manager_statistics {
-    /** sizeof(kavern_manager_statistics). */
-    uint32_t struct_size;
-    /** Zero. */
-    uint32_t reserved;
-    /** Device memory allocated now. */
-    uint64_t device_bytes;
-    /** Most that was allocated at one time. */
-    uint64_t device_peak_bytes;
-    /** Live allocations of device memory. */
-    uint64_t device_allocations;
-    /** Allocations of device memory ever made. */
-    uint64_t device_total_allocations;
-    /** Limit of device memory, 0 for none. */
-    uint64_t device_limit_bytes;
-    /** Pinned host memory allocated now. */
-    uint64_t pinned_bytes;
-    /** Most that was allocated at one time. */
-    uint64_t pinned_peak_bytes;
-    /** Live allocations of pinned host memory. */
-    uint64_t pinned_allocations;
-    /** Allocations of pinned host memory ever made. */
-    uint64_t pinned_total_allocations;
-    /** Limit of pinned host memory, 0 for none. */
-    uint64_t pinned_limit_bytes;
-    /** Streams made by the manager. */
-    uint64_t own_streams;
-    /** Streams registered with it. */
-    uint64_t registered_streams;
-    /** Tickets not known to be done. */
-    uint64_t pending_tickets;
-    /** KV caches. */
-    uint64_t caches;
-    /** Calls of the device that a fault parameter of the device's name has counted; 0 without one. */
-    uint64_t device_calls;
-    /** Races between streams that the device has found; 0 where it does not look. */
-    uint64_t races;
-} kavern_manager_statistics;
 
 /**
  * One group of layers that share block size and layout.
@@ -626,195 +548,6 @@ typedef struct kavern_kv_cache_config {
     /** Zero. */
     uint64_t reserved[4];
 } kavern_kv_cache_config;
-
-/** Something beside the tokens that the content of a block depends on: an image, an embedding. */
-typedef struct kavern_kv_extra {
-    /** Identity of the thing, for example a hash of the image. */
-    uint8_t id[32];
-    /** First token that depends on it, counted from the start of the sequence. */
-    uint64_t token_offset;
-} kavern_kv_extra;
-
-/**
- * One prompt to look up.
- *
- * Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
- * of hash_block_tokens; a namespace takes one of the two, never both.
- */
-typedef struct kavern_kv_request {
-    /** sizeof(kavern_kv_request). */
-    uint32_t struct_size;
-    /** KAVERN_REQUEST_ bits. */
-    uint32_t flags;
-    /** Tenant; requests of two namespaces never share a block. */
-    uint64_t namespace_id;
-    /** LoRA or other adapter that all keys and values depend on; 0 for none. */
-    uint64_t adapter_id;
-    /** Secret of the tenant, mixed into every key; null for none. */
-    const uint8_t *salt;
-    /** Bytes there, at most 64. */
-    uint32_t salt_bytes;
-    /** Bytes of one key, 1 to 32; 0 means that tokens are given. */
-    uint32_t key_bytes;
-    /** Token ids of the prompt. */
-    const int32_t *tokens;
-    /** How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens). */
-    uint64_t token_count;
-    /** Keys, key_bytes each. */
-    const uint8_t *keys;
-    /** How many. */
-    uint64_t key_count;
-    /** In rising order of token_offset; only with tokens. */
-    const struct kavern_kv_extra *extras;
-    /** How many. */
-    uint64_t extra_count;
-    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
-    int32_t *block_ids;
-    /** Room there. */
-    uint64_t block_capacity;
-    /** Zero. */
-    uint64_t reserved[2];
-} kavern_kv_request;
-
-/** What a lookup found. */
-typedef struct kavern_kv_match_result {
-    /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
-    int32_t status;
-    /** Zero. */
-    uint32_t reserved;
-    /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
-    uint64_t lease;
-    /** Tokens whose blocks are in device memory, in every group. */
-    uint64_t hit_tokens;
-    /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_ram;
-    /** Tokens found on disk beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_disk;
-    /** Tokens found in the remote tier beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_remote;
-    /** Block ids that belong into block_ids, all groups together. */
-    uint64_t block_count;
-} kavern_kv_match_result;
-
-/** One operation of a step. */
-typedef struct kavern_kv_op {
-    /** sizeof(kavern_kv_op). */
-    uint32_t struct_size;
-    /** A KAVERN_OP_ value. */
-    uint32_t kind;
-    /** Sequence id, KAVERN_SEQ_OF_OP(i), or lease. */
-    uint64_t target;
-    /** ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final. */
-    uint64_t tokens;
-    /** ADMIT, APPEND: tokens beyond those for which blocks are held ready. */
-    uint32_t lookahead;
-    /** ADMIT: row of the tables, or -1 to let the library choose. */
-    int32_t row;
-    /** COMMIT in a token namespace: the `tokens` ids. */
-    const int32_t *token_ids;
-    /** COMMIT in a key namespace: one key for each link that these tokens complete. */
-    const uint8_t *keys;
-    /** How many. */
-    uint64_t key_count;
-    /** COMMIT: extras whose token_offset lies in these tokens. */
-    const struct kavern_kv_extra *extras;
-    /** How many. */
-    uint64_t extra_count;
-    /** Zero. */
-    uint64_t reserved[2];
-} kavern_kv_op;
-
-/** What became of an operation. */
-typedef struct kavern_kv_op_result {
-    /** KAVERN_OK or why it was refused; a refused operation changed nothing. */
-    int32_t status;
-    /** Row of the tables, -1 if none. */
-    int32_t row;
-    /** The sequence. */
-    uint64_t sequence;
-    /** Blocks that the sequence got, all groups together. */
-    uint32_t blocks_added;
-    /** KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below. */
-    uint32_t blocks_missing;
-    /** The group that was short. */
-    uint32_t group;
-    /** COMMIT: blocks that became findable. */
-    uint32_t blocks_committed;
-} kavern_kv_op_result;
-
-/** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
-typedef struct kavern_kv_group_tables {
-    /** i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids. */
-    uint64_t block_table;
-    /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
-    uint64_t slot_mapping;
-    /** Ragged: i32 [batch_count + 1], 0 if not asked for. */
-    uint64_t page_indptr;
-    /** Ragged: i32 [page_indptr[batch_count]] block ids in batch order. */
-    uint64_t page_indices;
-    /** Ragged: i32 [batch_count] tokens in the last block. */
-    uint64_t last_page_tokens;
-    /** block_table as the host sees it, as of the latest step. */
-    const int32_t *block_table_host;
-    /** slot_mapping of this step. */
-    const int64_t *slot_mapping_host;
-    /** page_indptr of this step. */
-    const int32_t *page_indptr_host;
-    /** page_indices of this step. */
-    const int32_t *page_indices_host;
-    /** last_page_tokens of this step. */
-    const int32_t *last_page_tokens_host;
-    /** Cells in a row. */
-    uint64_t row_cells;
-    /** Cells of the block table that this call uploaded. */
-    uint64_t cells_uploaded;
-    /** Blocks that this call fills with zeros before the step's work. */
-    uint64_t blocks_zeroed;
-} kavern_kv_group_tables;
-
-/** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
-typedef struct kavern_kv_step_tables {
-    /** sizeof(kavern_kv_step_tables). */
-    uint32_t struct_size;
-    /** Elements in `groups`. */
-    uint32_t group_capacity;
-    /** Receives one element for each group; null if not wanted. */
-    struct kavern_kv_group_tables *groups;
-    /** Groups of the cache. */
-    uint32_t group_count;
-    /** Sequences scheduled in this step. */
-    uint32_t batch_count;
-    /** Tokens scheduled in this step. */
-    uint32_t token_count;
-    /** Zero. */
-    uint32_t reserved;
-    /** i32 [batch_count]: row of each batch position, in the order of the operations. */
-    uint64_t batch_rows;
-    /** i32 [batch_count + 1]: first token of each batch position. */
-    uint64_t batch_starts;
-    /** i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row. */
-    uint64_t sequence_lengths;
-    /** batch_rows as the host sees it; valid until steps_in_flight further steps began. */
-    const int32_t *batch_rows_host;
-    /** batch_starts as the host sees it. */
-    const int32_t *batch_starts_host;
-    /** sequence_lengths as the host sees it, as of the latest step. */
-    const int32_t *sequence_lengths_host;
-} kavern_kv_step_tables;
-
-/** A finished load or store of another tier. */
-typedef struct kavern_kv_completion {
-    /** The work. */
-    uint64_t ticket;
-    /** KAVERN_OK or why it failed. */
-    int32_t status;
-    /** First block that failed, -1 if none. */
-    int32_t failed_block;
-    /** The sequence or lease that it was for. */
-    uint64_t target;
-    /** Bytes moved. */
-    uint64_t bytes;
-} kavern_kv_completion;
 
 /**
  * Where and how the blocks of a group lie; all an engine needs to write its slots itself.
@@ -935,6 +668,300 @@ typedef struct kavern_kv_event {
     uint8_t parent_key[32];
 } kavern_kv_event;
 
+/** Keys and values of new tokens of one layer, for kavern_kv_append. */
+typedef struct kavern_kv_append_args {
+    /** sizeof(kavern_kv_append_args). */
+    uint32_t struct_size;
+    /** Group of the layer. */
+    uint32_t group;
+    /** Layer, counted inside the group. */
+    uint32_t layer;
+    /** Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them. */
+    uint32_t dtype;
+    /** Tokens. */
+    uint32_t tokens;
+    /** Zero. */
+    uint32_t reserved;
+    /** Device address of the keys, [tokens][kv_heads][head_dim]. */
+    uint64_t keys;
+    /** Device address of the values, [tokens][kv_heads][head_dim]. */
+    uint64_t values;
+    /** Device address of the slots, i64 [tokens]; a slot below 0 is skipped. */
+    uint64_t slot_mapping;
+} kavern_kv_append_args;
+
+/** What a device is. You set struct_size; the call fills the rest. */
+typedef struct kavern_device_description {
+    /** sizeof(kavern_device_description). */
+    uint32_t struct_size;
+    /** KAVERN_DEVICE_ bits. */
+    uint32_t capabilities;
+    /** Physical memory. */
+    uint64_t total_bytes;
+    /** Size and alignment of the smallest mapping of virtual memory. */
+    uint64_t page_bytes;
+    /** Which device of its backend. */
+    uint32_t ordinal;
+    /** Zero. */
+    uint32_t reserved;
+    /** The text that opens it, for example "cuda:0"; ends with a zero. */
+    char name[64];
+    /** The model, for people; ends with a zero. */
+    char model[128];
+    /** The backend, for example "cuda"; ends with a zero. */
+    char backend[32];
+} kavern_device_description;
+
+/** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
+typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
+
+/** How a manager is made; fill with kavern_manager_config_init. */
+typedef struct kavern_manager_config {
+    /** sizeof(kavern_manager_config). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t flags;
+    /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
+    const char *device;
+    /** Most device memory; 0 for no limit but the device's own. */
+    uint64_t device_limit_bytes;
+    /** Most pinned host memory; 0 for no limit. */
+    uint64_t pinned_limit_bytes;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_manager_config;
+
+/** What a manager has and did. You set struct_size; the call fills the rest. */
+typedef struct kavern_manager_statistics {
+    /** sizeof(kavern_manager_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Device memory allocated now. */
+    uint64_t device_bytes;
+    /** Most that was allocated at one time. */
+    uint64_t device_peak_bytes;
+    /** Live allocations of device memory. */
+    uint64_t device_allocations;
+    /** Allocations of device memory ever made. */
+    uint64_t device_total_allocations;
+    /** Limit of device memory, 0 for none. */
+    uint64_t device_limit_bytes;
+    /** Pinned host memory allocated now. */
+    uint64_t pinned_bytes;
+    /** Most that was allocated at one time. */
+    uint64_t pinned_peak_bytes;
+    /** Live allocations of pinned host memory. */
+    uint64_t pinned_allocations;
+    /** Allocations of pinned host memory ever made. */
+    uint64_t pinned_total_allocations;
+    /** Limit of pinned host memory, 0 for none. */
+    uint64_t pinned_limit_bytes;
+    /** Streams made by the manager. */
+    uint64_t own_streams;
+    /** Streams registered with it. */
+    uint64_t registered_streams;
+    /** Tickets not known to be done. */
+    uint64_t pending_tickets;
+    /** KV caches. */
+    uint64_t caches;
+    /** Calls of the device that a fault parameter of the device's name has counted; 0 without one. */
+    uint64_t device_calls;
+    /** Races between streams that the device has found; 0 where it does not look. */
+    uint64_t races;
+} kavern_manager_statistics;
+
+/** Something beside the tokens that the content of a block depends on: an image, an embedding. */
+typedef struct kavern_kv_extra {
+    /** Identity of the thing, for example a hash of the image. */
+    uint8_t id[32];
+    /** First token that depends on it, counted from the start of the sequence. */
+    uint64_t token_offset;
+} kavern_kv_extra;
+
+/**
+ * One prompt to look up.
+ *
+ * Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
+ * of hash_block_tokens; a namespace takes one of the two, never both.
+ */
+typedef struct kavern_kv_request {
+    /** sizeof(kavern_kv_request). */
+    uint32_t struct_size;
+    /** KAVERN_REQUEST_ bits. */
+    uint32_t flags;
+    /** Tenant; requests of two namespaces never share a block. */
+    uint64_t namespace_id;
+    /** LoRA or other adapter that all keys and values depend on; 0 for none. */
+    uint64_t adapter_id;
+    /** Secret of the tenant, mixed into every key; null for none. */
+    const uint8_t *salt;
+    /** Bytes there, at most 64. */
+    uint32_t salt_bytes;
+    /** Bytes of one key, 1 to 32; 0 means that tokens are given. */
+    uint32_t key_bytes;
+    /** Token ids of the prompt. */
+    const int32_t *tokens;
+    /** How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens). */
+    uint64_t token_count;
+    /** Keys, key_bytes each. */
+    const uint8_t *keys;
+    /** How many. */
+    uint64_t key_count;
+    /** In rising order of token_offset; only with tokens. */
+    const struct kavern_kv_extra *extras;
+    /** How many. */
+    uint64_t extra_count;
+    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
+    int32_t *block_ids;
+    /** Room there. */
+    uint64_t block_capacity;
+    /** Zero. */
+    uint64_t reserved[2];
+} kavern_kv_request;
+
+/** What a lookup found. */
+typedef struct kavern_kv_match_result {
+    /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
+    int32_t status;
+    /** Zero. */
+    uint32_t reserved;
+    /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
+    uint64_t lease;
+    /** Tokens whose blocks are in device memory, in every group. */
+    uint64_t hit_tokens;
+    /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_ram;
+    /** Tokens found on disk beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_disk;
+    /** Tokens found in the remote tier beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_remote;
+    /** Block ids that belong into block_ids, all groups together. */
+    uint64_t block_count;
+} kavern_kv_match_result;
+
+/** One operation of a step. */
+typedef struct kavern_kv_op {
+    /** sizeof(kavern_kv_op). */
+    uint32_t struct_size;
+    /** A KAVERN_OP_ value. */
+    uint32_t kind;
+    /** Sequence id, KAVERN_SEQ_OF_OP(i), or lease. */
+    uint64_t target;
+    /** ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final. */
+    uint64_t tokens;
+    /** ADMIT, APPEND: tokens beyond those for which blocks are held ready. */
+    uint32_t lookahead;
+    /** ADMIT: row of the tables, or -1 to let the library choose. */
+    int32_t row;
+    /** COMMIT in a token namespace: the `tokens` ids. */
+    const int32_t *token_ids;
+    /** COMMIT in a key namespace: one key for each link that these tokens complete. */
+    const uint8_t *keys;
+    /** How many. */
+    uint64_t key_count;
+    /** COMMIT: extras whose token_offset lies in these tokens. */
+    const struct kavern_kv_extra *extras;
+    /** How many. */
+    uint64_t extra_count;
+    /** COMMIT in a key namespace: bytes of one key, as in the request. */
+    uint32_t key_bytes;
+    /** Zero. */
+    uint32_t reserved;
+} kavern_kv_op;
+
+/** What became of an operation. */
+typedef struct kavern_kv_op_result {
+    /** KAVERN_OK or why it was refused; a refused operation changed nothing. */
+    int32_t status;
+    /** Row of the tables, -1 if none. */
+    int32_t row;
+    /** The sequence. */
+    uint64_t sequence;
+    /** Blocks that the sequence got, all groups together. */
+    uint32_t blocks_added;
+    /** KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below. */
+    uint32_t blocks_missing;
+    /** The group that was short. */
+    uint32_t group;
+    /** COMMIT: blocks that became findable. */
+    uint32_t blocks_committed;
+} kavern_kv_op_result;
+
+/** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
+typedef struct kavern_kv_group_tables {
+    /** i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids. */
+    uint64_t block_table;
+    /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
+    uint64_t slot_mapping;
+    /** Ragged: i32 [batch_count + 1], 0 if not asked for. */
+    uint64_t page_indptr;
+    /** Ragged: i32 [page_indptr[batch_count]] block ids in batch order. */
+    uint64_t page_indices;
+    /** Ragged: i32 [batch_count] tokens in the last block. */
+    uint64_t last_page_tokens;
+    /** block_table as the host sees it, as of the latest step. */
+    const int32_t *block_table_host;
+    /** slot_mapping of this step. */
+    const int64_t *slot_mapping_host;
+    /** page_indptr of this step. */
+    const int32_t *page_indptr_host;
+    /** page_indices of this step. */
+    const int32_t *page_indices_host;
+    /** last_page_tokens of this step. */
+    const int32_t *last_page_tokens_host;
+    /** Cells in a row. */
+    uint64_t row_cells;
+    /** Cells of the block table that this call uploaded. */
+    uint64_t cells_uploaded;
+    /** Blocks that this call fills with zeros before the step's work. */
+    uint64_t blocks_zeroed;
+} kavern_kv_group_tables;
+
+/** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
+typedef struct kavern_kv_step_tables {
+    /** sizeof(kavern_kv_step_tables). */
+    uint32_t struct_size;
+    /** Elements in `groups`. */
+    uint32_t group_capacity;
+    /** Receives one element for each group; null if not wanted. */
+    struct kavern_kv_group_tables *groups;
+    /** Groups of the cache. */
+    uint32_t group_count;
+    /** Sequences scheduled in this step. */
+    uint32_t batch_count;
+    /** Tokens scheduled in this step. */
+    uint32_t token_count;
+    /** Zero. */
+    uint32_t reserved;
+    /** i32 [batch_count]: row of each batch position, in the order of the operations. */
+    uint64_t batch_rows;
+    /** i32 [batch_count + 1]: first token of each batch position. */
+    uint64_t batch_starts;
+    /** i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row. */
+    uint64_t sequence_lengths;
+    /** batch_rows as the host sees it; valid until steps_in_flight further steps began. */
+    const int32_t *batch_rows_host;
+    /** batch_starts as the host sees it. */
+    const int32_t *batch_starts_host;
+    /** sequence_lengths as the host sees it, as of the latest step. */
+    const int32_t *sequence_lengths_host;
+} kavern_kv_step_tables;
+
+/** A finished load or store of another tier. */
+typedef struct kavern_kv_completion {
+    /** The work. */
+    uint64_t ticket;
+    /** KAVERN_OK or why it failed. */
+    int32_t status;
+    /** First block that failed, -1 if none. */
+    int32_t failed_block;
+    /** The sequence or lease that it was for. */
+    uint64_t target;
+    /** Bytes moved. */
+    uint64_t bytes;
+} kavern_kv_completion;
+
 /** Result of kavern_kv_check_pattern, accumulated since it was last read. */
 typedef struct kavern_kv_check_result {
     /** Blocks checked. */
@@ -948,6 +975,162 @@ typedef struct kavern_kv_check_result {
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
+
+/**
+ * Fills a configuration with its defaults; groups and a capacity are still to be set.
+ *
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_kv_cache_config).
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to `size` writable bytes.
+ */
+kavern_status kavern_kv_cache_config_init(struct kavern_kv_cache_config *config, size_t size);
+
+/**
+ * Makes a KV cache and allocates everything that it will ever need.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED for what later versions serve,
+ * KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; blocks while memory is allocated.
+ * Owner: destroy with kavern_kv_cache_destroy; it keeps its manager alive. A region stays yours and must outlive it.
+ * Since: 0.1
+ *
+ * Safety: `config` and what it points to must be as its fields say; `out` must be null or point to a writable handle.
+ */
+kavern_status kavern_kv_cache_create(struct kavern_manager *manager,
+                                     const struct kavern_kv_cache_config *config,
+                                     struct kavern_kv_cache **out);
+
+/**
+ * Destroys a cache and nulls the handle; null is fine.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any, also while others are inside a call on it; blocks until the device has stopped using its memory.
+ * Since: 0.1
+ *
+ * Safety: `cache` must be null or point to a writable handle.
+ */
+kavern_status kavern_kv_cache_destroy(struct kavern_kv_cache **cache);
+
+/**
+ * Tells where and how the blocks of a group lie, so that an engine can write its slots itself.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_kv_describe(const struct kavern_kv_cache *cache,
+                                 uint32_t group,
+                                 struct kavern_kv_description *out);
+
+/**
+ * Reads what a cache holds and did.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; takes the cache's lock for a moment.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_kv_stats(const struct kavern_kv_cache *cache, struct kavern_kv_statistics *out);
+
+/**
+ * Proves every invariant of the cache by walking all of it.
+ *
+ * Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; holds the cache's lock meanwhile, for about 100 ns a block.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_kv_validate(const struct kavern_kv_cache *cache);
+
+/**
+ * Makes everything in scope unfindable; blocks that sequences or leases hold stay with them until they are freed.
+ *
+ * `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
+ * `removed` (may be null) receives how many blocks it were.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; lets others in between stretches of 4,096 blocks, so what they commit meanwhile may stay.
+ * Since: 0.1
+ *
+ * Safety: `removed` must be null or point to a writable value.
+ */
+kavern_status kavern_kv_reset(struct kavern_kv_cache *cache,
+                              uint32_t scope,
+                              uint64_t namespace_id,
+                              uint64_t *removed);
+
+/**
+ * Evicts up to `count` blocks of a group that nobody holds, in the policy's order.
+ *
+ * `evicted` (may be null) receives how many it were.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; holds the cache's lock meanwhile.
+ * Since: 0.1
+ *
+ * Safety: `evicted` must be null or point to a writable value.
+ */
+kavern_status kavern_kv_evict(struct kavern_kv_cache *cache,
+                              uint32_t group,
+                              uint64_t count,
+                              uint64_t *evicted);
+
+/**
+ * Reads numbered events after `*cursor` and moves it on; start with 0.
+ *
+ * Shapes: `events` [max]; `count` receives how many were written.
+ * Errors: KAVERN_PARTIAL if events were overwritten before they were read: the first of `events` comes after the gap;
+ * mend the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; takes the cache's lock for the copy.
+ * Since: 0.1
+ *
+ * Safety: `cursor` and `count` must be null or point to writable values, `events` to `max` writable elements.
+ */
+kavern_status kavern_kv_events_read(struct kavern_kv_cache *cache,
+                                    uint64_t *cursor,
+                                    size_t max,
+                                    struct kavern_kv_event *events,
+                                    size_t *count);
+
+/**
+ * Reads what is findable, piece by piece; start with `*position` 0 and go on until the answer is KAVERN_OK.
+ *
+ * Shapes: `events` [max] of kind KAVERN_EVENT_STORED; `count` receives how many were written. Their `number` is the
+ * latest event that they include: afterwards read the events from the number of the first piece on, and let a later
+ * event about a block overrule an earlier one.
+ * Errors: KAVERN_PARTIAL if there is more; KAVERN_ERR_INVALID_ARGUMENT if `max` is 0, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_INVALID_HANDLE. Parent keys and offsets are zero in a cache without event_capacity.
+ * Threads: any; holds the cache's lock for the piece.
+ * Since: 0.1
+ *
+ * Safety: `position` and `count` must be null or point to writable values, `events` to `max` writable elements.
+ */
+kavern_status kavern_kv_events_snapshot(struct kavern_kv_cache *cache,
+                                        uint64_t *position,
+                                        size_t max,
+                                        struct kavern_kv_event *events,
+                                        size_t *count);
+
+/**
+ * Writes keys and values of new tokens of one layer into their slots, rounding once to the cache's type.
+ *
+ * Stream: enqueues on `stream` and returns; the memory must live until the work is done.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED (opaque group, metadata-only cache, a pair of types
+ * that is not converted), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE. A slot beyond
+ * the pool is an error of the device.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `args` must be null or point to a struct whose addresses are device memory of the shapes that its fields say.
+ */
+kavern_status kavern_kv_append(struct kavern_kv_cache *cache,
+                               void *stream,
+                               const struct kavern_kv_append_args *args);
 
 /**
  * Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.
@@ -1010,7 +1193,8 @@ kavern_status kavern_manager_config_init(struct kavern_manager_config *config, s
  * Owner: destroy with kavern_manager_destroy.
  * Since: 0.1
  *
- * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable handle.
+ * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
+ * handle.
  */
 kavern_status kavern_manager_create(const struct kavern_manager_config *config,
                                     struct kavern_manager **out);
@@ -1042,8 +1226,8 @@ kavern_status kavern_manager_stats(const struct kavern_manager *manager,
 /**
  * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
  *
- * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size alone.
- * The report may have grown by the next call.
+ * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
+ * alone. The report may have grown by the next call.
  * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
  * KAVERN_ERR_NULL_POINTER.
  * Threads: any; may block on the device.
@@ -1095,6 +1279,162 @@ kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
  */
 kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
                                                void *stream);
+
+/**
+ * Looks prompts up and keeps what it finds alive by leases.
+ *
+ * Shapes: `requests` [n], `results` [n]; block ids of request i go to its own block_ids, group after group.
+ * Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
+ * counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; host only, never waits for the device; takes the cache's lock once.
+ * Owner: each lease is to be given to ADMIT or RELEASE.
+ * Since: 0.1
+ *
+ * Safety: `requests` must point to `n` structs whose pointers are as their fields say, `results` to `n` writable elements.
+ */
+kavern_status kavern_kv_match(struct kavern_kv_cache *cache,
+                              size_t n,
+                              const struct kavern_kv_request *requests,
+                              struct kavern_kv_match_result *results);
+
+/**
+ * Applies a list of operations in order, each all or nothing.
+ *
+ * Shapes: `ops` [n], `results` [n]. `step_id` rises from step to step; the newest one may be used again until its
+ * kavern_kv_step_done. An operation may name the sequence that an earlier ADMIT of the list makes by
+ * KAVERN_SEQ_OF_OP(i).
+ * Errors: KAVERN_PARTIAL if an operation was refused, with the reason in its result: KAVERN_ERR_OUT_OF_BLOCKS with
+ * what is missing, KAVERN_ERR_LIMIT_REACHED (rows, batch), KAVERN_ERR_STALE_ID, KAVERN_ERR_DEPENDENCY,
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row), KAVERN_ERR_UNSUPPORTED, KAVERN_ERR_INVALID_ARGUMENT. The call
+ * itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
+ * Threads: any; host only, never waits for the device, grows no memory; takes the cache's lock for the list.
+ * Since: 0.1
+ *
+ * Safety: `ops` must point to `n` structs whose pointers are as their fields say, `results` to `n` writable elements.
+ */
+kavern_status kavern_kv_step(struct kavern_kv_cache *cache,
+                             uint64_t step_id,
+                             size_t n,
+                             const struct kavern_kv_op *ops,
+                             struct kavern_kv_op_result *results);
+
+/**
+ * Brings the device tables up to date with a step and tells where they are.
+ *
+ * Shapes: `out->groups` [at least the groups of the cache], or null.
+ * Stream: enqueues zero fills, one copy of what changed and its spreading on `stream`, after the steps before it;
+ * enqueue the step's work on the same stream. Addresses never change. Host pointers may be read until the next
+ * kavern_kv_step, those of the batch until steps_in_flight further steps.
+ * Errors: KAVERN_ERR_WRONG_STATE if the step is not the open one, or if an earlier one runs on another stream without
+ * its kavern_kv_step_done; KAVERN_ERR_BUFFER_TOO_SMALL with group_count set; KAVERN_ERR_IN_USE if another thread is
+ * inside this call; KAVERN_ERR_DEVICE, after which the call may be repeated; KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; waits for the device only if a step changes more cells than the staging holds.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says, `out->groups` to group_capacity
+ * writable elements.
+ */
+kavern_status kavern_kv_tables(struct kavern_kv_cache *cache,
+                               uint64_t step_id,
+                               void *stream,
+                               struct kavern_kv_step_tables *out);
+
+/**
+ * Collects finished loads and stores of other tiers, and the blocks of steps whose work is over.
+ *
+ * Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
+ * Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; asks the device for the state of events, does not wait.
+ * Since: 0.1
+ *
+ * Safety: `completions` must point to `max` writable elements, `count` be null or point to a writable value.
+ */
+kavern_status kavern_kv_poll(struct kavern_kv_cache *cache,
+                             size_t max,
+                             struct kavern_kv_completion *completions,
+                             size_t *count);
+
+/**
+ * Says that all work of the steps up to `step_id` is enqueued on `stream`.
+ *
+ * Blocks that these steps may read return when the stream is past this point.
+ * Stream: records an event; null says that the work is already over, so name the default stream by
+ * KAVERN_STREAM_DEFAULT.
+ * Errors: KAVERN_ERR_WRONG_STATE (step not begun, or done before), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+ * Threads: any; does not wait.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_kv_step_done(struct kavern_kv_cache *cache,
+                                  uint64_t step_id,
+                                  void *stream);
+
+/**
+ * Computes the keys under which the full links of a prompt are found, for routers and tests.
+ *
+ * Shapes: `keys` [capacity][32]; `count` receives how many there are.
+ * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `count` set and `keys` untouched; as kavern_kv_match for the request.
+ * Threads: any; takes the cache's lock for the computation.
+ * Since: 0.1
+ *
+ * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `keys` to capacity x 32 writable
+ * bytes, `count` be null or point to a writable value.
+ */
+kavern_status kavern_kv_block_keys(struct kavern_kv_cache *cache,
+                                   const struct kavern_kv_request *request,
+                                   uint8_t *keys,
+                                   uint64_t capacity,
+                                   uint64_t *count);
+
+/**
+ * Writes a recognisable pattern into blocks, one seed for each, for replays and for proofs of placement.
+ *
+ * Shapes: `block_ids` [n], `seeds` [n]; both are read before the call returns. A block may be listed once.
+ * Stream: enqueues on `stream`.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (group or block), KAVERN_ERR_UNSUPPORTED (metadata-only cache),
+ * KAVERN_ERR_IN_USE, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
+ * Threads: any, eight at a time; may wait for earlier calls of its kind.
+ * Since: 0.1
+ *
+ * Safety: `block_ids` and `seeds` must point to `n` values each.
+ */
+kavern_status kavern_kv_fill_pattern(struct kavern_kv_cache *cache,
+                                     void *stream,
+                                     uint32_t group,
+                                     size_t n,
+                                     const int32_t *block_ids,
+                                     const uint64_t *seeds);
+
+/**
+ * Compares blocks with the patterns of their seeds; what differs is counted for kavern_kv_pattern_result.
+ *
+ * Shapes, Stream, Errors, Threads: as kavern_kv_fill_pattern.
+ * Since: 0.1
+ *
+ * Safety: `block_ids` and `seeds` must point to `n` values each.
+ */
+kavern_status kavern_kv_check_pattern(struct kavern_kv_cache *cache,
+                                      void *stream,
+                                      uint32_t group,
+                                      size_t n,
+                                      const int32_t *block_ids,
+                                      const uint64_t *seeds);
+
+/**
+ * Waits for all checks begun so far, tells what they found and starts again from zero.
+ *
+ * Errors: KAVERN_ERR_UNSUPPORTED (metadata-only cache), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_DEVICE_LOST.
+ * Threads: any; blocks until the checks are done.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable struct.
+ */
+kavern_status kavern_kv_pattern_result(struct kavern_kv_cache *cache, struct kavern_kv_check_result *out);
 
 /**
  * Makes a stream, to be passed wherever a `void *stream` is taken together with this manager.
@@ -1166,8 +1506,8 @@ kavern_status kavern_stream_record(struct kavern_manager *manager,
 /**
  * Asks for the state of tickets, of any managers.
  *
- * Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own, told
- * once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
+ * Shapes: `tickets` [n], `states` [n]. A state is KAVERN_OK (done), KAVERN_PENDING, or an error: the ticket's own,
+ * told once, after which it counts as done; KAVERN_ERR_STALE_ID for what is no ticket.
  * Errors: the call answers KAVERN_PENDING if a ticket is pending, else KAVERN_PARTIAL if a state is an error, else
  * KAVERN_OK; KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
  * Threads: any; does not block.

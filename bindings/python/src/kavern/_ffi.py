@@ -12,6 +12,13 @@ VERSION = "0.1.0"
 KAVERN_ABI_VERSION = (0 << 16) | 1
 KAVERN_STREAM_DEFAULT = 1  # as void *: the device's default stream
 
+# kavern_device_capability: Bits of kavern_device_description.capabilities.
+KAVERN_DEVICE_VIRTUAL_MEMORY = 1
+KAVERN_DEVICE_STREAM_ORDERED = 2
+KAVERN_DEVICE_HOST_ADDRESSABLE = 4
+KAVERN_DEVICE_CAPTURE = 8
+KAVERN_DEVICE_RACE_DETECTION = 16
+
 # kavern_kv_group_kind: What the blocks of a group hold.
 KAVERN_GROUP_FULL = 1
 KAVERN_GROUP_SLIDING = 2
@@ -87,13 +94,6 @@ KAVERN_REMOVE_REPLACED = 4
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
-
-# kavern_device_capability: Bits of kavern_device_description.capabilities.
-KAVERN_DEVICE_VIRTUAL_MEMORY = 1
-KAVERN_DEVICE_STREAM_ORDERED = 2
-KAVERN_DEVICE_HOST_ADDRESSABLE = 4
-KAVERN_DEVICE_CAPTURE = 8
-KAVERN_DEVICE_RACE_DETECTION = 16
 
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
@@ -206,6 +206,10 @@ class kavern_kv_event(_c.Structure):
 
 class kavern_kv_check_result(_c.Structure):
     """Result of kavern_kv_check_pattern, accumulated since it was last read."""
+
+
+class kavern_kv_append_args(_c.Structure):
+    """Keys and values of new tokens of one layer, for kavern_kv_append."""
 
 
 class kavern_manager_config(_c.Structure):
@@ -324,7 +328,8 @@ kavern_kv_op._fields_ = [
     ("key_count", _c.c_uint64),
     ("extras", _c.POINTER(kavern_kv_extra)),
     ("extra_count", _c.c_uint64),
-    ("reserved", _c.c_uint64 * 2),
+    ("key_bytes", _c.c_uint32),
+    ("reserved", _c.c_uint32),
 ]
 
 kavern_kv_op_result._fields_ = [
@@ -443,6 +448,18 @@ kavern_kv_check_result._fields_ = [
     ("first_mismatch", _c.c_int64),
 ]
 
+kavern_kv_append_args._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("layer", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("tokens", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("keys", _c.c_uint64),
+    ("values", _c.c_uint64),
+    ("slot_mapping", _c.c_uint64),
+]
+
 kavern_manager_config._fields_ = [
     ("struct_size", _c.c_uint32),
     ("flags", _c.c_uint32),
@@ -475,6 +492,17 @@ kavern_manager_statistics._fields_ = [
 
 # Name: (restype, argtypes).
 FUNCTIONS = {
+    "kavern_kv_cache_config_init": (kavern_status, [_c.POINTER(kavern_kv_cache_config), _c.c_size_t]),
+    "kavern_kv_cache_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_kv_cache_config), _c.POINTER(kavern_kv_cache)]),
+    "kavern_kv_cache_destroy": (kavern_status, [_c.POINTER(kavern_kv_cache)]),
+    "kavern_kv_describe": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.POINTER(kavern_kv_description)]),
+    "kavern_kv_stats": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_statistics)]),
+    "kavern_kv_validate": (kavern_status, [kavern_kv_cache]),
+    "kavern_kv_reset": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_evict": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_events_read": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
+    "kavern_kv_events_snapshot": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
+    "kavern_kv_append": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.POINTER(kavern_kv_append_args)]),
     "kavern_device_count": (kavern_status, [_c.c_char_p, _c.POINTER(_c.c_uint32)]),
     "kavern_device_describe": (kavern_status, [_c.c_char_p, _c.POINTER(kavern_device_description)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
@@ -486,6 +514,15 @@ FUNCTIONS = {
     "kavern_manager_validate": (kavern_status, [kavern_manager]),
     "kavern_manager_stream_register": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_kv_match": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(kavern_kv_match_result)]),
+    "kavern_kv_step": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_size_t, _c.POINTER(kavern_kv_op), _c.POINTER(kavern_kv_op_result)]),
+    "kavern_kv_tables": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_kv_step_tables)]),
+    "kavern_kv_poll": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_completion), _c.POINTER(_c.c_size_t)]),
+    "kavern_kv_step_done": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_void_p]),
+    "kavern_kv_block_keys": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_request), _c.POINTER(_c.c_uint8), _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_fill_pattern": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.c_uint32, _c.c_size_t, _c.POINTER(_c.c_int32), _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_check_pattern": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.c_uint32, _c.c_size_t, _c.POINTER(_c.c_int32), _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_pattern_result": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_check_result)]),
     "kavern_stream_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_stream)]),
     "kavern_stream_destroy": (kavern_status, [_c.POINTER(kavern_stream)]),
     "kavern_stream_synchronize": (kavern_status, [kavern_manager, _c.c_void_p]),
