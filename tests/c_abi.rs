@@ -188,7 +188,7 @@ fn the_child_of_a_fork_is_refused_and_the_parent_goes_on() {
 #[test]
 fn eight_threads_use_and_destroy_the_same_handles() {
     if there_is("cc", "cc") {
-        run(Command::new(build("threads", &["threads.c"])).arg("1000"));
+        run(Command::new(build("threads", &["threads.c"])).arg("10000"));
     }
 }
 
@@ -202,20 +202,38 @@ fn bad_calls_of_every_function_are_refused() {
     assert_eq!(names(&output.stdout), declared, "each function of the header has its entry in the sweep");
 }
 
-#[test]
+/// Builds with AddressSanitizer; `None` where the compiler has none.
 #[expect(clippy::disallowed_macros, reason = "a test that is left out says so")]
-fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
+fn build_with_asan(program: &str, sources: &[&str]) -> Option<Command> {
     if !there_is("asan", "cc") {
-        return;
+        return None;
     }
-    match try_build("sweep_asan", SWEEP, &["-fsanitize=address", "-fno-omit-frame-pointer"]) {
+    match try_build(program, sources, &["-fsanitize=address", "-fno-omit-frame-pointer"]) {
         Ok(program) => {
-            let options = "detect_leaks=1:halt_on_error=1:exitcode=99";
-            run(Command::new(program).args([SWEEP_CALLS, "2"]).env("ASAN_OPTIONS", options));
+            let mut command = Command::new(program);
+            command.env("ASAN_OPTIONS", "detect_leaks=1:halt_on_error=1:exitcode=99");
+            Some(command)
         }
         Err(why) => {
             assert!(!is_required("asan"), "AddressSanitizer is required: {why}");
             eprintln!("left out: cc has no AddressSanitizer");
+            None
+        }
+    }
+}
+
+#[test]
+fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
+    if let Some(mut program) = build_with_asan("sweep_asan", SWEEP) {
+        run(program.args([SWEEP_CALLS, "2"]));
+    }
+}
+
+#[test]
+fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
+    for how in ["oom", "device", "lost", "panic"] {
+        if let Some(mut program) = build_with_asan(&format!("faults_{how}"), &["faults.c"]) {
+            run(program.arg(how));
         }
     }
 }
