@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 const STRICT: &[&str] = &["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
+const SWEEP: &[&str] = &["sweep.c", "sweep_abi.c", "sweep_kv.c"];
 /// Bad calls of each function; valgrind takes about fifty times as long for one.
 const SWEEP_CALLS: &str = "20000";
 const SWEEP_CALLS_VALGRIND: &str = "500";
@@ -32,10 +33,6 @@ fn functions() -> Vec<(String, bool)> {
         name.starts_with("kavern_").then(|| (name.to_owned(), before.starts_with("kavern_status ")))
     });
     named.collect()
-}
-
-fn has_kv() -> bool {
-    functions().iter().any(|(name, _)| name == "kavern_kv_cache_create")
 }
 
 /// Where the library lies under its soname, so that programs find it as users' programs do.
@@ -83,9 +80,6 @@ fn try_build(program: &str, sources: &[&str], flags: &[&str]) -> Result<PathBuf,
     let target = folder.join(program);
     let mut command = Command::new("cc");
     command.args(STRICT).args(flags).arg("-I").arg(root().join("include"));
-    if has_kv() {
-        command.arg("-DWITH_KV");
-    }
     command.args(sources.iter().map(|source| root().join("tests/c_abi").join(source)));
     command.arg("-o").arg(&target).arg("-L").arg(folder).arg("-lkavern");
     command.arg(format!("-Wl,-rpath,{}", folder.display()));
@@ -95,10 +89,6 @@ fn try_build(program: &str, sources: &[&str], flags: &[&str]) -> Result<PathBuf,
 
 fn build(program: &str, sources: &[&str]) -> PathBuf {
     try_build(program, sources, &[]).unwrap_or_else(|why| panic!("{program}: {why}"))
-}
-
-fn sweep_sources() -> &'static [&'static str] {
-    if has_kv() { &["sweep.c", "sweep_abi.c", "sweep_kv.c"] } else { &["sweep.c", "sweep_abi.c"] }
 }
 
 fn run(command: &mut Command) -> Output {
@@ -169,10 +159,7 @@ fn guarded() -> BTreeSet<String> {
 
 #[test]
 fn the_list_of_calls_names_every_guarded_function() {
-    let mut text = std::fs::read_to_string(root().join("tests/c_abi/calls.h")).expect("it is in the tree");
-    if has_kv() {
-        text += &std::fs::read_to_string(root().join("tests/c_abi/calls_kv.h")).expect("it is in the tree");
-    }
+    let text = std::fs::read_to_string(root().join("tests/c_abi/calls.h")).expect("it is in the tree");
     let entries = text.split("ON_").skip(1).filter_map(|rest| rest.split_once('(')?.1.split_once(','));
     let listed: BTreeSet<String> =
         entries.map(|(name, _)| name.to_owned()).filter(|name| name.starts_with("kavern_")).collect();
@@ -201,7 +188,7 @@ fn the_child_of_a_fork_is_refused_and_the_parent_goes_on() {
 #[test]
 fn eight_threads_use_and_destroy_the_same_handles() {
     if there_is("cc", "cc") {
-        run(Command::new(build("threads", &["threads.c"])).arg("1000"));
+        run(Command::new(build("threads", &["threads.c"])).arg("10000"));
     }
 }
 
@@ -210,25 +197,43 @@ fn bad_calls_of_every_function_are_refused() {
     if !there_is("cc", "cc") {
         return;
     }
-    let output = run(Command::new(build("sweep", sweep_sources())).args([SWEEP_CALLS, "1"]));
+    let output = run(Command::new(build("sweep", SWEEP)).args([SWEEP_CALLS, "1"]));
     let declared: BTreeSet<String> = functions().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names(&output.stdout), declared, "each function of the header has its entry in the sweep");
 }
 
-#[test]
+/// Builds with AddressSanitizer; `None` where the compiler has none.
 #[expect(clippy::disallowed_macros, reason = "a test that is left out says so")]
-fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
+fn build_with_asan(program: &str, sources: &[&str]) -> Option<Command> {
     if !there_is("asan", "cc") {
-        return;
+        return None;
     }
-    match try_build("sweep_asan", sweep_sources(), &["-fsanitize=address", "-fno-omit-frame-pointer"]) {
+    match try_build(program, sources, &["-fsanitize=address", "-fno-omit-frame-pointer"]) {
         Ok(program) => {
-            let options = "detect_leaks=1:halt_on_error=1:exitcode=99";
-            run(Command::new(program).args([SWEEP_CALLS, "2"]).env("ASAN_OPTIONS", options));
+            let mut command = Command::new(program);
+            command.env("ASAN_OPTIONS", "detect_leaks=1:halt_on_error=1:exitcode=99");
+            Some(command)
         }
         Err(why) => {
             assert!(!is_required("asan"), "AddressSanitizer is required: {why}");
             eprintln!("left out: cc has no AddressSanitizer");
+            None
+        }
+    }
+}
+
+#[test]
+fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
+    if let Some(mut program) = build_with_asan("sweep_asan", SWEEP) {
+        run(program.args([SWEEP_CALLS, "2"]));
+    }
+}
+
+#[test]
+fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
+    for how in ["oom", "device", "lost", "panic"] {
+        if let Some(mut program) = build_with_asan(&format!("faults_{how}"), &["faults.c"]) {
+            run(program.arg(how));
         }
     }
 }
@@ -238,7 +243,7 @@ fn valgrind_finds_nothing_in_bad_calls() {
     if !there_is("cc", "cc") || !there_is("valgrind", "valgrind") {
         return;
     }
-    let program = build("sweep_valgrind", sweep_sources());
+    let program = build("sweep_valgrind", SWEEP);
     let mut valgrind = Command::new("valgrind");
     valgrind.args([
         "--quiet",

@@ -487,3 +487,6 @@ pub(super) fn zeroed<T: CValue>() -> T {
     // SAFETY: `CValue` says that any bytes are a value.
     unsafe { value.assume_init() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,11 @@
 //! largest one that all groups reached and that ends on a block boundary of each. Source of the chain over the
 //! smallest common block: vLLM's hash block size for hybrid models.
 
+use super::block::{Publication, ROOT_SERIAL};
 use super::hash::{self, Extras, Key};
 use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
-use super::store::{Publication, ROOT_SERIAL};
 use crate::error::{Error, Result};
 use crate::types::Id;
 

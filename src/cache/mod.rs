@@ -8,6 +8,7 @@
 //! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
 
 mod batch;
+mod block;
 mod config;
 mod events;
 mod evict;
@@ -25,6 +26,7 @@ mod step;
 mod steps;
 mod store;
 mod table;
+mod upload;
 mod write;
 
 pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::kernels::{CHECK, FILL};
 use super::kv_cache::KvCache;
-use crate::device::{Arg, Copy, Launch, OwnedEvent, Place, Stream};
+use crate::device::{Arg, Copy, Device, Launch, OwnedEvent, Place, Stream};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Allocation, Memory, PinnedAllocation};
 use crate::sync::Mutex;
@@ -37,10 +37,24 @@ struct Slot {
     packed: Allocation,
     counters: Allocation,
     event: OwnedEvent,
+    /// A stream that may still use the slot, because recording the event failed.
+    unrecorded: Option<Stream>,
+}
+
+impl Slot {
+    fn wait(&mut self, device: &dyn Device) -> Result<()> {
+        if let Some(stream) = self.unrecorded {
+            device.stream_synchronize(stream)?;
+            self.unrecorded = None;
+        }
+        device.event_synchronize(self.event.event())
+    }
 }
 
 pub(super) struct Pattern {
     slots: Mutex<Vec<Slot>>,
+    /// Counts that were read from the device and not yet answered.
+    sum: Mutex<CheckResult>,
 }
 
 impl Pattern {
@@ -54,10 +68,11 @@ impl Pattern {
                 packed: memory.allocate(CHUNK as u64 * 12, tag)?,
                 counters,
                 event: OwnedEvent::new(memory.device())?,
+                unrecorded: None,
             });
         }
         memory.device().stream_synchronize(Stream::DEFAULT)?;
-        Ok(Self { slots: Mutex::new(slots) })
+        Ok(Self { slots: Mutex::new(slots), sum: Mutex::default() })
     }
 
     /// Takes the slot that was used longest ago.
@@ -122,7 +137,7 @@ impl KvCache {
     ) -> Result<()> {
         let (pool, block_bytes) = self.pool(group)?;
         let device = self.device();
-        device.event_synchronize(slot.event.event())?;
+        slot.wait(device)?;
         let count = blocks.len();
         slot.pinned.values_mut(0, count)?.copy_from_slice(seeds);
         slot.pinned.values_mut(8 * count as u64, count)?.copy_from_slice(blocks);
@@ -138,28 +153,40 @@ impl KvCache {
             [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
-        device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args })?;
-        device.event_record(slot.event.event(), stream)
+        let outcome = device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args });
+        // Whatever became of the launch, the copy is under way and must be waited for.
+        slot.unrecorded = Some(stream);
+        device.event_record(slot.event.event(), stream)?;
+        slot.unrecorded = None;
+        outcome
     }
 
     /// Waits for all checks so far, answers what they found and starts again from zero. Blocks.
     pub fn take_check_result(&self) -> Result<CheckResult> {
         let pattern = self.pattern()?;
-        let slots = std::mem::take(&mut *pattern.slots.lock());
-        let outcome = slots.iter().try_fold(CheckResult::default(), |sum, slot| {
+        let mut slots = std::mem::take(&mut *pattern.slots.lock());
+        let mut sum = std::mem::take(&mut *pattern.sum.lock());
+        let outcome = self.sum_counters(&mut slots, &mut sum);
+        if outcome.is_err() {
+            *pattern.sum.lock() = sum;
+        }
+        pattern.slots.lock().extend(slots);
+        outcome.map(|()| sum)
+    }
+
+    fn sum_counters(&self, slots: &mut [Slot], sum: &mut CheckResult) -> Result<()> {
+        for slot in slots {
             let counters = slot.counters.slice().part(0, COUNTER_BYTES)?;
-            self.device().event_synchronize(slot.event.event())?;
+            slot.wait(self.device())?;
             let mut bytes = [0u8; COUNTER_BYTES as usize];
             self.device().read(counters, &mut bytes)?;
             self.device().write(counters, &[0; COUNTER_BYTES as usize])?;
             let [checked, mismatched, block]: [u64; 3] = bytemuck::cast(bytes);
-            Ok(CheckResult {
-                checked: sum.checked + checked,
-                mismatched: sum.mismatched + mismatched,
-                mismatch: block.checked_sub(1).map(|block| block as i32).or(sum.mismatch),
-            })
-        });
-        pattern.slots.lock().extend(slots);
-        outcome
+            // Kept before the next slot may fail: a repeated call then answers it.
+            sum.checked += checked;
+            sum.mismatched += mismatched;
+            sum.mismatch = block.checked_sub(1).map(|block| block as i32).or(sum.mismatch);
+        }
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! and proves the invariants.
 
 use super::batch::Batch;
+use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
@@ -12,7 +13,7 @@ use super::hash::Key;
 use super::namespace::Namespaces;
 use super::sequence::Holders;
 use super::steps::Steps;
-use super::store::{Counters, Shared, Store, StoreOptions};
+use super::store::{Store, StoreOptions};
 use crate::device::Event;
 use crate::error::{Error, Result};
 

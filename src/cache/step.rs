@@ -4,12 +4,12 @@
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
 use super::batch::BatchEntry;
+use super::block::{Publication, Published, ROOT_SERIAL};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
-use super::store::{Publication, Published, ROOT_SERIAL};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 

@@ -5,120 +5,18 @@
 //! `free + used + inactive + waiting == blocks`. All calls are O(1) and allocate nothing. The caller holds the
 //! cache's lock.
 
+use super::block::{
+    Block, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
+    Shared, WAITING, ZERO_LISTED,
+};
 use super::config::{GroupGeometry, Scrub};
-use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
+use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::{Extras, Key};
+use super::hash::Extras;
 use super::index::Index;
 use super::namespace::Namespaces;
-use super::steps::{NONE, Steps, Waiting};
+use super::steps::{NONE, Waiting};
 use crate::error::Result;
-
-/// Upper bits of [`Block::namespace_and_flags`].
-const FINDABLE: u32 = 1 << 31;
-const WAITING: u32 = 1 << 30;
-const ZERO_LISTED: u32 = 1 << 29;
-const NAMESPACE_MASK: u32 = (1 << 24) - 1;
-
-/// Identity of the content before the first block.
-pub(super) const ROOT_SERIAL: u64 = 1;
-/// Identity of content that must not be found, nor anything after it.
-pub(super) const NO_SERIAL: u64 = 0;
-
-/// One block; one cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(super) struct Block {
-    /// Its content, while findable.
-    pub(super) key: Key,
-    /// Whose bytes lie in the slot; 0 nobody's.
-    tenant: u64,
-    /// Latest step in which a former holder was scheduled.
-    last_step: u64,
-    /// Sequences and leases that hold it.
-    pub(super) refs: u32,
-    namespace_and_flags: u32,
-    /// Links of the waiting list.
-    prev: u32,
-    next: u32,
-}
-
-impl Block {
-    pub(super) fn is_findable(&self) -> bool {
-        self.namespace_and_flags & FINDABLE != 0
-    }
-
-    pub(super) fn is_waiting(&self) -> bool {
-        self.namespace_and_flags & WAITING != 0
-    }
-
-    pub(super) fn namespace(&self) -> u32 {
-        self.namespace_and_flags & NAMESPACE_MASK
-    }
-
-    pub(super) fn last_step(&self) -> u64 {
-        self.last_step
-    }
-}
-
-/// What is known of a block's content beyond its key; kept only where it is asked for.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Origin {
-    /// Identity of the content: two findable blocks of equal content, one after the other, have different ones.
-    pub(super) serial: u64,
-    pub(super) parent_serial: u64,
-    pub(super) parent_key: Key,
-    pub(super) extras: [u64; 4],
-    pub(super) position: u64,
-}
-
-/// What a block is published as.
-#[derive(Clone, Copy)]
-pub(super) struct Publication {
-    pub(super) key: Key,
-    pub(super) namespace: u32,
-    pub(super) parent_key: Key,
-    pub(super) parent_serial: u64,
-    /// Digest of all extras up to the end of the block.
-    pub(super) extras: Extras,
-    pub(super) position: u64,
-    /// The library chained the key from tokens, which a store that compares tokens keeps.
-    pub(super) has_tokens: bool,
-}
-
-/// What became of a publication.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Published {
-    /// The block is findable.
-    Stored,
-    /// The same content is findable already; the block stays private.
-    Duplicate,
-    /// The key is taken by content that could not be proved equal; neither the block nor its followers are published.
-    Refused,
-}
-
-/// The parts of the cache that every group shares.
-pub(super) struct Shared {
-    pub(super) namespaces: Namespaces,
-    pub(super) events: Events,
-    pub(super) steps: Steps,
-    pub(super) counters: Counters,
-}
-
-/// What the cache did since it was made.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counters {
-    pub(super) lookups: u64,
-    pub(super) lookup_blocks: u64,
-    pub(super) hit_blocks: u64,
-    pub(super) hit_tokens: u64,
-    pub(super) allocated_blocks: u64,
-    pub(super) committed_blocks: u64,
-    pub(super) duplicate_blocks: u64,
-    pub(super) evicted_blocks: u64,
-    pub(super) collisions: u64,
-    pub(super) refused_ops: u64,
-}
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -149,20 +47,11 @@ impl Store {
         options: StoreOptions,
     ) -> Self {
         let blocks = geometry.blocks;
-        let empty = Block {
-            key: Key::default(),
-            tenant: 0,
-            last_step: 0,
-            refs: 0,
-            namespace_and_flags: 0,
-            prev: NONE,
-            next: NONE,
-        };
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
         Self {
             group,
             block_tokens: geometry.block_tokens,
-            blocks: vec![empty; blocks as usize],
+            blocks: vec![Block::EMPTY; blocks as usize],
             origins: vec![Origin::default(); count_if(options.compares_tokens || options.keeps_events, 1)],
             tokens: vec![0; count_if(options.compares_tokens, geometry.block_tokens as usize)],
             next_serial: ROOT_SERIAL + 1,

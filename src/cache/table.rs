@@ -5,13 +5,15 @@
 //! tables or the new ones. A staging slot is written again only after its copy has completed. Nothing is allocated
 //! after creation; a step whose changes exceed a slot goes in several pieces, which may wait for an earlier one.
 
-use super::batch::Batch;
 use super::config::{CacheConfig, Geometry};
 use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO};
 use super::state::State;
-use crate::device::{Arg, Copy, Device, DeviceSlice, Launch, OwnedEvent, Place, Stream};
+use super::upload::{
+    DeviceStaging, GroupArrays, Packer, Staging, StepArrays, pack_batch, pack_cells, pack_ragged, pack_slots,
+};
+use crate::device::{Arg, Device, DeviceSlice, Launch, Stream};
 use crate::error::{Error, Result};
-use crate::memory::{Allocation, Memory, PinnedAllocation};
+use crate::memory::{Allocation, Memory};
 use std::sync::Arc;
 
 /// Words to which every array of the arena is aligned: 256 bytes.
@@ -68,46 +70,6 @@ impl Places {
     }
 }
 
-/// Where a staging slot lies: pinned and with a copy on the device, or plain memory where there is no device.
-enum Staging {
-    Device {
-        pinned: PinnedAllocation,
-        packed: Allocation,
-        event: OwnedEvent,
-    },
-    /// 64-bit words, so that slot mappings are aligned.
-    Host(Vec<i64>),
-}
-
-impl Staging {
-    fn words(&mut self) -> Result<&mut [i32]> {
-        match self {
-            Self::Device { pinned, .. } => {
-                let count = (pinned.bytes() / 4) as usize;
-                pinned.values_mut(0, count)
-            }
-            Self::Host(words) => Ok(bytemuck::cast_slice_mut(words)),
-        }
-    }
-}
-
-/// Word ranges of the arrays of the current step in its staging slot.
-#[derive(Clone, Debug, Default)]
-pub(super) struct StepArrays {
-    pub(super) batch_count: usize,
-    pub(super) token_count: usize,
-    rows: usize,
-    starts: usize,
-    groups: Vec<GroupArrays>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct GroupArrays {
-    slots: usize,
-    indptr: usize,
-    last: usize,
-}
-
 /// What one call of `tables` gives for one group, besides addresses that never change.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupView<'a> {
@@ -144,46 +106,6 @@ pub struct GroupAddresses {
     pub last_page_tokens: u64,
 }
 
-/// Piece by piece, packs words and notes where each run belongs.
-struct Packer<'a> {
-    words: &'a mut [i32],
-    at: usize,
-    segments: &'a mut Vec<[i32; 3]>,
-    changes: &'a mut Vec<[i32; 2]>,
-}
-
-impl Packer<'_> {
-    /// Words that another run may take, with room kept for the lists at the end.
-    fn room(&self) -> usize {
-        let lists = 3 * (self.segments.len() + 1) + 2 * self.changes.capacity();
-        (self.words.len() - self.at).saturating_sub(lists)
-    }
-
-    /// A run of words, to fill. It goes to `target` in the arena, if that is somewhere.
-    fn run(&mut self, target: Option<u64>, count: usize) -> (usize, &mut [i32]) {
-        let first = self.at;
-        self.at += count;
-        if let Some(target) = target.filter(|_| count > 0) {
-            self.segments.push([target as u32 as i32, first as i32, count as i32]);
-        }
-        (first, &mut self.words[first..first + count])
-    }
-
-    fn finish(mut self) -> usize {
-        let (segments, changes) = (std::mem::take(self.segments), std::mem::take(self.changes));
-        let (segments_at, words) = self.run(None, 3 * segments.len());
-        words.copy_from_slice(segments.as_flattened());
-        let (changes_at, words) = self.run(None, 2 * changes.len());
-        words.copy_from_slice(changes.as_flattened());
-        let head = [segments.len(), segments_at, changes.len(), changes_at].map(|word| word as i32);
-        self.words[..UPLOAD_HEAD].copy_from_slice(&head);
-        (*self.segments, *self.changes) = (segments, changes);
-        self.segments.clear();
-        self.changes.clear();
-        self.at
-    }
-}
-
 /// Packs and enqueues the tables of a cache. One call at a time owns it.
 pub(super) struct Uploader {
     pub(super) places: Places,
@@ -191,6 +113,8 @@ pub(super) struct Uploader {
     staging: Vec<Staging>,
     next: usize,
     current: usize,
+    /// A call failed: a slot may be in use without a mark that says until when.
+    is_unsettled: bool,
     pub(super) arrays: StepArrays,
     /// Tokens whose slots the device array holds, so that a shorter batch is padded again.
     slots_known: usize,
@@ -224,11 +148,7 @@ impl Uploader {
         for _ in 0..=config.steps_in_flight {
             staging.push(match config.metadata_only {
                 true => Staging::Host(vec![0; words.div_ceil(2) as usize]),
-                false => {
-                    let pinned = memory.pinned(4 * words, &config.name)?;
-                    let packed = memory.allocate(4 * words, &config.name)?;
-                    Staging::Device { pinned, packed, event: OwnedEvent::new(memory.device())? }
-                }
+                false => Staging::Device(DeviceStaging::new(memory, words, &config.name)?),
             });
         }
         let arena = match config.metadata_only {
@@ -246,6 +166,7 @@ impl Uploader {
             staging,
             next: 0,
             current: 0,
+            is_unsettled: false,
             arrays: StepArrays { groups: vec![GroupArrays::default(); groups], ..StepArrays::default() },
             slots_known: 0,
             segments: Vec::with_capacity((words / 4) as usize),
@@ -283,10 +204,12 @@ impl Uploader {
 
     /// Turns to the next staging slot; waits if its last copy is still under way, which is rare.
     pub(super) fn turn(&mut self, device: &dyn Device) -> Result<()> {
-        self.current = self.next;
-        if let Staging::Device { event, .. } = &self.staging[self.current] {
-            device.event_synchronize(event.event())?;
+        if self.is_unsettled {
+            self.staging.iter_mut().try_for_each(|staging| staging.settle(device))?;
+            self.is_unsettled = false;
         }
+        self.staging[self.next].wait(device)?;
+        self.current = self.next;
         self.next = (self.current + 1) % self.staging.len();
         Ok(())
     }
@@ -352,27 +275,22 @@ impl Uploader {
         words: usize,
         pools: &dyn Fn(usize) -> (DeviceSlice, u64),
     ) -> Result<()> {
-        let (Some(arena), Staging::Device { pinned, packed, event }) =
-            (&self.arena, &self.staging[self.current])
-        else {
+        let (Some(arena), Staging::Device(staging)) = (&self.arena, &mut self.staging[self.current]) else {
             return Ok(());
         };
-        let bytes = 4 * words as u64;
-        let (source, target) = (pinned.slice().part(0, bytes)?, packed.slice().part(0, bytes)?);
-        device.copy(stream, Copy { target: Place::Device(target), source: Place::Pinned(source) })?;
-        for (group, &(first, count)) in self.zero_runs.iter().enumerate() {
-            if count > 0 {
+        let (zero_runs, blocks_zeroed) = (&self.zero_runs, &mut self.blocks_zeroed);
+        staging.send(device, stream, words, |packed| {
+            for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {
                 let (pool, block_bytes) = pools(group);
-                let ids = target.part(4 * first as u64, 4 * count as u64)?;
+                let ids = packed.part(4 * first as u64, 4 * count as u64)?;
                 let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
                 device
                     .launch(stream, &Launch { kernel: &ZERO, grid: count as u32, block: 256, args: &args })?;
-                self.blocks_zeroed[group] += count;
+                blocks_zeroed[group] += count;
             }
-        }
-        let args = [Arg::Write(arena.slice()), Arg::Read(target)];
-        device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })?;
-        device.event_record(event.event(), stream)
+            let args = [Arg::Write(arena.slice()), Arg::Read(packed)];
+            device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })
+        })
     }
 
     /// The current step's arrays of a group as the host sees them.
@@ -399,10 +317,7 @@ impl Uploader {
     }
 
     fn view(&self, first: usize, count: usize) -> Result<&[i32]> {
-        match &self.staging[self.current] {
-            Staging::Device { pinned, .. } => pinned.values(4 * first as u64, count),
-            Staging::Host(words) => Ok(&bytemuck::cast_slice(words)[first..first + count]),
-        }
+        self.staging[self.current].view(first, count)
     }
 
     /// Rows of the batch positions.
@@ -417,6 +332,7 @@ impl Uploader {
 
     /// After a failed call nobody knows what the device holds: everything goes again.
     pub(super) fn forget_known(&mut self, state: &mut State) {
+        self.is_unsettled = true;
         self.slots_known = self.max_tokens;
         state.mark_all_dirty();
     }
@@ -425,112 +341,4 @@ impl Uploader {
         let ragged: usize = self.ragged.iter().map(Vec::capacity).sum();
         (self.segments.capacity() * 12 + self.changes.capacity() * 8 + ragged * 4) as u64
     }
-}
-
-/// Entries of the batch whose sequence still runs.
-fn live_entries(state: &State) -> impl Iterator<Item = &super::batch::BatchEntry> {
-    state.batch.entries.iter().filter(|entry| {
-        let holder = &state.holders.sequences[entry.row as usize].holder;
-        holder.is_live && holder.generation == entry.generation
-    })
-}
-
-fn pack_batch(packer: &mut Packer<'_>, state: &State, places: &Places, arrays: &mut StepArrays) {
-    let count = live_entries(state).count();
-    let (rows_at, rows) = packer.run(Some(places.rows), count);
-    live_entries(state).zip(rows).for_each(|(entry, cell)| *cell = entry.row as i32);
-    let (starts_at, starts) = packer.run(Some(places.starts), count + 1);
-    let mut tokens = 0;
-    for (entry, cell) in live_entries(state).zip(starts.iter_mut()) {
-        *cell = tokens as i32;
-        tokens += entry.count as usize;
-    }
-    starts[count] = tokens as i32;
-    (arrays.rows, arrays.starts, arrays.batch_count, arrays.token_count) =
-        (rows_at, starts_at, count, tokens);
-}
-
-/// Slot of each scheduled token, and -1 up to where the device array holds older ones.
-fn pack_slots(
-    packer: &mut Packer<'_>,
-    state: &State,
-    places: &Places,
-    arrays: &mut StepArrays,
-    slots_known: &mut usize,
-    max_tokens: usize,
-) {
-    let padded = arrays.token_count.max(*slots_known).min(max_tokens);
-    for (group, store) in state.stores.iter().enumerate() {
-        if !state.has_slots[group] {
-            continue;
-        }
-        if packer.at % 2 == 1 {
-            packer.run(None, 1);
-        }
-        let (first, words) = packer.run(Some(places.groups[group].slots), 2 * padded);
-        arrays.groups[group].slots = first;
-        let slots: &mut [i64] = bytemuck::cast_slice_mut(words);
-        let block_tokens = u64::from(store.block_tokens);
-        let mut at = 0;
-        for entry in live_entries(state) {
-            let row = state.holders.rows[group].row(entry.row as usize);
-            let (mut position, mut offset) = (entry.first / block_tokens, entry.first % block_tokens);
-            for slot in &mut slots[at..at + entry.count as usize] {
-                *slot = (row[position as usize] as u64 * block_tokens + offset) as i64;
-                offset += 1;
-                if offset == block_tokens {
-                    (position, offset) = (position + 1, 0);
-                }
-            }
-            at += entry.count as usize;
-        }
-        slots[at..].fill(-1);
-    }
-    *slots_known = arrays.token_count;
-}
-
-/// Pages of each batch position one after the other, for kernels that take ragged tables.
-fn pack_ragged(
-    packer: &mut Packer<'_>,
-    state: &State,
-    places: &Places,
-    arrays: &mut StepArrays,
-    ragged: &mut [Vec<i32>],
-) {
-    for (group, pages) in ragged.iter_mut().enumerate().filter(|(_, pages)| pages.capacity() > 0) {
-        pages.clear();
-        let block_tokens = u64::from(state.stores[group].block_tokens);
-        let (indptr_at, indptr) = packer.run(Some(places.groups[group].indptr), arrays.batch_count + 1);
-        for (entry, cell) in live_entries(state).zip(indptr.iter_mut()) {
-            *cell = pages.len() as i32;
-            let length = state.holders.sequences[entry.row as usize].length;
-            let used = length.div_ceil(block_tokens) as usize;
-            pages.extend_from_slice(&state.holders.rows[group].row(entry.row as usize)[..used]);
-        }
-        indptr[arrays.batch_count] = pages.len() as i32;
-        let (last_at, last) = packer.run(Some(places.groups[group].last), arrays.batch_count);
-        for (entry, cell) in live_entries(state).zip(last) {
-            let length = state.holders.sequences[entry.row as usize].length;
-            *cell = if length == 0 { 0 } else { ((length - 1) % block_tokens + 1) as i32 };
-        }
-        (arrays.groups[group].indptr, arrays.groups[group].last) = (indptr_at, last_at);
-    }
-}
-
-/// Changed cells of the block tables, as many as fit; answers how many.
-fn pack_cells(packer: &mut Packer<'_>, state: &mut State, group: usize, table: u64) -> u64 {
-    let State { batch: Batch { dirty, .. }, holders, .. } = state;
-    let rows = &holders.rows[group];
-    let mut sent = 0;
-    while let Some((row, (from, to))) = dirty[group].last() {
-        let count = ((to - from) as usize).min(packer.room());
-        if count == 0 {
-            break;
-        }
-        let first = row as usize * rows.row_cells() + from as usize;
-        packer.run(Some(table + first as u64), count).1.copy_from_slice(&rows.cells()[first..first + count]);
-        dirty[group].note_known(from + count as u32);
-        sent += count as u64;
-    }
-    sent
 }

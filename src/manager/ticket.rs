@@ -276,3 +276,98 @@ pub(super) fn settle_device(key: DeviceKey) {
         settle(id, mark.wait());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NoSink;
+    use crate::manager::Manager;
+    use crate::memory::Limits;
+
+    /// The table is one for the process, and a new ticket of one test would look at those of another.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn open(spec: &str) -> Arc<Manager> {
+        Manager::open(spec, Limits::default(), Arc::new(NoSink)).unwrap()
+    }
+
+    fn is_stale(id: Id) -> bool {
+        matches!(poll(id), Err(error) if error.status == Status::StaleId)
+    }
+
+    #[test]
+    fn a_ticket_is_done_once_and_for_ever_and_ids_that_were_never_made_are_stale() {
+        let _alone = ALONE.lock();
+        let manager = open("host");
+        let id = manager.record(Stream::DEFAULT).unwrap();
+        assert!(matches!(wait(id, u64::MAX), Ok(State::Done)));
+        // The slot is free or another ticket's by now.
+        assert!(matches!(poll(id), Ok(State::Done)));
+        assert!(matches!(wait(id, 0), Ok(State::Done)));
+        let index = id.index(IdKind::Ticket).unwrap() as u32;
+        assert!(is_stale(Id::new(IdKind::Ticket, u32::MAX, index)), "a generation of the future");
+        assert!(is_stale(Id::new(IdKind::Ticket, 0, index)));
+        assert!(is_stale(Id::new(IdKind::Ticket, 1, Id::INDEX_LIMIT - 1)));
+        assert!(is_stale(Id::new(IdKind::Lease, id.generation(), index)));
+        assert!(is_stale(Id(0)));
+    }
+
+    #[test]
+    fn a_failure_is_told_once() {
+        let _alone = ALONE.lock();
+        // Calls of kind event: create, record, then the question whether it is done.
+        let manager = open("host?kind=event&fail_nth=3&error=device");
+        let id = manager.record(Stream::DEFAULT).unwrap();
+        let State::Failed(error) = poll(id).unwrap() else { panic!("the third call fails") };
+        assert_eq!(error.status, Status::Device);
+        assert!(matches!(poll(id), Ok(State::Done)));
+        assert_eq!(manager.totals().pending_tickets, 0);
+    }
+
+    #[test]
+    fn a_ticket_that_cannot_be_recorded_leaves_nothing_behind() {
+        let _alone = ALONE.lock();
+        for nth in [1, 2] {
+            let manager = open(&format!("host?kind=event&fail_nth={nth}&error=device"));
+            assert_eq!(manager.record(Stream::DEFAULT).unwrap_err().status, Status::Device);
+            assert_eq!(manager.totals().pending_tickets, 0);
+            let id = manager.record(Stream::DEFAULT).unwrap();
+            assert!(matches!(wait(id, u64::MAX), Ok(State::Done)));
+        }
+    }
+
+    #[test]
+    fn a_ticket_outlives_its_manager() {
+        let _alone = ALONE.lock();
+        let manager = open("host");
+        let ids: Vec<Id> = (0..100).map(|_| manager.record(Stream::DEFAULT).unwrap()).collect();
+        drop(manager);
+        assert!(ids.into_iter().all(|id| matches!(poll(id), Ok(State::Done))));
+    }
+
+    #[test]
+    fn a_wait_with_a_limit_ends_and_says_pending() {
+        let _alone = ALONE.lock();
+        let manager = open("host");
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let hold = Box::new(move || {
+            let _ = told.recv();
+        });
+        manager.device().stream_callback(Stream::DEFAULT, hold).unwrap();
+        let id = manager.record(Stream::DEFAULT).unwrap();
+        assert!(matches!(poll(id), Ok(State::Pending)));
+        assert!(matches!(wait(id, 2_000_000), Ok(State::Pending)));
+        // Another stream waits for the ticket, so its own ticket is pending too.
+        let other = manager.create_stream().unwrap();
+        let other = manager.own_stream(other).unwrap();
+        manager.stream_wait(*other, id).unwrap();
+        let second = manager.record(*other).unwrap();
+        assert!(matches!(poll(second), Ok(State::Pending)));
+        let elsewhere = open("host");
+        let refused = elsewhere.stream_wait(Stream::DEFAULT, id).unwrap_err();
+        assert_eq!(refused.status, Status::InvalidArgument);
+        tell.send(()).unwrap();
+        assert!(matches!(wait(second, 60_000_000_000), Ok(State::Done)));
+        assert!(matches!(poll(id), Ok(State::Done)));
+    }
+}

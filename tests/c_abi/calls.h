@@ -22,6 +22,26 @@
     ON_MANAGER(kavern_stream_wait, (manager, NULL, 0))                                                            \
     ON_MANAGER(kavern_stream_record, (manager, NULL, NULL))                                                       \
     ON_NONE(kavern_ticket_poll, (NULL, 0, NULL))                                                                  \
-    ON_NONE(kavern_ticket_wait, (0, 0))
+    ON_NONE(kavern_ticket_wait, (0, 0))                                                                           \
+    ON_NONE(kavern_kv_cache_config_init, (NULL, 0))                                                               \
+    ON_MANAGER(kavern_kv_cache_create, (manager, NULL, NULL))                                                     \
+    ON_NONE(kavern_kv_cache_destroy, (NULL))                                                                      \
+    ON_CACHE(kavern_kv_match, (cache, 0, NULL, NULL))                                                             \
+    ON_CACHE(kavern_kv_step, (cache, 0, 0, NULL, NULL))                                                           \
+    ON_CACHE(kavern_kv_tables, (cache, 0, NULL, NULL))                                                            \
+    ON_CACHE(kavern_kv_poll, (cache, 0, NULL, NULL))                                                              \
+    ON_CACHE(kavern_kv_step_done, (cache, 0, NULL))                                                               \
+    ON_CACHE(kavern_kv_describe, (cache, 0, NULL))                                                                \
+    ON_CACHE(kavern_kv_stats, (cache, NULL))                                                                      \
+    ON_CACHE(kavern_kv_validate, (cache))                                                                         \
+    ON_CACHE(kavern_kv_reset, (cache, 0, 0, NULL))                                                                \
+    ON_CACHE(kavern_kv_evict, (cache, 0, 0, NULL))                                                                \
+    ON_CACHE(kavern_kv_events_read, (cache, NULL, 0, NULL, NULL))                                                 \
+    ON_CACHE(kavern_kv_events_snapshot, (cache, NULL, 0, NULL, NULL))                                             \
+    ON_CACHE(kavern_kv_block_keys, (cache, NULL, NULL, 0, NULL))                                                  \
+    ON_CACHE(kavern_kv_append, (cache, NULL, NULL))                                                               \
+    ON_CACHE(kavern_kv_fill_pattern, (cache, NULL, 0, 0, NULL, NULL))                                             \
+    ON_CACHE(kavern_kv_check_pattern, (cache, NULL, 0, 0, NULL, NULL))                                            \
+    ON_CACHE(kavern_kv_pattern_result, (cache, NULL))
 
 #endif

@@ -17,9 +17,7 @@ int main(void) {
     kavern_manager *manager = open_manager("host");
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
-#ifdef WITH_KV
     kavern_kv_cache *cache = make_cache(manager);
-#endif
     fflush(NULL);
     pid_t child = fork();
     CHECK(child >= 0);
@@ -37,10 +35,8 @@ int main(void) {
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     OK(kavern_stream_synchronize(manager, stream));
-#ifdef WITH_KV
     OK(kavern_kv_validate(cache));
     OK(kavern_kv_cache_destroy(&cache));
-#endif
     OK(kavern_manager_validate(manager));
     OK(kavern_stream_destroy(&stream));
     OK(kavern_manager_destroy(&manager));

@@ -3,13 +3,8 @@
 #define OBJECTS_H
 
 #include "check.h"
-#ifdef WITH_KV
-#include "calls_kv.h"
-#else
 #include "calls.h"
-#endif
 
-#ifdef WITH_KV
 static inline kavern_kv_cache *make_cache(kavern_manager *manager) {
     kavern_kv_group group;
     memset(&group, 0, sizeof group);
@@ -33,6 +28,5 @@ static inline kavern_kv_cache *make_cache(kavern_manager *manager) {
     OK(kavern_kv_cache_create(manager, &config, &cache));
     return cache;
 }
-#endif
 
 #endif

@@ -52,7 +52,6 @@ int main(int argc, char **argv) {
     CALLS
 #undef ON_MANAGER
 #undef ON_CACHE
-#ifdef WITH_KV
     if (!found) {
         kavern_kv_cache *cache = make_cache(manager);
 #define ON_MANAGER(name, arguments)
@@ -66,7 +65,6 @@ int main(int argc, char **argv) {
         CALLS
         OK(kavern_kv_cache_destroy(&cache));
     }
-#endif
     CHECK(found);
     OK(kavern_manager_destroy(&manager));
     OK(kavern_manager_destroy(&bystander));

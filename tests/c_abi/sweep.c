@@ -6,9 +6,7 @@
 kavern_manager *live_manager, *other_manager;
 kavern_stream *live_stream;
 void *stale_manager, *stale_stream, *stale_cache;
-#ifdef WITH_KV
 kavern_kv_cache *live_cache;
-#endif
 const char *current_function;
 long current_call;
 uint64_t sweep_seed;
@@ -149,11 +147,9 @@ static void make_objects(void) {
     kavern_manager *manager = open_manager("host");
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
-#ifdef WITH_KV
     kavern_kv_cache *cache = make_cache(manager);
     stale_cache = cache;
     OK(kavern_kv_cache_destroy(&cache));
-#endif
     stale_manager = manager;
     stale_stream = stream;
     OK(kavern_stream_destroy(&stream));
@@ -161,17 +157,17 @@ static void make_objects(void) {
     live_manager = open_manager("host");
     other_manager = open_manager("host");
     OK(kavern_stream_create(live_manager, &live_stream));
-#ifdef WITH_KV
     live_cache = make_cache(live_manager);
-#endif
 }
 
 static void destroy_objects(void) {
     OK(kavern_manager_validate(live_manager));
-#ifdef WITH_KV
     OK(kavern_kv_validate(live_cache));
+    kavern_kv_statistics kept = {.struct_size = sizeof kept};
+    OK(kavern_kv_stats(live_cache, &kept));
+    CHECK(kept.leases == 0 && kept.sequences == 0 && kept.steps_in_flight == 0);
+    CHECK(kept.free_blocks == 16 && kept.indexed_blocks == 0);
     OK(kavern_kv_cache_destroy(&live_cache));
-#endif
     kavern_manager_statistics totals = {.struct_size = sizeof totals};
     OK(kavern_manager_stats(live_manager, &totals));
     CHECK(totals.own_streams == 1 && totals.registered_streams == 0 && totals.caches == 0);
@@ -187,9 +183,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < OUT_BYTES; ++i) out_memory[i] = (unsigned char)(i * 7 + 3);
     make_objects();
     run(sweep_abi, calls);
-#ifdef WITH_KV
     run(sweep_kv, calls);
-#endif
     destroy_objects();
     return 0;
 }

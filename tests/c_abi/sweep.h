@@ -17,9 +17,7 @@ extern const sweep_entry sweep_kv[];
 extern kavern_manager *live_manager, *other_manager;
 extern kavern_stream *live_stream;
 extern void *stale_manager, *stale_stream, *stale_cache;
-#ifdef WITH_KV
 extern kavern_kv_cache *live_cache;
-#endif
 
 extern const char *current_function;
 extern long current_call;

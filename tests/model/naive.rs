@@ -8,30 +8,30 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use kavern::error::Status;
 
 /// Namespace and all tokens up to the end of a block.
-pub type Content = (u64, Vec<i32>);
+pub(crate) type Content = (u64, Vec<i32>);
 
 #[derive(Clone, Default)]
-pub struct Block {
-    pub refs: u32,
-    pub content: Option<Content>,
-    pub waits_for: Option<u64>,
-    pub last_step: u64,
-    pub serial: u64,
-    pub parent_serial: u64,
+pub(crate) struct Block {
+    pub(crate) refs: u32,
+    pub(crate) content: Option<Content>,
+    pub(crate) waits_for: Option<u64>,
+    pub(crate) last_step: u64,
+    pub(crate) serial: u64,
+    pub(crate) parent_serial: u64,
 }
 
-pub struct Group {
-    pub block_tokens: usize,
-    pub blocks: Vec<Block>,
-    pub free: Vec<u32>,
+pub(crate) struct Group {
+    pub(crate) block_tokens: usize,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) free: Vec<u32>,
     /// Released blocks, oldest first (lru), or all findable ones by age (fifo).
-    pub order: VecDeque<u32>,
-    pub is_fifo: bool,
-    pub is_exact: bool,
-    pub index: HashMap<Content, u32>,
-    pub next_serial: u64,
-    pub waiting: BTreeMap<u64, Vec<u32>>,
-    pub evicted: u64,
+    pub(crate) order: VecDeque<u32>,
+    pub(crate) is_fifo: bool,
+    pub(crate) is_exact: bool,
+    pub(crate) index: HashMap<Content, u32>,
+    pub(crate) next_serial: u64,
+    pub(crate) waiting: BTreeMap<u64, Vec<u32>>,
+    pub(crate) evicted: u64,
 }
 
 impl Group {
@@ -40,7 +40,7 @@ impl Group {
         block.refs == 0 && block.waits_for.is_none() && block.content.is_some()
     }
 
-    pub fn inactive(&self) -> usize {
+    pub(crate) fn inactive(&self) -> usize {
         (0..self.blocks.len() as u32).filter(|&block| self.is_released(block)).count()
     }
 
@@ -154,42 +154,48 @@ impl Group {
 }
 
 #[derive(Clone)]
-pub struct Holder {
-    pub namespace: u64,
-    pub no_store: bool,
-    pub blocks: Vec<Vec<u32>>,
+pub(crate) struct Holder {
+    pub(crate) namespace: u64,
+    pub(crate) no_store: bool,
+    pub(crate) blocks: Vec<Vec<u32>>,
     /// Committed tokens, all of them.
-    pub tokens: Vec<i32>,
-    pub length: usize,
-    pub last_step: u64,
+    pub(crate) tokens: Vec<i32>,
+    pub(crate) length: usize,
+    pub(crate) last_step: u64,
 }
 
 #[derive(Debug, PartialEq, Eq, Default)]
-pub struct Answer {
-    pub added: usize,
-    pub missing: usize,
-    pub committed: usize,
+pub(crate) struct Answer {
+    pub(crate) added: usize,
+    pub(crate) missing: usize,
+    pub(crate) committed: usize,
 }
 
-pub type Outcome = Result<Answer, (Status, usize)>;
+pub(crate) type Outcome = Result<Answer, (Status, usize)>;
 
-pub struct Naive {
-    pub groups: Vec<Group>,
-    pub leases: HashMap<u64, Holder>,
-    pub sequences: HashMap<u64, Holder>,
-    pub max_tokens: usize,
-    pub max_sequences: usize,
-    pub max_batch_tokens: usize,
-    pub completed: u64,
-    pub step: u64,
-    pub batch: HashMap<u64, (usize, usize)>,
-    pub batch_tokens: usize,
-    pub batch_entries: usize,
+pub(crate) struct Naive {
+    pub(crate) groups: Vec<Group>,
+    pub(crate) leases: HashMap<u64, Holder>,
+    pub(crate) sequences: HashMap<u64, Holder>,
+    pub(crate) max_tokens: usize,
+    pub(crate) max_sequences: usize,
+    pub(crate) max_batch_tokens: usize,
+    pub(crate) completed: u64,
+    pub(crate) step: u64,
+    pub(crate) batch: HashMap<u64, (usize, usize)>,
+    pub(crate) batch_tokens: usize,
+    pub(crate) batch_entries: usize,
 }
 
 impl Naive {
     /// Hit tokens and the blocks of each group.
-    pub fn find(&self, namespace: u64, prompt: &[i32], keep_one: bool, drop_last: bool) -> (usize, Vec<Vec<u32>>) {
+    pub(crate) fn find(
+        &self,
+        namespace: u64,
+        prompt: &[i32],
+        keep_one: bool,
+        drop_last: bool,
+    ) -> (usize, Vec<Vec<u32>>) {
         let link = self.groups.iter().map(|g| g.block_tokens).min().unwrap();
         let mut found: Vec<Vec<u32>> = vec![Vec::new(); self.groups.len()];
         'links: for end in (link..=prompt.len().min(self.max_tokens)).step_by(link) {
@@ -230,7 +236,15 @@ impl Naive {
         (hit, found)
     }
 
-    pub fn hold(&mut self, lease: u64, namespace: u64, no_store: bool, prompt: &[i32], hit: usize, blocks: Vec<Vec<u32>>) {
+    pub(crate) fn hold(
+        &mut self,
+        lease: u64,
+        namespace: u64,
+        no_store: bool,
+        prompt: &[i32],
+        hit: usize,
+        blocks: Vec<Vec<u32>>,
+    ) {
         for (group, blocks) in self.groups.iter_mut().zip(&blocks) {
             blocks.iter().for_each(|&block| group.acquire(block));
         }
@@ -238,7 +252,7 @@ impl Naive {
         self.leases.insert(lease, Holder { namespace, no_store, blocks, tokens, length: hit, last_step: 0 });
     }
 
-    pub fn begin_step(&mut self, step: u64) {
+    pub(crate) fn begin_step(&mut self, step: u64) {
         self.step = step;
         self.batch.clear();
         self.batch_tokens = 0;
@@ -261,7 +275,9 @@ impl Naive {
     }
 
     fn check_batch(&self, tokens: usize, is_new: bool) -> Result<(), (Status, usize)> {
-        if self.batch_tokens + tokens > self.max_batch_tokens || (is_new && self.batch_entries == self.max_sequences) {
+        if self.batch_tokens + tokens > self.max_batch_tokens
+            || (is_new && self.batch_entries == self.max_sequences)
+        {
             return Err((Status::LimitReached, 0));
         }
         Ok(())
@@ -284,7 +300,7 @@ impl Naive {
     }
 
     /// Whether an admission goes well; `apply_admit` follows with the id that the cache gave.
-    pub fn admit(&self, lease: u64, tokens: usize, lookahead: usize) -> Outcome {
+    pub(crate) fn admit(&self, lease: u64, tokens: usize, lookahead: usize) -> Outcome {
         let holder = self.leases.get(&lease).ok_or((Status::StaleId, 0))?;
         if self.sequences.len() == self.max_sequences {
             return Err((Status::LimitReached, 0));
@@ -294,14 +310,14 @@ impl Naive {
         Ok(Answer { added, ..Answer::default() })
     }
 
-    pub fn apply_admit(&mut self, lease: u64, tokens: usize, lookahead: usize, id: u64) {
+    pub(crate) fn apply_admit(&mut self, lease: u64, tokens: usize, lookahead: usize, id: u64) {
         let holder = self.leases.remove(&lease).unwrap();
         let reserve = holder.length + tokens + lookahead;
         assert!(self.sequences.insert(id, holder).is_none(), "a sequence id was given twice");
         self.grow_and_schedule(id, reserve, tokens);
     }
 
-    pub fn append(&mut self, id: u64, tokens: usize, lookahead: usize) -> Outcome {
+    pub(crate) fn append(&mut self, id: u64, tokens: usize, lookahead: usize) -> Outcome {
         let holder = self.sequences.get(&id).ok_or((Status::StaleId, 0))?;
         let reserve = holder.length + tokens + lookahead;
         let added = self.check_blocks(reserve, &holder.blocks)?;
@@ -310,7 +326,7 @@ impl Naive {
         Ok(Answer { added, ..Answer::default() })
     }
 
-    pub fn commit(&mut self, id: u64, tokens: &[i32]) -> Outcome {
+    pub(crate) fn commit(&mut self, id: u64, tokens: &[i32]) -> Outcome {
         let holder = self.sequences.get_mut(&id).ok_or((Status::StaleId, 0))?;
         if holder.tokens.len() + tokens.len() > holder.length {
             return Err((Status::InvalidArgument, 0));
@@ -332,13 +348,13 @@ impl Naive {
         Ok(Answer { committed, ..Answer::default() })
     }
 
-    pub fn free(&mut self, id: u64) -> Outcome {
+    pub(crate) fn free(&mut self, id: u64) -> Outcome {
         let holder = self.sequences.remove(&id).ok_or((Status::StaleId, 0))?;
         self.let_go(&holder);
         Ok(Answer::default())
     }
 
-    pub fn release(&mut self, lease: u64) -> Outcome {
+    pub(crate) fn release(&mut self, lease: u64) -> Outcome {
         let holder = self.leases.remove(&lease).ok_or((Status::StaleId, 0))?;
         self.let_go(&Holder { last_step: 0, ..holder });
         Ok(Answer::default())
@@ -352,14 +368,14 @@ impl Naive {
         }
     }
 
-    pub fn complete(&mut self, steps: &[u64]) {
+    pub(crate) fn complete(&mut self, steps: &[u64]) {
         for &step in steps {
             self.groups.iter_mut().for_each(|group| group.complete(step));
             self.completed = step;
         }
     }
 
-    pub fn evict(&mut self, group: usize, count: usize) -> usize {
+    pub(crate) fn evict(&mut self, group: usize, count: usize) -> usize {
         let group = &mut self.groups[group];
         for evicted in 0..count {
             let Some(victim) = group.victim() else { return evicted };
@@ -369,7 +385,7 @@ impl Naive {
         count
     }
 
-    pub fn reset(&mut self, namespace: Option<u64>) -> usize {
+    pub(crate) fn reset(&mut self, namespace: Option<u64>) -> usize {
         let mut removed = 0;
         for group in &mut self.groups {
             for block in 0..group.blocks.len() as u32 {

@@ -1,0 +1,125 @@
+//! A block and its content as types, and the parts of a cache that its groups share.
+//!
+//! Life of a block: free, then open in a sequence, then findable from its publication on; nobody holds it when its
+//! last holder lets go; it waits for steps in flight, is inactive, and is evicted or taken again.
+
+use super::events::Events;
+use super::hash::{Extras, Key};
+use super::namespace::Namespaces;
+use super::steps::{NONE, Steps};
+
+/// Upper bits of [`Block::namespace_and_flags`].
+pub(super) const FINDABLE: u32 = 1 << 31;
+pub(super) const WAITING: u32 = 1 << 30;
+pub(super) const ZERO_LISTED: u32 = 1 << 29;
+pub(super) const NAMESPACE_MASK: u32 = (1 << 24) - 1;
+
+/// Identity of the content before the first block.
+pub(super) const ROOT_SERIAL: u64 = 1;
+/// Identity of content that must not be found, nor anything after it.
+pub(super) const NO_SERIAL: u64 = 0;
+
+/// One block; one cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Block {
+    /// Its content, while findable.
+    pub(super) key: Key,
+    /// Whose bytes lie in the slot; 0 nobody's.
+    pub(super) tenant: u64,
+    /// Latest step in which a former holder was scheduled.
+    pub(super) last_step: u64,
+    /// Sequences and leases that hold it.
+    pub(super) refs: u32,
+    pub(super) namespace_and_flags: u32,
+    /// Links of the waiting list.
+    pub(super) prev: u32,
+    pub(super) next: u32,
+}
+
+impl Block {
+    pub(super) const EMPTY: Self = Self {
+        key: Key([0; 4]),
+        tenant: 0,
+        last_step: 0,
+        refs: 0,
+        namespace_and_flags: 0,
+        prev: NONE,
+        next: NONE,
+    };
+
+    pub(super) fn is_findable(&self) -> bool {
+        self.namespace_and_flags & FINDABLE != 0
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.namespace_and_flags & WAITING != 0
+    }
+
+    pub(super) fn namespace(&self) -> u32 {
+        self.namespace_and_flags & NAMESPACE_MASK
+    }
+
+    pub(super) fn last_step(&self) -> u64 {
+        self.last_step
+    }
+}
+
+/// What is known of a block's content beyond its key; kept only where it is asked for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Origin {
+    /// Identity of the content: two findable blocks of equal content, one after the other, have different ones.
+    pub(super) serial: u64,
+    pub(super) parent_serial: u64,
+    pub(super) parent_key: Key,
+    pub(super) extras: [u64; 4],
+    pub(super) position: u64,
+}
+
+/// What a block is published as.
+#[derive(Clone, Copy)]
+pub(super) struct Publication {
+    pub(super) key: Key,
+    pub(super) namespace: u32,
+    pub(super) parent_key: Key,
+    pub(super) parent_serial: u64,
+    /// Digest of all extras up to the end of the block.
+    pub(super) extras: Extras,
+    pub(super) position: u64,
+    /// The library chained the key from tokens, which a store that compares tokens keeps.
+    pub(super) has_tokens: bool,
+}
+
+/// What became of a publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Published {
+    /// The block is findable.
+    Stored,
+    /// The same content is findable already; the block stays private.
+    Duplicate,
+    /// The key is taken by content that could not be proved equal; neither the block nor its followers are published.
+    Refused,
+}
+
+/// The parts of the cache that every group shares.
+pub(super) struct Shared {
+    pub(super) namespaces: Namespaces,
+    pub(super) events: Events,
+    pub(super) steps: Steps,
+    pub(super) counters: Counters,
+}
+
+/// What the cache did since it was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub(super) lookups: u64,
+    pub(super) lookup_blocks: u64,
+    pub(super) hit_blocks: u64,
+    pub(super) hit_tokens: u64,
+    pub(super) allocated_blocks: u64,
+    pub(super) committed_blocks: u64,
+    pub(super) duplicate_blocks: u64,
+    pub(super) evicted_blocks: u64,
+    pub(super) collisions: u64,
+    pub(super) refused_ops: u64,
+}

@@ -1,0 +1,112 @@
+/* faults <how>: the first, second, third ... call of the device fails (how: oom, device, lost or panic) while a program
+ * runs a cache for two steps. Each run ends in a known status, and destroying leaves no memory behind. */
+#include "objects.h"
+
+static const char *how;
+static long refusals, panics;
+
+static int went_well(kavern_status status) {
+    if (status >= 0) return 1;
+    CHECK(strcmp(kavern_status_name(status), "unknown") != 0);
+    CHECK(status != KAVERN_ERR_INTERNAL && status != KAVERN_ERR_INVALID_HANDLE);
+    if (status == KAVERN_ERR_PANIC || status == KAVERN_ERR_POISONED) CHECK(strcmp(how, "panic") == 0);
+    if (status == KAVERN_ERR_PANIC) ++panics;
+    ++refusals;
+    return 0;
+}
+
+static kavern_kv_cache *try_cache(kavern_manager *manager) {
+    kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_OPAQUE, .block_tokens = 4};
+    group.block_bytes = 4096;
+    kavern_kv_cache_config config;
+    OK(kavern_kv_cache_config_init(&config, sizeof config));
+    config.groups = &group;
+    config.group_count = 1;
+    config.capacity_blocks = 16;
+    config.max_sequences = 4;
+    config.max_batch_tokens = 64;
+    kavern_kv_cache *cache = NULL;
+    went_well(kavern_kv_cache_create(manager, &config, &cache));
+    return cache;
+}
+
+static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
+    int32_t tokens[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    for (uint64_t step = 1; step <= 2; ++step) {
+        kavern_kv_request request = {.struct_size = sizeof request, .namespace_id = 1, .tokens = tokens};
+        request.token_count = 10;
+        kavern_kv_match_result found = {0};
+        if (!went_well(kavern_kv_match(cache, 1, &request, &found)) || found.lease == 0) return;
+        kavern_kv_op ops[3] = {
+            {.struct_size = sizeof ops[0], .kind = KAVERN_OP_ADMIT, .target = found.lease, .row = -1},
+            {.struct_size = sizeof ops[0], .kind = KAVERN_OP_COMMIT, .target = KAVERN_SEQ_OF_OP(0)},
+            {.struct_size = sizeof ops[0], .kind = KAVERN_OP_FREE, .target = KAVERN_SEQ_OF_OP(0)},
+        };
+        ops[0].tokens = 10 - found.hit_tokens;
+        ops[1].tokens = 10 - found.hit_tokens;
+        ops[1].token_ids = tokens + found.hit_tokens;
+        kavern_kv_op_result results[3];
+        kavern_kv_step_tables tables = {.struct_size = sizeof tables};
+        went_well(kavern_kv_step(cache, step, 3, ops, results));
+        went_well(kavern_kv_tables(cache, step, stream, &tables));
+        int32_t block = 3;
+        uint64_t seed = 5;
+        kavern_kv_check_result checked;
+        went_well(kavern_kv_fill_pattern(cache, stream, 0, 1, &block, &seed));
+        went_well(kavern_kv_check_pattern(cache, stream, 0, 1, &block, &seed));
+        went_well(kavern_kv_pattern_result(cache, &checked));
+        went_well(kavern_kv_step_done(cache, step, stream));
+        went_well(kavern_stream_synchronize(manager, stream));
+        kavern_kv_completion none;
+        size_t count = 0;
+        went_well(kavern_kv_poll(cache, 1, &none, &count));
+    }
+    went_well(kavern_kv_validate(cache));
+}
+
+/* Whether the fault was met. */
+static int run_with_fault(long nth) {
+    char device[100];
+    snprintf(device, sizeof device, "host?fail_nth=%ld&error=%s", nth, how);
+    long before = refusals;
+    kavern_manager *manager = open_manager(device), *onlooker = NULL;
+    kavern_stream *stream = NULL;
+    uint64_t ticket = 0;
+    int32_t state = 0;
+    went_well(kavern_stream_create(manager, &stream));
+    went_well(kavern_stream_record(manager, stream, &ticket));
+    if (ticket != 0) {
+        kavern_status waited = kavern_ticket_wait(ticket, UINT64_MAX);
+        went_well(waited);
+        went_well(kavern_ticket_poll(&ticket, 1, &state));
+    }
+    kavern_kv_cache *cache = try_cache(manager);
+    if (cache != NULL) use(manager, cache, stream);
+    OK(kavern_kv_cache_destroy(&cache));
+    kavern_manager_statistics totals = {.struct_size = sizeof totals};
+    kavern_status looked = kavern_manager_stats(manager, &totals);
+    if (looked == KAVERN_OK) {
+        CHECK(totals.device_bytes == 0 && totals.pinned_bytes == 0 && totals.caches == 0);
+        OK(kavern_manager_validate(manager));
+    } else {
+        EXPECT(KAVERN_ERR_POISONED, looked);
+    }
+    OK(kavern_stream_destroy(&stream));
+    OK(kavern_manager_destroy(&manager));
+    onlooker = open_manager("host"); /* other managers are not concerned */
+    OK(kavern_stream_synchronize(onlooker, NULL));
+    OK(kavern_manager_destroy(&onlooker));
+    return refusals != before;
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
+    how = argv[1];
+    long nth = 1, quiet = 0;
+    /* A fault may fall on a call whose failure is made good, so the end is a row of runs without one. */
+    for (; quiet < 8; ++nth) quiet = run_with_fault(nth) ? 0 : quiet + 1;
+    printf("%s: %ld places of failure, %ld refusals\n", how, nth - 1 - quiet, refusals);
+    CHECK(nth > 20);
+    if (strcmp(how, "panic") == 0) CHECK(panics > 0);
+    return 0;
+}
