@@ -502,7 +502,7 @@ typedef struct kavern_kv_cache_config {
     /** KAVERN_KV_ bits. */
     uint32_t flags;
     /** The groups. */
-    const struct kavern_kv_group *groups;
+    const kavern_kv_group *groups;
     /** 1 to 16. */
     uint32_t group_count;
     /** Rows of the tables: sequences at a time, 1 to 2^20. Default 256. */
@@ -809,7 +809,7 @@ typedef struct kavern_kv_request {
     /** How many. */
     uint64_t key_count;
     /** In rising order of token_offset; only with tokens. */
-    const struct kavern_kv_extra *extras;
+    const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
     /** Receives the ids of the hit blocks, group after group; null if not wanted. */
@@ -861,7 +861,7 @@ typedef struct kavern_kv_op {
     /** How many. */
     uint64_t key_count;
     /** COMMIT: extras whose token_offset lies in these tokens. */
-    const struct kavern_kv_extra *extras;
+    const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
     /** COMMIT in a key namespace: bytes of one key, as in the request. */
@@ -925,7 +925,7 @@ typedef struct kavern_kv_step_tables {
     /** Elements in `groups`. */
     uint32_t group_capacity;
     /** Receives one element for each group; null if not wanted. */
-    struct kavern_kv_group_tables *groups;
+    kavern_kv_group_tables *groups;
     /** Groups of the cache. */
     uint32_t group_count;
     /** Sequences scheduled in this step. */
@@ -984,7 +984,7 @@ extern "C" {
  *
  * Safety: `config` must be null or point to `size` writable bytes.
  */
-kavern_status kavern_kv_cache_config_init(struct kavern_kv_cache_config *config, size_t size);
+kavern_status kavern_kv_cache_config_init(kavern_kv_cache_config *config, size_t size);
 
 /**
  * Makes a KV cache and allocates everything that it will ever need.
@@ -997,9 +997,9 @@ kavern_status kavern_kv_cache_config_init(struct kavern_kv_cache_config *config,
  *
  * Safety: `config` and what it points to must be as its fields say; `out` must be null or point to a writable handle.
  */
-kavern_status kavern_kv_cache_create(struct kavern_manager *manager,
-                                     const struct kavern_kv_cache_config *config,
-                                     struct kavern_kv_cache **out);
+kavern_status kavern_kv_cache_create(kavern_manager *manager,
+                                     const kavern_kv_cache_config *config,
+                                     kavern_kv_cache **out);
 
 /**
  * Destroys a cache and nulls the handle; null is fine.
@@ -1010,7 +1010,7 @@ kavern_status kavern_kv_cache_create(struct kavern_manager *manager,
  *
  * Safety: `cache` must be null or point to a writable handle.
  */
-kavern_status kavern_kv_cache_destroy(struct kavern_kv_cache **cache);
+kavern_status kavern_kv_cache_destroy(kavern_kv_cache **cache);
 
 /**
  * Tells where and how the blocks of a group lie, so that an engine can write its slots itself.
@@ -1022,9 +1022,9 @@ kavern_status kavern_kv_cache_destroy(struct kavern_kv_cache **cache);
  *
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
  */
-kavern_status kavern_kv_describe(const struct kavern_kv_cache *cache,
+kavern_status kavern_kv_describe(const kavern_kv_cache *cache,
                                  uint32_t group,
-                                 struct kavern_kv_description *out);
+                                 kavern_kv_description *out);
 
 /**
  * Reads what a cache holds and did.
@@ -1035,7 +1035,7 @@ kavern_status kavern_kv_describe(const struct kavern_kv_cache *cache,
  *
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
  */
-kavern_status kavern_kv_stats(const struct kavern_kv_cache *cache, struct kavern_kv_statistics *out);
+kavern_status kavern_kv_stats(const kavern_kv_cache *cache, kavern_kv_statistics *out);
 
 /**
  * Proves every invariant of the cache by walking all of it.
@@ -1046,7 +1046,7 @@ kavern_status kavern_kv_stats(const struct kavern_kv_cache *cache, struct kavern
  *
  * Safety: None beyond a handle or null.
  */
-kavern_status kavern_kv_validate(const struct kavern_kv_cache *cache);
+kavern_status kavern_kv_validate(const kavern_kv_cache *cache);
 
 /**
  * Makes everything in scope unfindable; blocks that sequences or leases hold stay with them until they are freed.
@@ -1059,7 +1059,7 @@ kavern_status kavern_kv_validate(const struct kavern_kv_cache *cache);
  *
  * Safety: `removed` must be null or point to a writable value.
  */
-kavern_status kavern_kv_reset(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_reset(kavern_kv_cache *cache,
                               uint32_t scope,
                               uint64_t namespace_id,
                               uint64_t *removed);
@@ -1074,7 +1074,7 @@ kavern_status kavern_kv_reset(struct kavern_kv_cache *cache,
  *
  * Safety: `evicted` must be null or point to a writable value.
  */
-kavern_status kavern_kv_evict(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_evict(kavern_kv_cache *cache,
                               uint32_t group,
                               uint64_t count,
                               uint64_t *evicted);
@@ -1091,10 +1091,10 @@ kavern_status kavern_kv_evict(struct kavern_kv_cache *cache,
  *
  * Safety: `cursor` and `count` must be null or point to writable values, `events` to `max` writable elements.
  */
-kavern_status kavern_kv_events_read(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_events_read(kavern_kv_cache *cache,
                                     uint64_t *cursor,
                                     size_t max,
-                                    struct kavern_kv_event *events,
+                                    kavern_kv_event *events,
                                     size_t *count);
 
 /**
@@ -1110,10 +1110,10 @@ kavern_status kavern_kv_events_read(struct kavern_kv_cache *cache,
  *
  * Safety: `position` and `count` must be null or point to writable values, `events` to `max` writable elements.
  */
-kavern_status kavern_kv_events_snapshot(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_events_snapshot(kavern_kv_cache *cache,
                                         uint64_t *position,
                                         size_t max,
-                                        struct kavern_kv_event *events,
+                                        kavern_kv_event *events,
                                         size_t *count);
 
 /**
@@ -1128,9 +1128,9 @@ kavern_status kavern_kv_events_snapshot(struct kavern_kv_cache *cache,
  *
  * Safety: `args` must be null or point to a struct whose addresses are device memory of the shapes that its fields say.
  */
-kavern_status kavern_kv_append(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_append(kavern_kv_cache *cache,
                                void *stream,
-                               const struct kavern_kv_append_args *args);
+                               const kavern_kv_append_args *args);
 
 /**
  * Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.
@@ -1155,7 +1155,7 @@ kavern_status kavern_device_count(const char *backend, uint32_t *count);
  * struct_size says.
  */
 kavern_status kavern_device_describe(const char *device,
-                                     struct kavern_device_description *out);
+                                     kavern_device_description *out);
 
 /**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
@@ -1182,7 +1182,7 @@ kavern_status kavern_set_log_callback(uint32_t level,
  *
  * Safety: `config` must be null or point to `size` writable bytes.
  */
-kavern_status kavern_manager_config_init(struct kavern_manager_config *config, size_t size);
+kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t size);
 
 /**
  * Opens a device.
@@ -1196,8 +1196,8 @@ kavern_status kavern_manager_config_init(struct kavern_manager_config *config, s
  * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
  * handle.
  */
-kavern_status kavern_manager_create(const struct kavern_manager_config *config,
-                                    struct kavern_manager **out);
+kavern_status kavern_manager_create(const kavern_manager_config *config,
+                                    kavern_manager **out);
 
 /**
  * Destroys a manager and nulls the handle; null is fine.
@@ -1209,7 +1209,7 @@ kavern_status kavern_manager_create(const struct kavern_manager_config *config,
  *
  * Safety: `manager` must be null or point to a writable handle.
  */
-kavern_status kavern_manager_destroy(struct kavern_manager **manager);
+kavern_status kavern_manager_destroy(kavern_manager **manager);
 
 /**
  * Reads what a manager has and did.
@@ -1220,8 +1220,8 @@ kavern_status kavern_manager_destroy(struct kavern_manager **manager);
  *
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
  */
-kavern_status kavern_manager_stats(const struct kavern_manager *manager,
-                                   struct kavern_manager_statistics *out);
+kavern_status kavern_manager_stats(const kavern_manager *manager,
+                                   kavern_manager_statistics *out);
 
 /**
  * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
@@ -1235,7 +1235,7 @@ kavern_status kavern_manager_stats(const struct kavern_manager *manager,
  *
  * Safety: `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
  */
-kavern_status kavern_manager_report_json(const struct kavern_manager *manager,
+kavern_status kavern_manager_report_json(const kavern_manager *manager,
                                          char *buf,
                                          size_t cap,
                                          size_t *needed);
@@ -1249,7 +1249,7 @@ kavern_status kavern_manager_report_json(const struct kavern_manager *manager,
  *
  * Safety: None beyond a handle or null.
  */
-kavern_status kavern_manager_validate(const struct kavern_manager *manager);
+kavern_status kavern_manager_validate(const kavern_manager *manager);
 
 /**
  * Lets a stream that the manager did not make be used with it.
@@ -1260,12 +1260,12 @@ kavern_status kavern_manager_validate(const struct kavern_manager *manager);
  * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (not a stream of that device),
  * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_LIMIT_REACHED.
  * Threads: any.
- * Owner: the stream stays yours.
+ * Owner: the stream stays yours; a kavern_stream keeps its own manager alive until it is unregistered here.
  * Since: 0.1
  *
  * Safety: `stream` must be a live stream of the device if it is a CUstream.
  */
-kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
+kavern_status kavern_manager_stream_register(kavern_manager *manager,
                                              void *stream);
 
 /**
@@ -1277,7 +1277,7 @@ kavern_status kavern_manager_stream_register(struct kavern_manager *manager,
  *
  * Safety: None beyond a handle or null; `stream` is compared and not used.
  */
-kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
+kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
                                                void *stream);
 
 /**
@@ -1293,10 +1293,10 @@ kavern_status kavern_manager_stream_unregister(struct kavern_manager *manager,
  *
  * Safety: `requests` must point to `n` structs whose pointers are as their fields say, `results` to `n` writable elements.
  */
-kavern_status kavern_kv_match(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_match(kavern_kv_cache *cache,
                               size_t n,
-                              const struct kavern_kv_request *requests,
-                              struct kavern_kv_match_result *results);
+                              const kavern_kv_request *requests,
+                              kavern_kv_match_result *results);
 
 /**
  * Applies a list of operations in order, each all or nothing.
@@ -1314,11 +1314,11 @@ kavern_status kavern_kv_match(struct kavern_kv_cache *cache,
  *
  * Safety: `ops` must point to `n` structs whose pointers are as their fields say, `results` to `n` writable elements.
  */
-kavern_status kavern_kv_step(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_step(kavern_kv_cache *cache,
                              uint64_t step_id,
                              size_t n,
-                             const struct kavern_kv_op *ops,
-                             struct kavern_kv_op_result *results);
+                             const kavern_kv_op *ops,
+                             kavern_kv_op_result *results);
 
 /**
  * Brings the device tables up to date with a step and tells where they are.
@@ -1337,10 +1337,10 @@ kavern_status kavern_kv_step(struct kavern_kv_cache *cache,
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says, `out->groups` to group_capacity
  * writable elements.
  */
-kavern_status kavern_kv_tables(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_tables(kavern_kv_cache *cache,
                                uint64_t step_id,
                                void *stream,
-                               struct kavern_kv_step_tables *out);
+                               kavern_kv_step_tables *out);
 
 /**
  * Collects finished loads and stores of other tiers, and the blocks of steps whose work is over.
@@ -1352,9 +1352,9 @@ kavern_status kavern_kv_tables(struct kavern_kv_cache *cache,
  *
  * Safety: `completions` must point to `max` writable elements, `count` be null or point to a writable value.
  */
-kavern_status kavern_kv_poll(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_poll(kavern_kv_cache *cache,
                              size_t max,
-                             struct kavern_kv_completion *completions,
+                             kavern_kv_completion *completions,
                              size_t *count);
 
 /**
@@ -1369,7 +1369,7 @@ kavern_status kavern_kv_poll(struct kavern_kv_cache *cache,
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_kv_step_done(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_step_done(kavern_kv_cache *cache,
                                   uint64_t step_id,
                                   void *stream);
 
@@ -1384,8 +1384,8 @@ kavern_status kavern_kv_step_done(struct kavern_kv_cache *cache,
  * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `keys` to capacity x 32 writable
  * bytes, `count` be null or point to a writable value.
  */
-kavern_status kavern_kv_block_keys(struct kavern_kv_cache *cache,
-                                   const struct kavern_kv_request *request,
+kavern_status kavern_kv_block_keys(kavern_kv_cache *cache,
+                                   const kavern_kv_request *request,
                                    uint8_t *keys,
                                    uint64_t capacity,
                                    uint64_t *count);
@@ -1402,7 +1402,7 @@ kavern_status kavern_kv_block_keys(struct kavern_kv_cache *cache,
  *
  * Safety: `block_ids` and `seeds` must point to `n` values each.
  */
-kavern_status kavern_kv_fill_pattern(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_fill_pattern(kavern_kv_cache *cache,
                                      void *stream,
                                      uint32_t group,
                                      size_t n,
@@ -1417,7 +1417,7 @@ kavern_status kavern_kv_fill_pattern(struct kavern_kv_cache *cache,
  *
  * Safety: `block_ids` and `seeds` must point to `n` values each.
  */
-kavern_status kavern_kv_check_pattern(struct kavern_kv_cache *cache,
+kavern_status kavern_kv_check_pattern(kavern_kv_cache *cache,
                                       void *stream,
                                       uint32_t group,
                                       size_t n,
@@ -1434,7 +1434,7 @@ kavern_status kavern_kv_check_pattern(struct kavern_kv_cache *cache,
  *
  * Safety: `out` must be null or point to a writable struct.
  */
-kavern_status kavern_kv_pattern_result(struct kavern_kv_cache *cache, struct kavern_kv_check_result *out);
+kavern_status kavern_kv_pattern_result(kavern_kv_cache *cache, kavern_kv_check_result *out);
 
 /**
  * Makes a stream, to be passed wherever a `void *stream` is taken together with this manager.
@@ -1446,7 +1446,7 @@ kavern_status kavern_kv_pattern_result(struct kavern_kv_cache *cache, struct kav
  *
  * Safety: `out` must be null or point to a writable handle.
  */
-kavern_status kavern_stream_create(struct kavern_manager *manager, struct kavern_stream **out);
+kavern_status kavern_stream_create(kavern_manager *manager, kavern_stream **out);
 
 /**
  * Waits for the stream's work, destroys the stream and nulls the handle; null is fine.
@@ -1457,7 +1457,7 @@ kavern_status kavern_stream_create(struct kavern_manager *manager, struct kavern
  *
  * Safety: `stream` must be null or point to a writable handle.
  */
-kavern_status kavern_stream_destroy(struct kavern_stream **stream);
+kavern_status kavern_stream_destroy(kavern_stream **stream);
 
 /**
  * Waits until all work enqueued on the stream so far is done.
@@ -1469,7 +1469,7 @@ kavern_status kavern_stream_destroy(struct kavern_stream **stream);
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_stream_synchronize(struct kavern_manager *manager,
+kavern_status kavern_stream_synchronize(kavern_manager *manager,
                                         void *stream);
 
 /**
@@ -1483,7 +1483,7 @@ kavern_status kavern_stream_synchronize(struct kavern_manager *manager,
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_stream_wait(struct kavern_manager *manager,
+kavern_status kavern_stream_wait(kavern_manager *manager,
                                  void *stream,
                                  uint64_t ticket);
 
@@ -1499,7 +1499,7 @@ kavern_status kavern_stream_wait(struct kavern_manager *manager,
  *
  * Safety: `ticket` must be null or point to a writable value.
  */
-kavern_status kavern_stream_record(struct kavern_manager *manager,
+kavern_status kavern_stream_record(kavern_manager *manager,
                                    void *stream,
                                    uint64_t *ticket);
 

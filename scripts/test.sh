@@ -19,7 +19,7 @@ count() { # count STATUS: one check
 }
 
 begin "format"
-cargo fmt --check
+cargo fmt -- --check -l
 count $?
 
 begin "lints"

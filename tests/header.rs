@@ -79,6 +79,7 @@ fn make_header(surface: &Surface) -> String {
     let mut config = cbindgen::Config::from_file(root().join("cbindgen.toml")).expect("cbindgen.toml");
     config.export.include.extend(surface.enums.iter().map(|item| item.name.clone()));
     config.export.include.extend(surface.structs.iter().map(|item| item.name.clone()));
+    config.export.include.extend(surface.opaques.iter().map(|item| item.name.clone()));
     let source = root().join("src/c_api/mod.rs");
     let bindings = cbindgen::Builder::new().with_config(config).with_src(source).generate();
     let mut out = Vec::new();
@@ -86,7 +87,8 @@ fn make_header(surface: &Surface) -> String {
     for_c_readers(&String::from_utf8(out).expect("a header is text"))
 }
 
-/// Docs of one line stand in one line, and what rustdoc calls a section is a line like the others.
+/// Docs of one line stand in one line, what rustdoc calls a section is a line like the others, and types that have a
+/// typedef go by it.
 fn for_c_readers(header: &str) -> String {
     let lines: Vec<&str> = header.lines().collect();
     let (mut out, mut at) = (String::new(), 0);
@@ -104,7 +106,10 @@ fn for_c_readers(header: &str) -> String {
                 at += 2;
             }
             _ => {
-                out += &format!("{}\n", lines[at]);
+                let defines = lines[at].starts_with("typedef struct");
+                out +=
+                    &if defines { lines[at].into() } else { lines[at].replace("struct kavern_", "kavern_") };
+                out.push('\n');
                 at += 1;
             }
         }
@@ -308,10 +313,41 @@ fn the_error_catalogue_has_a_row_for_every_status() {
     }
 }
 
+/// Texts of the blocks of a page that are marked as C.
+fn c_examples(page: &str) -> Vec<String> {
+    page.split("\n```c\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0.to_string())).collect()
+}
+
+#[test]
+fn the_c_example_of_the_readme_compiles_and_runs() {
+    let examples = c_examples(&read("README.md"));
+    assert_eq!(examples.len(), 1, "the README has one C program");
+    let folder = std::env::temp_dir().join(format!("kavern-readme-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder can be made");
+    // Under both names, as an installation has it: the linker asks for one, the loader for the other.
+    for name in ["libkavern.so", "libkavern.so.0"] {
+        std::os::unix::fs::symlink(library(), folder.join(name)).expect("a link can be made");
+    }
+    let path = |name: &str| folder.join(name).display().to_string();
+    std::fs::write(path("program.c"), format!("{}\n", examples[0])).expect("a temporary file can be written");
+    let strict = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iinclude"];
+    let (search, run_path) = (format!("-L{}", folder.display()), format!("-Wl,-rpath,{}", folder.display()));
+    let (source, program) = (path("program.c"), path("program"));
+    let arguments = [&strict[..], &[&source, "-o", &program, &search, "-lkavern", &run_path]].concat();
+    if let Some(compiled) = tool("cc", &arguments) {
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        let ran = Command::new(&program).output().expect("what was compiled can be started");
+        assert!(ran.status.success(), "{:?}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}
+
 #[test]
 fn docs_are_folded_for_c_readers() {
     let long = "/**\n * A.\n *\n * # Safety\n * `p` is\n * valid.\n */\nint a;\n";
     assert_eq!(for_c_readers(long), "/**\n * A.\n *\n * Safety: `p` is\n * valid.\n */\nint a;\n");
+    assert_eq!(for_c_readers("int f(struct kavern_a *a);"), "int f(kavern_a *a);\n");
+    assert_eq!(for_c_readers("typedef struct kavern_a {"), "typedef struct kavern_a {\n");
     assert_eq!(for_c_readers("    /**\n     * B.\n     */\n    int b;\n"), "    /** B. */\n    int b;\n");
 }
 

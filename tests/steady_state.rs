@@ -37,8 +37,8 @@ static HEAP: Counting = Counting;
 static ADD: Kernel = Kernel { name: "steady_add", cpu: add };
 
 fn add(args: &mut CpuArgs<'_>) {
-    let (out, input) = args.write_read::<u8, u8>(0, 1);
-    out[0] = out[0].wrapping_add(input[0]);
+    let (out, others) = args.write_and_read::<u8>(0);
+    out[0] = out[0].wrapping_add(others.read::<u8>(1)[0]);
 }
 
 #[expect(clippy::disallowed_macros, reason = "a measurement is told to whoever runs it")]

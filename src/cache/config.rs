@@ -1,7 +1,7 @@
 //! What a cache is asked to be, and the geometry that follows from it.
 //!
-//! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens` is a multiple of `hash_block_tokens`,
-//! and `row_cells * block_tokens >= max_sequence_tokens`.
+//! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens` is a multiple of
+//! `hash_block_tokens`, and `row_cells * block_tokens >= max_sequence_tokens`.
 
 use crate::device::DeviceSlice;
 use crate::error::{Error, Result, Status};

@@ -419,7 +419,7 @@ impl State {
         let mut committed = 0;
         for (group, store) in self.stores.iter_mut().enumerate() {
             let links = u64::from(store.block_tokens / self.link_tokens);
-            if (link + 1) % links != 0 {
+            if !(link + 1).is_multiple_of(links) {
                 continue;
             }
             let position = ((link + 1) / links - 1) as usize;

@@ -102,7 +102,7 @@ impl Steps {
             return Ok(false);
         }
         if id <= self.newest {
-            let text = "step ids rise: use one above every id used before, or go on with the newest before its step_done";
+            let text = "step ids rise: use one above every id used before, or go on with the newest before step_done";
             return Err(Error::new(Status::WrongState, text));
         }
         if self.count == self.slots.len() {

@@ -381,10 +381,14 @@ impl Uploader {
         let (batch, tokens) = (self.arrays.batch_count, self.arrays.token_count);
         let ragged =
             |first: usize, count: usize| if first == 0 { Ok(&[][..]) } else { self.view(first, count) };
-        let slots: &[i32] = if arrays.slots == 0 { &[] } else { self.view(arrays.slots, 2 * tokens)? };
+        // An empty slice of words need not be aligned for 64 bits, so it is never cast.
+        let slot_mapping: &[i64] = match 2 * tokens {
+            words if arrays.slots > 0 && words > 0 => bytemuck::cast_slice(self.view(arrays.slots, words)?),
+            _ => &[],
+        };
         Ok(GroupView {
             block_table: state.holders.rows[group].cells(),
-            slot_mapping: bytemuck::cast_slice(slots),
+            slot_mapping,
             page_indptr: ragged(arrays.indptr, batch + 1)?,
             page_indices: &self.ragged[group],
             last_page_tokens: ragged(arrays.last, batch)?,

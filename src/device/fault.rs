@@ -1,9 +1,10 @@
 //! A wrapper over any backend that makes chosen calls fail, so that the rooms above can prove what they do then.
 //!
-//! Parameters of a spec: `fail_nth=N` fails the Nth counted call (from 1; 0 only counts), `fail_from=N` that one and all
-//! later ones, `fail_rate=R` with `seed=S` a share of them, `kind=K` counts only one kind, `error=oom|device|lost|panic`
-//! says how. What it does not: fail calls that give something back; code that frees has nobody to tell. A failed call
-//! never reaches the backend, so it changes nothing. Whether call n fails depends on n and the seed alone.
+//! Parameters of a spec: `fail_nth=N` fails the Nth counted call (from 1; 0 only counts), `fail_from=N` that one and
+//! all later ones, `fail_rate=R` with `seed=S` a share of them, `kind=K` counts only one kind,
+//! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back; code that frees has
+//! nobody to tell. A failed call never reaches the backend, so it changes nothing. Whether call n fails depends on n
+//! and the seed alone.
 //!
 //! The trait has no default bodies, so a method that is forgotten here does not compile.
 

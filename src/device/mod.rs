@@ -240,7 +240,8 @@ pub trait Device: Send + Sync {
     fn read(&self, source: DeviceSlice, target: &mut [u8]) -> Result<()>;
     /// Enqueues one copy.
     fn copy(&self, stream: Stream, copy: Copy) -> Result<()>;
-    /// Enqueues copies whose targets do not overlap (an error); their order among each other is free. All are checked first.
+    /// Enqueues copies whose targets do not overlap (an error); their order among each other is free. All are checked
+    /// first.
     fn copy_batch(&self, stream: Stream, copies: &[Copy]) -> Result<()>;
     /// Enqueues the filling of a range with one byte.
     fn memset(&self, stream: Stream, target: DeviceSlice, value: u8) -> Result<()>;

@@ -1,7 +1,7 @@
 //! Every live allocation: the truth for leaks and statistics.
 //!
-//! What it does not: own memory. Invariants, checked by `validate()`: for each place, the sum of the live entries equals
-//! its `bytes`, their number its `count`, and `bytes <= peak_bytes`. Lock order: its one lock, then nothing.
+//! What it does not: own memory. Invariants, checked by `validate()`: for each place, the sum of the live entries
+//! equals its `bytes`, their number its `count`, and `bytes <= peak_bytes`. Lock order: its one lock, then nothing.
 
 use std::collections::BTreeMap;
 

@@ -14,8 +14,8 @@ use super::support::{Subject, each, refused};
 static NEGATE: Kernel = Kernel { name: "contract_negate", cpu: negate };
 
 fn negate(args: &mut CpuArgs<'_>) {
-    let (out, [input]) = args.write_reads::<u8, u8, 1>(0, [1]);
-    for (out, input) in out.iter_mut().zip(input) {
+    let (out, others) = args.write_and_read::<u8>(0);
+    for (out, input) in out.iter_mut().zip(others.read::<u8>(1)) {
         *out = !input;
     }
 }

@@ -12,7 +12,8 @@ static FAIL: Kernel = Kernel { name: "contract_fail", cpu: fail };
 fn add(args: &mut CpuArgs<'_>) {
     let (grid, block) = args.grid();
     let factor = args.number(3) as i32;
-    let (out, [a, b]) = args.write_reads::<i32, i32, 2>(0, [1, 2]);
+    let (out, others) = args.write_and_read::<i32>(0);
+    let (a, b) = (others.read::<i32>(1), others.read::<i32>(2));
     for i in 0..out.len().min((grid * block) as usize) {
         out[i] = a[i] + b[i] * factor;
     }

@@ -70,7 +70,7 @@ def _bind(library, name):
 "#;
 
 /// The whole module.
-pub fn write(surface: &Surface, version: &str) -> String {
+pub(crate) fn write(surface: &Surface, version: &str) -> String {
     let mut parts = version.split('.').map(|part| part.parse::<u32>().expect("a version number"));
     let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     let mut out = String::from(HEAD);

@@ -8,7 +8,7 @@ use syn::{Attribute, Expr, Fields, Item, Lit, Type, Visibility};
 
 /// A type as C sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CType {
+pub(crate) enum CType {
     /// A number, `c_char`, `c_void`, or the name of a declared type.
     Named(String),
     /// A pointer, const or not.
@@ -19,44 +19,44 @@ pub enum CType {
 
 /// A name with the first line of its doc.
 #[derive(Clone, Debug)]
-pub struct Named<T> {
+pub(crate) struct Named<T> {
     /// The C name.
-    pub name: String,
+    pub(crate) name: String,
     /// First line of the doc.
-    pub doc: String,
+    pub(crate) doc: String,
     /// What it is.
-    pub of: T,
+    pub(crate) of: T,
 }
 
 /// Parameters and result of a function or callback; no result is `c_void`.
 #[derive(Clone, Debug)]
-pub struct Signature {
+pub(crate) struct Signature {
     /// Name and type of each.
-    pub params: Vec<(String, CType)>,
+    pub(crate) params: Vec<(String, CType)>,
     /// What it returns.
-    pub result: CType,
+    pub(crate) result: CType,
 }
 
 /// Everything that C sees.
 #[derive(Debug, Default)]
-pub struct Surface {
+pub(crate) struct Surface {
     /// Enums with the numbers of their constants.
-    pub enums: Vec<Named<Vec<Named<i64>>>>,
+    pub(crate) enums: Vec<Named<Vec<Named<i64>>>>,
     /// Other names of numbers.
-    pub aliases: Vec<Named<CType>>,
+    pub(crate) aliases: Vec<Named<CType>>,
     /// Structs that C only points to.
-    pub opaques: Vec<Named<()>>,
+    pub(crate) opaques: Vec<Named<()>>,
     /// Function pointer types.
-    pub callbacks: Vec<Named<Signature>>,
+    pub(crate) callbacks: Vec<Named<Signature>>,
     /// Structs with their fields.
-    pub structs: Vec<Named<Vec<Named<CType>>>>,
+    pub(crate) structs: Vec<Named<Vec<Named<CType>>>>,
     /// Exported functions.
-    pub functions: Vec<Named<Signature>>,
+    pub(crate) functions: Vec<Named<Signature>>,
 }
 
 impl Surface {
     /// Reads `src/c_api/mod.rs` and the files that its `mod` lines name.
-    pub fn read(root: &Path) -> Self {
+    pub(crate) fn read(root: &Path) -> Self {
         let folder = root.join("src/c_api");
         let mut surface = Self::default();
         surface
@@ -65,7 +65,7 @@ impl Surface {
     }
 
     /// Reads one text; follows its `mod` lines into `folder` if given.
-    pub fn add_file(&mut self, text: &str, folder: Option<&Path>) {
+    pub(crate) fn add_file(&mut self, text: &str, folder: Option<&Path>) {
         for item in syn::parse_file(text).expect("c_api parses").items {
             match (item, folder) {
                 (Item::Mod(module), Some(folder))

@@ -1,9 +1,9 @@
 //! The driver library: found once, asked carefully.
 //!
 //! What it does: probes for the library and for each function used, then asks through `cudarc`. What it does not: call
-//! anything whose symbol was not seen first, because `cudarc` panics on a missing library or symbol; for the same reason
-//! errors are told by number (formatting its error type asks the driver for the name). Invariant: the library that the
-//! probe opened stays open for the life of the process.
+//! anything whose symbol was not seen first, because `cudarc` panics on a missing library or symbol; for the same
+//! reason errors are told by number (formatting its error type asks the driver for the name). Invariant: the library
+//! that the probe opened stays open for the life of the process.
 
 use std::sync::OnceLock;
 

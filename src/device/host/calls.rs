@@ -1,7 +1,7 @@
 //! The trait, over the parts of the host device: check, then enqueue or do.
 //!
-//! What it does not: keep state of its own. Invariant: every method begins with `ready`, and every check comes before the
-//! first change, so that a refused call leaves everything as it was.
+//! What it does not: keep state of its own. Invariant: every method begins with `ready`, and every check comes before
+//! the first change, so that a refused call leaves everything as it was.
 
 use std::sync::Arc;
 

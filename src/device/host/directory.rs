@@ -1,7 +1,7 @@
 //! What the open host devices of a process know of each other: their keys, and their streams by raw value.
 //!
-//! What it does not: keep anything alive; streams are noted weakly and leave with their device. Invariant: a raw value is
-//! never used twice in a process. Lock order: its locks come last and are never held across anything.
+//! What it does not: keep anything alive; streams are noted weakly and leave with their device. Invariant: a raw value
+//! is never used twice in a process. Lock order: its locks come last and are never held across anything.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

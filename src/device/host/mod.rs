@@ -1,10 +1,12 @@
 //! The CPU as a device: real streams, real events, real memory that can be mapped and remapped.
 //!
-//! What it does: everything the trait asks, on threads and mappings of this process; a kernel is its CPU reference. What
-//! it does not: speed of its own; it is the default where there is no GPU, and the truth the other backends are held to.
+//! What it does: everything the trait asks, on threads and mappings of this process; a kernel is its CPU reference.
+//! What it does not: speed of its own; it is the default where there is no GPU, and the truth the other backends are
+//! held to.
 //! `calls.rs` implements the trait over what is made here.
 //!
-//! Lock order: streams, then a stream's queue; every other table alone. No table is locked while a stream is waited for.
+//! Lock order: streams, then a stream's queue; every other table alone. No table is locked while a stream is waited
+//! for.
 
 mod calls;
 mod directory;

@@ -1,7 +1,7 @@
 //! Streams of the host device: a queue and a worker thread each, and marks that say how far a stream has come.
 //!
-//! What it does: takes work in order, runs it, lets hosts and other streams wait for a mark. What it does not: checks of
-//! arguments; those come before. The worker is started by the first work, so an unused stream costs no thread.
+//! What it does: takes work in order, runs it, lets hosts and other streams wait for a mark. What it does not: checks
+//! of arguments; those come before. The worker is started by the first work, so an unused stream costs no thread.
 //!
 //! Invariants: `completed <= submitted`, both only grow; a mark names work that was already submitted, so waits between
 //! streams cannot form a circle; after a panic every mark is still reached, only the work behind it is skipped.

@@ -1,8 +1,8 @@
 //! Virtual memory of the host device: reserved addresses, physical pages, and the mappings between them.
 //!
-//! One memory file per device stands for physical memory: a page is a run of its offsets, and a released page is punched
-//! out of it, so that the system really gets the memory back. Pages take memory when they are first written. What it
-//! does not: waiting for streams; whoever unmaps knows that no work touches the addresses.
+//! One memory file per device stands for physical memory: a page is a run of its offsets, and a released page is
+//! punched out of it, so that the system really gets the memory back. Pages take memory when they are first written.
+//! What it does not: waiting for streams; whoever unmaps knows that no work touches the addresses.
 //!
 //! Invariants: mappings lie inside reservations and do not overlap; a page's `mapped_count` is the number of mappings
 //! that name it; a page leaves when it is released and its count is 0. A failed call changes nothing. The caller holds

@@ -1,0 +1,149 @@
+//! The verb `replay`: plays request traffic against a cache, with real bytes, and reports.
+//!
+//! What its options mean is here; the playing itself is in player.rs. Everything is printed at the end and at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::abi::{Manager, Refusal};
+use crate::failure::Failure;
+use crate::generate::{self, Kind};
+use crate::keys::BLOCK_TOKENS;
+use crate::player::Player;
+use crate::screen;
+use crate::trace;
+use crate::workload::Workload;
+
+/// Blocks of the cache where the workload is generated and nothing is said.
+const DEFAULT_BLOCKS: u64 = 20_000;
+
+/// Replay request traffic against a cache and report hits, evictions, speed, and whether every byte was right
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Replay {
+    /// Trace file: Mooncake JSON lines or Azure CSV, plain or zstd
+    #[arg(value_name = "TRACE", required_unless_present = "generate", conflicts_with = "generate")]
+    trace: Option<PathBuf>,
+
+    /// Make traffic instead of reading a trace
+    #[arg(long, value_name = "KIND")]
+    generate: Option<Kind>,
+
+    /// How many requests to generate
+    #[arg(long, value_name = "N", requires = "generate", default_value_t = generate::DEFAULT_REQUESTS as u64,
+          value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    requests: u64,
+
+    /// Blocks that the cache holds [default with --generate: 20000]
+    #[arg(long, value_name = "N", required_unless_present = "generate",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    blocks: Option<u64>,
+
+    /// Which block goes when room is needed
+    #[arg(long, default_value = "lru", value_parser = ["lru", "fifo"])]
+    pub(crate) policy: String,
+
+    /// Where the blocks lie; "host" needs no GPU
+    #[arg(long, default_value = "host")]
+    pub(crate) device: String,
+
+    /// Bytes of a block, a multiple of 16
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(16..))]
+    pub(crate) block_bytes: u64,
+
+    /// Only the bookkeeping: no memory, no kernels, nothing to verify
+    #[arg(long)]
+    pub(crate) no_bytes: bool,
+
+    /// Give the cache 512 token ids a block, which it hashes itself, instead of ready keys
+    #[arg(long)]
+    pub(crate) tokens: bool,
+
+    /// Seed of keys, byte patterns and generated traffic
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+
+    /// Stop after this many requests
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  No file, no GPU: mixed traffic of chats, agents and batch jobs, each byte checked
+      kavern replay --generate mixed
+  A public trace against a cache of 10,000 blocks
+      kavern replay conversation_trace.jsonl.zst --blocks 10000
+  The same, only counting, as JSON
+      kavern replay conversation_trace.jsonl.zst --blocks 10000 --no-bytes --json
+  Compare policies
+      kavern replay --generate chat --blocks 5000 --policy fifo
+
+A trace is a file of lines
+  {\"timestamp\": 0, \"input_length\": 1024, \"output_length\": 9, \"hash_ids\": [0, 1]}
+where each id names a block and all blocks before it, or a CSV with the columns
+TIMESTAMP,ContextTokens,GeneratedTokens, which has no reuse.
+
+Exit code: 0 done and every byte right, 1 wrong bytes or a failed call, 2 unusable input.";
+
+impl Replay {
+    /// Runs the verb.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let manager = Manager::create(&self.device).map_err(|refusal| {
+            unusable(
+                &format!("--device {}: expected a device of this machine, for example host", self.device),
+                &refusal,
+            )
+        })?;
+        let workload = self.workload()?;
+        let mut player = Player::new(self, &manager, &workload)?;
+        player.play()?;
+        let report = player.report()?;
+        screen::show(&if self.json { report.json() } else { report.table() })?;
+        report.verdict()
+    }
+
+    fn workload(&self) -> Result<Workload, Failure> {
+        let limit = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        match (&self.trace, self.generate) {
+            (Some(path), _) => trace::read(path, limit),
+            (None, Some(kind)) => Ok(generate::generate(kind, limit.min(self.requests as usize), self.seed)),
+            (None, None) => Err(Failure::Input("expected a trace file or --generate".into())),
+        }
+    }
+
+    /// Blocks of the cache.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.blocks.unwrap_or(DEFAULT_BLOCKS)
+    }
+
+    /// Tokens of a block; with keys a block counts as one token.
+    pub(crate) fn block_tokens(&self) -> usize {
+        if self.tokens { BLOCK_TOKENS } else { 1 }
+    }
+}
+
+/// The caller's argument or a missing device is unusable input; all else is a failed run.
+pub(crate) fn unusable(what: &str, refusal: &Refusal) -> Failure {
+    match refusal.status {
+        -99..=-1 | -200 => Failure::Input(format!("{what}: {refusal}")),
+        _ => refusal.into(),
+    }
+}
+
+impl From<&Refusal> for Failure {
+    fn from(refusal: &Refusal) -> Failure {
+        Failure::Run(refusal.to_string())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure::from(&refusal)
+    }
+}

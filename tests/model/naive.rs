@@ -1,0 +1,391 @@
+//! The cache as one would write it on a blackboard: vectors, maps and clones, no care for speed.
+//!
+//! It predicts every answer of the real cache to the block id: which blocks hit, which are handed out, which wait for
+//! a step, which are evicted.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use kavern::error::Status;
+
+/// Namespace and all tokens up to the end of a block.
+pub type Content = (u64, Vec<i32>);
+
+#[derive(Clone, Default)]
+pub struct Block {
+    pub refs: u32,
+    pub content: Option<Content>,
+    pub waits_for: Option<u64>,
+    pub last_step: u64,
+    pub serial: u64,
+    pub parent_serial: u64,
+}
+
+pub struct Group {
+    pub block_tokens: usize,
+    pub blocks: Vec<Block>,
+    pub free: Vec<u32>,
+    /// Released blocks, oldest first (lru), or all findable ones by age (fifo).
+    pub order: VecDeque<u32>,
+    pub is_fifo: bool,
+    pub is_exact: bool,
+    pub index: HashMap<Content, u32>,
+    pub next_serial: u64,
+    pub waiting: BTreeMap<u64, Vec<u32>>,
+    pub evicted: u64,
+}
+
+impl Group {
+    fn is_released(&self, block: u32) -> bool {
+        let block = &self.blocks[block as usize];
+        block.refs == 0 && block.waits_for.is_none() && block.content.is_some()
+    }
+
+    pub fn inactive(&self) -> usize {
+        (0..self.blocks.len() as u32).filter(|&block| self.is_released(block)).count()
+    }
+
+    fn available(&self) -> usize {
+        self.free.len() + self.inactive_fast()
+    }
+
+    fn inactive_fast(&self) -> usize {
+        if self.is_fifo { self.inactive() } else { self.order.len() }
+    }
+
+    fn victim(&mut self) -> Option<u32> {
+        loop {
+            let block = self.order.pop_front()?;
+            if self.is_released(block) {
+                return Some(block);
+            }
+        }
+    }
+
+    fn forget(&mut self, block: u32) {
+        let content = self.blocks[block as usize].content.take().unwrap();
+        assert_eq!(self.index.remove(&content), Some(block));
+    }
+
+    fn allocate(&mut self) -> u32 {
+        let block = self.free.pop().unwrap_or_else(|| {
+            let victim = self.victim().unwrap();
+            self.forget(victim);
+            self.evicted += 1;
+            victim
+        });
+        self.blocks[block as usize] = Block { refs: 1, ..Block::default() };
+        block
+    }
+
+    fn acquire(&mut self, block: u32) {
+        let entry = &mut self.blocks[block as usize];
+        entry.refs += 1;
+        if entry.refs > 1 {
+            return;
+        }
+        if let Some(step) = entry.waits_for.take() {
+            self.waiting.get_mut(&step).unwrap().retain(|&waiting| waiting != block);
+        } else if !self.is_fifo {
+            self.order.retain(|&listed| listed != block);
+        }
+    }
+
+    fn release(&mut self, block: u32, last_step: u64, completed: u64) {
+        let entry = &mut self.blocks[block as usize];
+        entry.refs -= 1;
+        entry.last_step = entry.last_step.max(last_step);
+        if entry.refs > 0 {
+            return;
+        }
+        if entry.last_step > completed {
+            entry.waits_for = Some(entry.last_step);
+            let step = entry.last_step;
+            self.waiting.entry(step).or_default().push(block);
+        } else {
+            self.give_back(block);
+        }
+    }
+
+    fn give_back(&mut self, block: u32) {
+        if self.blocks[block as usize].content.is_none() {
+            self.free.push(block);
+        } else if !self.is_fifo {
+            self.order.push_back(block);
+        } else if !self.order.contains(&block) {
+            self.order.push_front(block);
+        }
+    }
+
+    fn complete(&mut self, step: u64) {
+        for block in self.waiting.remove(&step).unwrap_or_default() {
+            self.blocks[block as usize].waits_for = None;
+            self.give_back(block);
+        }
+    }
+
+    fn publish(&mut self, block: u32, content: Content, parent_serial: u64) -> bool {
+        if self.is_exact && parent_serial == 0 {
+            return false;
+        }
+        if let Some(&taken) = self.index.get(&content) {
+            let entry = self.blocks[taken as usize].clone();
+            if !self.is_exact || entry.parent_serial == parent_serial {
+                self.blocks[block as usize].serial = entry.serial;
+                return false;
+            }
+            if !self.is_released(taken) {
+                return false;
+            }
+            self.order.retain(|&listed| listed != taken);
+            self.forget(taken);
+            self.free.push(taken);
+        }
+        let entry = &mut self.blocks[block as usize];
+        entry.content = Some(content.clone());
+        entry.serial = self.next_serial;
+        entry.parent_serial = parent_serial;
+        self.next_serial += 1;
+        self.index.insert(content, block);
+        if self.is_fifo {
+            self.order.push_back(block);
+        }
+        true
+    }
+}
+
+#[derive(Clone)]
+pub struct Holder {
+    pub namespace: u64,
+    pub no_store: bool,
+    pub blocks: Vec<Vec<u32>>,
+    /// Committed tokens, all of them.
+    pub tokens: Vec<i32>,
+    pub length: usize,
+    pub last_step: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Answer {
+    pub added: usize,
+    pub missing: usize,
+    pub committed: usize,
+}
+
+pub type Outcome = Result<Answer, (Status, usize)>;
+
+pub struct Naive {
+    pub groups: Vec<Group>,
+    pub leases: HashMap<u64, Holder>,
+    pub sequences: HashMap<u64, Holder>,
+    pub max_tokens: usize,
+    pub max_sequences: usize,
+    pub max_batch_tokens: usize,
+    pub completed: u64,
+    pub step: u64,
+    pub batch: HashMap<u64, (usize, usize)>,
+    pub batch_tokens: usize,
+    pub batch_entries: usize,
+}
+
+impl Naive {
+    /// Hit tokens and the blocks of each group.
+    pub fn find(&self, namespace: u64, prompt: &[i32], keep_one: bool, drop_last: bool) -> (usize, Vec<Vec<u32>>) {
+        let link = self.groups.iter().map(|g| g.block_tokens).min().unwrap();
+        let mut found: Vec<Vec<u32>> = vec![Vec::new(); self.groups.len()];
+        'links: for end in (link..=prompt.len().min(self.max_tokens)).step_by(link) {
+            for (group, found) in self.groups.iter().zip(&mut found) {
+                if end % group.block_tokens != 0 {
+                    continue;
+                }
+                let parent_serial = found.last().map_or(1, |&parent| group.blocks[parent as usize].serial);
+                match group.index.get(&(namespace, prompt[..end].to_vec())) {
+                    Some(&block)
+                        if !group.is_exact || group.blocks[block as usize].parent_serial == parent_serial =>
+                    {
+                        found.push(block);
+                    }
+                    _ => break 'links,
+                }
+            }
+        }
+        let reached = |(g, f): (&Group, &Vec<u32>)| f.len() * g.block_tokens;
+        let mut hit = self.groups.iter().zip(&found).map(reached).min().unwrap();
+        let is_aligned = |hit: usize| self.groups.iter().all(|g| hit % g.block_tokens == 0);
+        let lower = |mut hit: usize| {
+            while !is_aligned(hit) {
+                hit -= 1;
+            }
+            hit
+        };
+        if keep_one {
+            hit = hit.min(prompt.len().saturating_sub(1));
+        }
+        hit = lower(hit);
+        if drop_last && hit > 0 {
+            hit = lower(hit - 1);
+        }
+        for (group, found) in self.groups.iter().zip(&mut found) {
+            found.truncate(hit / group.block_tokens);
+        }
+        (hit, found)
+    }
+
+    pub fn hold(&mut self, lease: u64, namespace: u64, no_store: bool, prompt: &[i32], hit: usize, blocks: Vec<Vec<u32>>) {
+        for (group, blocks) in self.groups.iter_mut().zip(&blocks) {
+            blocks.iter().for_each(|&block| group.acquire(block));
+        }
+        let tokens = prompt[..hit].to_vec();
+        self.leases.insert(lease, Holder { namespace, no_store, blocks, tokens, length: hit, last_step: 0 });
+    }
+
+    pub fn begin_step(&mut self, step: u64) {
+        self.step = step;
+        self.batch.clear();
+        self.batch_tokens = 0;
+        self.batch_entries = 0;
+    }
+
+    fn check_blocks(&self, tokens: usize, blocks: &[Vec<u32>]) -> Result<usize, (Status, usize)> {
+        if tokens > self.max_tokens {
+            return Err((Status::InvalidArgument, 0));
+        }
+        let mut added = 0;
+        for (group, held) in self.groups.iter().zip(blocks) {
+            let new = tokens.div_ceil(group.block_tokens).saturating_sub(held.len());
+            if new > group.available() {
+                return Err((Status::OutOfBlocks, new - group.available()));
+            }
+            added += new;
+        }
+        Ok(added)
+    }
+
+    fn check_batch(&self, tokens: usize, is_new: bool) -> Result<(), (Status, usize)> {
+        if self.batch_tokens + tokens > self.max_batch_tokens || (is_new && self.batch_entries == self.max_sequences) {
+            return Err((Status::LimitReached, 0));
+        }
+        Ok(())
+    }
+
+    fn grow_and_schedule(&mut self, id: u64, reserve: usize, tokens: usize) {
+        let holder = self.sequences.get_mut(&id).unwrap();
+        for (group, held) in self.groups.iter_mut().zip(&mut holder.blocks) {
+            while held.len() < reserve.div_ceil(group.block_tokens) {
+                held.push(group.allocate());
+            }
+        }
+        holder.last_step = self.step;
+        if self.batch.get_mut(&id).map(|entry| entry.1 += tokens).is_none() {
+            self.batch.insert(id, (holder.length, tokens));
+            self.batch_entries += 1;
+        }
+        holder.length += tokens;
+        self.batch_tokens += tokens;
+    }
+
+    /// Whether an admission goes well; `apply_admit` follows with the id that the cache gave.
+    pub fn admit(&self, lease: u64, tokens: usize, lookahead: usize) -> Outcome {
+        let holder = self.leases.get(&lease).ok_or((Status::StaleId, 0))?;
+        if self.sequences.len() == self.max_sequences {
+            return Err((Status::LimitReached, 0));
+        }
+        let added = self.check_blocks(holder.length + tokens + lookahead, &holder.blocks)?;
+        self.check_batch(tokens, true)?;
+        Ok(Answer { added, ..Answer::default() })
+    }
+
+    pub fn apply_admit(&mut self, lease: u64, tokens: usize, lookahead: usize, id: u64) {
+        let holder = self.leases.remove(&lease).unwrap();
+        let reserve = holder.length + tokens + lookahead;
+        assert!(self.sequences.insert(id, holder).is_none(), "a sequence id was given twice");
+        self.grow_and_schedule(id, reserve, tokens);
+    }
+
+    pub fn append(&mut self, id: u64, tokens: usize, lookahead: usize) -> Outcome {
+        let holder = self.sequences.get(&id).ok_or((Status::StaleId, 0))?;
+        let reserve = holder.length + tokens + lookahead;
+        let added = self.check_blocks(reserve, &holder.blocks)?;
+        self.check_batch(tokens, !self.batch.contains_key(&id))?;
+        self.grow_and_schedule(id, reserve, tokens);
+        Ok(Answer { added, ..Answer::default() })
+    }
+
+    pub fn commit(&mut self, id: u64, tokens: &[i32]) -> Outcome {
+        let holder = self.sequences.get_mut(&id).ok_or((Status::StaleId, 0))?;
+        if holder.tokens.len() + tokens.len() > holder.length {
+            return Err((Status::InvalidArgument, 0));
+        }
+        let mut committed = 0;
+        for &token in tokens {
+            holder.tokens.push(token);
+            let end = holder.tokens.len();
+            for (group, held) in self.groups.iter_mut().zip(&holder.blocks) {
+                if end % group.block_tokens != 0 || holder.no_store {
+                    continue;
+                }
+                let at = end / group.block_tokens - 1;
+                let parent_serial = if at == 0 { 1 } else { group.blocks[held[at - 1] as usize].serial };
+                let content = (holder.namespace, holder.tokens.clone());
+                committed += usize::from(group.publish(held[at], content, parent_serial));
+            }
+        }
+        Ok(Answer { committed, ..Answer::default() })
+    }
+
+    pub fn free(&mut self, id: u64) -> Outcome {
+        let holder = self.sequences.remove(&id).ok_or((Status::StaleId, 0))?;
+        self.let_go(&holder);
+        Ok(Answer::default())
+    }
+
+    pub fn release(&mut self, lease: u64) -> Outcome {
+        let holder = self.leases.remove(&lease).ok_or((Status::StaleId, 0))?;
+        self.let_go(&Holder { last_step: 0, ..holder });
+        Ok(Answer::default())
+    }
+
+    fn let_go(&mut self, holder: &Holder) {
+        for (group, held) in self.groups.iter_mut().zip(&holder.blocks) {
+            for &block in held.iter().rev() {
+                group.release(block, holder.last_step, self.completed);
+            }
+        }
+    }
+
+    pub fn complete(&mut self, steps: &[u64]) {
+        for &step in steps {
+            self.groups.iter_mut().for_each(|group| group.complete(step));
+            self.completed = step;
+        }
+    }
+
+    pub fn evict(&mut self, group: usize, count: usize) -> usize {
+        let group = &mut self.groups[group];
+        for evicted in 0..count {
+            let Some(victim) = group.victim() else { return evicted };
+            group.forget(victim);
+            group.free.push(victim);
+        }
+        count
+    }
+
+    pub fn reset(&mut self, namespace: Option<u64>) -> usize {
+        let mut removed = 0;
+        for group in &mut self.groups {
+            for block in 0..group.blocks.len() as u32 {
+                let content = group.blocks[block as usize].content.clone();
+                if content.is_none_or(|(of, _)| namespace.is_some_and(|wanted| wanted != of)) {
+                    continue;
+                }
+                let was_released = group.is_released(block);
+                group.order.retain(|&listed| listed != block);
+                group.forget(block);
+                if was_released {
+                    group.free.push(block);
+                }
+                removed += 1;
+            }
+        }
+        removed
+    }
+}
