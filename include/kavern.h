@@ -1260,7 +1260,7 @@ kavern_status kavern_manager_validate(const kavern_manager *manager);
  * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (not a stream of that device),
  * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_LIMIT_REACHED.
  * Threads: any.
- * Owner: the stream stays yours.
+ * Owner: the stream stays yours; a kavern_stream keeps its own manager alive until it is unregistered here.
  * Since: 0.1
  *
  * Safety: `stream` must be a live stream of the device if it is a CUstream.
