@@ -1,0 +1,77 @@
+//! Allocate and free of blocks inside a step: a sequence gets many at once and lets them go, in an opaque cache.
+
+use std::sync::Arc;
+
+use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target};
+use kavern::device::registry;
+use kavern::error::Status;
+use kavern::event::NoSink;
+use kavern::memory::{Limits, Memory};
+use kavern::types::Id;
+
+pub(crate) struct Blocks {
+    cache: KvCache,
+    step: u64,
+}
+
+pub(crate) fn config(blocks: u64) -> CacheConfig {
+    CacheConfig {
+        name: "bench".to_owned(),
+        groups: vec![GroupConfig {
+            content: Content::Opaque { block_bytes: 64 },
+            block_tokens: 1,
+            capacity_blocks: 0,
+            region: None,
+        }],
+        capacity_blocks: blocks,
+        capacity_bytes: 0,
+        max_sequences: 4,
+        max_sequence_tokens: blocks,
+        max_batch_tokens: blocks as u32,
+        max_leases: 4,
+        max_namespaces: 16,
+        steps_in_flight: 2,
+        hash_block_tokens: 0,
+        hash: HashKind::Blake3,
+        scrub: Scrub::TenantChange,
+        event_capacity: 0,
+        policy: "lru".to_owned(),
+        hash_secret: [1; 32],
+        metadata_only: true,
+        ragged: false,
+        require_salt: false,
+    }
+}
+
+impl Blocks {
+    pub(crate) fn new(blocks: u64) -> Self {
+        let device = registry::open("host").expect("the host opens");
+        let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+        Self { cache: KvCache::new(&memory, &config(blocks)).expect("the cache is small"), step: 0 }
+    }
+
+    /// Admits a sequence of `count` blocks and frees it in the same step.
+    pub(crate) fn cycle(&mut self, count: u64) -> u64 {
+        self.step += 1;
+        let request = Request {
+            namespace_id: 1,
+            adapter_id: 0,
+            salt: b"",
+            naming: Naming::Tokens(&[], &[]),
+            token_count: 0,
+            no_read: true,
+            no_store: false,
+            drop_last: false,
+            keep_one_token: false,
+        };
+        let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
+        let mut step = self.cache.step(self.step).expect("steps complete at once");
+        let admitted = step.apply(&Op::Admit { lease, tokens: count, lookahead: 0, row: -1 });
+        assert_eq!(admitted.status, Status::Ok);
+        let free = step.apply(&Op::Free { target: Target::Id(Id(admitted.sequence)) });
+        assert_eq!(free.status, Status::Ok);
+        drop(step);
+        self.cache.step_done(self.step, None).expect("the step is open");
+        self.step
+    }
+}

@@ -1,0 +1,46 @@
+//! How long are the five calls of a step with 1,024 running sequences, and what does a block cost inside it?
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+
+#[path = "load/engine.rs"]
+mod engine;
+
+use engine::{Engine, Naming};
+use kavern::sys::clock::now_ns;
+
+fn step(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("step_of_1024_sequences");
+    for (name, naming) in [("keys", Naming::Keys), ("blake3", Naming::Blake3), ("xxh3", Naming::Xxh3)] {
+        let mut engine = Engine::new(naming, c"host");
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|count| {
+                let mut total = 0;
+                for _ in 0..count {
+                    engine.plan();
+                    let start = now_ns();
+                    engine.run();
+                    total += now_ns() - start;
+                    engine.settle();
+                }
+                Duration::from_nanos(total)
+            });
+        });
+    }
+    group.finish();
+}
+
+#[path = "load/blocks.rs"]
+mod blocks;
+
+fn block(criterion: &mut Criterion) {
+    let mut pool = blocks::Blocks::new(1 << 16);
+    criterion.bench_function("allocate_and_free_1000_blocks_inside_a_step", |bencher| {
+        bencher.iter_batched(|| (), |()| black_box(pool.cycle(1000)), BatchSize::SmallInput);
+    });
+}
+
+criterion_group!(benches, step, block);
+criterion_main!(benches);
