@@ -28,7 +28,8 @@ fn cache(hash: HashKind) -> KvCache {
         ..base
     };
     let device = registry::open("host").expect("the host opens");
-    KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config).expect("the cache is small")
+    KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config)
+        .expect("the cache is small")
 }
 
 fn request(tokens: &[i32]) -> Request<'_> {
@@ -52,11 +53,14 @@ fn prefix(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(TOKENS as u64));
         group.bench_function("chain_of_128k_tokens", |bencher| {
-            bencher.iter(|| cache.keys(&request(&tokens), |_, key| drop(black_box(key.0))).expect("a valid request"));
+            bencher.iter(|| {
+                cache.keys(&request(&tokens), |_, key| _ = black_box(key.0)).expect("a valid request")
+            });
         });
         let lease = cache.lookups().find(&request(&tokens)).expect("a lease is free").lease;
         let mut step = cache.step(1).expect("the first step");
-        let sequence = step.apply(&Op::Admit { lease, tokens: TOKENS as u64, lookahead: 0, row: -1 }).sequence;
+        let sequence =
+            step.apply(&Op::Admit { lease, tokens: TOKENS as u64, lookahead: 0, row: -1 }).sequence;
         let (target, naming) = (Target::Id(Id(sequence)), Naming::Tokens(&tokens, &[]));
         assert_eq!(step.apply(&Op::Commit { target, tokens: TOKENS as u64, naming }).blocks_committed, 8192);
         drop(step);

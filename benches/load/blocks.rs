@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target};
+use kavern::cache::{
+    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target,
+};
 use kavern::device::registry;
 use kavern::error::Status;
 use kavern::event::NoSink;

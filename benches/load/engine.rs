@@ -10,7 +10,9 @@ use kavern::c_api::kv_types::*;
 use kavern::c_api::manager::{
     kavern_manager_config, kavern_manager_config_init, kavern_manager_create, kavern_manager_destroy,
 };
-use kavern::c_api::step::{kavern_kv_match, kavern_kv_poll, kavern_kv_step, kavern_kv_step_done, kavern_kv_tables};
+use kavern::c_api::step::{
+    kavern_kv_match, kavern_kv_poll, kavern_kv_step, kavern_kv_step_done, kavern_kv_tables,
+};
 use kavern::c_api::types::{kavern_kv_cache, kavern_manager};
 
 pub(crate) const SEQUENCES: usize = 1024;
@@ -145,10 +147,16 @@ impl Engine {
             }
             let id = self.running[index].id;
             self.step += 1;
-            let free =
-                kavern_kv_op { struct_size: size_of::<kavern_kv_op>() as u32, kind: 4, target: id, ..zeroed() };
+            let free = kavern_kv_op {
+                struct_size: size_of::<kavern_kv_op>() as u32,
+                kind: 4,
+                target: id,
+                ..zeroed()
+            };
             // SAFETY: one operation without pointers, room for its result.
-            ok(unsafe { kavern_kv_step(self.cache, self.step, 1, &raw const free, self.results.as_mut_ptr()) });
+            ok(unsafe {
+                kavern_kv_step(self.cache, self.step, 1, &raw const free, self.results.as_mut_ptr())
+            });
             // SAFETY: a live cache; the work of the step is nothing.
             ok(unsafe { kavern_kv_step_done(self.cache, self.step, ptr::null_mut()) });
             self.admit(index, 1);

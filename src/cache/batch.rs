@@ -4,6 +4,8 @@
 //! only grows at its end until it is freed. All lists have fixed capacity.
 
 use super::config::{CacheConfig, Geometry};
+use crate::error::Result;
+use crate::sys::reserve::{filled, room};
 
 /// One sequence of the batch.
 #[derive(Clone, Copy)]
@@ -24,8 +26,8 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    fn new(rows: usize) -> Self {
-        Self { ranges: vec![(0, 0); rows], rows: Vec::with_capacity(rows) }
+    fn new(rows: usize) -> Result<Self> {
+        Ok(Self { ranges: filled(rows, (0, 0))?, rows: room(rows)? })
     }
 
     fn mark(&mut self, row: usize, from: u32, to: u32) {
@@ -80,22 +82,22 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(geometry: &Geometry, config: &CacheConfig) -> Self {
+    pub(super) fn new(geometry: &Geometry, config: &CacheConfig) -> Result<Self> {
         let rows = config.max_sequences as usize;
-        Self {
+        Ok(Self {
             step: 0,
-            entries: Vec::with_capacity(rows),
+            entries: room(rows)?,
             tokens: 0,
             max_tokens: config.max_batch_tokens,
             max_entries: config.max_sequences,
-            lengths: vec![0; rows],
-            dirty_lengths: Vec::with_capacity(rows),
-            is_length_dirty: vec![false; rows],
-            dirty: geometry.groups.iter().map(|_| Dirty::new(rows)).collect(),
+            lengths: filled(rows, 0)?,
+            dirty_lengths: room(rows)?,
+            is_length_dirty: filled(rows, false)?,
+            dirty: geometry.groups.iter().map(|_| Dirty::new(rows)).collect::<Result<_>>()?,
             is_metadata_only: config.metadata_only,
             used_tokens: 0,
             used_slots: 0,
-        }
+        })
     }
 
     /// Starts the batch of a new step.

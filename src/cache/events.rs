@@ -4,6 +4,8 @@
 //! ring is told so and takes a snapshot. Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
 
 use super::hash::Key;
+use crate::error::Result;
+use crate::sys::reserve::room;
 
 /// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +66,8 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(capacity: u32) -> Self {
-        Self { ring: Vec::with_capacity(capacity as usize), capacity: capacity as usize, last: 0 }
+    pub(super) fn new(capacity: u32) -> Result<Self> {
+        Ok(Self { ring: room(capacity as usize)?, capacity: capacity as usize, last: 0 })
     }
 
     /// Whether events are kept at all.
@@ -93,7 +95,7 @@ impl Events {
     }
 
     /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap.
-    pub(super) fn after(&self, cursor: u64) -> Result<Option<&CacheEvent>, u64> {
+    pub(super) fn after(&self, cursor: u64) -> std::result::Result<Option<&CacheEvent>, u64> {
         let oldest = self.last - self.ring.len() as u64 + 1;
         if cursor >= self.last {
             return Ok(None);

@@ -6,6 +6,8 @@
 //! Invariant: walking from a cell's home to the cell meets no empty cell.
 
 use super::hash::Key;
+use crate::error::Result;
+use crate::sys::reserve::filled;
 
 /// Hash in the upper half, block + 1 in the lower; 0 is empty.
 pub(super) struct Index {
@@ -22,9 +24,9 @@ fn fold(a: u64, b: u64) -> u64 {
 
 impl Index {
     /// Room for every block of a pool.
-    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> Self {
+    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> Result<Self> {
         let size = (u64::from(blocks) * 2).next_power_of_two().max(4);
-        Self { cells: vec![0; size as usize], mask: (size - 1) as u32, seed, count: 0 }
+        Ok(Self { cells: filled(size as usize, 0)?, mask: (size - 1) as u32, seed, count: 0 })
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -104,7 +106,7 @@ mod tests {
     #[test]
     fn the_index_answers_as_a_map_does_even_when_hashes_crowd() {
         let mut random = fastrand::Rng::with_seed(11);
-        let mut index = Index::new(200, [1, 2, 3, 4]);
+        let mut index = Index::new(200, [1, 2, 3, 4]).unwrap();
         let mut model: HashMap<u32, u32> = HashMap::new();
         for _ in 0..100_000 {
             let block = random.u32(0..200);

@@ -3,6 +3,7 @@
 //! Invariant: walking `next` from the head visits each linked block once and ends at the tail.
 
 use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
 
 const NONE: u32 = u32::MAX;
 /// Marks a block that is in no list, in its `next`.
@@ -23,9 +24,9 @@ pub(in crate::cache) struct List {
 }
 
 impl List {
-    pub(in crate::cache) fn new(count: u32) -> Self {
+    pub(in crate::cache) fn new(count: u32) -> Result<Self> {
         let unlinked = Link { prev: NONE, next: UNLINKED };
-        Self { links: vec![unlinked; count as usize], head: NONE, tail: NONE, count: 0 }
+        Ok(Self { links: filled(count as usize, unlinked)?, head: NONE, tail: NONE, count: 0 })
     }
 
     pub(in crate::cache) fn contains(&self, block: u32) -> bool {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use super::hash::{Key, root_key, tenant_tag};
 use crate::error::{Error, Result, Status};
+use crate::sys::reserve::room;
 
 /// How the blocks of a namespace are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +53,17 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(super) fn new(secret: [u8; 32], require_salt: bool, most: u32) -> Self {
-        Self {
-            secret,
-            require_salt,
-            entries: (0..most).map(|_| None).collect(),
-            free: (0..most).rev().collect(),
-            // Twice the entries: removals then never make the map grow.
-            by_name: HashMap::with_capacity(2 * most as usize),
-        }
+    pub(super) fn new(secret: [u8; 32], require_salt: bool, most: u32) -> Result<Self> {
+        let mut by_name = HashMap::new();
+        // Twice the entries: removals then never make the map grow.
+        by_name.try_reserve(2 * most as usize).map_err(|_| {
+            Error::new(Status::OutOfHostMemory, format!("{most} namespaces do not fit into host memory"))
+        })?;
+        let mut entries = room(most as usize)?;
+        entries.resize_with(most as usize, || None);
+        let mut free = room(most as usize)?;
+        free.extend((0..most).rev());
+        Ok(Self { secret, require_salt, entries, free, by_name })
     }
 
     pub(super) fn count(&self) -> usize {

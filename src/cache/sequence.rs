@@ -8,22 +8,24 @@ use super::config::Geometry;
 use super::hash::{Extras, Key};
 use super::list::List;
 use crate::error::{Error, Result, Status};
+use crate::sys::reserve::{Zeroed, filled, room};
 use crate::types::{Id, IdKind};
 
 /// Rows of block ids of one group.
 pub(super) struct Rows {
-    cells: Vec<i32>,
+    /// Pages come as rows are used: most rows stay far from the longest sequence.
+    cells: Zeroed<i32>,
     counts: Vec<u32>,
     row_cells: usize,
 }
 
 impl Rows {
-    fn new(rows: u32, row_cells: u32) -> Self {
-        Self {
-            cells: vec![0; rows as usize * row_cells as usize],
-            counts: vec![0; rows as usize],
+    fn new(rows: u32, row_cells: u32) -> Result<Self> {
+        Ok(Self {
+            cells: Zeroed::new(rows as usize * row_cells as usize)?,
+            counts: filled(rows as usize, 0)?,
             row_cells: row_cells as usize,
-        }
+        })
     }
 
     pub(super) fn cells(&self) -> &[i32] {
@@ -111,7 +113,7 @@ pub(super) struct Holders {
     pub(super) lease_rows: Vec<Rows>,
     free_leases: Vec<u32>,
     /// `[row][hash_block_tokens]`: tokens of the open link.
-    open_tokens: Vec<i32>,
+    open_tokens: Zeroed<i32>,
     link_tokens: usize,
 }
 
@@ -121,20 +123,23 @@ fn next_generation(generation: u32) -> u32 {
 }
 
 impl Holders {
-    pub(super) fn new(geometry: &Geometry, max_sequences: u32, max_leases: u32) -> Self {
-        let rows = |count: u32| geometry.groups.iter().map(|g| Rows::new(count, g.row_cells)).collect();
-        let mut free_rows = List::new(max_sequences);
+    pub(super) fn new(geometry: &Geometry, max_sequences: u32, max_leases: u32) -> Result<Self> {
+        let rows =
+            |count: u32| geometry.groups.iter().map(|g| Rows::new(count, g.row_cells)).collect::<Result<_>>();
+        let mut free_rows = List::new(max_sequences)?;
+        let mut free_leases = room(max_leases as usize)?;
+        free_leases.extend((0..max_leases).rev());
         (0..max_sequences).for_each(|row| free_rows.push_newest(row));
-        Self {
-            sequences: vec![Sequence::default(); max_sequences as usize],
-            rows: rows(max_sequences),
+        Ok(Self {
+            sequences: filled(max_sequences as usize, Sequence::default())?,
+            rows: rows(max_sequences)?,
             free_rows,
-            leases: vec![Lease::default(); max_leases as usize],
-            lease_rows: rows(max_leases),
-            free_leases: (0..max_leases).rev().collect(),
-            open_tokens: vec![0; max_sequences as usize * geometry.hash_block_tokens as usize],
+            leases: filled(max_leases as usize, Lease::default())?,
+            lease_rows: rows(max_leases)?,
+            free_leases,
+            open_tokens: Zeroed::new(max_sequences as usize * geometry.hash_block_tokens as usize)?,
             link_tokens: geometry.hash_block_tokens as usize,
-        }
+        })
     }
 
     pub(super) fn sequence_count(&self) -> u64 {

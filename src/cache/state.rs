@@ -16,6 +16,7 @@ use super::steps::Steps;
 use super::store::{Store, StoreOptions};
 use crate::device::Event;
 use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
 
 /// What a cache holds and did; see the C header for each field.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,7 +86,7 @@ impl State {
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
             let policy = evict::make(&config.policy, group.blocks)?;
-            stores.push(Store::new(index as u32, group, policy, seed, options));
+            stores.push(Store::new(index as u32, group, policy, seed, options)?);
         }
         Ok(Self {
             hash: config.hash,
@@ -93,14 +94,14 @@ impl State {
             max_sequence_tokens: geometry.max_sequence_tokens,
             stores,
             has_slots: geometry.groups.iter().map(|group| group.has_slots()).collect(),
-            holders: Holders::new(geometry, config.max_sequences, config.max_leases),
+            holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
-                namespaces: Namespaces::new(config.hash_secret, config.require_salt, config.max_namespaces),
-                events: Events::new(config.event_capacity),
+                namespaces: Namespaces::new(config.hash_secret, config.require_salt, config.max_namespaces)?,
+                events: Events::new(config.event_capacity)?,
                 steps: Steps::new(config.steps_in_flight, geometry.groups.len(), events),
                 counters: Counters::default(),
             },
-            batch: Batch::new(geometry, config),
+            batch: Batch::new(geometry, config)?,
             call: 0,
         })
     }
@@ -223,7 +224,7 @@ impl State {
     /// Proves every invariant by walking everything.
     pub(super) fn validate(&self) -> Result<()> {
         self.holders.validate()?;
-        let mut namespace_uses = vec![0u64; self.shared.namespaces.capacity()];
+        let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
             namespace_uses[holder.namespace as usize] += 1;
@@ -236,13 +237,13 @@ impl State {
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
-        let mut refs = vec![0u32; store.block_count() as usize];
+        let mut refs = filled(store.block_count() as usize, 0u32)?;
         let rows = [&self.holders.rows[group], &self.holders.lease_rows[group]];
         let row_counts = [self.holders.sequences.len(), self.holders.leases.len()];
         for (rows, count) in rows.iter().zip(row_counts) {
             (0..count).flat_map(|row| rows.row(row)).for_each(|&block| refs[block as usize] += 1);
         }
-        let mut is_free = vec![false; refs.len()];
+        let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {
                 return Err(Error::internal(format!("block {block} is twice in the free list")));

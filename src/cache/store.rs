@@ -17,6 +17,7 @@ use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
+use crate::sys::reserve::{filled, room};
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -45,24 +46,26 @@ impl Store {
         policy: Box<dyn Policy>,
         seed: [u64; 4],
         options: StoreOptions,
-    ) -> Self {
+    ) -> Result<Self> {
         let blocks = geometry.blocks;
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
-        Self {
+        let mut free = room(blocks as usize)?;
+        free.extend((0..blocks).rev());
+        Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
-            blocks: vec![Block::EMPTY; blocks as usize],
-            origins: vec![Origin::default(); count_if(options.compares_tokens || options.keeps_events, 1)],
-            tokens: vec![0; count_if(options.compares_tokens, geometry.block_tokens as usize)],
+            blocks: filled(blocks as usize, Block::EMPTY)?,
+            origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
+            tokens: filled(count_if(options.compares_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
-            free: (0..blocks).rev().collect(),
-            index: Index::new(blocks, seed),
+            free,
+            index: Index::new(blocks, seed)?,
             policy,
             inactive: 0,
             waiting: 0,
             scrub: options.scrub,
-            zero_list: Vec::with_capacity(if options.scrub == Scrub::None { 0 } else { blocks as usize }),
-        }
+            zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
+        })
     }
 
     pub(super) fn block(&self, block: u32) -> &Block {

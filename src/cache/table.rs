@@ -14,6 +14,7 @@ use super::upload::{
 use crate::device::{Arg, Device, DeviceSlice, Launch, Stream};
 use crate::error::{Error, Result};
 use crate::memory::{Allocation, Memory};
+use crate::sys::reserve::{filled, room};
 use std::sync::Arc;
 
 /// Words to which every array of the arena is aligned: 256 bytes.
@@ -147,7 +148,7 @@ impl Uploader {
         let mut staging = Vec::new();
         for _ in 0..=config.steps_in_flight {
             staging.push(match config.metadata_only {
-                true => Staging::Host(vec![0; words.div_ceil(2) as usize]),
+                true => Staging::Host(filled(words.div_ceil(2) as usize, 0)?),
                 false => Staging::Device(DeviceStaging::new(memory, words, &config.name)?),
             });
         }
@@ -157,8 +158,9 @@ impl Uploader {
         };
         let mut ragged = vec![Vec::new(); groups];
         if config.ragged {
-            let cells = |group: usize| (rows * u64::from(geometry.groups[group].row_cells)) as usize;
-            (0..groups).for_each(|group| ragged[group].reserve_exact(cells(group)));
+            for (pages, group) in ragged.iter_mut().zip(&geometry.groups) {
+                *pages = room((rows * u64::from(group.row_cells)) as usize)?;
+            }
         }
         Ok(Self {
             places,
@@ -169,8 +171,8 @@ impl Uploader {
             is_unsettled: false,
             arrays: StepArrays { groups: vec![GroupArrays::default(); groups], ..StepArrays::default() },
             slots_known: 0,
-            segments: Vec::with_capacity((words / 4) as usize),
-            changes: Vec::with_capacity(config.max_sequences as usize),
+            segments: room((words / 4) as usize)?,
+            changes: room(config.max_sequences as usize)?,
             ragged,
             ragged_sent: vec![0; groups],
             cells_uploaded: vec![0; groups],

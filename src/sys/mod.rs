@@ -6,4 +6,5 @@
 pub mod clock;
 pub mod fork;
 pub mod random;
+pub mod reserve;
 pub mod shm;

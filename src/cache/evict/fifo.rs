@@ -8,14 +8,15 @@
 use super::Policy;
 use crate::cache::list::List;
 use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
 
 struct Fifo {
     by_age: List,
     is_held: Vec<bool>,
 }
 
-pub(super) fn make(blocks: u32) -> Box<dyn Policy> {
-    Box::new(Fifo { by_age: List::new(blocks), is_held: vec![false; blocks as usize] })
+pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
+    Ok(Box::new(Fifo { by_age: List::new(blocks)?, is_held: filled(blocks as usize, false)? }))
 }
 
 impl Policy for Fifo {
@@ -52,7 +53,7 @@ impl Policy for Fifo {
     }
 
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, is_findable: &dyn Fn(u32) -> bool) -> Result<()> {
-        let mut is_listed = vec![false; self.is_held.len()];
+        let mut is_listed = filled(self.is_held.len(), false)?;
         for block in self.by_age.validate()? {
             is_listed[block as usize] = true;
         }

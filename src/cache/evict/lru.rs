@@ -11,8 +11,8 @@ struct Lru {
     released: List,
 }
 
-pub(super) fn make(blocks: u32) -> Box<dyn Policy> {
-    Box::new(Lru { released: List::new(blocks) })
+pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
+    Ok(Box::new(Lru { released: List::new(blocks)? }))
 }
 
 impl Policy for Lru {

@@ -29,7 +29,7 @@ pub(super) trait Policy: Send {
 /// A policy by name.
 struct Registration {
     name: &'static str,
-    make: fn(blocks: u32) -> Box<dyn Policy>,
+    make: fn(blocks: u32) -> Result<Box<dyn Policy>>,
 }
 
 /// One line each.
@@ -44,7 +44,7 @@ pub fn policy_names() -> impl Iterator<Item = &'static str> {
 /// Makes the policy of that name for a pool of that size.
 pub(super) fn make(name: &str, blocks: u32) -> Result<Box<dyn Policy>> {
     match POLICIES.iter().find(|policy| policy.name == name) {
-        Some(policy) => Ok((policy.make)(blocks)),
+        Some(policy) => (policy.make)(blocks),
         None => {
             let known: Vec<_> = policy_names().collect();
             Err(Error::new(

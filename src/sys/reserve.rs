@@ -1,0 +1,82 @@
+//! Memory whose size comes from a caller: running out of it is an error and not an abort.
+//!
+//! [`filled`] and [`room`] touch or reserve at once, so that later use allocates nothing and meets no page fault;
+//! [`Zeroed`] takes its pages from the system as they are first written, for tables that are mostly empty.
+
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+
+use super::shm::Anonymous;
+use crate::error::{Error, Result, Status};
+
+/// A vector without elements and with room for `count`.
+pub fn room<T>(count: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| {
+        let text = format!("{count} entries of {} bytes do not fit into host memory", size_of::<T>());
+        Error::new(Status::OutOfHostMemory, text)
+    })?;
+    Ok(values)
+}
+
+/// A vector of `count` equal values.
+pub fn filled<T: Clone>(count: usize, value: T) -> Result<Vec<T>> {
+    let mut values = room(count)?;
+    values.resize(count, value);
+    Ok(values)
+}
+
+/// Owner of values that are zero until they are written.
+#[derive(Debug)]
+pub struct Zeroed<T> {
+    memory: Anonymous,
+    count: usize,
+    values: std::marker::PhantomData<T>,
+}
+
+impl<T: Pod> Zeroed<T> {
+    /// `count` zeros.
+    pub fn new(count: usize) -> Result<Self> {
+        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64).max(1);
+        Ok(Self { memory: Anonymous::new(bytes)?, count, values: std::marker::PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for Zeroed<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let first = self.memory.address() as *const T;
+        // SAFETY: the mapping is page-aligned, holds `count` values, and any bytes are a value.
+        unsafe { std::slice::from_raw_parts(first, self.count) }
+    }
+}
+
+impl<T: Pod> DerefMut for Zeroed<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let first = self.memory.address() as *mut T;
+        // SAFETY: as above, and `&mut self` makes this the only view.
+        unsafe { std::slice::from_raw_parts_mut(first, self.count) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cannot_be_are_errors() {
+        assert_eq!(room::<u64>(usize::MAX / 8).unwrap_err().status, Status::OutOfHostMemory);
+        assert!(Zeroed::<u64>::new(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn zeroed_values_are_zero_and_keep_what_is_written() {
+        let mut values = Zeroed::<i32>::new(100_000).unwrap();
+        assert!(values.iter().all(|&value| value == 0));
+        values[99_999] = 7;
+        assert_eq!((values[99_999], values.len()), (7, 100_000));
+        assert!(Zeroed::<i32>::new(0).unwrap().is_empty());
+    }
+}
