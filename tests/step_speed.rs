@@ -81,10 +81,10 @@ fn hash_chain_is_fast() {
     for (hash, least) in [(HashKind::Xxh3, 133), (HashKind::Blake3, 16)] {
         let base = blocks::config(64);
         let groups = vec![GroupConfig { block_tokens: 16, ..base.groups[0].clone() }];
-        let device = kavern::device::registry::open("host").unwrap();
+        let device = kavern::device::registry::open("host").expect("the host opens");
         let memory = Memory::new(device, Limits::default(), std::sync::Arc::new(kavern::event::NoSink));
         let config = CacheConfig { groups, hash, max_sequence_tokens: 1024, max_batch_tokens: 1024, ..base };
-        let cache = KvCache::new(&memory, &config).unwrap();
+        let cache = KvCache::new(&memory, &config).expect("the cache is small");
         let request = Request {
             namespace_id: 1,
             adapter_id: 0,
@@ -98,7 +98,7 @@ fn hash_chain_is_fast() {
         };
         let rates = (0..20).map(|_| {
             let (start, mut sum) = (now_ns(), 0);
-            cache.keys(&request, |_, key| sum ^= key.0[0]).unwrap();
+            cache.keys(&request, |_, key| sum ^= key.0[0]).expect("a valid request");
             assert_ne!(sum, 0);
             tokens.len() as u64 * 1000 / (now_ns() - start)
         });

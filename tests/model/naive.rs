@@ -216,7 +216,7 @@ impl Naive {
         }
         let reached = |(g, f): (&Group, &Vec<u32>)| f.len() * g.block_tokens;
         let mut hit = self.groups.iter().zip(&found).map(reached).min().unwrap();
-        let is_aligned = |hit: usize| self.groups.iter().all(|g| hit % g.block_tokens == 0);
+        let is_aligned = |hit: usize| self.groups.iter().all(|g| hit.is_multiple_of(g.block_tokens));
         let lower = |mut hit: usize| {
             while !is_aligned(hit) {
                 hit -= 1;
