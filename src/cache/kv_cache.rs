@@ -231,7 +231,7 @@ impl KvCache {
         let mut is_first = true;
         loop {
             if uploader.arena().is_some() {
-                uploader.turn(self.device())?;
+                uploader.turn(self.device(), is_first)?;
             }
             let (words, is_all, wait_count) = {
                 let mut state = self.state.lock();

@@ -154,10 +154,10 @@ impl KvCache {
         let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
         let outcome = device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args });
-        // Whatever became of the launch, the copy is under way and must be waited for.
-        slot.unrecorded = Some(stream);
-        device.event_record(slot.event.event(), stream)?;
-        slot.unrecorded = None;
+        // Whatever became of the launch, the copy is under way and must be waited for: by the event, or by the stream
+        // if it cannot be recorded. That fails no call: its launch would be counted twice when it is repeated.
+        let recorded = device.event_record(slot.event.event(), stream);
+        slot.unrecorded = recorded.is_err().then_some(stream);
         outcome
     }
 

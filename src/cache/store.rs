@@ -283,6 +283,8 @@ impl Store {
                 if let Some(own) = self.origins.get_mut(index as usize) {
                     own.serial = origin.serial;
                 }
+                // The private block names its content too: events of what follows tell this key as their parent's.
+                self.blocks[index as usize].key = as_what.key;
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
@@ -400,3 +402,7 @@ pub(super) struct StoreOptions {
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -114,6 +114,8 @@ pub(super) struct Uploader {
     staging: Vec<Staging>,
     next: usize,
     current: usize,
+    /// The slot with the arrays of the batch, which the host reads after the call.
+    batch_slot: usize,
     /// A call failed: a slot may be in use without a mark that says until when.
     is_unsettled: bool,
     pub(super) arrays: StepArrays,
@@ -168,6 +170,7 @@ impl Uploader {
             staging,
             next: 0,
             current: 0,
+            batch_slot: 0,
             is_unsettled: false,
             arrays: StepArrays { groups: vec![GroupArrays::default(); groups], ..StepArrays::default() },
             slots_known: 0,
@@ -204,14 +207,22 @@ impl Uploader {
         self.arena.as_ref()
     }
 
-    /// Turns to the next staging slot; waits if its last copy is still under way, which is rare.
-    pub(super) fn turn(&mut self, device: &dyn Device) -> Result<()> {
+    /// Turns to the next staging slot; waits if its last copy is still under way, which is rare. Later pieces of a call
+    /// leave the slot of the first one alone.
+    pub(super) fn turn(&mut self, device: &dyn Device, is_first: bool) -> Result<()> {
         if self.is_unsettled {
             self.staging.iter_mut().try_for_each(|staging| staging.settle(device))?;
             self.is_unsettled = false;
         }
+        if !is_first && self.next == self.batch_slot {
+            // There are at least two slots, because a step is in flight.
+            self.next = (self.next + 1) % self.staging.len();
+        }
         self.staging[self.next].wait(device)?;
         self.current = self.next;
+        if is_first {
+            self.batch_slot = self.current;
+        }
         self.next = (self.current + 1) % self.staging.len();
         Ok(())
     }
@@ -319,7 +330,7 @@ impl Uploader {
     }
 
     fn view(&self, first: usize, count: usize) -> Result<&[i32]> {
-        self.staging[self.current].view(first, count)
+        self.staging[self.batch_slot].view(first, count)
     }
 
     /// Rows of the batch positions.

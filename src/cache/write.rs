@@ -63,6 +63,16 @@ impl KvCache {
         if append.tokens == 0 {
             return Ok(());
         }
+        let element = append.dtype.bytes();
+        for (name, slice, align) in
+            [("keys", append.keys, element), ("values", append.values, element), ("slots", append.slots, 8)]
+        {
+            // A kernel that reads a misaligned address loses the device.
+            if slice.address() % align != 0 {
+                let text = format!("{name} at {:#x}; align them to {align} bytes", slice.address());
+                return Err(Error::argument(text));
+            }
+        }
         let strides = geometry.strides;
         let args = [
             Arg::Write(pool),

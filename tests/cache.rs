@@ -1,0 +1,14 @@
+//! What users of the KV cache rely on, one sentence a test, on the host device. The random test against a naive cache
+//! is `model.rs`; this file's tests say each promise by name.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cache {
+    mod bench;
+    mod events;
+    mod faults;
+    mod isolation;
+    mod prefix;
+    mod steps;
+    mod tables;
+    mod write;
+}
