@@ -42,5 +42,19 @@ fn block(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, step, block);
+/// What the machine can do at all, in the same run: an empty guarded call, and a plain copy larger than its caches.
+fn bound(criterion: &mut Criterion) {
+    let engine = Engine::new(Naming::Keys, c"host");
+    criterion.bench_function("bound_empty_call", |bencher| bencher.iter(|| engine.empty_call()));
+    let source = vec![7u8; 64 << 20];
+    let mut target = vec![0u8; 64 << 20];
+    let mut group = criterion.benchmark_group("bound_copy");
+    group.throughput(criterion::Throughput::Bytes(64 << 20));
+    group.bench_function("64_mib", |bencher| {
+        bencher.iter(|| black_box(&mut target).copy_from_slice(black_box(&source)))
+    });
+    group.finish();
+}
+
+criterion_group!(benches, step, block, bound);
 criterion_main!(benches);

@@ -218,6 +218,13 @@ impl Engine {
         ok(unsafe { kavern_kv_step_done(self.cache, self.step, STREAM_DEFAULT) });
     }
 
+    /// The cheapest call: guard, lookup of the handle, nothing to do.
+    #[allow(dead_code, reason = "the bench asks for it, the test does not")]
+    pub(crate) fn empty_call(&self) {
+        // SAFETY: no requests.
+        ok(unsafe { kavern_kv_match(self.cache, 0, ptr::null(), ptr::null_mut()) });
+    }
+
     /// Waits for the device, as an engine does before it samples.
     pub(crate) fn settle(&mut self) {
         // SAFETY: a live manager.

@@ -126,6 +126,10 @@ unsafe fn check_tail<T: CStruct>(pointer: *const T, size: usize) -> Result<()> {
 /// # Safety
 /// `pointer` points to `size` bytes.
 unsafe fn copy_struct<T: CStruct>(pointer: *const T, size: usize) -> T {
+    if size >= size_of::<T>() {
+        // SAFETY: the struct is whole; callers have checked its alignment.
+        return unsafe { pointer.read() };
+    }
     let mut value = T::defaults();
     let bytes = size.min(size_of::<T>());
     // SAFETY: both ranges hold `bytes` bytes, and the target is a local value.
