@@ -212,10 +212,12 @@ pub unsafe extern "C" fn kavern_kv_validate(cache: *const kavern_kv_cache) -> ka
 
 /// Makes everything in scope unfindable; blocks that sequences or leases hold stay with them until they are freed.
 ///
+/// Sequences and leases in scope publish nothing more, so that nothing computed before the call is found after it.
+///
 /// `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
 /// `removed` (may be null) receives how many blocks it were.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; lets others in between stretches of 4,096 blocks, so what they commit meanwhile may stay.
+/// Threads: any; lets others in between stretches of 4,096 blocks.
 /// Since: 0.1
 ///
 /// # Safety
@@ -378,7 +380,8 @@ fn foreign(object: &CacheObject, address: u64, bytes: u64) -> Result<DeviceSlice
 
 /// Writes keys and values of new tokens of one layer into their slots, rounding once to the cache's type.
 ///
-/// Stream: enqueues on `stream` and returns; the memory must live until the work is done.
+/// Stream: enqueues on `stream` and returns; the memory must live until the work is done. Keys, values and slots are
+/// aligned to the size of their elements.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED (opaque group, metadata-only cache, a pair of types
 /// that is not converted), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE. A slot beyond
 /// the pool is an error of the device.

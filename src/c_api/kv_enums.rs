@@ -146,7 +146,7 @@ pub enum kavern_kv_event_kind {
     KAVERN_EVENT_STORED = 1,
     /// A block is no longer findable; `reason` says why.
     KAVERN_EVENT_REMOVED = 2,
-    /// Every block of a namespace, or of the cache, is no longer findable.
+    /// A reset is over. Its removals were told block by block before; a mirror needs nothing from this.
     KAVERN_EVENT_CLEARED = 3,
 }
 

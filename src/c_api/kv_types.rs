@@ -414,7 +414,7 @@ pub struct kavern_kv_event {
     pub kind: u32,
     /// A KAVERN_REMOVE_ value.
     pub reason: u32,
-    /// Group of the block.
+    /// Group of the block; the KAVERN_RESET_ scope for KAVERN_EVENT_CLEARED.
     pub group: u32,
     /// The block, -1 for KAVERN_EVENT_CLEARED.
     pub block: i32,

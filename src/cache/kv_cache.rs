@@ -10,18 +10,17 @@ use super::config::{CacheConfig, Content, Geometry};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::hash::Key;
 use super::kernels::KERNELS;
-use super::lookup::{Match, Request};
+use super::lookup::Request;
 use super::pattern::Pattern;
+use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, ResetScope, State};
-use super::step::{Op, OpResult};
 use super::steps::StepState;
-use super::table::{GroupAddresses, GroupView, Uploader};
+use super::table::Uploader;
 use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
 use crate::error::{Error, Result, Status};
 use crate::format::Strides;
 use crate::memory::{Allocation, Memory};
 use crate::sync::{Mutex, MutexGuard};
-use crate::types::Id;
 
 /// Blocks that a reset looks at before it lets others in.
 const RESET_STRETCH: u32 = 4096;
@@ -67,12 +66,6 @@ pub struct KvCache {
     metadata_bytes: u64,
 }
 
-/// What `tables` gives.
-pub struct StepTables<'a> {
-    uploader: &'a Uploader,
-    state: MutexGuard<'a, State>,
-}
-
 impl KvCache {
     /// Makes a cache. Allocates everything it will ever need. Blocks.
     pub fn new(memory: &Arc<Memory>, config: &CacheConfig) -> Result<Self> {
@@ -94,6 +87,13 @@ impl KvCache {
                         Pool { slice: owner.slice().part(0, bytes)?, _owner: Some(owner) }
                     }
                 });
+            }
+            if let Some(at) =
+                (1..pools.len()).find(|&at| pools[..at].iter().any(|p| p.slice.overlaps(&pools[at].slice)))
+            {
+                return Err(Error::argument(format!(
+                    "the region of group {at} overlaps that of an earlier group"
+                )));
             }
             for _ in 0..config.steps_in_flight {
                 events.push(OwnedEvent::new(device)?);
@@ -304,10 +304,10 @@ impl KvCache {
         Ok(self.reap()?.evict(group as usize, count))
     }
 
-    /// Makes everything in scope unfindable; blocks that are held stay with their holders. Lets other threads in
-    /// between stretches of blocks, so what they publish meanwhile may stay.
+    /// Makes everything in scope unfindable; blocks that are held stay with their holders, which publish nothing more.
+    /// Lets other threads in between stretches of blocks, so what new sequences publish meanwhile may go or stay.
     pub fn reset(&self, scope: ResetScope) -> Result<u64> {
-        drop(self.reap()?);
+        self.reap()?.silence_holders(scope);
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             for from in (0..geometry.blocks).step_by(RESET_STRETCH as usize) {
@@ -411,88 +411,5 @@ impl Borrowed<'_> {
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         *self.home.lock() = self.uploader.take();
-    }
-}
-
-/// A batch of lookups.
-pub struct MatchSession<'a> {
-    state: MutexGuard<'a, State>,
-}
-
-impl MatchSession<'_> {
-    /// Looks one prompt up.
-    pub fn find(&mut self, request: &Request<'_>) -> Result<Match> {
-        self.state.match_one(request)
-    }
-
-    /// The blocks of a lease, one group after the other.
-    pub fn blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
-        self.state.lease_blocks(lease)
-    }
-}
-
-/// A list of operations of a step.
-pub struct StepSession<'a> {
-    state: MutexGuard<'a, State>,
-}
-
-impl StepSession<'_> {
-    /// Applies one operation.
-    pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
-        self.state.apply(op)
-    }
-
-    /// Counts an operation that was refused before it reached the cache.
-    pub fn refuse(&mut self, status: Status) -> OpResult {
-        self.state.shared.counters.refused_ops += 1;
-        OpResult::refused(status)
-    }
-}
-
-impl StepTables<'_> {
-    /// Rows of the batch positions.
-    pub fn batch_rows(&self) -> Result<&[i32]> {
-        self.uploader.batch_rows()
-    }
-
-    /// First token of each batch position, and the end.
-    pub fn batch_starts(&self) -> Result<&[i32]> {
-        self.uploader.batch_starts()
-    }
-
-    /// Tokens of each row's sequence.
-    pub fn sequence_lengths(&self) -> &[i32] {
-        &self.state.batch.lengths
-    }
-
-    /// Tokens scheduled.
-    pub fn token_count(&self) -> usize {
-        self.uploader.arrays.token_count
-    }
-
-    /// Device addresses of the rows, starts and lengths; 0 without a device.
-    pub fn addresses(&self) -> [u64; 3] {
-        let places = &self.uploader.places;
-        [places.rows, places.starts, places.lengths].map(|first| self.uploader.address(first))
-    }
-
-    /// Tables of a group as the host sees them.
-    pub fn group(&self, group: usize) -> Result<GroupView<'_>> {
-        self.uploader.group_view(&self.state, group)
-    }
-
-    /// Tables of a group as the device sees them; 0 for those that do not exist.
-    pub fn group_addresses(&self, group: usize) -> GroupAddresses {
-        let places = self.uploader.places.groups[group];
-        let address = |first: u64| self.uploader.address(first);
-        let if_exists = |exists: bool, first: u64| if exists { address(first) } else { 0 };
-        let is_ragged = places.indptr != places.indices;
-        GroupAddresses {
-            block_table: address(places.table),
-            slot_mapping: if_exists(places.slots != places.indptr, places.slots),
-            page_indptr: if_exists(is_ragged, places.indptr),
-            page_indices: if_exists(is_ragged, places.indices),
-            last_page_tokens: if_exists(is_ragged, places.last),
-        }
     }
 }

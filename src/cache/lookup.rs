@@ -5,12 +5,16 @@
 //! smallest common block: vLLM's hash block size for hybrid models.
 
 use super::block::{Publication, ROOT_SERIAL};
+use super::events::RemoveReason;
 use super::hash::{self, Extras, Key};
 use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::types::Id;
+
+/// Most blocks of each group that a lookup evicts to make room for a new namespace.
+const EVICTIONS_FOR_A_NAMESPACE: u32 = 64;
 
 /// Something beside the tokens that content depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +139,18 @@ impl State {
             }
             Naming::Keys { key_bytes, .. } => KeyMode::Keys(key_bytes),
         };
-        self.shared.namespaces.open(request.namespace_id, request.adapter_id, request.salt, mode)
+        let Request { namespace_id, adapter_id, salt, .. } = *request;
+        for _ in 0..EVICTIONS_FOR_A_NAMESPACE {
+            let opened = self.shared.namespaces.open(namespace_id, adapter_id, salt, mode);
+            if !opened.as_ref().is_err_and(|error| error.status == Status::LimitReached) {
+                return opened;
+            }
+            // A full table is mostly old tenants' content that nobody holds: the oldest of it makes room.
+            self.stores
+                .iter_mut()
+                .for_each(|store| _ = store.evict_one(RemoveReason::Evicted, &mut self.shared));
+        }
+        self.shared.namespaces.open(namespace_id, adapter_id, salt, mode)
     }
 
     /// Keys of all full links of a request, each given to `take`; answers how many there are.

@@ -137,7 +137,21 @@ impl State {
 
     /// Evicts up to `count` blocks of a group.
     pub(super) fn evict(&mut self, group: usize, count: u64) -> u64 {
-        (0..count).take_while(|_| self.stores[group].evict_one(&mut self.shared)).count() as u64
+        (0..count)
+            .take_while(|_| self.stores[group].evict_one(RemoveReason::Requested, &mut self.shared))
+            .count() as u64
+    }
+
+    /// Sequences and leases in scope publish nothing more: what they compute belongs to what is being forgotten.
+    pub(super) fn silence_holders(&mut self, scope: ResetScope) {
+        let sequences = self.holders.sequences.iter_mut().map(|sequence| &mut sequence.holder);
+        let leases = self.holders.leases.iter_mut().map(|lease| &mut lease.holder);
+        for holder in sequences.chain(leases).filter(|holder| holder.is_live) {
+            holder.no_store |= match scope {
+                ResetScope::All => true,
+                ResetScope::Namespace(id) => self.shared.namespaces.get(holder.namespace).id() == id,
+            };
+        }
     }
 
     /// Makes findable blocks of a stretch of one group unfindable; answers how many.
@@ -168,15 +182,15 @@ impl State {
         if !self.shared.events.is_on() {
             return;
         }
-        let namespace_id = match scope {
-            ResetScope::All => 0,
-            ResetScope::Namespace(id) => id,
+        let (scope, namespace_id) = match scope {
+            ResetScope::All => (1, 0),
+            ResetScope::Namespace(id) => (2, id),
         };
         self.shared.events.push(CacheEvent {
             number: 0,
             kind: CacheEventKind::Cleared,
             reason: RemoveReason::Reset,
-            group: 0,
+            group: scope,
             block: -1,
             namespace_id,
             token_offset: 0,

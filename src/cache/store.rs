@@ -368,10 +368,11 @@ impl Store {
     }
 
     /// Evicts the policy's next victim. False if nothing is inactive.
-    pub(super) fn evict_one(&mut self, shared: &mut Shared) -> bool {
+    pub(super) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
         let Some(victim) = self.policy.victim() else { return false };
         self.inactive -= 1;
-        self.forget(victim, RemoveReason::Requested, shared);
+        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
+        self.forget(victim, reason, shared);
         self.free.push(victim);
         true
     }

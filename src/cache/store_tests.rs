@@ -23,13 +23,13 @@ fn store() -> (Store, Shared, u32) {
     let options = StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
-        namespaces: Namespaces::new([0; 32], false, 4),
-        events: crate::cache::events::Events::new(16),
+        namespaces: Namespaces::new([0; 32], false, 4).unwrap(),
+        events: crate::cache::events::Events::new(16).unwrap(),
         steps: Steps::new(1, 1, &[]),
         counters: Counters::default(),
     };
     let namespace = shared.namespaces.open(1, 0, b"", KeyMode::Tokens).unwrap();
-    (Store::new(0, &geometry, policy, [5, 6, 7, 8], options), shared, namespace)
+    (Store::new(0, &geometry, policy, [5, 6, 7, 8], options).unwrap(), shared, namespace)
 }
 
 fn content(key: Key, namespace: u32, parent_serial: u64) -> Publication {
@@ -111,7 +111,7 @@ fn an_orphan_is_not_found_after_a_new_ancestor_and_gives_way_once_nobody_holds_i
     let after_old = content(NEXT, namespace, store.origin(root).serial);
     store.publish(orphan, &after_old, &mut shared);
     store.release(root, 0, &mut shared);
-    assert!(store.evict_one(&mut shared));
+    assert!(store.evict_one(RemoveReason::Requested, &mut shared));
     let root = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(root, &first, &mut shared), Published::Stored);
     let after_new = content(NEXT, namespace, store.origin(root).serial);

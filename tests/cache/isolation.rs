@@ -1,7 +1,7 @@
 //! Who shares with whom: keys, namespaces, salts, adapters, extras; and whose bytes a slot may still hold.
 
 use kavern::cache::{CacheConfig, Extra, GroupConfig, HashKind, Key, Op, Request, ResetScope, Scrub};
-use kavern::device::registry;
+use kavern::device::{DeviceSlice, registry};
 use kavern::error::Status;
 
 use super::bench::{
@@ -75,18 +75,48 @@ fn a_salt_can_be_required() {
 }
 
 #[test]
-fn namespaces_are_bounded_and_come_free_with_their_last_block() {
+fn a_full_table_of_namespaces_forgets_the_oldest_content_but_nothing_that_is_held() {
     let mut bench = Bench::new(&CacheConfig { max_namespaces: 2, ..config(vec![group(4)], 8) });
     let tokens = prompt(1, 4);
     for id in [1, 2] {
         bench.run(&Request { namespace_id: id, ..ask(&tokens) });
     }
     let third = Request { namespace_id: 3, ..ask(&tokens) };
-    assert_eq!(refused(lookup(&bench.cache, &third)), Status::LimitReached);
-    assert_eq!(bench.statistics().leases, 0);
-    bench.cache.reset(ResetScope::Namespace(1)).unwrap();
     assert_eq!(bench.run(&third), 0);
-    assert_eq!(bench.hits(&Request { namespace_id: 2, ..ask(&tokens) }), 4);
+    assert_eq!(bench.statistics().evicted_blocks, 1);
+    let [second, third] = [2, 3].map(|id| bench.look(&Request { namespace_id: id, ..ask(&tokens) }));
+    assert_eq!([second.tokens, third.tokens], [4, 4]);
+    let fourth = Request { namespace_id: 4, ..ask(&tokens) };
+    assert_eq!(refused(lookup(&bench.cache, &fourth)), Status::LimitReached);
+    assert_eq!(bench.statistics().leases, 2);
+    bench.begin();
+    bench.release(second.lease);
+    bench.release(third.lease);
+    bench.cache.reset(ResetScope::Namespace(2)).unwrap();
+    assert_eq!(bench.hits(&fourth), 0);
+    assert_eq!(bench.hits(&Request { namespace_id: 3, ..ask(&tokens) }), 4);
+}
+
+#[test]
+fn what_runs_during_a_reset_publishes_nothing_more() {
+    let mut bench = Bench::simple(4, 32);
+    let tokens = prompt(1, 12);
+    bench.begin();
+    let lease = bench.look(&ask(&tokens)).lease;
+    let sequence = bench.admit(lease, 12).sequence;
+    bench.good(&commit(sequence, &tokens[..4], &[]));
+    let early = bench.look(&ask(&prompt(2, 4))).lease;
+    let other = bench.look(&Request { namespace_id: 2, ..ask(&tokens) }).lease;
+    assert_eq!(bench.cache.reset(ResetScope::Namespace(1)).unwrap(), 1);
+    assert_eq!(bench.good(&commit(sequence, &tokens[4..], &[])).blocks_committed, 0);
+    let admitted = bench.admit(early, 4).sequence;
+    assert_eq!(bench.good(&commit(admitted, &prompt(2, 4), &[])).blocks_committed, 0);
+    let untouched = bench.admit(other, 12).sequence;
+    assert_eq!(bench.good(&commit(untouched, &tokens, &[])).blocks_committed, 3);
+    [sequence, admitted, untouched].into_iter().for_each(|id| bench.free(id));
+    bench.done();
+    assert_eq!(bench.run(&ask(&tokens)), 0);
+    assert_eq!(bench.hits(&ask(&tokens)), 12);
 }
 
 #[test]
@@ -373,6 +403,12 @@ fn blocks_may_lie_in_memory_of_the_callers() {
     for region in [own.part(256, bytes - 1).unwrap(), own.part(128, bytes).unwrap(), foreign] {
         assert_eq!(refused(kavern::cache::KvCache::new(&memory, &with(region))), Status::InvalidArgument);
     }
+    let [first, second] = [0, 512].map(|at| Some(own.part(at, bytes).unwrap()));
+    let both = |regions: [Option<DeviceSlice>; 2]| {
+        config(regions.map(|region| GroupConfig { region, ..plain.clone() }).to_vec(), 16)
+    };
+    let overlapping = kavern::cache::KvCache::new(&memory, &both([first, second]));
+    assert_eq!(refused(overlapping), Status::InvalidArgument);
     let settings = CacheConfig { metadata_only: true, ..with(own) };
     assert_eq!(refused(kavern::cache::KvCache::new(&memory, &settings)), Status::InvalidArgument);
     assert_eq!(memory.statistics().device.bytes, before.device.bytes);

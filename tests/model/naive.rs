@@ -386,6 +386,9 @@ impl Naive {
     }
 
     pub(crate) fn reset(&mut self, namespace: Option<u64>) -> usize {
+        for holder in self.leases.values_mut().chain(self.sequences.values_mut()) {
+            holder.no_store |= namespace.is_none_or(|wanted| wanted == holder.namespace);
+        }
         let mut removed = 0;
         for group in &mut self.groups {
             for block in 0..group.blocks.len() as u32 {

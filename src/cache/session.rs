@@ -1,0 +1,98 @@
+//! What the calls of a step work with while they hold the cache's lock: lookups, a list of operations, the tables.
+
+use super::lookup::{Match, Request};
+use super::state::State;
+use super::step::{Op, OpResult};
+use super::table::{GroupAddresses, GroupView, Uploader};
+use crate::error::{Result, Status};
+use crate::sync::MutexGuard;
+use crate::types::Id;
+
+/// What `tables` gives.
+pub struct StepTables<'a> {
+    pub(super) uploader: &'a Uploader,
+    pub(super) state: MutexGuard<'a, State>,
+}
+
+/// A batch of lookups.
+pub struct MatchSession<'a> {
+    pub(super) state: MutexGuard<'a, State>,
+}
+
+impl MatchSession<'_> {
+    /// Looks one prompt up.
+    pub fn find(&mut self, request: &Request<'_>) -> Result<Match> {
+        self.state.match_one(request)
+    }
+
+    /// The blocks of a lease, one group after the other.
+    pub fn blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
+        self.state.lease_blocks(lease)
+    }
+}
+
+/// A list of operations of a step.
+pub struct StepSession<'a> {
+    pub(super) state: MutexGuard<'a, State>,
+}
+
+impl StepSession<'_> {
+    /// Applies one operation.
+    pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
+        self.state.apply(op)
+    }
+
+    /// Counts an operation that was refused before it reached the cache.
+    pub fn refuse(&mut self, status: Status) -> OpResult {
+        self.state.shared.counters.refused_ops += 1;
+        OpResult::refused(status)
+    }
+}
+
+impl StepTables<'_> {
+    /// Rows of the batch positions.
+    pub fn batch_rows(&self) -> Result<&[i32]> {
+        self.uploader.batch_rows()
+    }
+
+    /// First token of each batch position, and the end.
+    pub fn batch_starts(&self) -> Result<&[i32]> {
+        self.uploader.batch_starts()
+    }
+
+    /// Tokens of each row's sequence.
+    pub fn sequence_lengths(&self) -> &[i32] {
+        &self.state.batch.lengths
+    }
+
+    /// Tokens scheduled.
+    pub fn token_count(&self) -> usize {
+        self.uploader.arrays.token_count
+    }
+
+    /// Device addresses of the rows, starts and lengths; 0 without a device.
+    pub fn addresses(&self) -> [u64; 3] {
+        let places = &self.uploader.places;
+        [places.rows, places.starts, places.lengths].map(|first| self.uploader.address(first))
+    }
+
+    /// Tables of a group as the host sees them.
+    pub fn group(&self, group: usize) -> Result<GroupView<'_>> {
+        self.uploader.group_view(&self.state, group)
+    }
+
+    /// Tables of a group as the device sees them; 0 for those that do not exist.
+    pub fn group_addresses(&self, group: usize) -> GroupAddresses {
+        let places = self.uploader.places.groups[group];
+        let address = |first: u64| self.uploader.address(first);
+        let if_exists = |exists: bool, first: u64| if exists { address(first) } else { 0 };
+        let is_ragged = places.indptr != places.indices;
+        GroupAddresses {
+            block_table: address(places.table),
+            slot_mapping: if_exists(places.slots != places.indptr, places.slots),
+            page_indptr: if_exists(is_ragged, places.indptr),
+            page_indices: if_exists(is_ragged, places.indices),
+            last_page_tokens: if_exists(is_ragged, places.last),
+        }
+    }
+}
