@@ -288,7 +288,7 @@ enum kavern_kv_event_kind
     KAVERN_EVENT_STORED = 1,
     /** A block is no longer findable; `reason` says why. */
     KAVERN_EVENT_REMOVED = 2,
-    /** Every block of a namespace, or of the cache, is no longer findable. */
+    /** A reset is over. Its removals were told block by block before; a mirror needs nothing from this. */
     KAVERN_EVENT_CLEARED = 3,
 };
 #ifndef __cplusplus
@@ -654,7 +654,7 @@ typedef struct kavern_kv_event {
     uint32_t kind;
     /** A KAVERN_REMOVE_ value. */
     uint32_t reason;
-    /** Group of the block. */
+    /** Group of the block; the KAVERN_RESET_ scope for KAVERN_EVENT_CLEARED. */
     uint32_t group;
     /** The block, -1 for KAVERN_EVENT_CLEARED. */
     int32_t block;
@@ -1051,10 +1051,12 @@ kavern_status kavern_kv_validate(const kavern_kv_cache *cache);
 /**
  * Makes everything in scope unfindable; blocks that sequences or leases hold stay with them until they are freed.
  *
+ * Sequences and leases in scope publish nothing more, so that nothing computed before the call is found after it.
+ *
  * `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
  * `removed` (may be null) receives how many blocks it were.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; lets others in between stretches of 4,096 blocks, so what they commit meanwhile may stay.
+ * Threads: any; lets others in between stretches of 4,096 blocks.
  * Since: 0.1
  *
  * Safety: `removed` must be null or point to a writable value.
@@ -1119,7 +1121,8 @@ kavern_status kavern_kv_events_snapshot(kavern_kv_cache *cache,
 /**
  * Writes keys and values of new tokens of one layer into their slots, rounding once to the cache's type.
  *
- * Stream: enqueues on `stream` and returns; the memory must live until the work is done.
+ * Stream: enqueues on `stream` and returns; the memory must live until the work is done. Keys, values and slots are
+ * aligned to the size of their elements.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED (opaque group, metadata-only cache, a pair of types
  * that is not converted), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE. A slot beyond
  * the pool is an error of the device.
