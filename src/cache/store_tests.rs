@@ -12,6 +12,10 @@ const NEXT: Key = Key([3, 4, 0, 0]);
 
 /// A store of four blocks of two tokens that compares them, and the namespace that publishes.
 fn store() -> (Store, Shared, u32) {
+    seeded_store([5, 6, 7, 8])
+}
+
+fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     let geometry = GroupGeometry {
         content: crate::cache::Content::Opaque { block_bytes: 16 },
         strides: Strides::default(),
@@ -29,7 +33,7 @@ fn store() -> (Store, Shared, u32) {
         counters: Counters::default(),
     };
     let namespace = shared.namespaces.open(1, 0, b"", KeyMode::Tokens).unwrap();
-    (Store::new(0, &geometry, policy, [5, 6, 7, 8], options).unwrap(), shared, namespace)
+    (Store::new(0, &geometry, policy, seed, options).unwrap(), shared, namespace)
 }
 
 fn content(key: Key, namespace: u32, parent_serial: u64) -> Publication {
@@ -125,4 +129,20 @@ fn an_orphan_is_not_found_after_a_new_ancestor_and_gives_way_once_nobody_holds_i
     assert_eq!((store.free_count(), store.inactive_count(), shared.counters.collisions), (2, 0, 0));
     let last = shared.events.after(shared.events.last() - 2).unwrap().unwrap();
     assert_eq!((last.kind, last.reason), (CacheEventKind::Removed, RemoveReason::Replaced));
+}
+
+#[test]
+fn one_namespace_never_finds_anothers_block_even_where_the_hashes_meet() {
+    // Without a seed and with this key the namespace drops out of the hash.
+    let key = Key([0, 1, 2, 3]);
+    let (mut store, mut shared, owner) = seeded_store([0; 4]);
+    let other = shared.namespaces.open(2, 0, b"", KeyMode::Tokens).unwrap();
+    assert_eq!(store.index.hash(&key, owner), store.index.hash(&key, other));
+    let block = filled(&mut store, &mut shared, [1, 2]);
+    assert_eq!(store.publish(block, &content(key, owner, ROOT_SERIAL), &mut shared), Published::Stored);
+    assert_eq!(store.find(&content(key, other, ROOT_SERIAL), &[1, 2], &mut shared.counters), None);
+    let theirs = filled(&mut store, &mut shared, [1, 2]);
+    assert_eq!(store.publish(theirs, &content(key, other, ROOT_SERIAL), &mut shared), Published::Stored);
+    assert_eq!(store.find(&content(key, other, ROOT_SERIAL), &[1, 2], &mut shared.counters), Some(theirs));
+    assert_eq!(store.find(&content(key, owner, ROOT_SERIAL), &[1, 2], &mut shared.counters), Some(block));
 }
