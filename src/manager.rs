@@ -94,7 +94,7 @@ impl Manager {
     /// Opens a device by name, for example "host" or "cuda:0".
     pub fn open(spec: &str, limits: Limits, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
         fork::install()?;
-        let device = registry::open(spec)?;
+        let device = registry::open_telling(spec, Arc::clone(&sink))?;
         let memory = Memory::new(Arc::clone(&device), limits, Arc::clone(&sink));
         let manager = Arc::new(Self {
             device,

@@ -69,7 +69,7 @@ fn fill(args: &mut CpuArgs<'_>) {
 
 /// Compares each listed block with the pattern of its seed.
 ///
-/// Arguments: counters u64 [checked, mismatched, a mismatched block + 1] (written), pool (read), block ids i32
+/// Arguments: counters u64 [checked, mismatched, highest mismatched block + 1] (written), pool (read), block ids i32
 /// (read), seeds u64 (read), bytes of a block.
 pub(super) static CHECK: Kernel = Kernel { name: "kavern_blocks_check", cpu: check };
 
@@ -86,7 +86,7 @@ fn check(args: &mut CpuArgs<'_>) {
         counters[0] += 1;
         if !is_equal {
             counters[1] += 1;
-            counters[2] = block as u64 + 1;
+            counters[2] = counters[2].max(block as u64 + 1);
         }
     }
 }
