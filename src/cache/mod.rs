@@ -33,6 +33,7 @@ pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind,
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;
+pub use kernels::kernels;
 pub use kv_cache::StepTables;
 pub use kv_cache::{GroupDescription, KvCache, MatchSession, StepSession};
 pub use lookup::{Extra, Match, Naming, Request};
