@@ -87,6 +87,9 @@ kavern_kv_append(u64 pool, u64 pool_bytes, u64 keys, u64 keys_bytes, u64 values,
     const bool is_vector = is_plain && is_aligned(places, 16);
     // What one thread does at a time: 16 bytes, an element to convert, or a byte.
     const u64 units = is_vector ? row / 16 : is_plain ? row : channels;
+    // Counted in 32 bits, because each step of a thread divides.
+    require(2 * heads * units < 1ull << 32);
+    const u32 row_units = (u32)units, work = (u32)(2 * heads * units), rows = (u32)heads;
     for (u64 token = blockIdx.x; token < tokens; token += gridDim.x) {
         const i64 slot = ((const i64 *)slots)[token];
         if (slot < 0) {
@@ -95,9 +98,11 @@ kavern_kv_append(u64 pool, u64 pool_bytes, u64 keys, u64 keys_bytes, u64 values,
         const u64 at = (u64)slot / block_tokens * block_stride + (u64)slot % block_tokens * token_stride + layer_at;
         // The last byte that this token writes.
         require(at + kv_stride + (heads - 1) * head_stride + row <= pool_bytes);
-        for (u64 i = threadIdx.x; i < 2 * heads * units; i += blockDim.x) {
-            const u64 head = i / units % heads, unit = i % units;
-            const bool is_value = i / units >= heads;
+        for (u32 i = threadIdx.x; i < work; i += blockDim.x) {
+            const u32 line = i / row_units;
+            const u64 unit = i % row_units;
+            const bool is_value = line >= rows;
+            const u64 head = is_value ? line - rows : line;
             u8 *target = (u8 *)pool + at + (is_value ? kv_stride : 0) + head * head_stride;
             const u8 *source = (const u8 *)(is_value ? values : keys) + (token * heads + head) * source_row;
             if (is_vector) {

@@ -1,4 +1,4 @@
-// Kernels of the contract tests. References: tests/contracts/.
+// Kernels of the contract tests and of examples/gpu_figures.rs. References: tests/contracts/.
 
 #include "types.cuh"
 
@@ -16,6 +16,22 @@ extern "C" __global__ void contract_negate(u64 out, u64 out_bytes, u64 in, u64 i
     const u64 all = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < least(out_bytes, in_bytes); i += all) {
         ((u8 *)out)[i] = (u8) ~((const u8 *)in)[i];
+    }
+}
+
+// Reads everything and keeps nothing: what reading costs at least, to compare a check with.
+extern "C" __global__ void __launch_bounds__(1024) contract_read(u64 out, u64 out_bytes, u64 in, u64 in_bytes) {
+    const uint4 *source = (const uint4 *)in;
+    const u64 all = (u64)gridDim.x * blockDim.x, vectors = in_bytes / 16;
+    u32 mixed = 0;
+#pragma unroll 8
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < vectors; i += all) {
+        const uint4 seen = __ldcs(source + i);
+        mixed |= seen.x ^ seen.y ^ seen.z ^ seen.w;
+    }
+    // Never so for the patterns that are read; without it the compiler would drop the loads.
+    if (mixed == 0 && out_bytes >= 4) {
+        *(u32 *)out = 1;
     }
 }
 

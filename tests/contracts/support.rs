@@ -63,8 +63,8 @@ pub(super) fn refused<T>(result: Result<T>) -> Status {
     }
 }
 
-/// What a driver takes for itself or gives back late; it serves small allocations from pieces of some MiB.
-const DRIVER_BYTES: u64 = 32 << 20;
+/// What a driver takes for itself or gives back late; its pools grow by 32 MiB at a time.
+const DRIVER_BYTES: u64 = 72 << 20;
 
 /// Compares the memory of a device with what it should be: exactly where all of it is ours, else about.
 #[track_caller]
