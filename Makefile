@@ -12,11 +12,11 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libkavern.so.$(firstword $(subst ., ,$(VERSION)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test soak interop bench header install clean
+.PHONY: help setup build demo test soak interop bench gpu-test header kernels install clean
 
 help: ## This list
 	@echo "make VERB, where VERB is one of:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 
 setup: ## Install what is missing to build and test (Debian packages)
 	@scripts/setup.sh
@@ -42,6 +42,17 @@ bench: ## Measure; docs/benchmarks.md says how to read it
 
 header: ## Write include/kavern.h and the Python declarations anew from src/c_api
 	KAVERN_BLESS=1 $(CARGO) test --release --locked --quiet --test header source_makes
+
+# NVRTC compiles without a toolkit and without a host compiler. Two versions: the older one's output runs on older
+# drivers, the newer one knows the newer GPUs.
+kernels: ## Build kernels/prebuilt anew from kernels/*.cu (downloads NVRTC from PyPI)
+	test -x .cache/kernels/bin/python || python3 -m venv .cache/kernels
+	.cache/kernels/bin/python -m pip install -q --disable-pip-version-check \
+		nvidia-cuda-nvrtc-cu12==12.4.127 nvidia-cuda-nvrtc==13.0.88
+	.cache/kernels/bin/python scripts/kernels.py
+
+gpu-test: ## Gather in .gpu all that .gpu/run.sh needs to test on a machine with a GPU and a driver only
+	@scripts/gpu_test.sh
 
 install: build ## Library, header, pkg-config file to PREFIX (default /usr/local), below DESTDIR if set
 	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use ticket::{State, poll, wait};
 
+use crate::cache;
 use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
@@ -94,7 +95,7 @@ impl Manager {
     /// Opens a device by name, for example "host" or "cuda:0".
     pub fn open(spec: &str, limits: Limits, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
         fork::install()?;
-        let device = registry::open(spec)?;
+        let device = registry::open_telling(spec, Arc::clone(&sink))?;
         let memory = Memory::new(Arc::clone(&device), limits, Arc::clone(&sink));
         let manager = Arc::new(Self {
             device,
@@ -130,6 +131,11 @@ impl Manager {
         if self.sink.wants(level) {
             self.sink.emit(Event { level, room: "manager", text: &text() });
         }
+    }
+
+    /// Loads every kernel of the rooms, so that no later call loads one. Blocks.
+    pub fn warm_up(&self) -> Result<()> {
+        self.device.module_load(cache::kernels())
     }
 
     /// Makes a stream, which keeps the manager alive.

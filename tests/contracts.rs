@@ -5,9 +5,11 @@
 
 mod contracts {
     mod allocations;
+    mod cache_kernels;
     mod copies;
     mod faults;
     mod kernels;
+    mod lost;
     mod memory;
     mod process;
     mod registry;

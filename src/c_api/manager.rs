@@ -258,6 +258,23 @@ pub unsafe extern "C" fn kavern_manager_validate(manager: *const kavern_manager)
     guard_on("kavern_manager_validate", manager, |manager| manager.validate().map(|()| Status::Ok))
 }
 
+/// Loads every kernel of the library on the manager's device, so that no later call loads one.
+///
+/// Call it once before you capture a graph: a kernel that is first used inside a capture would be loaded there, which
+/// the driver refuses. A cache with blocks in memory loads its own kernels when it is created. Done twice it does
+/// nothing.
+/// Errors: KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_UNSUPPORTED (no kernel of
+/// this library runs on the device).
+/// Threads: any; blocks while the kernels are loaded, for seconds where the driver has to compile them.
+/// Since: 0.1
+///
+/// # Safety
+/// None beyond a handle or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_warmup(manager: *const kavern_manager) -> kavern_status {
+    guard_on("kavern_warmup", manager, |manager| manager.warm_up().map(|()| Status::Ok))
+}
+
 /// Lets a stream that the manager did not make be used with it.
 ///
 /// Stream: a CUstream value of the same device and context, or a kavern_stream of another manager of the same device.

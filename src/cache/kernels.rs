@@ -6,8 +6,13 @@ use half::{bf16, f16};
 use crate::device::{CpuArgs, CpuReads, Kernel};
 use crate::types::Dtype;
 
-/// Every kernel of this room, for loading ahead.
-pub(super) static KERNELS: &[&Kernel] = &[&UPLOAD, &ZERO, &FILL, &CHECK, &APPEND];
+/// What a cache loads when it is made.
+pub(super) static KERNELS: &[&Kernel] = &[&UPLOAD, &ZERO, &FILL, &CHECK, &COPY, &APPEND];
+
+/// Every kernel of this room, for loading ahead and for tests that compare a device with the references.
+pub fn kernels() -> &'static [&'static Kernel] {
+    KERNELS
+}
 
 /// Words of the head of a packed upload: segments, first word of the segments, changes, first word of the changes.
 pub(super) const UPLOAD_HEAD: usize = 4;
@@ -71,7 +76,7 @@ fn fill(args: &mut CpuArgs<'_>) {
 
 /// Compares each listed block with the pattern of its seed.
 ///
-/// Arguments: counters u64 [checked, mismatched, a mismatched block + 1] (written), pool (read), block ids i32
+/// Arguments: counters u64 [checked, mismatched, highest mismatched block + 1] (written), pool (read), block ids i32
 /// (read), seeds u64 (read), bytes of a block.
 pub(super) static CHECK: Kernel = Kernel { name: "kavern_blocks_check", cpu: check };
 
@@ -90,9 +95,34 @@ fn check(args: &mut CpuArgs<'_>) {
         counters[0] += 1;
         if !is_equal {
             counters[1] += 1;
-            counters[2] = block as u64 + 1;
+            counters[2] = counters[2].max(block as u64 + 1);
         }
     }
+}
+
+/// Copies blocks onto others of the same pool.
+///
+/// Arguments: pool (written), pairs i32 [source, target] (read), bytes of a block. No target stands twice or is a
+/// source, so that the order of the pairs does not matter.
+pub(super) static COPY: Kernel = Kernel { name: "kavern_blocks_copy", cpu: copy };
+
+fn copy(args: &mut CpuArgs<'_>) {
+    let (pool, reads) = args.write_and_read::<u8>(0);
+    let bytes = reads.number(2) as usize;
+    for pair in reads.read::<i32>(1).chunks_exact(2) {
+        let [source, target] = [pair[0], pair[1]].map(|block| block as usize * bytes);
+        pool.copy_within(source..source + bytes, target);
+    }
+}
+
+/// Bytes that one block of threads does at a time; kernels/types.cuh has the same number.
+const PIECE_BYTES: u64 = 16 << 10;
+/// Blocks of threads of one launch: more than any GPU runs at a time; the kernels go on by themselves.
+const GRID_MAX: u64 = 1 << 16;
+
+/// Blocks of threads for the zeroing, filling or copying of so many blocks.
+pub(super) fn grid(blocks: usize, block_bytes: u64) -> u32 {
+    (blocks as u64 * block_bytes.div_ceil(PIECE_BYTES)).clamp(1, GRID_MAX) as u32
 }
 
 /// Writes keys and values of new tokens of one layer into their slots, rounding to the cache's type once.

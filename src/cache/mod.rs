@@ -34,6 +34,7 @@ pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind,
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;
+pub use kernels::kernels;
 pub use kv_cache::{GroupDescription, KvCache};
 pub use lookup::{Extra, Match, Naming, Request};
 pub use pattern::CheckResult;

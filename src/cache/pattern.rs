@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::kernels::{CHECK, FILL};
+use super::kernels::{CHECK, FILL, grid};
 use super::kv_cache::KvCache;
 use crate::device::{Arg, Copy, Device, Launch, OwnedEvent, Place, Stream};
 use crate::error::{Error, Result, Status};
@@ -17,7 +17,7 @@ use crate::sync::Mutex;
 const CHUNK: usize = 2048;
 /// Launches under way.
 const SLOTS: usize = 8;
-/// Counters of a slot: checked, mismatched, a mismatched block + 1.
+/// Counters of a slot: checked, mismatched, highest mismatched block + 1.
 const COUNTER_BYTES: u64 = 24;
 
 /// What the checks found since it was last read.
@@ -153,7 +153,9 @@ impl KvCache {
             [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
-        let outcome = device.launch(stream, &Launch { kernel, grid: count as u32, block: 256, args });
+        // A check counts whole blocks, so one block of threads does each.
+        let grid = if is_check { count as u32 } else { grid(count, block_bytes) };
+        let outcome = device.launch(stream, &Launch { kernel, grid, block: 256, args });
         // Whatever became of the launch, the copy is under way and must be waited for: by the event, or by the stream
         // if it cannot be recorded. That fails no call: its launch would be counted twice when it is repeated.
         let recorded = device.event_record(slot.event.event(), stream);

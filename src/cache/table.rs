@@ -6,7 +6,7 @@
 //! after creation; a step whose changes exceed a slot goes in several pieces, which may wait for an earlier one.
 
 use super::config::{CacheConfig, Geometry};
-use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO};
+use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO, grid};
 use super::state::State;
 use super::upload::{
     DeviceStaging, GroupArrays, Packer, Staging, StepArrays, pack_batch, pack_cells, pack_ragged, pack_slots,
@@ -297,8 +297,8 @@ impl Uploader {
                 let (pool, block_bytes) = pools(group);
                 let ids = packed.part(4 * first as u64, 4 * count as u64)?;
                 let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
-                device
-                    .launch(stream, &Launch { kernel: &ZERO, grid: count as u32, block: 256, args: &args })?;
+                let grid = grid(count, block_bytes);
+                device.launch(stream, &Launch { kernel: &ZERO, grid, block: 256, args: &args })?;
                 blocks_zeroed[group] += count;
             }
             let args = [Arg::Write(arena.slice()), Arg::Read(packed)];

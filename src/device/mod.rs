@@ -145,6 +145,10 @@ pub enum Attribute {
     ComputeMajor,
     /// Minor number of the compute capability.
     ComputeMinor,
+    /// Copy batches that went to the driver in one call.
+    CopyBatchesJoined,
+    /// Copy batches that went to the driver copy by copy: an old driver, the default stream, a capture.
+    CopyBatchesLooped,
 }
 
 /// A device. Thread-safe; one instance per open.

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use super::{Description, Device, fault, host};
 use crate::error::{Error, Result, Status};
+use crate::event::{EventSink, NoSink};
+
+type Open = fn(&Spec, Arc<dyn EventSink>) -> Result<Arc<dyn Device>>;
 
 /// One kind of device.
 pub struct Backend {
@@ -17,7 +20,7 @@ pub struct Backend {
     params: &'static [&'static str],
     count: fn() -> Result<u32>,
     describe: fn(&Spec) -> Result<Description>,
-    open: fn(&Spec) -> Result<Arc<dyn Device>>,
+    open: Open,
 }
 
 /// All backends of this build; the first is the default.
@@ -99,10 +102,16 @@ fn check_ordinal(backend: &Backend, spec: &Spec) -> Result<()> {
 
 /// Opens a device, for example "host", "host:1?memory_bytes=1073741824", "cuda:0".
 pub fn open(spec: &str) -> Result<Arc<dyn Device>> {
+    open_telling(spec, Arc::new(NoSink))
+}
+
+/// Opens a device that tells `sink` what cannot be an answer of a call: that it was lost, that it works otherwise than
+/// one may expect.
+pub fn open_telling(spec: &str, sink: Arc<dyn EventSink>) -> Result<Arc<dyn Device>> {
     let (backend, spec) = parse(spec)?;
     check_ordinal(backend, &spec)?;
     let plan = fault::Plan::of(&spec)?;
-    let device = (backend.open)(&spec)?;
+    let device = (backend.open)(&spec, sink)?;
     Ok(match plan {
         Some(plan) => fault::wrap(device, plan),
         None => device,

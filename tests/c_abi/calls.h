@@ -14,6 +14,7 @@
     ON_MANAGER(kavern_manager_stats, (manager, NULL))                                                             \
     ON_MANAGER(kavern_manager_report_json, (manager, NULL, 0, NULL))                                              \
     ON_MANAGER(kavern_manager_validate, (manager))                                                                \
+    ON_MANAGER(kavern_warmup, (manager))                                                                          \
     ON_MANAGER(kavern_manager_stream_register, (manager, NULL))                                                   \
     ON_MANAGER(kavern_manager_stream_unregister, (manager, NULL))                                                 \
     ON_MANAGER(kavern_stream_create, (manager, NULL))                                                             \

@@ -67,7 +67,8 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
 /* Whether the fault was met. */
 static int run_with_fault(long nth) {
     char device[100];
-    snprintf(device, sizeof device, "host?fail_nth=%ld&error=%s", nth, how);
+    const char *base = getenv("KAVERN_TEST_DEVICE");
+    snprintf(device, sizeof device, "%s?fail_nth=%ld&error=%s", base != NULL ? base : "host", nth, how);
     long before = refusals;
     kavern_manager *manager = open_manager(device), *onlooker = NULL;
     kavern_stream *stream = NULL;

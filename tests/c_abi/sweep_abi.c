@@ -113,6 +113,11 @@ static void manager_validate(void) {
     refused(kavern_manager_validate(MANAGER(0)));
 }
 
+static void warmup(void) {
+    choose_flaw(1);
+    refused(kavern_warmup(MANAGER(0)));
+}
+
 static void stream_register(void) {
     choose_flaw(2);
     kavern_manager *manager = MANAGER(0);
@@ -196,6 +201,7 @@ const sweep_entry sweep_abi[] = {
     {"kavern_manager_stats", manager_stats},
     {"kavern_manager_report_json", manager_report_json},
     {"kavern_manager_validate", manager_validate},
+    {"kavern_warmup", warmup},
     {"kavern_manager_stream_register", stream_register},
     {"kavern_manager_stream_unregister", stream_unregister},
     {"kavern_stream_create", stream_create},

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kavern::device::{Attribute, Copy, DeviceSlice, PinnedBuffer, Place, Stream, registry};
 use kavern::error::Status;
 
-use super::support::{Gate, bytes_of, each, pattern, refused};
+use super::support::{Gate, assert_free, assert_memory, bytes_of, each, pattern, refused};
 
 #[test]
 fn an_allocation_is_aligned_of_the_asked_size_and_holds_its_bytes() {
@@ -36,7 +36,12 @@ fn attributes_agree_with_the_description() {
         assert!(device.attribute(Attribute::MultiprocessorCount).unwrap() > 0);
         device.attribute(Attribute::ComputeMajor).unwrap();
         device.attribute(Attribute::ComputeMinor).unwrap();
-        assert_eq!(device.memory_info().unwrap().total_bytes, description.total_bytes);
+        let total_bytes = device.memory_info().unwrap().total_bytes;
+        // A driver may keep a little of it.
+        assert!(total_bytes <= description.total_bytes && total_bytes >= description.total_bytes / 100 * 99);
+        if description.capabilities.host_addressable {
+            assert_eq!(total_bytes, description.total_bytes);
+        }
         assert_eq!(device.race_count(), 0);
         let again = registry::open(&description.name).unwrap();
         assert_eq!(again.description().ordinal, description.ordinal);
@@ -54,7 +59,7 @@ fn memory_that_does_not_fit_is_refused_and_changes_nothing() {
         refused(device.memory_allocate(u64::MAX));
         assert_eq!(refused(device.memory_allocate(0)), Status::InvalidArgument);
         assert_eq!(refused(device.memory_allocate_async(0, Stream::DEFAULT)), Status::InvalidArgument);
-        assert_eq!(device.memory_info().unwrap(), before);
+        assert_memory(&*device, before);
     });
 }
 
@@ -113,7 +118,7 @@ fn only_what_is_live_can_be_freed() {
         let foreign = unsafe { DeviceSlice::from_foreign(device.key(), slice.address() + 64, 64) }.unwrap();
         refused(device.memory_free(foreign));
         refused(subject.open().memory_free(slice));
-        assert_eq!(device.memory_info().unwrap().free_bytes, free);
+        assert_free(&*device, free);
         device.memory_free(slice).unwrap();
         refused(device.memory_free(slice));
         let ordered = device.memory_allocate_async(64, Stream::DEFAULT).unwrap();
@@ -154,7 +159,7 @@ fn a_free_waits_for_work_in_flight() {
                 freeing.join().unwrap();
             });
         }
-        assert_eq!(device.memory_info().unwrap(), before);
+        assert_memory(&*device, before);
     });
 }
 
@@ -173,7 +178,7 @@ fn memory_freed_in_stream_order_serves_the_work_before() {
         gate.open();
         device.stream_synchronize(stream).unwrap();
         assert_eq!(bytes_of(&*device, result), vec![8; 4096]);
-        assert_eq!(device.memory_info().unwrap(), before);
+        assert_memory(&*device, before);
         device.memory_free(result).unwrap();
     });
 }
@@ -202,7 +207,10 @@ fn pinned_memory_is_zeroed_typed_and_checked() {
 fn memory_of_the_callers_can_be_registered_once() {
     each(|subject| {
         let device = subject.open();
-        let mut buffer = vec![0u8; 16384];
+        // Whole pages of the system, because that is what is locked.
+        let mut room = vec![0u8; 5 * 4096];
+        let first = room.as_ptr().align_offset(4096);
+        let buffer = &mut room[first..first + 16384];
         let address = buffer.as_mut_ptr() as usize;
         // SAFETY: the buffer lives and stays where it is until the end of this sentence, for all the calls below.
         let register = |start: usize, bytes: u64| unsafe { device.pinned_register(address + start, bytes) };

@@ -205,7 +205,10 @@ fn a_stream_of_another_instance_can_be_wrapped() {
         let wrapped = user.stream_wrap(made.0).unwrap();
         maker.stream_destroy(made).unwrap();
         refused(user.stream_callback(wrapped, Box::new(|| {})));
-        refused(user.stream_wrap(made.0));
+        if subject.backend == "host" {
+            // A driver cannot be asked whether a value is a live stream; there the caller vouches for it.
+            refused(user.stream_wrap(made.0));
+        }
         refused(user.stream_wrap(u64::MAX));
         assert_eq!(user.call_count() > 0, subject.is_counting);
     });
@@ -245,9 +248,6 @@ fn closing_a_device_finishes_the_work_on_it() {
 #[test]
 fn a_callback_that_calls_the_device_is_told_so() {
     each(|subject| {
-        if subject.backend != "host" {
-            return;
-        }
         let device = subject.open();
         let (inner, seen) = (Arc::clone(&device), Arc::new(Mutex::new(None)));
         let note = Arc::clone(&seen);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use kavern::device::{Device, DeviceSlice, Stream, registry};
+use kavern::device::{Device, DeviceSlice, MemoryInfo, Stream, registry};
 use kavern::error::{Result, Status};
 
 /// One backend, bare or wrapped.
@@ -61,6 +61,26 @@ pub(super) fn refused<T>(result: Result<T>) -> Status {
             error.status
         }
     }
+}
+
+/// What a driver takes for itself or gives back late; its pools grow by 32 MiB at a time.
+const DRIVER_BYTES: u64 = 72 << 20;
+
+/// Compares the memory of a device with what it should be: exactly where all of it is ours, else about.
+#[track_caller]
+pub(super) fn assert_memory(device: &dyn Device, expected: MemoryInfo) {
+    let seen = device.memory_info().unwrap();
+    let slack = if device.description().capabilities.host_addressable { 0 } else { DRIVER_BYTES };
+    assert_eq!(seen.total_bytes, expected.total_bytes);
+    let difference = seen.free_bytes.abs_diff(expected.free_bytes);
+    assert!(difference <= slack, "{} bytes free, expected {}", seen.free_bytes, expected.free_bytes);
+}
+
+/// The same for the free bytes alone.
+#[track_caller]
+pub(super) fn assert_free(device: &dyn Device, free_bytes: u64) {
+    let total_bytes = device.memory_info().unwrap().total_bytes;
+    assert_memory(device, MemoryInfo { free_bytes, total_bytes });
 }
 
 pub(super) fn bytes_of(device: &dyn Device, slice: DeviceSlice) -> Vec<u8> {

@@ -55,6 +55,8 @@ impl Device for Host {
             Attribute::AllocationAlignment => os_page_bytes(),
             Attribute::MultiprocessorCount => cores(),
             Attribute::ComputeMajor | Attribute::ComputeMinor => 0,
+            // There is no driver; the queue takes a batch as a whole.
+            Attribute::CopyBatchesJoined | Attribute::CopyBatchesLooped => 0,
         })
     }
 

@@ -25,6 +25,7 @@ use self::vmm::VirtualMemory;
 use super::registry::Spec;
 use super::{Capabilities, Copy, Description, Device, DeviceKey, DeviceSlice, Place, Stream};
 use crate::error::{Error, Result, Status};
+use crate::event::EventSink;
 use crate::sync::{Mutex, RwLock};
 use crate::sys::{fork, shm};
 
@@ -69,8 +70,8 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
     })
 }
 
-/// Opens one instance.
-pub(super) fn open(spec: &Spec) -> Result<Arc<dyn Device>> {
+/// Opens one instance. It has no news: a loss is the answer of the next call.
+pub(super) fn open(spec: &Spec, _sink: Arc<dyn EventSink>) -> Result<Arc<dyn Device>> {
     fork::install()?;
     fork::check()?;
     let description = describe(spec)?;

@@ -512,6 +512,7 @@ FUNCTIONS = {
     "kavern_manager_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_manager_statistics)]),
     "kavern_manager_report_json": (kavern_status, [kavern_manager, _c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
     "kavern_manager_validate": (kavern_status, [kavern_manager]),
+    "kavern_warmup": (kavern_status, [kavern_manager]),
     "kavern_manager_stream_register": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_kv_match": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(kavern_kv_match_result)]),
