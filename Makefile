@@ -66,5 +66,5 @@ install: build ## Library, header, pkg-config file to PREFIX (default /usr/local
 
 clean: ## Remove everything that was built
 	$(CARGO) clean
-	rm -rf .cache
+	rm -rf .cache .gpu
 	find bindings -name __pycache__ -type d -prune -exec rm -rf {} +
