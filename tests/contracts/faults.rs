@@ -94,7 +94,7 @@ fn scenario(device: &dyn Device, buffer: &mut [u8]) -> Result<()> {
     device
         .copy_batch(stream, &[copy(near, Place::Device(a)), copy(Place::Pinned(pinned), Place::Device(a))])?;
     device.memset(stream, range.part(unit, bytes)?, 3)?;
-    if device.description().capabilities.host_addressable {
+    if device.description().capabilities.host_addressable || device.simulator().is_some() {
         device.module_load(&[&NEGATE])?;
         let args = [Arg::Write(a), Arg::Read(b)];
         device.launch(stream, &Launch { kernel: &NEGATE, grid: 1, block: 1, args: &args })?;
