@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod sim {
+    mod cache;
+    mod correct;
     mod planted;
     mod support;
 }

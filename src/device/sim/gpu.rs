@@ -68,7 +68,7 @@ impl Gpu {
         (total_bytes, page_bytes): (u64, u64),
     ) -> Self {
         let physical = Arc::new(Physical::new(total_bytes));
-        let report = Report { seed: schedule.seed(), trace_hash: schedule.seed(), ..Report::default() };
+        let report = Report { seed: schedule.seed(), ..Report::default() };
         Self {
             key,
             ordinal,
