@@ -4,9 +4,10 @@
 //! the first change, so that a refused call leaves everything as it was.
 
 use super::gpu::Entry;
+use super::judge::Actor;
 use super::memory::ALIGNMENT;
 use super::report::{FindingKind, Party, Report};
-use super::run::{Actor, Declared, Work};
+use super::run::{Declared, Work};
 use super::schedule::mix;
 use super::world::{self, Guard};
 use super::{Sim, lost};
@@ -98,7 +99,8 @@ impl Sim {
         // Nothing is queued before it and the lock is held, so it counts as run.
         world.streams[entry.slot as usize].completed = stamp.count;
         world.host_learns(self.index, &stamp);
-        Ok((world, Actor::new((self.index, self.key), stamp, entry.number, 0, name)))
+        let places = (entry.number, world.next_serial(), 0);
+        Ok((world, Actor::new((self.index, self.key), stamp, places, name)))
     }
 }
 

@@ -4,8 +4,9 @@
 //! is checked for work that is in no order with its end.
 
 use super::Sim;
+use super::judge::Actor;
 use super::memory::{ALIGNMENT, Bytes, Content, Region};
-use super::run::{Actor, Work};
+use super::run::Work;
 use super::shadow::Access as Touched;
 use super::world::{self, Guard};
 use crate::device::{Access, DeviceSlice, Page, PinnedSlice, Stream};
@@ -21,7 +22,7 @@ impl Sim {
     }
 
     fn host_actor(&self, world: &mut Guard, name: &'static str) -> Actor {
-        Actor::new((self.index, self.key), world.host_stamp(self.index), 0, 0, name)
+        Actor::new((self.index, self.key), world.host_stamp(self.index), (0, world.next_serial(), 0), name)
     }
 
     pub(super) fn allocate(&self, bytes: u64, stream: Option<Stream>) -> Result<DeviceSlice> {
@@ -58,6 +59,7 @@ impl Sim {
                 stream: entry.number,
                 count: stamp.count,
                 step: 0,
+                serial: world.next_serial(),
                 name: "memory_allocate_async",
             }
         });
@@ -171,7 +173,7 @@ impl Sim {
         world.check_end(&actor, (range.address(), range.bytes()));
         world.values.forget_marks(range.address(), range.bytes());
         if let Some((_, region)) = world.regions.around(range.address(), range.bytes()) {
-            region.shadow.clear(range.address(), range.address() + range.bytes());
+            region.note_unmap(range.address(), range.address() + range.bytes(), actor.access);
         }
         Ok(())
     }

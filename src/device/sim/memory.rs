@@ -20,6 +20,8 @@ pub(super) const WINDOW_BYTES: u64 = 1 << 44;
 pub(super) const ALIGNMENT: u64 = 256;
 /// Freed pieces that are remembered with the name of who freed them.
 const TOMBS_MAX: usize = 4096;
+/// Unmapped parts of one reservation that are remembered.
+const UNMAPPED_MAX: usize = 256;
 /// Blocks below this size come from the heap, larger ones are mapped.
 const HEAP_BYTES: u64 = 64 << 10;
 /// Pinned memory that is kept after its free, so that its addresses do not come back at once.
@@ -84,6 +86,8 @@ pub(super) struct Region {
     pub(super) freed: Option<Access>,
     /// Other devices that have registered the same host memory.
     pub(super) sharers: Vec<usize>,
+    /// Parts of reserved addresses that were unmapped, latest last.
+    unmapped: VecDeque<(u64, u64, Access)>,
     /// Accesses so far.
     pub(super) shadow: Shadow,
 }
@@ -91,8 +95,32 @@ pub(super) struct Region {
 impl Region {
     /// An untouched piece.
     pub(super) fn new(gpu: usize, bytes: u64, content: Content, born: Option<Access>) -> Self {
-        let shadow = Shadow::default();
-        Self { bytes, gpu, content, is_leaving: false, born, freed: None, sharers: Vec::new(), shadow }
+        Self {
+            bytes,
+            gpu,
+            content,
+            is_leaving: false,
+            born,
+            freed: None,
+            sharers: Vec::new(),
+            unmapped: VecDeque::new(),
+            shadow: Shadow::default(),
+        }
+    }
+
+    /// Remembers who unmapped a part.
+    pub(super) fn note_unmap(&mut self, start: u64, end: u64, access: Access) {
+        self.shadow.clear(start, end);
+        if self.unmapped.len() >= UNMAPPED_MAX {
+            self.unmapped.pop_front();
+        }
+        self.unmapped.push_back((start, end, access));
+    }
+
+    /// Who unmapped a byte of the range last; what was mapped again meanwhile may be among it.
+    pub(super) fn unmapper(&self, start: u64, end: u64) -> Option<Access> {
+        let meets = |part: &&(u64, u64, Access)| part.0 < end && start < part.1;
+        self.unmapped.iter().rev().find(meets).map(|part| part.2)
     }
 
     /// Where its first byte really is; None once it is freed.

@@ -9,12 +9,14 @@
 //! because their own locks cannot be seen; `threads=separate` takes them to be unordered. Two addresses of one mapped
 //! page are two memories to the search.
 //!
-//! `world` has the devices and the lock, `run` does the work, `calls` and `calls_memory` implement the trait.
+//! `world` has the devices and the lock, `run` does the work, `judge` finds what is wrong with it, `calls` and
+//! `calls_memory` implement the trait.
 
 mod calls;
 mod calls_memory;
 mod clock;
 mod gpu;
+mod judge;
 mod memory;
 mod report;
 mod run;

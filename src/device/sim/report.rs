@@ -87,7 +87,7 @@ pub struct Party {
 pub struct Finding {
     /// What is wrong.
     pub kind: FindingKind,
-    /// Who came later in this run.
+    /// Who was enqueued later.
     pub who: Party,
     /// With whom, where two are needed.
     pub other: Option<Party>,
@@ -142,17 +142,14 @@ impl Report {
     /// The report as one JSON object. Addresses and the hash are texts, because they need all 64 bits.
     pub fn to_json(&self) -> String {
         let mut text = format!(
-            "{{\"seed\":{},\"steps\":{},\"pending\":{},\"time_ns\":{},\"trace_hash\":\"{:#018x}\",\"races\":{},\"counts\":{{",
-            self.seed,
-            self.steps,
-            self.pending,
-            self.time_ns,
-            self.trace_hash,
-            self.races()
+            "{{\"seed\":{},\"steps\":{},\"pending\":{},\"time_ns\":{}",
+            self.seed, self.steps, self.pending, self.time_ns
         );
+        // Writing to a String does not fail.
+        let _ = write!(text, ",\"trace_hash\":\"{:#018x}\",\"races\":{}", self.trace_hash, self.races());
+        text.push_str(",\"counts\":{");
         for (index, kind) in FindingKind::ALL.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            // Writing to a String does not fail.
             let _ = write!(text, "{comma}\"{}\":{}", kind.name(), self.count(*kind));
         }
         text.push_str("},\"findings\":[");

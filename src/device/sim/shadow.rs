@@ -22,6 +22,8 @@ pub(super) struct Access {
     pub(super) count: u64,
     /// Which operation of the device, in the order of execution.
     pub(super) step: u64,
+    /// Its place among all that was enqueued, by which people tell who comes first.
+    pub(super) serial: u64,
     /// Name of the operation.
     pub(super) name: &'static str,
 }

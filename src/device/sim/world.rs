@@ -74,6 +74,8 @@ pub(super) struct Op {
     pub(super) gpu: usize,
     /// Number of the stream there.
     pub(super) number: u32,
+    /// Its place among all that was enqueued.
+    pub(super) serial: u64,
     /// What to do.
     pub(super) work: Work,
 }
@@ -117,6 +119,7 @@ pub(super) struct World {
     by_value: BTreeMap<u64, u32>,
     hosts: BTreeMap<u64, Host>,
     next_value: u64,
+    serial: u64,
     ready: Vec<(u32, u32)>,
     numbers: Vec<u32>,
 }
@@ -136,6 +139,7 @@ impl World {
             by_value: BTreeMap::new(),
             hosts: BTreeMap::new(),
             next_value: FIRST_VALUE,
+            serial: 0,
             ready: Vec::new(),
             numbers: Vec::new(),
         }
@@ -250,10 +254,16 @@ impl World {
         self.mark(slot)
     }
 
+    /// A place in the order of the program.
+    pub(super) fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
     /// Enqueues work.
     pub(super) fn enqueue(&mut self, gpu: usize, entry: Entry, work: Work) {
         let stamp = self.stamp(gpu, entry.slot);
-        let op = Op { stamp, gpu, number: entry.number, work };
+        let op = Op { stamp, gpu, number: entry.number, serial: self.next_serial(), work };
         self.streams[entry.slot as usize].queue.push_back(op);
     }
 
