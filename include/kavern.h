@@ -1311,11 +1311,13 @@ kavern_status kavern_sim_launch(kavern_manager *manager,
                                 size_t n_writes);
 
 /**
- * Writes what a simulated device has found so far as JSON: counts by kind, the first findings, the hash of the trace.
+ * Writes what a simulated device has found so far as JSON.
+ *
+ * Counts by kind, the first findings in full, and a hash of what ran.
  *
  * Only work that has run was looked at: synchronise first. `races` is the sum of the counts but for unrecorded_wait
- * and stale_handle, which are hints. `needed` (may be null) receives the size with the terminating zero; `buf` null with
- * `cap` 0 asks for that size alone.
+ * and stale_handle, which are hints. `needed` (may be null) receives the size with the terminating zero; `buf` null
+ * with `cap` 0 asks for that size alone.
  * Errors: KAVERN_ERR_UNSUPPORTED on a device that is not simulated, KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and
  * `buf` untouched, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
  * Threads: any; does not wait.

@@ -8,8 +8,10 @@ use kavern::sys::clock;
 
 use super::support::{BLOCK, Engine, SCHEDULES, kinds, spec};
 
-/// Operations of the random programs, all seeds together.
+/// Operations of the random programs, all seeds together; `KAVERN_SOAK` sets another number.
 const OPERATIONS: u64 = 1_000_000;
+/// Operations of one seed.
+const OPERATIONS_EACH: u64 = 5000;
 /// Operations of the measurement.
 const MEASURED: u64 = 400_000;
 /// A third of the million a second that a quiet machine does.
@@ -101,13 +103,13 @@ fn careful(engine: &mut Engine, random: &mut Rng, operations: u64) {
 
 #[test]
 fn a_million_careful_operations_are_not_accused() {
-    let seeds = 200;
-    for seed in 0..seeds {
+    let soak = std::env::var("KAVERN_SOAK").ok().and_then(|count| count.parse::<u64>().ok());
+    for seed in 0..soak.unwrap_or(OPERATIONS) / OPERATIONS_EACH {
         let mut engine = Engine::new(&spec(seed));
-        careful(&mut engine, &mut Rng::with_seed(seed), OPERATIONS / seeds);
+        careful(&mut engine, &mut Rng::with_seed(seed), OPERATIONS_EACH);
         let report = engine.finish();
         assert_eq!(kinds(&report), [], "seed {seed}: {}", report.to_json());
-        assert!(report.steps > OPERATIONS / seeds);
+        assert!(report.steps > OPERATIONS_EACH);
     }
 }
 

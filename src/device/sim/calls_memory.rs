@@ -38,6 +38,9 @@ impl Sim {
         };
         let physical = std::sync::Arc::clone(&world.gpu(self.index).physical);
         physical.charge(charged).or_else(|refusal| {
+            if !world.regions.has_leaving(self.index) {
+                return Err(refusal);
+            }
             // Memory whose free waits in a stream is only a wait away.
             self.drain(&mut world);
             physical.charge(charged).map_err(|_| refusal)

@@ -217,6 +217,12 @@ impl Regions {
         Err(full())
     }
 
+    /// Whether memory of a device will come back by itself when its streams have done their work.
+    pub(super) fn has_leaving(&self, gpu: usize) -> bool {
+        let is_leaving = |region: &Region| region.is_leaving && !matches!(region.content, Content::Gone);
+        self.map.values().any(|region| region.gpu == gpu && is_leaving(region))
+    }
+
     /// Adds a piece.
     pub(super) fn insert(&mut self, start: u64, region: Region) {
         if let Some(old) = self.map.insert(start, region) {
