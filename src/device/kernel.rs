@@ -16,7 +16,8 @@ pub struct Kernel {
     pub cpu: fn(&mut CpuArgs<'_>),
 }
 
-/// One argument of a launch. The kind of a slice declares the access that a race detector checks.
+/// One argument of a launch. The kind of a slice declares the access that a race detector checks; a reference that uses
+/// only parts of a slice names them with [`CpuReads::touch`].
 #[derive(Clone, Copy, Debug)]
 pub enum Arg {
     /// Memory that is only read.

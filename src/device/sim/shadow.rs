@@ -149,3 +149,82 @@ impl Shadow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::device::sim::clock::{Clock, join_stamp};
+
+    const BYTES: usize = 24;
+
+    /// What was last done to one byte.
+    #[derive(Clone, Default)]
+    struct Byte {
+        writer: Option<Access>,
+        readers: Vec<Access>,
+    }
+
+    fn told(found: &mut BTreeSet<(u8, u64)>, clash: Clash, other: &Access) {
+        found.insert((clash as u8, other.step));
+    }
+
+    fn check_byte(byte: &mut Byte, access: &Access, stamp: &Stamp, is_write: bool) -> BTreeSet<(u8, u64)> {
+        let mut found = BTreeSet::new();
+        let is_new = |other: &&Access| !stamp.knows(other.slot, other.count);
+        if let Some(writer) = byte.writer.as_ref().filter(is_new) {
+            told(&mut found, if is_write { Clash::WriteAfterWrite } else { Clash::ReadAfterWrite }, writer);
+        }
+        if is_write {
+            byte.readers.iter().filter(is_new).for_each(|r| told(&mut found, Clash::WriteAfterRead, r));
+            *byte = Byte { writer: Some(*access), readers: Vec::new() };
+        } else {
+            byte.readers.retain(|reader| is_new(&reader));
+            byte.readers.push(*access);
+        }
+        found
+    }
+
+    #[test]
+    fn ranges_tell_what_single_bytes_would() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let key = DeviceKey::fresh();
+        for _ in 0..300 {
+            let (mut shadow, mut bytes) = (Shadow::default(), vec![Byte::default(); BYTES]);
+            let mut stamps: Vec<Stamp> =
+                (0..3).map(|slot| Stamp { base: Arc::new(Clock::default()), slot, count: 0 }).collect();
+            for step in 0..60 {
+                let slot = random.usize(..3);
+                if random.u8(..3) == 0 {
+                    let other = stamps[random.usize(..3)].clone();
+                    join_stamp(&mut stamps[slot].base, &other);
+                }
+                stamps[slot].count += 1;
+                let stamp = &stamps[slot];
+                let access = Access {
+                    gpu: (0, key),
+                    slot: slot as u32,
+                    stream: 0,
+                    count: stamp.count,
+                    step,
+                    serial: step,
+                    name: "test",
+                };
+                let start = random.usize(..BYTES);
+                let end = random.usize(start + 1..=BYTES);
+                let is_write = random.bool();
+                let (mut found, mut expected) = (BTreeSet::new(), BTreeSet::new());
+                let range = (start as u64, end as u64);
+                shadow.note(range, &access, stamp, is_write, &mut |clash, other| {
+                    told(&mut found, clash, other);
+                });
+                for byte in &mut bytes[start..end] {
+                    expected.extend(check_byte(byte, &access, stamp, is_write));
+                }
+                assert_eq!(found, expected, "step {step}");
+            }
+        }
+    }
+}
