@@ -771,6 +771,14 @@ typedef struct kavern_manager_statistics {
     uint64_t races;
 } kavern_manager_statistics;
 
+/** A range of device memory. It will never grow, so it carries no size. */
+typedef struct kavern_sim_range {
+    /** First byte. */
+    uint64_t address;
+    /** Length. */
+    uint64_t bytes;
+} kavern_sim_range;
+
 /** Something beside the tokens that the content of a block depends on: an image, an embedding. */
 typedef struct kavern_kv_extra {
     /** Identity of the thing, for example a hash of the image. */
@@ -1297,6 +1305,48 @@ kavern_status kavern_manager_stream_register(kavern_manager *manager,
  */
 kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
                                                void *stream);
+
+/**
+ * Enqueues, on a simulated device, an operation that reads and writes these ranges, in place of a kernel of yours.
+ *
+ * Nothing is computed. A written range of 16 bytes or more gets a mark in its first 16 bytes, and a later read of a
+ * range that begins there checks it. What has no order with what is counted and told by kavern_sim_report.
+ * Shapes: `reads` [n_reads], `writes` [n_writes].
+ * Stream: as for kavern_stream_synchronize. The default stream has no implicit order with others here.
+ * Errors: KAVERN_ERR_UNSUPPORTED on a device that is not simulated, KAVERN_ERR_INVALID_ARGUMENT for addresses that no
+ * simulated device has, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; enqueues and returns. Threads count as ordered by their calls, unless the device was opened with
+ * threads=separate.
+ * Since: 0.1
+ *
+ * Safety: `reads` must point to `n_reads` values and `writes` to `n_writes`; null is fine where the count is 0.
+ */
+kavern_status kavern_sim_launch(kavern_manager *manager,
+                                void *stream,
+                                const kavern_sim_range *reads,
+                                size_t n_reads,
+                                const kavern_sim_range *writes,
+                                size_t n_writes);
+
+/**
+ * Writes what a simulated device has found so far as JSON.
+ *
+ * Counts by kind, the first findings in full, and a hash of what ran.
+ *
+ * Only work that has run was looked at: synchronise first. `races` is the sum of the counts but for unrecorded_wait
+ * and stale_handle, which are hints. `needed` (may be null) receives the size with the terminating zero; `buf` null
+ * with `cap` 0 asks for that size alone.
+ * Errors: KAVERN_ERR_UNSUPPORTED on a device that is not simulated, KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and
+ * `buf` untouched, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not wait.
+ * Since: 0.1
+ *
+ * Safety: `buf` must be null or point to `cap` writable bytes, `needed` be null or point to a writable value.
+ */
+kavern_status kavern_sim_report(const kavern_manager *manager,
+                                char *buf,
+                                size_t cap,
+                                size_t *needed);
 
 /**
  * Looks prompts up and keeps what it finds alive by leases.

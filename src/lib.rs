@@ -12,7 +12,7 @@
 //! |---|---|
 //! | [`error`], [`types`], [`event`], [`sync`], [`mod@format`] | ground: statuses, ids, news, locks, block layouts |
 //! | [`sys`] | the doors to the operating system: clock, randomness, mappings, forks |
-//! | [`device`] | one trait for devices, checked slices, kernels with a CPU reference; `host`, `cuda` |
+//! | [`device`] | one trait for devices, checked slices, kernels with a CPU reference; `host`, `sim`, `cuda` |
 //! | [`memory`] | owns device memory and counts every byte |
 //! | `transfer`, `codec`, `attention`, `tier` | later: what happens to blocks on their way; none sees another |
 //! | [`cache`] | blocks, sequences, prefixes, eviction, the operations of a step, the tables |

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 const STRICT: &[&str] = &["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
-const SWEEP: &[&str] = &["sweep.c", "sweep_abi.c", "sweep_kv.c"];
+const SWEEP: &[&str] = &["sweep.c", "sweep_abi.c", "sweep_kv.c", "sweep_sim.c"];
 /// Calls of each function in a sweep; `KAVERN_SOAK` asks for the long count.
 fn sweep_calls(usual: &'static str, long: &'static str) -> &'static str {
     if std::env::var_os("KAVERN_SOAK").is_some() { long } else { usual }
@@ -244,6 +244,25 @@ fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
             run(program.arg(how));
         }
     }
+}
+
+#[test]
+fn an_engine_finds_its_own_race_on_a_simulated_device() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = run(&mut Command::new(build("01_sim_race", &["../../examples/01_sim_race.c"])));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let reports: Vec<serde_json::Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line.split_once(": ")?.1).ok()).collect();
+    assert_eq!(reports.len(), 2, "{text}");
+    assert_eq!(reports[0]["counts"]["read_after_write"], 1, "{text}");
+    assert_eq!(reports[0]["findings"][0]["who"]["operation"], "sim_launch", "{text}");
+    assert_eq!(
+        (&reports[1]["races"], &reports[1]["findings"]),
+        (&0.into(), &serde_json::json!([])),
+        "{text}"
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod kv_enums;
 pub mod kv_types;
 pub mod log;
 pub mod manager;
+pub mod sim;
 pub mod step;
 pub mod stream;
 pub mod types;

@@ -27,12 +27,16 @@ fn upload(args: &mut CpuArgs<'_>) {
     let packed = reads.read::<i32>(1);
     let head = |index: usize| packed[index] as usize;
     let (segments, segments_at, changes, changes_at) = (head(0), head(1), head(2), head(3));
+    reads.touch(0, 0, 0);
     for segment in packed[segments_at..segments_at + 3 * segments].chunks_exact(3) {
         let (target, source, words) = (segment[0] as u32 as usize, segment[1] as usize, segment[2] as usize);
+        reads.touch(0, 4 * target as u64, 4 * words as u64);
         tables[target..target + words].copy_from_slice(&packed[source..source + words]);
     }
     for change in packed[changes_at..changes_at + 2 * changes].chunks_exact(2) {
-        tables[change[0] as u32 as usize] = change[1];
+        let target = change[0] as u32 as usize;
+        reads.touch(0, 4 * target as u64, 4);
+        tables[target] = change[1];
     }
 }
 
@@ -45,6 +49,7 @@ fn zero(args: &mut CpuArgs<'_>) {
     let (pool, reads) = args.write_and_read::<u8>(0);
     let bytes = reads.number(2) as usize;
     for &block in reads.read::<i32>(1) {
+        reads.touch(0, (block as usize * bytes) as u64, bytes as u64);
         pool[block as usize * bytes..][..bytes].fill(0);
     }
 }
@@ -65,6 +70,7 @@ fn fill(args: &mut CpuArgs<'_>) {
     let (pool, reads) = args.write_and_read::<u8>(0);
     let bytes = reads.number(3) as usize;
     for (&block, &seed) in reads.read::<i32>(1).iter().zip(reads.read::<u64>(2)) {
+        reads.touch(0, (block as usize * bytes) as u64, bytes as u64);
         let (words, rest) = pool[block as usize * bytes..][..bytes].as_chunks_mut::<8>();
         for (index, word) in words.iter_mut().enumerate() {
             *word = pattern_word(seed, index as u64).to_le_bytes();
@@ -85,6 +91,7 @@ fn check(args: &mut CpuArgs<'_>) {
     let bytes = reads.number(4) as usize;
     let pool = reads.read::<u8>(1);
     for (&block, &seed) in reads.read::<i32>(2).iter().zip(reads.read::<u64>(3)) {
+        reads.touch(1, (block as usize * bytes) as u64, bytes as u64);
         let (words, rest) = pool[block as usize * bytes..][..bytes].as_chunks::<8>();
         // No early end: a wrong block is rare, and without a branch the loop runs at the speed of memory.
         let differing = words.iter().enumerate().fold(0, |differing, (index, word)| {
@@ -111,6 +118,7 @@ fn copy(args: &mut CpuArgs<'_>) {
     let bytes = reads.number(2) as usize;
     for pair in reads.read::<i32>(1).chunks_exact(2) {
         let [source, target] = [pair[0], pair[1]].map(|block| block as usize * bytes);
+        [source, target].iter().for_each(|&at| reads.touch(0, at as u64, bytes as u64));
         pool.copy_within(source..source + bytes, target);
     }
 }
@@ -140,6 +148,8 @@ fn append(args: &mut CpuArgs<'_>) {
     let layer = number(12);
     let types =
         [13, 14].map(|index| Dtype::try_from(reads.number(index) as u32).expect("checked at the launch"));
+    let row_bytes = channels as u64 * types[1].bytes();
+    reads.touch(0, 0, 0);
     for token in 0..tokens {
         let slot = reads.read::<i64>(3)[token];
         if slot < 0 {
@@ -150,6 +160,7 @@ fn append(args: &mut CpuArgs<'_>) {
             for head in 0..heads {
                 let at = index * block + layer + half + offset * token_stride + head * head_stride;
                 let first = (token * heads + head) * channels;
+                reads.touch(0, at as u64, row_bytes);
                 convert_row(&mut pool[at..], &reads, argument, first, channels, types);
             }
         }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::registry::Spec;
 use super::{
     Access, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch, MemoryInfo,
-    Page, PinnedSlice, Stream,
+    Page, PinnedSlice, Simulator, Stream,
 };
 use crate::error::{Error, Result, Status};
 
@@ -80,9 +80,9 @@ fn choose<T: std::marker::Copy>(key: &str, value: Option<&str>, known: &[(&str, 
 }
 
 impl Plan {
-    /// The plan of a spec, if any parameter asks for one.
-    pub(super) fn of(spec: &Spec) -> Result<Option<Self>> {
-        if PARAMS.iter().all(|key| spec.text(key).is_none()) {
+    /// The plan of a spec, if any parameter asks for one that is not among the backend's own.
+    pub(super) fn of(spec: &Spec, own: &[&str]) -> Result<Option<Self>> {
+        if PARAMS.iter().all(|key| own.contains(key) || spec.text(key).is_none()) {
             return Ok(None);
         }
         let from = spec.number("fail_from")?;
@@ -196,6 +196,10 @@ impl Device for Faulty {
 
     fn race_count(&self) -> u64 {
         self.inner.race_count()
+    }
+
+    fn simulator(&self) -> Option<&dyn Simulator> {
+        self.inner.simulator()
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -3,6 +3,8 @@
 //! Upper rooms own kernels as statics and pass them down. The CPU reference is safe code: it gets its arguments as
 //! byte-checked slices from [`CpuArgs`], which only a backend can make.
 
+use std::cell::RefCell;
+
 use super::DeviceSlice;
 use crate::error::{Error, Result};
 
@@ -14,7 +16,8 @@ pub struct Kernel {
     pub cpu: fn(&mut CpuArgs<'_>),
 }
 
-/// One argument of a launch. The kind of a slice declares the access that a race detector checks.
+/// One argument of a launch. The kind of a slice declares the access that a race detector checks; a reference that uses
+/// only parts of a slice names them with [`CpuReads::touch`].
 #[derive(Clone, Copy, Debug)]
 pub enum Arg {
     /// Memory that is only read.
@@ -90,6 +93,18 @@ pub struct CpuArgs<'a> {
     args: &'a [Arg],
     grid: u32,
     block: u32,
+    touches: Option<&'a RefCell<Vec<Touch>>>,
+}
+
+/// A part of an argument that a reference has used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::device) struct Touch {
+    /// Which argument.
+    pub(in crate::device) index: usize,
+    /// First byte in it.
+    pub(in crate::device) offset: u64,
+    /// Length.
+    pub(in crate::device) bytes: u64,
 }
 
 impl<'a> CpuArgs<'a> {
@@ -99,7 +114,20 @@ impl<'a> CpuArgs<'a> {
     /// Every slice must be readable, and writable where the argument says so, until the value is dropped, and
     /// [`Launch::check`] must have passed.
     pub(in crate::device) unsafe fn new(args: &'a [Arg], grid: u32, block: u32) -> Self {
-        Self { args, grid, block }
+        Self { args, grid, block, touches: None }
+    }
+
+    /// The same, and keeps what the reference says it touches.
+    ///
+    /// # Safety
+    /// As for [`CpuArgs::new`].
+    pub(in crate::device) unsafe fn watched(
+        args: &'a [Arg],
+        grid: u32,
+        block: u32,
+        touches: &'a RefCell<Vec<Touch>>,
+    ) -> Self {
+        Self { args, grid, block, touches: Some(touches) }
     }
 
     /// Blocks and threads of the launch.
@@ -166,5 +194,13 @@ impl CpuReads<'_> {
     /// A number.
     pub fn number(&self, index: usize) -> u64 {
         self.args.number(index)
+    }
+
+    /// Says that of a large argument only parts are used: a race detector then counts the parts that were named, not
+    /// the whole. A reference that calls it for an argument names every part that it uses; 0 bytes name none.
+    pub fn touch(&self, index: usize, offset: u64, bytes: u64) {
+        if let Some(touches) = self.args.touches {
+            touches.borrow_mut().push(Touch { index, offset, bytes });
+        }
     }
 }

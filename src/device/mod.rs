@@ -22,6 +22,7 @@ mod host;
 mod kernel;
 mod owned;
 pub mod registry;
+mod sim;
 mod slice;
 
 #[cfg(feature = "cuda")]
@@ -29,6 +30,7 @@ mod cuda;
 
 pub use kernel::{Arg, CpuArgs, CpuReads, Kernel, Launch, Plain};
 pub use owned::OwnedEvent;
+pub use sim::{Finding, FindingKind, Party, Report};
 pub use slice::{DeviceKey, DeviceSlice, PinnedBuffer, PinnedSlice};
 
 use crate::error::Result;
@@ -151,6 +153,16 @@ pub enum Attribute {
     CopyBatchesLooped,
 }
 
+/// What only a simulated device can do; see [`Device::simulator`].
+pub trait Simulator {
+    /// Enqueues an operation that reads and writes these ranges and does nothing else: it stands for a kernel of the
+    /// engine's. A written range of 16 bytes or more gets a mark in its first bytes, which a later read of the same
+    /// range looks for.
+    fn declare(&self, stream: Stream, reads: &[DeviceSlice], writes: &[DeviceSlice]) -> Result<()>;
+    /// What was found and done so far.
+    fn report(&self) -> Result<Report>;
+}
+
 /// A device. Thread-safe; one instance per open.
 ///
 /// No method has a default body: a wrapper that forgets one does not compile.
@@ -167,6 +179,8 @@ pub trait Device: Send + Sync {
     fn call_count(&self) -> u64;
     /// How many races between streams the backend has found; 0 where it does not look.
     fn race_count(&self) -> u64;
+    /// The door to what only a simulator can do; None elsewhere.
+    fn simulator(&self) -> Option<&dyn Simulator>;
     /// Waits for all work on all streams. Blocks.
     fn synchronize(&self) -> Result<()>;
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Description, Device, fault, host};
+use super::{Description, Device, fault, host, sim};
 use crate::error::{Error, Result, Status};
 use crate::event::{EventSink, NoSink};
 
@@ -27,6 +27,7 @@ pub struct Backend {
 #[rustfmt::skip]
 pub static BACKENDS: &[Backend] = &[
     Backend { name: "host", about: "the CPU as a device", params: host::PARAMS, count: host::count, describe: host::describe, open: host::open },
+    Backend { name: "sim", about: "streams in an order that a seed chooses, with a search for races", params: sim::PARAMS, count: sim::count, describe: sim::describe, open: sim::open },
     #[cfg(feature = "cuda")]
     Backend { name: "cuda", about: "NVIDIA GPUs through their driver", params: super::cuda::PARAMS, count: super::cuda::count, describe: super::cuda::describe, open: super::cuda::open },
 ];
@@ -110,7 +111,7 @@ pub fn open(spec: &str) -> Result<Arc<dyn Device>> {
 pub fn open_telling(spec: &str, sink: Arc<dyn EventSink>) -> Result<Arc<dyn Device>> {
     let (backend, spec) = parse(spec)?;
     check_ordinal(backend, &spec)?;
-    let plan = fault::Plan::of(&spec)?;
+    let plan = fault::Plan::of(&spec, backend.params)?;
     let device = (backend.open)(&spec, sink)?;
     Ok(match plan {
         Some(plan) => fault::wrap(device, plan),

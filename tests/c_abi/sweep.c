@@ -7,6 +7,8 @@ kavern_manager *live_manager, *other_manager;
 kavern_stream *live_stream;
 void *stale_manager, *stale_stream, *stale_cache;
 kavern_kv_cache *live_cache;
+kavern_manager *live_sim;
+kavern_stream *sim_stream;
 const char *current_function;
 long current_call;
 uint64_t sweep_seed;
@@ -158,6 +160,8 @@ static void make_objects(void) {
     other_manager = open_manager("host");
     OK(kavern_stream_create(live_manager, &live_stream));
     live_cache = make_cache(live_manager);
+    live_sim = open_manager("sim?seed=1");
+    OK(kavern_stream_create(live_sim, &sim_stream));
 }
 
 static void destroy_objects(void) {
@@ -175,6 +179,8 @@ static void destroy_objects(void) {
     OK(kavern_stream_destroy(&live_stream));
     OK(kavern_manager_destroy(&live_manager));
     OK(kavern_manager_destroy(&other_manager));
+    OK(kavern_stream_destroy(&sim_stream));
+    OK(kavern_manager_destroy(&live_sim));
 }
 
 int main(int argc, char **argv) {
@@ -184,6 +190,7 @@ int main(int argc, char **argv) {
     make_objects();
     run(sweep_abi, calls);
     run(sweep_kv, calls);
+    run(sweep_sim, calls);
     destroy_objects();
     return 0;
 }

@@ -12,12 +12,16 @@ typedef struct {
 
 extern const sweep_entry sweep_abi[];
 extern const sweep_entry sweep_kv[];
+extern const sweep_entry sweep_sim[];
 
 /* Objects that live during the whole sweep, and handles of some that do not. */
 extern kavern_manager *live_manager, *other_manager;
 extern kavern_stream *live_stream;
 extern void *stale_manager, *stale_stream, *stale_cache;
 extern kavern_kv_cache *live_cache;
+/* A simulated device with a stream. */
+extern kavern_manager *live_sim;
+extern kavern_stream *sim_stream;
 
 extern const char *current_function;
 extern long current_call;

@@ -9,7 +9,7 @@ use super::stream::is_done;
 use super::{Cuda, copy, memory};
 use crate::device::{
     Access, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch, MemoryInfo,
-    Page, PinnedSlice, Stream,
+    Page, PinnedSlice, Simulator, Stream,
 };
 use crate::error::{Error, Result};
 
@@ -56,6 +56,10 @@ impl Device for Cuda {
 
     fn race_count(&self) -> u64 {
         0
+    }
+
+    fn simulator(&self) -> Option<&dyn Simulator> {
+        None
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use super::stream::{LaunchOp, Op};
 use super::{Entry, Host, cores, directory};
 use crate::device::{
     Access, Arg, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch,
-    MemoryInfo, Page, PinnedSlice, Stream,
+    MemoryInfo, Page, PinnedSlice, Simulator, Stream,
 };
 use crate::error::{Error, Result};
 use crate::sys::shm::os_page_bytes;
@@ -66,6 +66,10 @@ impl Device for Host {
 
     fn race_count(&self) -> u64 {
         0
+    }
+
+    fn simulator(&self) -> Option<&dyn Simulator> {
+        None
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -14,29 +14,29 @@ use crate::sync::Mutex;
 use crate::sys::shm::{Anonymous, os_page_bytes};
 
 /// Physical bytes of the device: what there is and what is used.
-pub(super) struct Physical {
+pub(in crate::device) struct Physical {
     limit_bytes: u64,
     used_bytes: AtomicU64,
 }
 
 impl Physical {
     /// None used.
-    pub(super) fn new(limit_bytes: u64) -> Self {
+    pub(in crate::device) fn new(limit_bytes: u64) -> Self {
         Self { limit_bytes, used_bytes: AtomicU64::new(0) }
     }
 
     /// All there is.
-    pub(super) fn limit_bytes(&self) -> u64 {
+    pub(in crate::device) fn limit_bytes(&self) -> u64 {
         self.limit_bytes
     }
 
     /// Not used by anybody.
-    pub(super) fn free_bytes(&self) -> u64 {
+    pub(in crate::device) fn free_bytes(&self) -> u64 {
         self.limit_bytes - self.used_bytes.load(Ordering::Acquire)
     }
 
     /// Takes bytes or says what is missing.
-    pub(super) fn charge(&self, bytes: u64) -> Result<()> {
+    pub(in crate::device) fn charge(&self, bytes: u64) -> Result<()> {
         let take = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.limit_bytes);
         let taken = self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
         taken.map(drop).map_err(|used| {
@@ -52,7 +52,7 @@ impl Physical {
     }
 
     /// Gives bytes back.
-    pub(super) fn discharge(&self, bytes: u64) {
+    pub(in crate::device) fn discharge(&self, bytes: u64) {
         let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "more given back than taken");
     }

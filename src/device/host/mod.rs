@@ -11,9 +11,9 @@
 mod calls;
 mod directory;
 mod event;
-mod memory;
+pub(in crate::device) mod memory;
 mod stream;
-mod vmm;
+pub(in crate::device) mod vmm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -30,7 +30,7 @@ struct PageState {
 }
 
 /// The tables.
-pub(super) struct VirtualMemory {
+pub(in crate::device) struct VirtualMemory {
     key: DeviceKey,
     page_bytes: u64,
     physical: Arc<Physical>,
@@ -43,6 +43,8 @@ pub(super) struct VirtualMemory {
     /// Free offsets below `end`: start to length, neighbours joined.
     holes: BTreeMap<u64, u64>,
     end: u64,
+    /// Access is never refused by the system: whoever uses the addresses asks [`VirtualMemory::allows`] instead.
+    is_open: bool,
 }
 
 fn protection(access: Access) -> Protection {
@@ -55,7 +57,7 @@ fn protection(access: Access) -> Protection {
 
 impl VirtualMemory {
     /// Nothing reserved, nothing mapped.
-    pub(super) fn new(key: DeviceKey, page_bytes: u64, physical: Arc<Physical>) -> Self {
+    pub(in crate::device) fn new(key: DeviceKey, page_bytes: u64, physical: Arc<Physical>) -> Self {
         Self {
             key,
             page_bytes,
@@ -67,7 +69,35 @@ impl VirtualMemory {
             file: None,
             holes: BTreeMap::new(),
             end: 0,
+            is_open: false,
         }
+    }
+
+    /// Leaves all reserved addresses readable and writable, so that a wrong access can be told instead of dying of it.
+    pub(in crate::device) fn new_open(key: DeviceKey, page_bytes: u64, physical: Arc<Physical>) -> Self {
+        Self { is_open: true, ..Self::new(key, page_bytes, physical) }
+    }
+
+    /// Whether every byte of the range is mapped and may be read, or written.
+    pub(in crate::device) fn allows(&self, start: u64, bytes: u64, is_write: bool) -> bool {
+        let first = self.mappings.range(..=start).next_back().map_or(start, |(&first, _)| first);
+        let mut next = start;
+        for (&address, mapping) in self.mappings.range(first..start + bytes) {
+            let is_allowed = match mapping.access {
+                Access::None => false,
+                Access::Read => !is_write,
+                Access::ReadWrite => true,
+            };
+            if address > next || !is_allowed {
+                break;
+            }
+            next = address + mapping.bytes;
+        }
+        next >= start + bytes
+    }
+
+    fn protection(&self, access: Access) -> Protection {
+        if self.is_open { Protection::ReadWrite } else { protection(access) }
     }
 
     fn check_size(&self, what: &str, bytes: u64) -> Result<()> {
@@ -80,15 +110,18 @@ impl VirtualMemory {
         Ok(())
     }
 
-    pub(super) fn reserve(&mut self, bytes: u64) -> Result<DeviceSlice> {
+    pub(in crate::device) fn reserve(&mut self, bytes: u64) -> Result<DeviceSlice> {
         self.check_size("reserve", bytes)?;
         let reservation = Reservation::new(bytes, self.page_bytes)?;
+        if self.is_open {
+            reservation.protect(0, bytes, Protection::ReadWrite)?;
+        }
         let address = reservation.address() as u64;
         self.reservations.insert(address, reservation);
         Ok(DeviceSlice::new(self.key, address, bytes))
     }
 
-    pub(super) fn release(&mut self, range: DeviceSlice) -> Result<()> {
+    pub(in crate::device) fn release(&mut self, range: DeviceSlice) -> Result<()> {
         let start = range.address();
         let is_ours = self.reservations.get(&start).is_some_and(|found| found.bytes() == range.bytes());
         if !is_ours || range.device() != self.key {
@@ -107,7 +140,7 @@ impl VirtualMemory {
         Ok(())
     }
 
-    pub(super) fn page_create(&mut self, bytes: u64) -> Result<Page> {
+    pub(in crate::device) fn page_create(&mut self, bytes: u64) -> Result<Page> {
         self.check_size("page", bytes)?;
         self.physical.charge(bytes)?;
         match self.take_offsets(bytes) {
@@ -171,7 +204,7 @@ impl VirtualMemory {
             .ok_or_else(|| Error::new(Status::StaleId, format!("page {} was released or never made", page.0)))
     }
 
-    pub(super) fn page_release(&mut self, page: Page) -> Result<()> {
+    pub(in crate::device) fn page_release(&mut self, page: Page) -> Result<()> {
         self.live_page(page)?.is_released = true;
         self.drop_if_unused(page.0);
         Ok(())
@@ -228,7 +261,7 @@ impl VirtualMemory {
         )))
     }
 
-    pub(super) fn map(&mut self, target: DeviceSlice, page: Page) -> Result<()> {
+    pub(in crate::device) fn map(&mut self, target: DeviceSlice, page: Page) -> Result<()> {
         let state = self.live_page(page)?;
         let (page_offset, page_bytes) = (state.offset, state.bytes);
         if page_bytes != target.bytes() {
@@ -249,20 +282,23 @@ impl VirtualMemory {
         }
         let file = self.file.as_ref().ok_or_else(|| Error::internal("a page without page memory"))?;
         reservation.map(offset, target.bytes(), file, page_offset)?;
+        if self.is_open {
+            reservation.protect(offset, target.bytes(), Protection::ReadWrite)?;
+        }
         self.mappings.insert(start, Mapping { bytes: page_bytes, page: page.0, access: Access::None });
         self.live_page(page)?.mapped_count += 1;
         Ok(())
     }
 
-    pub(super) fn set_access(&mut self, range: DeviceSlice, access: Access) -> Result<()> {
+    pub(in crate::device) fn set_access(&mut self, range: DeviceSlice, access: Access) -> Result<()> {
         let (reservation, offset) = self.around("access", range)?;
         self.check_covered("access", range)?;
         let (start, end) = (range.address(), range.address() + range.bytes());
-        if let Err(error) = reservation.protect(offset, range.bytes(), protection(access)) {
+        if let Err(error) = reservation.protect(offset, range.bytes(), self.protection(access)) {
             // The system may have changed a part of it; put each mapping back.
             for (&address, mapping) in self.mappings.range(start..end) {
                 let at = address - start + offset;
-                let _ = reservation.protect(at, mapping.bytes, protection(mapping.access));
+                let _ = reservation.protect(at, mapping.bytes, self.protection(mapping.access));
             }
             return Err(error);
         }
@@ -272,10 +308,13 @@ impl VirtualMemory {
         Ok(())
     }
 
-    pub(super) fn unmap(&mut self, range: DeviceSlice) -> Result<()> {
+    pub(in crate::device) fn unmap(&mut self, range: DeviceSlice) -> Result<()> {
         let (reservation, offset) = self.around("unmap", range)?;
         self.check_covered("unmap", range)?;
         reservation.unmap(offset, range.bytes())?;
+        if self.is_open {
+            reservation.protect(offset, range.bytes(), Protection::ReadWrite)?;
+        }
         let end = range.address() + range.bytes();
         while let Some((&address, _)) = self.mappings.range(range.address()..end).next() {
             let Some(mapping) = self.mappings.remove(&address) else { break };

@@ -220,6 +220,10 @@ class kavern_manager_statistics(_c.Structure):
     """What a manager has and did. You set struct_size; the call fills the rest."""
 
 
+class kavern_sim_range(_c.Structure):
+    """A range of device memory. It will never grow, so it carries no size."""
+
+
 # Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence.
 kavern_log_fn = _c.CFUNCTYPE(None, _c.c_void_p, _c.c_uint32, _c.c_char_p, _c.c_char_p)
 
@@ -490,6 +494,11 @@ kavern_manager_statistics._fields_ = [
     ("races", _c.c_uint64),
 ]
 
+kavern_sim_range._fields_ = [
+    ("address", _c.c_uint64),
+    ("bytes", _c.c_uint64),
+]
+
 # Name: (restype, argtypes).
 FUNCTIONS = {
     "kavern_kv_cache_config_init": (kavern_status, [_c.POINTER(kavern_kv_cache_config), _c.c_size_t]),
@@ -515,6 +524,8 @@ FUNCTIONS = {
     "kavern_warmup": (kavern_status, [kavern_manager]),
     "kavern_manager_stream_register": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_sim_launch": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(kavern_sim_range), _c.c_size_t, _c.POINTER(kavern_sim_range), _c.c_size_t]),
+    "kavern_sim_report": (kavern_status, [kavern_manager, _c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
     "kavern_kv_match": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(kavern_kv_match_result)]),
     "kavern_kv_step": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_size_t, _c.POINTER(kavern_kv_op), _c.POINTER(kavern_kv_op_result)]),
     "kavern_kv_tables": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_kv_step_tables)]),

@@ -1,0 +1,9 @@
+//! The simulated device: planted bugs are found whatever the seed, correct programs are not accused, seeds repeat.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod sim {
+    mod cache;
+    mod correct;
+    mod planted;
+    mod support;
+}

@@ -1,0 +1,212 @@
+//! The cache on simulated streams: an engine that keeps its promises sees no finding, one that lies about a step does.
+
+use std::sync::Arc;
+
+use fastrand::Rng;
+use kavern::cache::{
+    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target,
+};
+use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
+use kavern::error::Status;
+use kavern::event::NoSink;
+use kavern::memory::{Limits, Memory};
+use kavern::types::Id;
+
+use super::support::{SCHEDULES, kinds};
+
+const BLOCK_TOKENS: u32 = 4;
+const BLOCK_BYTES: u64 = 256;
+const TOKEN_BYTES: u64 = BLOCK_BYTES / BLOCK_TOKENS as u64;
+const STEPS: u64 = 2000;
+
+fn config() -> CacheConfig {
+    let group = GroupConfig {
+        content: Content::Opaque { block_bytes: BLOCK_BYTES },
+        block_tokens: BLOCK_TOKENS,
+        capacity_blocks: 0,
+        region: None,
+    };
+    CacheConfig {
+        name: "simulated".to_owned(),
+        groups: vec![group],
+        capacity_blocks: 40,
+        capacity_bytes: 0,
+        max_sequences: 8,
+        max_sequence_tokens: 64,
+        max_batch_tokens: 256,
+        max_leases: 8,
+        max_namespaces: 8,
+        steps_in_flight: 3,
+        hash_block_tokens: 0,
+        hash: HashKind::Xxh3,
+        scrub: Scrub::TenantChange,
+        event_capacity: 0,
+        policy: "lru".to_owned(),
+        hash_secret: [3; 32],
+        metadata_only: false,
+        ragged: false,
+        require_salt: false,
+    }
+}
+
+struct Sequence {
+    id: u64,
+    row: usize,
+    tokens: Vec<i32>,
+    /// Tokens whose keys and values were there before this step.
+    ready: usize,
+    /// First block's bytes by position are told by the tables of each step.
+    lasts: u32,
+}
+
+struct Engine {
+    device: Arc<dyn Device>,
+    cache: KvCache,
+    pool: DeviceSlice,
+    random: Rng,
+    live: Vec<Sequence>,
+    hit_tokens: u64,
+}
+
+impl Engine {
+    fn new(seed: u64) -> Self {
+        let schedule = SCHEDULES[seed as usize % SCHEDULES.len()];
+        let device = registry::open(&format!("sim?seed={seed}&schedule={schedule}")).unwrap();
+        let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
+        let cache = KvCache::new(&memory, &config()).unwrap();
+        let about = cache.describe(0).unwrap();
+        // SAFETY: the pool of the cache, which lives as long as the engine.
+        let pool =
+            unsafe { DeviceSlice::from_foreign(device.key(), about.base_address, 40 * BLOCK_BYTES) }.unwrap();
+        Self { device, cache, pool, random: Rng::with_seed(seed), live: Vec::new(), hit_tokens: 0 }
+    }
+
+    /// Admits, appends, commits and frees.
+    fn schedule(&mut self, step: u64) {
+        let namespace = self.random.u64(0..2);
+        let prompt: Vec<i32> = (0..self.random.usize(1..40))
+            .map(|_| if self.random.u8(0..12) == 0 { self.random.i32(0..3) } else { 0 })
+            .collect();
+        let request = Request {
+            namespace_id: namespace,
+            adapter_id: 0,
+            salt: b"",
+            naming: Naming::Tokens(&prompt, &[]),
+            token_count: prompt.len() as u64,
+            no_read: false,
+            no_store: false,
+            drop_last: false,
+            keep_one_token: true,
+        };
+        let found = self.cache.lookups().find(&request).unwrap();
+        let no_extras: &[Extra] = &[];
+        let mut session = self.cache.step(step).unwrap();
+        let count = prompt.len() as u64 - found.hit_tokens;
+        let admit = Op::Admit { lease: found.lease, tokens: count, lookahead: 0, row: -1 };
+        let admitted = session.apply(&admit);
+        if admitted.status == Status::Ok {
+            let naming = Naming::Tokens(&prompt[found.hit_tokens as usize..], no_extras);
+            let target = Target::Id(Id(admitted.sequence));
+            let committed = session.apply(&Op::Commit { target, tokens: count, naming });
+            assert_eq!(committed.status, Status::Ok);
+            self.hit_tokens += found.hit_tokens;
+            self.live.push(Sequence {
+                id: admitted.sequence,
+                row: admitted.row as usize,
+                tokens: prompt.clone(),
+                ready: found.hit_tokens as usize,
+                lasts: self.random.u32(1..12),
+            });
+        } else {
+            assert_eq!(session.apply(&Op::Release { lease: found.lease }).status, Status::Ok);
+        }
+        let mut kept = Vec::new();
+        for mut sequence in std::mem::take(&mut self.live) {
+            let target = Target::Id(Id(sequence.id));
+            sequence.lasts -= 1;
+            if sequence.lasts == 0 {
+                assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
+                continue;
+            }
+            let is_new = sequence.ready < sequence.tokens.len();
+            if !is_new && sequence.tokens.len() < 60 {
+                let appended = session.apply(&Op::Append { target, tokens: 1, lookahead: 0 });
+                if appended.status == Status::Ok {
+                    sequence.tokens.push(self.random.i32(0..3));
+                    let naming = Naming::Tokens(&sequence.tokens[sequence.tokens.len() - 1..], no_extras);
+                    let committed = session.apply(&Op::Commit { target, tokens: 1, naming });
+                    assert_eq!(committed.status, Status::Ok);
+                }
+            }
+            kept.push(sequence);
+        }
+        self.live = kept;
+    }
+
+    /// The model: reads what was there, writes the new tokens, reads the table.
+    fn run(&mut self, step: u64, stream: Stream) {
+        let (table, address, cells) = self
+            .cache
+            .tables(step, stream, |tables| {
+                let group = tables.group(0)?;
+                let cells = group.row_cells as usize;
+                Ok((group.block_table.to_vec(), tables.group_addresses(0).block_table, cells))
+            })
+            .unwrap();
+        for sequence in &mut self.live {
+            let row = &table[sequence.row * cells..];
+            let token = |position: usize| {
+                let block = row[position / BLOCK_TOKENS as usize] as u64;
+                let offset = position as u64 % u64::from(BLOCK_TOKENS) * TOKEN_BYTES;
+                self.pool.part(block * BLOCK_BYTES + offset, TOKEN_BYTES).unwrap()
+            };
+            let row_bytes = 4 * cells as u64;
+            let row_address = address + sequence.row as u64 * row_bytes;
+            // SAFETY: a row of the cache's table.
+            let row =
+                unsafe { DeviceSlice::from_foreign(self.device.key(), row_address, row_bytes) }.unwrap();
+            let mut reads: Vec<DeviceSlice> = (0..sequence.ready).map(token).collect();
+            reads.push(row);
+            let writes: Vec<DeviceSlice> = (sequence.ready..sequence.tokens.len()).map(token).collect();
+            self.device.simulator().unwrap().declare(stream, &reads, &writes).unwrap();
+            sequence.ready = sequence.tokens.len();
+        }
+    }
+}
+
+/// Plays steps on two streams in turn. A liar says that a step is over when it is only enqueued.
+fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
+    let mut engine = Engine::new(seed);
+    let streams = [engine.device.stream_create().unwrap(), engine.device.stream_create().unwrap()];
+    for step in 1..=steps {
+        while engine.cache.step(step).map(drop).is_err() {
+            // As many steps are in flight as may be.
+            streams.iter().for_each(|&stream| engine.device.stream_synchronize(stream).unwrap());
+            engine.cache.poll().unwrap();
+        }
+        let stream = streams[engine.random.usize(..2)];
+        engine.schedule(step);
+        engine.run(step, stream);
+        engine.cache.step_done(step, if is_liar { None } else { Some(stream) }).unwrap();
+    }
+    engine.device.synchronize().unwrap();
+    engine.cache.validate().unwrap();
+    (engine.device.simulator().unwrap().report().unwrap(), engine.hit_tokens)
+}
+
+#[test]
+fn two_streams_in_turn_over_two_thousand_steps_have_no_race() {
+    for seed in 0..10 {
+        let (report, hit_tokens) = play(seed, STEPS, false);
+        assert_eq!(kinds(&report), [], "seed {seed}: {}", report.to_json());
+        assert!(report.steps > 2 * STEPS && hit_tokens > STEPS, "{hit_tokens} of {} steps", report.steps);
+    }
+}
+
+#[test]
+fn a_step_that_is_said_to_be_over_too_early_is_found() {
+    for seed in 0..100 {
+        let (report, _) = play(seed, 40, true);
+        assert!(report.races() > 0, "seed {seed}");
+    }
+}
