@@ -137,7 +137,9 @@ impl Bench {
     /// Fill, zero, check and copy of blocks of one size beside memset, read and copy of the same bytes.
     fn bandwidths(&mut self, block_bytes: u64) -> Result<String> {
         let blocks = POOL_BYTES / block_bytes;
-        let pieces = block_bytes.div_ceil(16 << 10);
+        // As the cache launches them: a warp for 4 KiB, and a warp or a block of threads for a check.
+        let chunks = block_bytes.div_ceil(4 << 10);
+        let checks = if block_bytes <= 8 << 10 { blocks.div_ceil(8) } else { blocks };
         let order = self.shuffled(blocks);
         let ids = self.upload_ids(&order)?;
         let pairs = self.upload_ids(&order[..order.len() & !1])?;
@@ -159,17 +161,17 @@ impl Bench {
         let halves = Copy { target: Place::Device(high), source: Place::Device(low) };
         let writes = self.times(&[
             &|| self.device.memset(self.stream, pool, 0x5a),
-            &|| self.launch(zero, blocks * pieces, &list),
-            &|| self.launch(fill, blocks * pieces, &seeded),
+            &|| self.launch(zero, (blocks * chunks).div_ceil(8), &list),
+            &|| self.launch(fill, (blocks * chunks).div_ceil(8), &seeded),
         ])?;
         // The fill above came last, so every block holds its pattern now.
         let reads =
-            self.times(&[&|| self.launch(&READ, 132 * 16, &read), &|| self.launch(check, blocks, &checked)])?;
+            self.times(&[&|| self.launch(&READ, 132 * 16, &read), &|| self.launch(check, checks, &checked)])?;
         let mut sums = [0; 24];
         self.device.read(counters, &mut sums)?;
         let wrong = u64::from_le_bytes(sums[8..16].try_into().unwrap_or_default());
         let copies = self.times(&[&|| self.device.copy(self.stream, halves), &|| {
-            self.launch(copy, blocks / 2 * pieces, &paired)
+            self.launch(copy, (blocks / 2 * chunks).div_ceil(8), &paired)
         }])?;
         for slice in [ids, pairs, seeds, counters] {
             self.device.memory_free(slice)?;

@@ -85,8 +85,11 @@ sanitizer() {
     fi
     # The contract suite provokes errors of the driver's interface on purpose; only errors of kernels count.
     for tool in memcheck racecheck initcheck synccheck; do
+        # initcheck waits for the device at a free, which that sentence makes while it holds a stream by a callback.
+        local skip=()
+        [ "$tool" = initcheck ] && skip=(--skip memory_freed_in_stream_order)
         step "$tool-contracts" env KAVERN_REQUIRE=cuda "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            --report-api-errors no ./contracts --test-threads=1 cache_kernels kernels:: copies memory::
+            --report-api-errors no ./contracts --test-threads=1 "${skip[@]}" cache_kernels kernels:: copies memory::
         grep -h 'ERROR SUMMARY' "$logs/$tool-contracts.log"
         step "$tool-replay" "$sanitizer" --tool "$tool" --error-exitcode 9 --report-api-errors no \
             ./kavern replay --generate mixed --requests 300 --blocks 500 --device "$device" --json

@@ -123,14 +123,25 @@ fn copy(args: &mut CpuArgs<'_>) {
     }
 }
 
-/// Bytes that one block of threads does at a time; kernels/types.cuh has the same number.
-const PIECE_BYTES: u64 = 16 << 10;
+/// Bytes that a warp does at a time; kernels/types.cuh has the same number.
+const CHUNK_BYTES: u64 = 4096;
+/// Blocks up to this size are checked by a warp each; kernels/types.cuh has the same number.
+const SMALL_BLOCK_BYTES: u64 = 8192;
+/// Warps of a block of 256 threads, in which all of these kernels are launched.
+const WARPS: u64 = 8;
 /// Blocks of threads of one launch: more than any GPU runs at a time; the kernels go on by themselves.
 const GRID_MAX: u64 = 1 << 16;
 
 /// Blocks of threads for the zeroing, filling or copying of so many blocks.
 pub(super) fn grid(blocks: usize, block_bytes: u64) -> u32 {
-    (blocks as u64 * block_bytes.div_ceil(PIECE_BYTES)).clamp(1, GRID_MAX) as u32
+    let chunks = blocks as u64 * block_bytes.div_ceil(CHUNK_BYTES);
+    chunks.div_ceil(WARPS).clamp(1, GRID_MAX) as u32
+}
+
+/// Blocks of threads for the checking of so many blocks.
+pub(super) fn check_grid(blocks: usize, block_bytes: u64) -> u32 {
+    let each = if block_bytes <= SMALL_BLOCK_BYTES { WARPS } else { 1 };
+    (blocks as u64).div_ceil(each).clamp(1, GRID_MAX) as u32
 }
 
 /// Writes keys and values of new tokens of one layer into their slots, rounding to the cache's type once.

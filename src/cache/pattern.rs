@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::kernels::{CHECK, FILL, grid};
+use super::kernels::{CHECK, FILL, check_grid, grid};
 use super::kv_cache::KvCache;
 use crate::device::{Arg, Copy, Device, Launch, OwnedEvent, Place, Stream};
 use crate::error::{Error, Result, Status};
@@ -153,8 +153,7 @@ impl KvCache {
             [Arg::Write(counters), Arg::Read(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let fill = [Arg::Write(pool), Arg::Read(ids), Arg::Read(seeds), Arg::U64(block_bytes)];
         let (kernel, args) = if is_check { (&CHECK, &check[..]) } else { (&FILL, &fill[..]) };
-        // A check counts whole blocks, so one block of threads does each.
-        let grid = if is_check { count as u32 } else { grid(count, block_bytes) };
+        let grid = if is_check { check_grid(count, block_bytes) } else { grid(count, block_bytes) };
         let outcome = device.launch(stream, &Launch { kernel, grid, block: 256, args });
         // Whatever became of the launch, the copy is under way and must be waited for: by the event, or by the stream
         // if it cannot be recorded. That fails no call: its launch would be counted twice when it is repeated.

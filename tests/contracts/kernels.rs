@@ -47,6 +47,7 @@ fn a_wrong_launch_is_refused_before_it_is_enqueued() {
     each(|subject| {
         let device = subject.open();
         let memory = device.memory_allocate(4000).unwrap();
+        device.memset(Stream::DEFAULT, memory, 0).unwrap();
         let (low, high) = (memory.part(0, 400).unwrap(), memory.part(396, 400).unwrap());
         let launch = |args: &[Arg], grid, block| {
             refused(device.launch(Stream::DEFAULT, &Launch { kernel: &ADD, grid, block, args }))
