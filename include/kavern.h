@@ -1349,6 +1349,19 @@ kavern_status kavern_sim_report(const kavern_manager *manager,
                                 size_t *needed);
 
 /**
+ * Lets a simulated device pick from another seed from here on, so that one program tries many orders.
+ *
+ * What was found so far stays in the report. The same seed after the same calls gives the same order.
+ * Errors: KAVERN_ERR_UNSUPPORTED on a device that is not simulated, KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not wait.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
+
+/**
  * Looks prompts up and keeps what it finds alive by leases.
  *
  * Shapes: `requests` [n], `results` [n]; block ids of request i go to its own block_ids, group after group.

@@ -1,6 +1,6 @@
 //! The simulated device: say what an engine's kernels touch, and ask what had no order.
 //!
-//! What it does not: run the engine's kernels. Invariant: on another backend both functions answer UNSUPPORTED.
+//! What it does not: run the engine's kernels. Invariant: on another backend all functions answer UNSUPPORTED.
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -103,5 +103,23 @@ pub unsafe extern "C" fn kavern_sim_report(
         let report = simulator(manager)?.report()?;
         // SAFETY: the header asks for what the doc above says.
         unsafe { config::write_text(&report.to_json(), buf, cap, needed) }
+    })
+}
+
+/// Lets a simulated device pick from another seed from here on, so that one program tries many orders.
+///
+/// What was found so far stays in the report. The same seed after the same calls gives the same order.
+/// Errors: KAVERN_ERR_UNSUPPORTED on a device that is not simulated, KAVERN_ERR_INVALID_HANDLE,
+/// KAVERN_ERR_NULL_POINTER.
+/// Threads: any; does not wait.
+/// Since: 0.1
+///
+/// # Safety
+/// None beyond a handle or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_sim_seed(manager: *mut kavern_manager, seed: u64) -> kavern_status {
+    guard_on("kavern_sim_seed", manager, |manager| {
+        simulator(manager)?.reseed(seed)?;
+        Ok(Status::Ok)
     })
 }

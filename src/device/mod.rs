@@ -159,6 +159,8 @@ pub trait Simulator {
     /// engine's. A written range of 16 bytes or more gets a mark in its first bytes, which a later read of the same
     /// range looks for.
     fn declare(&self, stream: Stream, reads: &[DeviceSlice], writes: &[DeviceSlice]) -> Result<()>;
+    /// Picks from here on from another seed; what was found so far stays.
+    fn reseed(&self, seed: u64) -> Result<()>;
     /// What was found and done so far.
     fn report(&self) -> Result<Report>;
 }

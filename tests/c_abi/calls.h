@@ -45,6 +45,7 @@
     ON_CACHE(kavern_kv_check_pattern, (cache, NULL, 0, 0, NULL, NULL))                                            \
     ON_CACHE(kavern_kv_pattern_result, (cache, NULL))                                                             \
     ON_MANAGER(kavern_sim_launch, (manager, NULL, NULL, 0, NULL, 0))                                              \
-    ON_MANAGER(kavern_sim_report, (manager, NULL, 0, NULL))
+    ON_MANAGER(kavern_sim_report, (manager, NULL, 0, NULL))                                                       \
+    ON_MANAGER(kavern_sim_seed, (manager, 1))
 
 #endif

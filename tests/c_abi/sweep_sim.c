@@ -50,8 +50,15 @@ static void sim_report(void) {
     }
 }
 
+static void sim_seed(void) {
+    choose_flaw(1);
+    kavern_manager *manager = SIM_MANAGER(0);
+    refused(kavern_sim_seed(manager == live_sim || one_in(2) ? live_manager : manager, below(1000)));
+}
+
 const sweep_entry sweep_sim[] = {
     {"kavern_sim_launch", sim_launch},
     {"kavern_sim_report", sim_report},
+    {"kavern_sim_seed", sim_seed},
     {NULL, NULL},
 };

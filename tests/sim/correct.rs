@@ -115,7 +115,10 @@ fn a_million_careful_operations_are_not_accused() {
 
 /// A program with bugs, so that there is something to compare.
 fn careless(spec: &str) -> Report {
-    let mut engine = Engine::new(spec);
+    careless_on(Engine::new(spec))
+}
+
+fn careless_on(mut engine: Engine) -> Report {
     careful(&mut engine, &mut Rng::with_seed(5), 500);
     for round in 0..20 {
         engine.launch(engine.compute, &[engine.block(round)], &[engine.block(round + 1)]);
@@ -142,6 +145,16 @@ fn one_seed_gives_one_trace_and_one_report() {
             assert_ne!(first.trace_hash, other.trace_hash, "{schedule}");
         }
     }
+}
+
+#[test]
+fn another_seed_takes_over_where_it_is_set() {
+    let opened = careless("sim?seed=9");
+    let engine = Engine::new("sim?seed=1");
+    engine.device.simulator().unwrap().reseed(9).unwrap();
+    let reseeded = careless_on(engine);
+    assert_eq!((reseeded.seed, reseeded.trace_hash), (9, opened.trace_hash));
+    assert_ne!(careless("sim?seed=1").trace_hash, opened.trace_hash);
 }
 
 #[test]

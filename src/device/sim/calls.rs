@@ -148,6 +148,14 @@ impl Simulator for Sim {
         Ok(())
     }
 
+    fn reseed(&self, seed: u64) -> Result<()> {
+        let mut world = self.ready()?;
+        let gpu = world.gpu(self.index);
+        gpu.schedule.reseed(seed);
+        gpu.report.seed = seed;
+        Ok(())
+    }
+
     fn report(&self) -> Result<Report> {
         let mut world = world_of_this_process()?;
         let slots: Vec<u32> = world.gpu(self.index).streams.iter().map(|entry| entry.slot).collect();

@@ -68,6 +68,11 @@ impl Schedule {
         Ok(Self { policy: *policy, seed, picks: 0, latest: 0, falls: Vec::new() })
     }
 
+    /// Picks from here on as one that was made with this seed.
+    pub(super) fn reseed(&mut self, seed: u64) {
+        *self = Self { policy: self.policy, seed, picks: 0, latest: 0, falls: Vec::new() };
+    }
+
     /// The seed.
     pub(super) fn seed(&self) -> u64 {
         self.seed

@@ -526,6 +526,7 @@ FUNCTIONS = {
     "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_sim_launch": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(kavern_sim_range), _c.c_size_t, _c.POINTER(kavern_sim_range), _c.c_size_t]),
     "kavern_sim_report": (kavern_status, [kavern_manager, _c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
+    "kavern_sim_seed": (kavern_status, [kavern_manager, _c.c_uint64]),
     "kavern_kv_match": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(kavern_kv_match_result)]),
     "kavern_kv_step": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_size_t, _c.POINTER(kavern_kv_op), _c.POINTER(kavern_kv_op_result)]),
     "kavern_kv_tables": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_kv_step_tables)]),
