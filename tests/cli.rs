@@ -97,6 +97,18 @@ fn conversation_with_real_bytes_verifies_every_hit() {
 }
 
 #[test]
+fn conversation_on_simulated_streams_hits_the_same_without_a_race() {
+    let Some(trace) = trace(CONVERSATION) else { return };
+    for (blocks, expected) in [CONVERSATION_LRU[1], CONVERSATION_LRU[3]] {
+        let more = ["--block-bytes", "256", "--device", "sim?seed=7"];
+        let report = json(&[&["replay", &trace, "--blocks", &blocks.to_string()], &more[..]].concat());
+        assert_eq!(count(&report, "hit_blocks"), expected, "{blocks} blocks");
+        assert_eq!(count(&report, "verified_blocks"), expected, "{blocks} blocks");
+        assert_eq!((count(&report, "mismatches"), count(&report, "races")), (0, 0));
+    }
+}
+
+#[test]
 fn conversation_as_tokens_hits_the_same() {
     let Some(trace) = trace(CONVERSATION) else { return };
     for (blocks, expected) in [CONVERSATION_LRU[0], CONVERSATION_LRU[2], CONVERSATION_LRU[4]] {
