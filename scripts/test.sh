@@ -26,6 +26,10 @@ begin "lints"
 cargo clippy --release --locked --all-targets --quiet -- -D warnings
 count $?
 
+begin "docs"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --lib --quiet
+count $?
+
 begin "build"
 cargo build --release --locked --quiet
 built=$?

@@ -3,7 +3,7 @@
 //! What it does: keeps the callback, counts the calls in flight, lets an unregistering thread wait for them. What it
 //! does not: filter by room. Silent by default.
 //!
-//! Invariants: a callback is never called under a lock; after [`set_callback`] returns, the former callback is not
+//! Invariants: a callback is never called under a lock; after `set_callback` returns, the former callback is not
 //! running on any other thread and is never called again; a thread inside a callback gets no further call from what it
 //! does there, so that a callback may use the library. Lock: `STATE`, taken alone.
 

@@ -4,6 +4,10 @@
 //! one home of reading and writing through a caller's pointers. Everything else is borrow, call the room, map the
 //! result.
 #![expect(non_camel_case_types, reason = "these names are the C header's")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "docs are written for C readers, to whom [n] is a shape and not a link"
+)]
 
 pub mod cache;
 mod config;

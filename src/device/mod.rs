@@ -7,7 +7,7 @@
 //! - A call enqueues and returns, unless its doc says that it blocks.
 //! - Work on one stream runs in order; streams are ordered only by events and synchronisation.
 //! - A failed call changes nothing. Release calls (free, destroy, unmap, release) do not fail for lack of resources.
-//! - An asynchronous failure latches the device as lost; every later call answers [`Status::DeviceLost`].
+//! - An asynchronous failure latches the device as lost; every later call answers `DeviceLost`.
 //! - Waiting on an event that was never recorded does not wait.
 //!
 //! [`DeviceSlice`] is the only way to name device memory above this room. A backend hands out slices of what it
