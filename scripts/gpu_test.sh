@@ -32,12 +32,12 @@ done
 cp "$built/libkavern.so" "$out/lib/libkavern.so.0"
 ln -s libkavern.so.0 "$out/lib/libkavern.so"
 cp include/kavern.h "$out/include/"
-for program in smoke faults threads; do
+for program in smoke faults threads fork panic; do
     "$tools/python" -m ziglang cc -target "x86_64-linux-gnu.$glibc" -std=c11 -O1 -pthread -Iinclude \
         "tests/c_abi/$program.c" -o "$out/$program" -L"$out/lib" -lkavern -Wl,-rpath,'$ORIGIN/lib'
 done
 strip --strip-unneeded "$out"/lib/libkavern.so.0
-for program in contracts steady_state gpu_figures kavern smoke faults threads; do
+for program in contracts steady_state gpu_figures kavern smoke faults threads fork panic; do
     strip "$out/$program"
 done
 rm "$out/lib/libkavern.so"

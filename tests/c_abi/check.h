@@ -30,6 +30,12 @@ static inline void fail_at(const char *file, int line, const char *what) {
 
 #define OK(call) EXPECT(KAVERN_OK, call)
 
+/* The device that the programs run on: KAVERN_TEST_DEVICE may name a GPU. */
+static inline const char *test_device(void) {
+    const char *device = getenv("KAVERN_TEST_DEVICE");
+    return device != NULL ? device : "host";
+}
+
 static inline kavern_manager *open_manager(const char *device) {
     kavern_manager *manager = NULL;
     kavern_manager_config config;

@@ -14,7 +14,7 @@ static void refused(const char *function, kavern_status status) {
 }
 
 int main(void) {
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
     kavern_kv_cache *cache = make_cache(manager);

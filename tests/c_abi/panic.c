@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
         return 0;
     }
 
-    kavern_manager *manager = open_manager("host"), *bystander = open_manager("host");
+    kavern_manager *manager = open_manager(test_device()), *bystander = open_manager(test_device());
 #define ON_NONE(name, arguments)
 #define ON_MANAGER(name, arguments)                                                                               \
     if (is_named(function, #name)) {                                                                              \

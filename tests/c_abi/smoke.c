@@ -70,7 +70,7 @@ static void configurations(void) {
 }
 
 static void streams_and_tickets(void) {
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     kavern_stream *stream = NULL, *kept = NULL;
     OK(kavern_stream_create(manager, &stream));
     OK(kavern_stream_synchronize(manager, stream));
@@ -121,7 +121,7 @@ static void streams_and_tickets(void) {
 }
 
 static void foreign_streams(void) {
-    kavern_manager *here = open_manager("host"), *there = open_manager("host");
+    kavern_manager *here = open_manager(test_device()), *there = open_manager(test_device());
     kavern_stream *theirs = NULL;
     OK(kavern_stream_create(there, &theirs));
     EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_stream_synchronize(here, theirs));
@@ -148,7 +148,7 @@ static void foreign_streams(void) {
 }
 
 static void reports(void) {
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     size_t needed = 0;
     OK(kavern_manager_report_json(manager, NULL, 0, &needed));
     char *text = malloc(needed + 64);
@@ -184,7 +184,7 @@ static void hear(void *userdata, uint32_t level, const char *room, const char *t
 
 static void logs(void) {
     OK(kavern_set_log_callback(KAVERN_LOG_INFO, hear, &heard));
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     CHECK(heard > 0);
     OK(kavern_set_log_callback(0, NULL, NULL));
     int before = heard;

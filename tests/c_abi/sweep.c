@@ -146,7 +146,7 @@ static void run(const sweep_entry *entries, long calls) {
 }
 
 static void make_objects(void) {
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
     kavern_kv_cache *cache = make_cache(manager);
@@ -156,8 +156,8 @@ static void make_objects(void) {
     stale_stream = stream;
     OK(kavern_stream_destroy(&stream));
     OK(kavern_manager_destroy(&manager));
-    live_manager = open_manager("host");
-    other_manager = open_manager("host");
+    live_manager = open_manager(test_device());
+    other_manager = open_manager(test_device());
     OK(kavern_stream_create(live_manager, &live_stream));
     live_cache = make_cache(live_manager);
     live_sim = open_manager("sim?seed=1");

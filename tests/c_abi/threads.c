@@ -80,7 +80,7 @@ static void with_shared_caches(uint64_t random) {
 }
 
 static void with_own_objects(uint64_t random) {
-    kavern_manager *manager = open_manager("host");
+    kavern_manager *manager = open_manager(test_device());
     kavern_stream *stream = NULL;
     uint64_t ticket = 0;
     OK(kavern_stream_create(manager, &stream));
@@ -114,7 +114,7 @@ static void *work(void *seed) {
 int main(int argc, char **argv) {
     if (argc > 1) rounds = atol(argv[1]);
     pthread_t threads[THREADS];
-    shared_manager = open_manager("host");
+    shared_manager = open_manager(test_device());
     for (uintptr_t i = 0; i < THREADS; ++i) CHECK(pthread_create(&threads[i], NULL, work, (void *)(i + 1)) == 0);
     for (int i = 0; i < THREADS; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
     for (int i = 0; i < PLACES; ++i) {
