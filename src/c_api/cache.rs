@@ -200,7 +200,7 @@ pub unsafe extern "C" fn kavern_kv_stats(
 /// Proves every invariant of the cache by walking all of it.
 ///
 /// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; holds the cache's lock meanwhile, for about 100 ns a block.
+/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks.
 /// Since: 0.1
 ///
 /// # Safety
