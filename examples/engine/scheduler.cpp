@@ -57,7 +57,6 @@ bool Scheduler::step() {
     compute(scheduled, counts);
     cache.step_done(number);
     cache.poll();
-    measure();
     sums.steps++;
     sums.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     return true;
@@ -88,13 +87,15 @@ bool Scheduler::waits_for_prefix(const Job &job, size_t hit_tokens) const {
 std::vector<Lookup> Scheduler::look_up(size_t left) {
     std::vector<Lookup> lookups;
     size_t room = limits.running > running.size() ? limits.running - running.size() : 0;
-    // After a refusal one at a time, so that a long prompt is not overtaken for ever by short ones.
+    // After a refusal one at a time, so that a long prompt is not overtaken for ever by short ones. None while running
+    // ones lack blocks: a lease holds what it found, and that may be the very blocks that could be evicted.
     if (was_short) room = std::min<size_t>(room, 1);
+    if (lacks_blocks) room = 0;
     for (size_t i = 0; i < waiting.size() && i < room && left > 0; i++) {
         const Job &job = *waiting[i];
         lookups.push_back({job.tokens.data(), job.tokens.size(), job.request.shares, 0, 0});
     }
-    cache.match(lookups);
+    if (!lookups.empty()) cache.match(lookups);
     return lookups;
 }
 
@@ -151,8 +152,7 @@ void Scheduler::plan(std::vector<Op> &ops, std::vector<Job *> &of_op) {
 // Reads what was refused. A refused job stays as it was; one that could not start waits again, at the front.
 void Scheduler::settle(const std::vector<Op> &ops, const std::vector<Job *> &of_op, std::vector<Job *> &scheduled) {
     std::vector<Job *> back;
-    was_short = false;
-    bool must_preempt = false;
+    was_short = lacks_blocks = false;
     for (size_t i = 0; i < ops.size(); i++) {
         Job *job = of_op[i];
         if (job == nullptr) {
@@ -171,7 +171,7 @@ void Scheduler::settle(const std::vector<Op> &ops, const std::vector<Job *> &of_
         }
         was_short = true;
         if (ops[i].kind == OpKind::append) {
-            must_preempt = true;
+            lacks_blocks = true;
             continue;
         }
         job->computed = 0;
@@ -181,17 +181,20 @@ void Scheduler::settle(const std::vector<Op> &ops, const std::vector<Job *> &of_
     }
     waiting.insert(waiting.begin(), back.begin(), back.end());
     sums.peak_running = std::max(sums.peak_running, running.size());
-    if (scheduled.empty() && !must_preempt && to_free.empty() && to_release.empty() && !waiting.empty()) {
-        throw Failure(1, "the cache refuses a prompt although nothing else holds a block");
-    }
-    if (must_preempt) preempt_youngest();
+    idle_steps = scheduled.empty() && !waiting.empty() ? idle_steps + 1 : 0;
+    if (idle_steps > 3) throw Failure(1, "the cache refuses a prompt although nothing else holds a block");
+    if (lacks_blocks) preempt_youngest();
 }
 
 // Ends the youngest sequence; it is freed at the beginning of the next step's list. If this step runs it too, that is
 // not lost: its token is taken, and what it writes stays findable.
 void Scheduler::preempt_youngest() {
     Job *victim = running.back();
-    if (running.size() == 1) throw Failure(1, "the cache is too small for one sequence");
+    if (running.size() == 1) {
+        // Leases that this step took go first.
+        if (to_release.empty()) throw Failure(1, "the cache is too small for one sequence");
+        return;
+    }
     to_free.push_back(victim->sequence);
     victim->outcome.preemptions++;
     sums.preemptions++;
@@ -217,9 +220,9 @@ void Scheduler::compute(const std::vector<Job *> &scheduled, const std::vector<s
             choosing.push_back(&job);
         }
     }
-    if (tokens.empty()) return;
+    measure();
     std::vector<float> logits;
-    model.forward(tokens, rows, wanted, logits);
+    if (!tokens.empty()) model.forward(tokens, rows, wanted, logits);
     sums.computed_tokens += tokens.size();
     for (size_t i = 0; i < choosing.size(); i++) take(*choosing[i], logits.data() + i * model.shape().words);
     // What was preempted goes back to the front, what is finished goes; both give their blocks back.
@@ -253,13 +256,18 @@ void Scheduler::take(Job &job, const float *logits) {
     if (job.request.on_token) job.request.on_token(token);
 }
 
+// Blocks that the running sequences would hold without sharing, against those that they hold.
 void Scheduler::measure() {
     const KvFigures figures = cache.figures();
-    size_t held = 0;
-    for (const Job *job : running) held += (job->computed + cache.block_tokens() - 1) / cache.block_tokens();
-    // Blocks that wait for their FREE count as used and belong to nobody here, so the saving is never overstated.
+    size_t alone = 0;
+    for (const Job *job : running) {
+        const size_t tokens = std::max(job->computed, job->request.prompt.size());
+        alone += (tokens + cache.block_tokens() - 1) / cache.block_tokens();
+    }
     sums.peak_blocks = std::max(sums.peak_blocks, figures.used_blocks);
-    if (held > figures.used_blocks) sums.peak_shared_blocks = std::max(sums.peak_shared_blocks, held - figures.used_blocks);
+    if (alone > figures.used_blocks) {
+        sums.peak_shared_blocks = std::max(sums.peak_shared_blocks, alone - figures.used_blocks);
+    }
 }
 
 }  // namespace engine

@@ -104,7 +104,10 @@ class Scheduler {
     std::vector<Job *> running;
     // Ended since the last step: sequences to free, leases to release.
     std::vector<uint64_t> to_free, to_release;
-    bool was_short = false;
+    // What the latest step told: some operation was refused; one of a running sequence was.
+    bool was_short = false, lacks_blocks = false;
+    // Steps in a row that ran nothing although prompts wait.
+    size_t idle_steps = 0;
     uint64_t number = 0;
     Totals sums;
 };
