@@ -239,9 +239,15 @@ enum kavern_kv_op_kind
     KAVERN_OP_ADMIT = 1,
     /** Schedules `tokens` more for sequence `target`. */
     KAVERN_OP_APPEND = 2,
-    /** The next `tokens` of sequence `target` are final, with these token ids or keys. */
+    /**
+     * The next `tokens` of sequence `target` are final, with these token ids or keys; their writes follow before
+     * kavern_kv_step_done, whatever comes between.
+     */
     KAVERN_OP_COMMIT = 3,
-    /** Ends sequence `target`; its committed blocks stay findable. */
+    /**
+     * Ends sequence `target`; its committed blocks stay findable. It leaves the batch of the open step: if that step
+     * committed tokens of it which are not written yet, free it in the next step instead.
+     */
     KAVERN_OP_FREE = 4,
     /** Drops the lease `target`. */
     KAVERN_OP_RELEASE = 5,
@@ -636,7 +642,7 @@ typedef struct kavern_kv_statistics {
     uint64_t refused_ops;
     /** Tokens held by sequences. */
     uint64_t used_tokens;
-    /** Slots held by sequences; used_tokens / used_slots tells the waste. */
+    /** Slots held by sequences, a shared block counted for each; used_tokens / used_slots tells the waste. */
     uint64_t used_slots;
     /** Number of the latest event. */
     uint64_t last_event;
@@ -644,6 +650,8 @@ typedef struct kavern_kv_statistics {
     uint64_t metadata_bytes;
     /** Bytes of the pools. */
     uint64_t pool_bytes;
+    /** Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it. */
+    uint64_t last_step;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */

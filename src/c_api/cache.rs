@@ -172,6 +172,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             last_event: s.last_event,
             metadata_bytes: s.metadata_bytes,
             pool_bytes: s.pool_bytes,
+            last_step: s.last_step,
         }
     }
 }

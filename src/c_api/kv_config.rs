@@ -39,7 +39,7 @@ c_struct! {
     kavern_kv_op, 80;
     kavern_kv_step_tables, 80;
     kavern_kv_description, 104;
-    kavern_kv_statistics, 192;
+    kavern_kv_statistics, 200;
     kavern_kv_append_args, 48;
 }
 

@@ -106,9 +106,11 @@ pub enum kavern_kv_op_kind {
     KAVERN_OP_ADMIT = 1,
     /// Schedules `tokens` more for sequence `target`.
     KAVERN_OP_APPEND = 2,
-    /// The next `tokens` of sequence `target` are final, with these token ids or keys.
+    /// The next `tokens` of sequence `target` are final, with these token ids or keys; their writes follow before
+    /// kavern_kv_step_done, whatever comes between.
     KAVERN_OP_COMMIT = 3,
-    /// Ends sequence `target`; its committed blocks stay findable.
+    /// Ends sequence `target`; its committed blocks stay findable. It leaves the batch of the open step: if that step
+    /// committed tokens of it which are not written yet, free it in the next step instead.
     KAVERN_OP_FREE = 4,
     /// Drops the lease `target`.
     KAVERN_OP_RELEASE = 5,

@@ -394,7 +394,7 @@ pub struct kavern_kv_statistics {
     pub refused_ops: u64,
     /// Tokens held by sequences.
     pub used_tokens: u64,
-    /// Slots held by sequences; used_tokens / used_slots tells the waste.
+    /// Slots held by sequences, a shared block counted for each; used_tokens / used_slots tells the waste.
     pub used_slots: u64,
     /// Number of the latest event.
     pub last_event: u64,
@@ -402,6 +402,8 @@ pub struct kavern_kv_statistics {
     pub metadata_bytes: u64,
     /// Bytes of the pools.
     pub pool_bytes: u64,
+    /// Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it.
+    pub last_step: u64,
 }
 
 /// One numbered change of what is findable.

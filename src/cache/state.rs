@@ -46,6 +46,7 @@ pub struct CacheStatistics {
     pub last_event: u64,
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
+    pub last_step: u64,
 }
 
 /// What a reset forgets.
@@ -232,6 +233,7 @@ impl State {
             last_event: self.shared.events.last(),
             metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
             pool_bytes: 0,
+            last_step: self.shared.steps.newest(),
         }
     }
 

@@ -68,6 +68,11 @@ impl Steps {
         self.count
     }
 
+    /// The highest id ever opened, 0 before the first.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
+    }
+
     pub(super) fn completed(&self) -> u64 {
         self.completed
     }

@@ -171,6 +171,10 @@ static void destroy_objects(void) {
     OK(kavern_kv_stats(live_cache, &kept));
     CHECK(kept.leases == 0 && kept.sequences == 0 && kept.steps_in_flight == 0);
     CHECK(kept.free_blocks == 16 && kept.indexed_blocks == 0);
+    /* Steps were opened, and the newest id is known to who goes on with the cache. */
+    CHECK(kept.last_step > 0 && kavern_kv_step(live_cache, kept.last_step, 0, NULL, NULL) == KAVERN_ERR_WRONG_STATE);
+    OK(kavern_kv_step(live_cache, kept.last_step + 1, 0, NULL, NULL));
+    OK(kavern_kv_step_done(live_cache, kept.last_step + 1, NULL));
     OK(kavern_kv_cache_destroy(&live_cache));
     kavern_manager_statistics totals = {.struct_size = sizeof totals};
     OK(kavern_manager_stats(live_manager, &totals));

@@ -170,11 +170,13 @@ fn more_steps_than_configured_are_refused_until_one_is_over() {
 #[test]
 fn steps_out_of_order_are_refused_with_their_state() {
     let bench = Bench::simple(4, 8);
+    assert_eq!(bench.statistics().last_step, 0);
     assert_eq!(refused(bench.cache.step(0)), Status::WrongState);
     assert_eq!(refused(bench.cache.step_done(1, None)), Status::WrongState);
     drop(bench.cache.step(5).unwrap());
     drop(bench.cache.step(5).unwrap());
     assert_eq!(refused(bench.cache.step(4)), Status::WrongState);
+    assert_eq!(bench.statistics().last_step, 5);
     assert_eq!(refused(bench.cache.step_done(6, None)), Status::WrongState);
     let tables = |step| bench.cache.tables(step, bench.stream, |_| Ok(()));
     assert_eq!(refused(tables(4)), Status::WrongState);
@@ -190,6 +192,7 @@ fn steps_out_of_order_are_refused_with_their_state() {
     drop(bench.cache.step(u64::MAX).unwrap());
     assert_eq!(refused(bench.cache.step(u64::MAX - 1)), Status::WrongState);
     bench.cache.step_done(u64::MAX, None).unwrap();
+    assert_eq!(bench.statistics().last_step, u64::MAX);
 }
 
 #[test]

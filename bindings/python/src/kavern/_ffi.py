@@ -432,6 +432,7 @@ kavern_kv_statistics._fields_ = [
     ("last_event", _c.c_uint64),
     ("metadata_bytes", _c.c_uint64),
     ("pool_bytes", _c.c_uint64),
+    ("last_step", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
