@@ -18,7 +18,8 @@ void ContiguousCache::match(std::vector<Lookup> &lookups) {
     for (Lookup &lookup : lookups) lookup.lease = lookup.hit_tokens = 0;
 }
 
-void ContiguousCache::step(uint64_t, std::vector<Op> &ops) {
+void ContiguousCache::step(uint64_t step, std::vector<Op> &ops) {
+    latest = step;
     rows.sequences.clear();
     rows.slots.clear();
     for (Op &op : ops) {
@@ -52,7 +53,7 @@ void ContiguousCache::step(uint64_t, std::vector<Op> &ops) {
 const StepRows &ContiguousCache::tables(uint64_t) { return rows; }
 
 KvFigures ContiguousCache::figures() const {
-    KvFigures figures{most * shape.token_bytes(), 0, pieces.size()};
+    KvFigures figures{most * shape.token_bytes(), 0, 0, pieces.size()};
     for (const Piece &piece : pieces) figures.used_blocks += piece.is_taken;
     return figures;
 }

@@ -18,6 +18,7 @@ class ContiguousCache final : public KvCache {
     void poll() override {}
     void step_done(uint64_t) override {}
 
+    uint64_t latest_step() const override { return latest; }
     KvFigures figures() const override;
     size_t block_tokens() const override { return most; }
     size_t longest() const override { return most; }
@@ -32,6 +33,7 @@ class ContiguousCache final : public KvCache {
 
     KvShape shape;
     size_t most;
+    uint64_t latest = 0;
     std::vector<Piece> pieces;
     StepRows rows;
 };

@@ -77,8 +77,10 @@ struct Op {
 // What a cache holds, in its own terms.
 struct KvFigures {
     size_t block_bytes = 0;
-    // Blocks held by sequences now, each counted once.
+    // Blocks held now, each counted once.
     size_t used_blocks = 0;
+    // Blocks more that it would be without sharing.
+    size_t saved_blocks = 0;
     size_t total_blocks = 0;
 };
 
@@ -93,6 +95,8 @@ class KvCache {
     virtual void poll() = 0;
     virtual void step_done(uint64_t step) = 0;
 
+    // The number of the latest step; the next one is above it.
+    virtual uint64_t latest_step() const = 0;
     virtual KvFigures figures() const = 0;
     virtual size_t block_tokens() const = 0;
     // Tokens of the longest sequence that can be held.

@@ -165,9 +165,8 @@ const StepRows &PagedCache::tables(uint64_t step) {
 
 void PagedCache::poll() {
     // Nothing is loaded or stored without other tiers; the call also takes back the blocks of finished steps.
-    kavern_kv_completion completion;
     size_t count = 0;
-    check(kavern_kv_poll(cache, 1, &completion, &count), "poll");
+    check(kavern_kv_poll(cache, 0, nullptr, &count), "poll");
 }
 
 void PagedCache::step_done(uint64_t step) {
@@ -183,7 +182,11 @@ kavern_kv_statistics PagedCache::statistics() const {
 }
 
 KvFigures PagedCache::figures() const {
-    return {about.block_bytes, statistics().used_blocks, about.block_count};
+    const kavern_kv_statistics numbers = statistics();
+    // Slots count a shared block for each of its sequences. Blocks that only a lease holds make the saving look less.
+    const size_t alone = numbers.used_slots / about.block_tokens;
+    const size_t saved = alone > numbers.used_blocks ? alone - numbers.used_blocks : 0;
+    return {about.block_bytes, numbers.used_blocks, saved, about.block_count};
 }
 
 size_t PagedCache::longest() const { return about.block_count * about.block_tokens; }

@@ -35,6 +35,7 @@ class PagedCache final : public KvCache {
     void poll() override;
     void step_done(uint64_t step) override;
 
+    uint64_t latest_step() const override { return statistics().last_step; }
     KvFigures figures() const override;
     size_t block_tokens() const override { return about.block_tokens; }
     size_t longest() const override;

@@ -7,7 +7,8 @@
 
 namespace engine {
 
-Scheduler::Scheduler(Model &model, KvCache &cache, const Limits &limits) : model(model), cache(cache), limits(limits) {}
+Scheduler::Scheduler(Model &model, KvCache &cache, const Limits &limits)
+    : model(model), cache(cache), limits(limits), number(cache.latest_step()) {}
 
 size_t Scheduler::submit(Request request) {
     const size_t longest = std::min(cache.longest(), model.shape().context);
@@ -256,18 +257,10 @@ void Scheduler::take(Job &job, const float *logits) {
     if (job.request.on_token) job.request.on_token(token);
 }
 
-// Blocks that the running sequences would hold without sharing, against those that they hold.
 void Scheduler::measure() {
     const KvFigures figures = cache.figures();
-    size_t alone = 0;
-    for (const Job *job : running) {
-        const size_t tokens = std::max(job->computed, job->request.prompt.size());
-        alone += (tokens + cache.block_tokens() - 1) / cache.block_tokens();
-    }
     sums.peak_blocks = std::max(sums.peak_blocks, figures.used_blocks);
-    if (alone > figures.used_blocks) {
-        sums.peak_shared_blocks = std::max(sums.peak_shared_blocks, alone - figures.used_blocks);
-    }
+    sums.peak_shared_blocks = std::max(sums.peak_shared_blocks, figures.saved_blocks);
 }
 
 }  // namespace engine

@@ -108,7 +108,8 @@ class Scheduler {
     bool was_short = false, lacks_blocks = false;
     // Steps in a row that ran nothing although prompts wait.
     size_t idle_steps = 0;
-    uint64_t number = 0;
+    // Of the latest step.
+    uint64_t number;
     Totals sums;
 };
 
