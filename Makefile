@@ -12,7 +12,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libkavern.so.$(firstword $(subst ., ,$(VERSION)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test soak interop bench gpu-test header kernels install clean
+.PHONY: help setup build demo model engine test soak interop bench gpu-test header kernels install clean
 
 help: ## This list
 	@echo "make VERB, where VERB is one of:"
@@ -24,9 +24,16 @@ setup: ## Install what is missing to build and test (Debian packages)
 build: ## Build the library and the command, optimised
 	$(CARGO) build --release --locked
 
-demo: ## Replay made-up traffic against a cache on the CPU, with real bytes
+demo: ## Replay made-up traffic with real bytes; then a real model answers three questions, all on the CPU
 	@$(CARGO) build --release --locked --quiet
-	@$(TARGET)/kavern replay --generate mixed --device host
+	@TARGET=$(abspath $(TARGET)) scripts/demo.sh
+
+model: ## Fetch the model of examples/engine, 98 MB, into .cache/model
+	@scripts/model.sh
+
+engine: ## Build examples/engine, a small inference engine, and its tests, into .cache/engine
+	$(CARGO) build --release --locked
+	$(MAKE) -C examples/engine LIBRARY=$(abspath $(TARGET))
 
 test: setup ## Format, lints, every test suite; ends with "N passed, N failed"
 	@scripts/test.sh

@@ -7,9 +7,13 @@ declare -A package=([cc]=gcc [c++]=g++ [nm]=binutils [readelf]=binutils [valgrin
 
 missing_packages() {
     local command
-    for command in "${!package[@]}"; do
-        command -v "$command" >/dev/null || echo "${package[$command]}"
-    done | sort -u
+    {
+        for command in "${!package[@]}"; do
+            command -v "$command" >/dev/null || echo "${package[$command]}"
+        done
+        # Fetches the model of examples/engine.
+        python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+    } | sort -u
 }
 
 if ! command -v cargo >/dev/null; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The gate: format, lints, build, every test suite. Goes on after a failure, so that one run shows all of them, and
 # ends with one line, "N passed, N failed"; format, lints, build and installation count as one each.
-# KAVERN_REQUIRE=shared,cc,asan,valgrind,python turns a test that would be left out for want of that into a failure.
+# KAVERN_REQUIRE=shared,cc,asan,valgrind,python,model turns a test that would be left out for want of that into a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -64,6 +64,40 @@ if command -v python3 >/dev/null && [ "$built" -eq 0 ]; then
     failed=$((failed + bad))
     echo "   $good passed, $bad failed, $skipped left out; $((SECONDS - started)) s"
 elif required python; then
+    count 1
+else
+    echo "   left out"
+fi
+
+begin "engine"
+# The tests with made models run twice, the second time under the sanitizers; those with the real model once, and only
+# if it is there: it is fetched here where KAVERN_REQUIRE names it, otherwise by `make model`.
+if command -v c++ >/dev/null && [ "$built" -eq 0 ]; then
+    required model && scripts/model.sh
+    model=.cache/model/SmolLM2-135M-Instruct.Q4_1.gguf
+    samples=${KAVERN_SHARED:-../shared}/kv/smollm2_kv_sample.safetensors
+    files=()
+    [ -f "$model" ] && files+=(--model "$model")
+    [ -f "$samples" ] && files+=(--samples "$samples")
+    make --silent -C examples/engine -j"$(nproc)" LIBRARY="$(realpath "$target")" STRICT=-Werror all checked
+    count $?
+    for program in engine_tests engine_tests_checked; do
+        if [ "$program" = engine_tests ]; then arguments=("${files[@]}"); else arguments=(); fi
+        .cache/engine/$program "${arguments[@]}" >"$log.$program" 2>&1
+        status=$?
+        [ "$status" -eq 0 ] || cat "$log.$program"
+        sums=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) left out$/\1 \2 \3/p' "$log.$program")
+        read -r good bad skipped <<<"${sums:-0 0 0}"
+        if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
+        # Left out for want of a file that is required.
+        if [ "$program" = engine_tests ] && [ "$skipped" -gt 0 ] && { required model || required shared; }; then
+            bad=$((bad + skipped))
+        fi
+        passed=$((passed + good))
+        failed=$((failed + bad))
+        echo "   $program: $good passed, $bad failed, $skipped left out; $((SECONDS - started)) s"
+    done
+elif required cc; then
     count 1
 else
     echo "   left out"
