@@ -81,6 +81,8 @@ if command -v c++ >/dev/null && [ "$built" -eq 0 ]; then
     [ -f "$samples" ] && files+=(--samples "$samples")
     make --silent -C examples/engine -j"$(nproc)" LIBRARY="$(realpath "$target")" STRICT=-Werror all checked
     count $?
+    if [ -f "$model" ]; then scripts/test_engine.sh "$model"; else scripts/test_engine.sh; fi
+    count $?
     for program in engine_tests engine_tests_checked; do
         if [ "$program" = engine_tests ]; then arguments=("${files[@]}"); else arguments=(); fi
         .cache/engine/$program "${arguments[@]}" >"$log.$program" 2>&1

@@ -71,6 +71,14 @@ fn sources() -> Vec<File> {
     found
 }
 
+/// The C and C++ of the examples.
+fn examples() -> Vec<File> {
+    let is_source = |path: &str| [".c", ".cpp", ".h"].iter().any(|end| path.ends_with(end));
+    let found: Vec<File> = texts("examples/").into_iter().filter(|(path, _)| is_source(path)).collect();
+    assert!(found.len() > 5, "only {} examples found: the scan itself is broken", found.len());
+    found
+}
+
 fn silent(complaints: &[String]) {
     assert!(complaints.is_empty(), "{} complaints:\n  {}", complaints.len(), complaints.join("\n  "));
 }
@@ -455,16 +463,30 @@ fn files_are_opened_only_behind_their_doors() {
 #[test]
 fn no_source_is_longer_than_500_lines() {
     silent(&sizes(&sources()));
+    silent(&sizes(&examples()));
 }
 
 #[test]
 fn every_source_opens_with_what_it_is() {
     silent(&heads(&sources()));
+    let headless =
+        examples().into_iter().filter(|(_, text)| !text.starts_with("// ") && !text.starts_with("/* "));
+    silent(&headless.map(|(path, _)| path).collect::<Vec<_>>());
 }
 
 #[test]
 fn nothing_is_marked_unfinished() {
-    let all = ["src/", "tests/", "benches/", "bindings/", "scripts/", "include/", "build.rs", "Makefile"];
+    let all = [
+        "src/",
+        "tests/",
+        "benches/",
+        "examples/",
+        "bindings/",
+        "scripts/",
+        "include/",
+        "build.rs",
+        "Makefile",
+    ];
     silent(&unfinished(&all.iter().flat_map(|prefix| texts(prefix)).collect::<Vec<_>>()));
 }
 
@@ -488,6 +510,7 @@ fn no_big_blob_is_tracked() {
 #[test]
 fn no_source_line_is_wider_than_120() {
     silent(&wide_lines(&sources()));
+    silent(&wide_lines(&examples()));
 }
 
 #[test]

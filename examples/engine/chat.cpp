@@ -60,7 +60,8 @@ void print_table(const Totals &totals, const KvCache &cache, const KvShape &shap
     const double held = static_cast<double>(totals.peak_blocks * figures.block_bytes) / mib;
     const double plain = static_cast<double>(totals.peak_running * options.longest * shape.token_bytes()) / mib;
     std::printf("\n%-34s %s, %s\n", "cache", cache.name().c_str(), shape.type == KvType::f32 ? "f32" : "bf16");
-    std::printf("%-34s %.1f\n", "tokens a second, all answers", static_cast<double>(totals.new_tokens) / totals.seconds);
+    const double speed = static_cast<double>(totals.new_tokens) / totals.seconds;
+    std::printf("%-34s %.1f\n", "tokens a second, all answers", speed);
     std::printf("%-34s %.1f %% (%zu of %zu tokens)\n", "prefix hit rate of the prompts",
                 100.0 * static_cast<double>(totals.hit_tokens) / static_cast<double>(totals.prompt_tokens),
                 totals.hit_tokens, totals.prompt_tokens);

@@ -104,7 +104,9 @@ void Model::normalise(const std::vector<float> &in, const std::vector<float> &we
         for (size_t token = stretch * STRETCH; token < std::min(tokens, (stretch + 1) * STRETCH); token++) {
             const float *from = in.data() + token * is.width;
             Floats squares{};
-            for (size_t i = 0; i < is.width; i += LANES) squares = multiply_add(load(from + i), load(from + i), squares);
+            for (size_t i = 0; i < is.width; i += LANES) {
+                squares = multiply_add(load(from + i), load(from + i), squares);
+            }
             const float mean = sum(squares) / static_cast<float>(is.width);
             const Floats scale = all(1.0f / std::sqrt(mean + static_cast<float>(is.epsilon)));
             for (size_t i = 0; i < is.width; i += LANES) {
@@ -192,7 +194,9 @@ void Model::forward(const std::vector<int32_t> &tokens, const StepRows &rows, co
     up.resize(count * is.inner);
     for (size_t i = 0; i < count; i++) {
         const auto token = static_cast<size_t>(tokens[i]);
-        if (tokens[i] < 0 || token >= is.words) unusable("token " + std::to_string(tokens[i]) + " is not one of the model");
+        if (tokens[i] < 0 || token >= is.words) {
+            unusable("token " + std::to_string(tokens[i]) + " is not one of the model");
+        }
         embedding.row(token, x.data() + i * is.width);
     }
     set_angles(rows, count);

@@ -117,7 +117,8 @@ TEST(absurd_numbers_in_the_header_are_refused) {
 
 TEST(what_a_model_needs_and_lacks_is_named) {
     MadeModel wanted;
-    for (const char *name : {"token_embd.weight", "output_norm.weight", "blk.1.ffn_up.weight", "blk.0.attn_norm.weight"}) {
+    for (const char *name : {"token_embd.weight", "output_norm.weight", "blk.1.ffn_up.weight",
+                             "blk.0.attn_norm.weight"}) {
         wanted.without_tensor = name;
         CHECK_REFUSED(load(made_model(wanted)), std::string("tensor ") + name + " is missing");
     }
