@@ -1,5 +1,6 @@
-// Measures the engine; bench.h says what. Both sides of a comparison run in turns; what is shown is the median with
-// the lowest and the highest. The bound is measured in the same run: reading all weights once, on all threads.
+// Measures the engine; bench.h says what. Both sides of a comparison run in turns, step by step, so that whatever else
+// the machine does meets both; each side counts the time of its own steps. What is shown is the median with the lowest
+// and the highest. The bound is measured in the same run: reading all weights once, on all threads.
 #include "bench.h"
 
 #include <algorithm>
@@ -8,7 +9,9 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "chat.h"
@@ -34,19 +37,12 @@ struct Sample {
 
     void print(const char *name, const char *unit) {
         const double middle = median();
-        std::printf("%-52s %8.2f %s (%.2f-%.2f)\n", name, middle, unit, values.front(), values.back());
+        std::printf("%-52s %8.3f %s (%.3f-%.3f)\n", name, middle, unit, values.front(), values.back());
     }
 };
 
-struct Run {
-    double tokens_a_second, mean_seconds_to_first;
-    Totals totals;
-};
-
-Run serve(const Options &options, Model &model, const std::vector<std::vector<int32_t>> &prompts, size_t new_tokens,
-          bool shares) {
-    const auto cache = make_cache(options, model);
-    Scheduler scheduler(model, *cache, {options.running, options.step_tokens});
+std::vector<size_t> submit(Scheduler &scheduler, const std::vector<std::vector<int32_t>> &prompts, size_t new_tokens,
+                           bool shares) {
     std::vector<size_t> numbers;
     for (const std::vector<int32_t> &prompt : prompts) {
         Request request;
@@ -55,50 +51,96 @@ Run serve(const Options &options, Model &model, const std::vector<std::vector<in
         request.shares = shares;
         numbers.push_back(scheduler.submit(std::move(request)));
     }
-    scheduler.run();
-    double to_first = 0;
-    for (const size_t number : numbers) to_first += scheduler.outcome(number).seconds_to_first;
-    const Totals &totals = scheduler.totals();
-    return {static_cast<double>(totals.new_tokens) / totals.seconds, to_first / static_cast<double>(prompts.size()),
-            totals};
+    return numbers;
 }
 
-void throughput(Options options, Model &model, const std::vector<std::vector<int32_t>> &prompts, const char *name) {
-    Sample contiguous, paged, ratio;
-    for (size_t round = 0; round < options.rounds; round++) {
-        // Each side goes first every other time.
-        for (const bool is_second : {false, true}) {
-            options.is_paged = is_second == (round % 2 == 0);
-            const Run run = serve(options, model, prompts, options.new_tokens, false);
-            (options.is_paged ? paged : contiguous).values.push_back(run.tokens_a_second);
-        }
-        ratio.values.push_back(paged.values.back() / contiguous.values.back());
+// One side of a comparison: a cache, its scheduler, and how long each step that only decodes took.
+struct Side {
+    std::unique_ptr<KvCache> cache;
+    std::unique_ptr<Scheduler> scheduler;
+    std::vector<size_t> numbers;
+    Sample steps, results;
+
+    void begin(const Options &options, Model &model, const std::vector<std::vector<int32_t>> &prompts, bool shares) {
+        const Limits limits{options.running, options.step_tokens};
+        steps.values.clear();
+        scheduler.reset();
+        cache = make_cache(options, model);
+        scheduler = std::make_unique<Scheduler>(model, *cache, limits);
+        numbers = submit(*scheduler, prompts, options.new_tokens, shares);
     }
-    char title[96];
-    std::snprintf(title, sizeof title, "%s, contiguous", name);
-    contiguous.print(title, "tokens/s");
-    std::snprintf(title, sizeof title, "%s, paged", name);
-    paged.print(title, "tokens/s");
-    std::snprintf(title, sizeof title, "%s, paged over contiguous, by round", name);
-    ratio.print(title, "x");
+
+    bool step() {
+        const Totals before = scheduler->totals();
+        if (!scheduler->step()) return false;
+        const Totals &after = scheduler->totals();
+        const bool decodes = after.new_tokens - before.new_tokens == after.computed_tokens - before.computed_tokens;
+        if (decodes && after.new_tokens > before.new_tokens) steps.values.push_back(after.seconds - before.seconds);
+        return true;
+    }
+};
+
+// Runs two sides to their end in turns; each goes first every other time.
+template <typename Each>
+void run_in_turns(Side &a, Side &b, Each after_each) {
+    bool goes_on = true;
+    for (size_t step = 0; goes_on; step++) {
+        Side &first = step % 2 == 0 ? a : b, &second = step % 2 == 0 ? b : a;
+        goes_on = false;
+        for (Side *side : {&first, &second}) {
+            if (!side->step()) continue;
+            goes_on = true;
+            after_each(*side);
+        }
+    }
+}
+
+void throughput(Options options, Model &model, const std::vector<std::vector<int32_t>> &prompts,
+                const std::string &name) {
+    Sample ratio;
+    Side contiguous, paged;
+    for (size_t round = 0; round < options.rounds; round++) {
+        options.is_paged = false;
+        contiguous.begin(options, model, prompts, false);
+        options.is_paged = true;
+        paged.begin(options, model, prompts, false);
+        run_in_turns(contiguous, paged, [](Side &) {});
+        for (Side *side : {&contiguous, &paged}) {
+            side->results.values.push_back(static_cast<double>(prompts.size()) / side->steps.median());
+        }
+        ratio.values.push_back(paged.results.values.back() / contiguous.results.values.back());
+    }
+    contiguous.results.print((name + ", contiguous").c_str(), "tokens/s");
+    paged.results.print((name + ", paged").c_str(), "tokens/s");
+    ratio.print((name + ", paged over contiguous, by round").c_str(), "x");
 }
 
 void first_token(Options options, Model &model, const std::vector<std::vector<int32_t>> &prompts) {
     options.is_paged = true;
-    options.cache_tokens = 2 * CHATS * options.longest;
-    Sample alone, shared, ratio;
-    Totals totals;
+    options.new_tokens = 16;
+    Sample ratio;
+    Side alone, shared;
     for (size_t round = 0; round < options.rounds; round++) {
-        for (const bool shares : {round % 2 == 0, round % 2 != 0}) {
-            const Run run = serve(options, model, prompts, 16, shares);
-            (shares ? shared : alone).values.push_back(run.mean_seconds_to_first);
-            if (shares) totals = run.totals;
-        }
-        ratio.values.push_back(shared.values.back() / alone.values.back());
+        alone.begin(options, model, prompts, false);
+        shared.begin(options, model, prompts, true);
+        double sums[2] = {};
+        std::vector<bool> seen[2] = {std::vector<bool>(prompts.size()), std::vector<bool>(prompts.size())};
+        run_in_turns(alone, shared, [&](Side &side) {
+            const size_t which = &side == &shared;
+            for (size_t i = 0; i < prompts.size(); i++) {
+                if (seen[which][i] || side.scheduler->outcome(side.numbers[i]).tokens.empty()) continue;
+                seen[which][i] = true;
+                sums[which] += side.scheduler->totals().seconds;
+            }
+        });
+        alone.results.values.push_back(sums[0] / static_cast<double>(prompts.size()));
+        shared.results.values.push_back(sums[1] / static_cast<double>(prompts.size()));
+        ratio.values.push_back(sums[1] / sums[0]);
     }
-    alone.print("mean time to first token, unshared", "s");
-    shared.print("mean time to first token, shared, cold", "s");
+    alone.results.print("mean time to first token, unshared", "s");
+    shared.results.print("mean time to first token, shared, cold", "s");
     ratio.print("shared over unshared, by round", "x");
+    const Totals &totals = shared.scheduler->totals();
     std::printf("%-52s %zu of %zu\n", "tokens of the prompts found", totals.hit_tokens, totals.prompt_tokens);
     std::printf("%-52s %zu of %zu\n", "blocks saved at the peak, of those needed unshared", totals.peak_shared_blocks,
                 totals.peak_shared_blocks + totals.peak_blocks);
@@ -140,7 +182,7 @@ void bench(const Options &given) {
     const Tokenizer tokenizer(file);
     Model model(file, options.threads);
     options.longest = std::max(options.longest, SHARED_TOKENS + 256);
-    options.cache_tokens = std::max(options.cache_tokens, CHATS * options.longest);
+    options.cache_tokens = std::max(options.cache_tokens, 2 * CHATS * options.longest);
     options.running = std::max(options.running, CHATS);
 
     read_weights(options);

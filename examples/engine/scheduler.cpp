@@ -247,7 +247,10 @@ void Scheduler::take(Job &job, const float *logits) {
     const auto token = static_cast<int32_t>(std::max_element(logits, end) - logits);
     const std::chrono::duration<double> passed = Clock::now() - job.start;
     Outcome &outcome = job.outcome;
-    if (outcome.tokens.empty()) outcome.seconds_to_first = passed.count();
+    if (outcome.tokens.empty()) {
+        outcome.computed_to_first = sums.computed_tokens;
+        outcome.seconds_to_first = passed.count();
+    }
     outcome.seconds = passed.count();
     outcome.tokens.push_back(token);
     if (job.request.keeps_logits) outcome.logits.emplace_back(logits, end);

@@ -36,6 +36,8 @@ struct Outcome {
     size_t hit_tokens = 0;
     size_t preemptions = 0;
     bool is_finished = false;
+    // Tokens that the model had computed, of all requests, when the first token was there.
+    size_t computed_to_first = 0;
     double seconds_to_first = 0, seconds = 0;
 };
 
