@@ -1,7 +1,7 @@
 // Sixteen floats at a time, and the sums over them in one fixed order.
 // Does not know matrices or attention. The order of every sum here is the same whatever the processor's registers
 // hold, so results do not depend on whether a vector is one register or four; only whether multiply-add rounds once
-// or twice does (FMA or not).
+// (AVX-512) or twice does.
 #pragma once
 
 #include <cstdint>
@@ -55,22 +55,10 @@ inline void store(float *to, Floats lanes) { std::memcpy(to, &lanes, sizeof lane
 
 inline Floats all(float value) { return value - Floats{}; }
 
-// a * b + c, rounded once where the processor can.
+// a * b + c, rounded once with AVX-512.
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    union Split {
-        Floats whole;
-        __m256 half[2];
-    };
-    Split x{a}, y{b}, z{c};
-    z.half[0] = _mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]);
-    z.half[1] = _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1]);
-    return z.whole;
-#elif defined(__FP_FAST_FMAF)
-    for (size_t i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
 #else
     return a * b + c;
 #endif
