@@ -10,13 +10,15 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use kavern::cache;
-use kavern::device::{Arg, Copy, CpuArgs, Device, DeviceSlice, Kernel, Launch, Place, Stream, registry};
+use kavern::device::{
+    Arg, Attribute, Copy, CpuArgs, Device, DeviceSlice, Kernel, Launch, Place, Stream, registry,
+};
 use kavern::error::{Error, Result};
 use kavern::sys::clock;
 
-const POOL_BYTES: u64 = 2 << 30;
+const POOL_BYTES: u64 = 8 << 30;
 const SAMPLES: usize = 15;
-const PASSES: u64 = 8;
+const PASSES: u64 = 3;
 const CALLS: u64 = 400;
 const BATCHES: usize = 61;
 
@@ -134,6 +136,12 @@ impl Bench {
         self.device.launch(self.stream, &Launch { kernel, grid, block: 256, args })
     }
 
+    /// As many threads as the multiprocessors hold at a time in one block each, which suits a copy best.
+    fn launch_full(&self, kernel: &'static Kernel, args: &[Arg]) -> Result<()> {
+        let grid = self.device.attribute(Attribute::MultiprocessorCount)?.max(1) as u32;
+        self.device.launch(self.stream, &Launch { kernel, grid, block: 1024, args })
+    }
+
     /// Fill, zero, check and copy of blocks of one size beside memset, read and copy of the same bytes.
     fn bandwidths(&mut self, block_bytes: u64) -> Result<String> {
         let blocks = POOL_BYTES / block_bytes;
@@ -170,9 +178,8 @@ impl Bench {
         let mut sums = [0; 24];
         self.device.read(counters, &mut sums)?;
         let wrong = u64::from_le_bytes(sums[8..16].try_into().unwrap_or_default());
-        let copies = self.times(&[&|| self.device.copy(self.stream, halves), &|| {
-            self.launch(copy, (blocks / 2 * chunks).div_ceil(8), &paired)
-        }])?;
+        let copies =
+            self.times(&[&|| self.device.copy(self.stream, halves), &|| self.launch_full(copy, &paired)])?;
         for slice in [ids, pairs, seeds, counters] {
             self.device.memory_free(slice)?;
         }

@@ -48,12 +48,14 @@ contracts() {
     grep -hE '^test .*FAILED|^test result' "$logs/contracts.log"
 }
 
-# Not the sweep of bad calls: the driver ends the process at a forged CUstream, which nobody can tell from a real one.
+# The sweep gives the driver no forged CUstream: it would follow the address, and nobody can tell it from a real one.
 c() {
     step c-smoke env KAVERN_TEST_DEVICE="$device" ./smoke
     step c-threads env KAVERN_TEST_DEVICE="$device" ./threads 1000
     step c-fork env KAVERN_TEST_DEVICE="$device" ./fork
     step c-panic env KAVERN_TEST_DEVICE="$device" KAVERN_FAULT_PANIC=kavern_kv_step ./panic kavern_kv_step
+    step c-sweep env KAVERN_TEST_DEVICE="$device" ./sweep 20000 7
+    step c-graph env KAVERN_TEST_DEVICE="$device" ./graph
     for how in oom device panic; do
         step "c-faults-$how" env KAVERN_TEST_DEVICE="$device" ./faults "$how"
     done

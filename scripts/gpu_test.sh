@@ -32,12 +32,14 @@ done
 cp "$built/libkavern.so" "$out/lib/libkavern.so.0"
 ln -s libkavern.so.0 "$out/lib/libkavern.so"
 cp include/kavern.h "$out/include/"
-for program in smoke faults threads fork panic; do
-    "$tools/python" -m ziglang cc -target "x86_64-linux-gnu.$glibc" -std=c11 -O1 -pthread -Iinclude \
-        "tests/c_abi/$program.c" -o "$out/$program" -L"$out/lib" -lkavern -Wl,-rpath,'$ORIGIN/lib'
+for program in smoke faults threads fork panic graph sweep; do
+    sources=("tests/c_abi/$program.c")
+    [ "$program" = sweep ] && sources+=(tests/c_abi/sweep_*.c)
+    "$tools/python" -m ziglang cc -target "x86_64-linux-gnu.$glibc" -std=c11 -O1 -pthread \
+        -Wno-deprecated-non-prototype -Iinclude "${sources[@]}" -o "$out/$program" -L"$out/lib" -lkavern -ldl -Wl,-rpath,'$ORIGIN/lib'
 done
 strip --strip-unneeded "$out"/lib/libkavern.so.0
-for program in contracts steady_state gpu_figures kavern smoke faults threads fork panic; do
+for program in contracts steady_state gpu_figures kavern smoke faults threads fork panic graph sweep; do
     strip "$out/$program"
 done
 rm "$out/lib/libkavern.so"

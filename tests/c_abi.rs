@@ -247,6 +247,15 @@ fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_program_with_a_graph_is_for_a_gpu_and_says_so() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = run(&mut Command::new(build("graph", &["graph.c"])));
+    assert!(said(&output).contains("left out"), "{}", said(&output));
+}
+
+#[test]
 fn an_engine_finds_its_own_race_on_a_simulated_device() {
     if !there_is("cc", "cc") {
         return;

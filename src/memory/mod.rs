@@ -7,7 +7,11 @@
 
 mod budget;
 mod direct;
+#[allow(dead_code, reason = "pools and the heap use it next")]
+mod fence;
 mod ledger;
+#[allow(dead_code, reason = "pools and the heap use it next")]
+mod order;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod fork;
+pub mod lease;
 pub mod random;
 pub mod reserve;
 pub mod shm;

@@ -123,6 +123,8 @@ static void stream_register(void) {
     kavern_manager *manager = MANAGER(0);
     /* A stream of the manager's own is refused too. */
     void *stream = is_bad(1) ? bad_stream() : random_good_stream();
+    /* A foreign stream is an address that a GPU's driver follows, so there only what looks like a handle is tried. */
+    if (strcmp(test_device(), "host") != 0 && (uintptr_t)stream >> 56 != 0x4B) stream = live_stream;
     refused(kavern_manager_stream_register(manager, stream));
 }
 

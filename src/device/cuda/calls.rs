@@ -67,15 +67,15 @@ impl Device for Cuda {
     }
 
     fn stream_create(&self) -> Result<Stream> {
-        self.streams.create(&self.context)
+        self.streams.create()
     }
 
     fn stream_wrap(&self, raw: u64) -> Result<Stream> {
-        self.streams.wrap(&self.context, raw)
+        self.streams.wrap(raw)
     }
 
     fn stream_destroy(&self, stream: Stream) -> Result<()> {
-        self.streams.destroy(&self.context, stream)
+        self.streams.destroy(stream)
     }
 
     fn stream_synchronize(&self, stream: Stream) -> Result<()> {
@@ -115,7 +115,7 @@ impl Device for Cuda {
     }
 
     fn event_create(&self) -> Result<Event> {
-        self.events.create(&self.context)
+        self.events.create()
     }
 
     fn event_record(&self, event: Event, stream: Stream) -> Result<()> {

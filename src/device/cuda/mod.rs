@@ -103,8 +103,8 @@ pub(super) fn open(spec: &Spec, sink: Arc<dyn EventSink>) -> Result<Arc<dyn Devi
         key,
         compute: facts.compute,
         multiprocessors: facts.multiprocessors.max(0) as u32,
-        streams: Streams::default(),
-        events: Events::default(),
+        streams: Streams::new(Arc::clone(&context)),
+        events: Events::new(Arc::clone(&context)),
         blocks: Blocks::default(),
         pinned: Pinned::default(),
         virtual_memory: Mutex::new(VirtualMemory::new(key, facts.device, description.page_bytes)),
@@ -138,8 +138,6 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         if fork::is_forked_child() {
             // The driver and whoever held a lock are in the parent: touch nothing.
-            self.streams.leak();
-            self.events.leak();
             return;
         }
         peer::forget(self.key);

@@ -1,0 +1,330 @@
+//! Blocks that were freed in stream order: which stream may have them at once, and who has to wait for what.
+//!
+//! A block that was freed on a stream may be used by later work on that stream without further ado. For any other
+//! stream it has to be known that the work which was enqueued before the free has completed, or the other stream has
+//! to wait for it. Blocks gather without an event; one event is recorded for all of them when somebody else needs some
+//! ("closing"). The idea of one event a batch instead of one a free is a note in RAPIDS RMM's own source.
+//!
+//! What it does: the lists. What it does not: call the device, or look inside a block. So the caller takes blocks out,
+//! calls the device without holding its lock, and puts back what was refused.
+//! Invariant, checked by `validate()`: `count` and `bytes` are those of all blocks in all lists. Cost: a block that was
+//! freed on the stream that wants it is found at once; one in a closed batch is searched for in that batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::fence::Fence;
+use crate::device::Stream;
+use crate::error::{Error, Result};
+
+/// A freed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Freed {
+    /// Blocks of one class can stand in for each other.
+    pub(super) class: u32,
+    /// What the owner knows it by.
+    pub(super) id: u64,
+    /// Its size.
+    pub(super) bytes: u64,
+}
+
+/// Blocks behind one event.
+struct Batch {
+    fence: Arc<Fence>,
+    blocks: Vec<Freed>,
+}
+
+/// What was freed on one stream.
+struct Lane {
+    stream: Stream,
+    /// Not yet behind an event, by class.
+    open: Vec<Vec<Freed>>,
+    open_count: usize,
+    /// Oldest first. If one has not been reached, neither has any later one.
+    closed: VecDeque<Batch>,
+}
+
+/// All that was freed and is not anybody's yet.
+#[derive(Default)]
+pub(super) struct Order {
+    lanes: Vec<Lane>,
+    count: usize,
+    bytes: u64,
+}
+
+impl Order {
+    /// Blocks in all lists.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn lane(&mut self, stream: Stream) -> &mut Lane {
+        // Streams are few: a search is cheaper than any table.
+        let index = match self.lanes.iter().position(|lane| lane.stream == stream) {
+            Some(index) => index,
+            None => {
+                let lane = Lane { stream, open: Vec::new(), open_count: 0, closed: VecDeque::new() };
+                self.lanes.push(lane);
+                self.lanes.len() - 1
+            }
+        };
+        &mut self.lanes[index]
+    }
+
+    fn took(&mut self, block: Freed) -> Freed {
+        self.count -= 1;
+        self.bytes -= block.bytes;
+        block
+    }
+
+    /// Takes a block that was freed on a stream.
+    pub(super) fn free(&mut self, stream: Stream, block: Freed) {
+        self.count += 1;
+        self.bytes += block.bytes;
+        let lane = self.lane(stream);
+        let class = block.class as usize;
+        if lane.open.len() <= class {
+            lane.open.resize_with(class + 1, Vec::new);
+        }
+        lane.open[class].push(block);
+        lane.open_count += 1;
+    }
+
+    /// A block of the class for the stream on which it was freed: usable at once.
+    pub(super) fn take_same(&mut self, stream: Stream, class: u32) -> Option<Freed> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        let open = lane.open.get_mut(class as usize).and_then(Vec::pop);
+        let block = match open {
+            Some(block) => {
+                lane.open_count -= 1;
+                block
+            }
+            None => lane.take_closed(class)?.1,
+        };
+        Some(self.took(block))
+    }
+
+    /// A block of the class that was freed on another stream, with the fence that `stream` has to wait for.
+    /// The block comes back by `free` on `stream` if the wait was enqueued, else by `put_back`.
+    pub(super) fn take_other(&mut self, stream: Stream, class: u32) -> Option<(Arc<Fence>, Freed)> {
+        let others = self.lanes.iter_mut().filter(|lane| lane.stream != stream);
+        let (fence, block) = others.into_iter().find_map(|lane| lane.take_closed(class))?;
+        Some((fence, self.took(block)))
+    }
+
+    /// Undoes `take_other`: the block stands behind its fence again.
+    pub(super) fn put_back(&mut self, stream: Stream, fence: Arc<Fence>, block: Freed) {
+        self.close(stream, fence, vec![block]);
+    }
+
+    /// The stream with the most blocks that stand behind no event, other than `except`.
+    pub(super) fn widest_open(&self, except: Option<Stream>) -> Option<Stream> {
+        let others = self.lanes.iter().filter(|lane| Some(lane.stream) != except && lane.open_count > 0);
+        others.max_by_key(|lane| lane.open_count).map(|lane| lane.stream)
+    }
+
+    /// Takes out all that stands behind no event, to record one: then `close`, or `free` again if that is refused.
+    pub(super) fn take_open(&mut self, stream: Stream) -> Vec<Freed> {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
+        lane.open_count = 0;
+        let blocks: Vec<Freed> = lane.open.iter_mut().flat_map(|class| class.drain(..)).collect();
+        self.count -= blocks.len();
+        self.bytes -= blocks.iter().map(|block| block.bytes).sum::<u64>();
+        blocks
+    }
+
+    /// Puts blocks behind a fence that was recorded on their stream after they were freed.
+    pub(super) fn close(&mut self, stream: Stream, fence: Arc<Fence>, blocks: Vec<Freed>) {
+        if blocks.is_empty() {
+            return;
+        }
+        self.count += blocks.len();
+        self.bytes += blocks.iter().map(|block| block.bytes).sum::<u64>();
+        self.lane(stream).closed.push_back(Batch { fence, blocks });
+    }
+
+    /// The oldest fence of every stream, for the caller to ask about.
+    pub(super) fn oldest(&self) -> Vec<Arc<Fence>> {
+        self.lanes.iter().filter_map(|lane| Some(Arc::clone(&lane.closed.front()?.fence))).collect()
+    }
+
+    /// The fence that was recorded last, for whoever waits for everything.
+    pub(super) fn youngest(&self, stream: Stream) -> Option<Arc<Fence>> {
+        let lane = self.lanes.iter().find(|lane| lane.stream == stream)?;
+        Some(Arc::clone(&lane.closed.back()?.fence))
+    }
+
+    /// Streams of which something is held.
+    pub(super) fn streams(&self) -> Vec<Stream> {
+        self.lanes.iter().map(|lane| lane.stream).collect()
+    }
+
+    /// Takes out the blocks whose fences are known to be reached: any stream may have them.
+    pub(super) fn take_reached(&mut self) -> Vec<Freed> {
+        let mut reached = Vec::new();
+        for lane in &mut self.lanes {
+            while lane.closed.front().is_some_and(|batch| batch.fence.is_known_reached()) {
+                reached.extend(lane.closed.pop_front().into_iter().flat_map(|batch| batch.blocks));
+            }
+        }
+        self.count -= reached.len();
+        self.bytes -= reached.iter().map(|block| block.bytes).sum::<u64>();
+        self.lanes.retain(|lane| lane.open_count > 0 || !lane.closed.is_empty() || !lane.open.is_empty());
+        reached
+    }
+
+    /// Takes out everything of a stream that is about to go, without a fence: the caller has waited for the stream.
+    pub(super) fn take_stream(&mut self, stream: Stream) -> Vec<Freed> {
+        let mut blocks = self.take_open(stream);
+        let Some(index) = self.lanes.iter().position(|lane| lane.stream == stream) else { return blocks };
+        let lane = self.lanes.swap_remove(index);
+        let closed: Vec<Freed> = lane.closed.into_iter().flat_map(|batch| batch.blocks).collect();
+        self.count -= closed.len();
+        self.bytes -= closed.iter().map(|block| block.bytes).sum::<u64>();
+        blocks.extend(closed);
+        blocks
+    }
+
+    /// Proves that the totals are those of the lists.
+    pub(super) fn validate(&self) -> Result<()> {
+        let mut count = 0;
+        let mut bytes = 0;
+        for lane in &self.lanes {
+            let open: usize = lane.open.iter().map(Vec::len).sum();
+            if open != lane.open_count {
+                return Err(Error::internal(format!("{open} open blocks, {} counted", lane.open_count)));
+            }
+            for (class, list) in lane.open.iter().enumerate() {
+                if list.iter().any(|block| block.class as usize != class) {
+                    return Err(Error::internal(format!("a block of another class in the list of {class}")));
+                }
+            }
+            if lane.closed.iter().any(|batch| batch.blocks.is_empty()) {
+                return Err(Error::internal("a batch without blocks"));
+            }
+            let blocks = lane.open.iter().flatten().chain(lane.closed.iter().flat_map(|batch| &batch.blocks));
+            for block in blocks {
+                count += 1;
+                bytes += block.bytes;
+            }
+        }
+        if (count, bytes) != (self.count, self.bytes) {
+            return Err(Error::internal(format!(
+                "{count} freed blocks of {bytes} bytes, {} of {} counted",
+                self.count, self.bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Lane {
+    /// The youngest closed block of a class: the oldest batches are about to be free for all anyway.
+    fn take_closed(&mut self, class: u32) -> Option<(Arc<Fence>, Freed)> {
+        for index in (0..self.closed.len()).rev() {
+            let batch = &mut self.closed[index];
+            if let Some(at) = batch.blocks.iter().rposition(|block| block.class == class) {
+                let block = batch.blocks.swap_remove(at);
+                let fence = Arc::clone(&batch.fence);
+                if batch.blocks.is_empty() {
+                    self.closed.remove(index);
+                }
+                return Some((fence, block));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::registry;
+    use crate::memory::fence::Fences;
+
+    fn block(class: u32, id: u64) -> Freed {
+        Freed { class, id, bytes: 100 * (u64::from(class) + 1) }
+    }
+
+    #[test]
+    fn a_stream_gets_back_what_it_freed_and_another_only_behind_a_fence() {
+        let device = registry::open("host").unwrap();
+        let fences = Fences::new(device.clone());
+        let [one, other] = [(); 2].map(|()| device.stream_create().unwrap());
+        let mut order = Order::default();
+        for id in 0..4 {
+            order.free(one, block((id % 2) as u32, id));
+        }
+        assert_eq!((order.count(), order.bytes()), (4, 600));
+        assert_eq!(order.take_same(one, 0).unwrap().id, 2);
+        assert_eq!(order.take_same(other, 1), None);
+        assert!(order.take_other(other, 1).is_none(), "no event stands behind it yet");
+        assert_eq!(order.widest_open(Some(one)), None);
+        assert_eq!(order.widest_open(Some(other)), Some(one));
+        let blocks = order.take_open(one);
+        assert_eq!(blocks.len(), 3);
+        order.close(one, fences.record(one).unwrap(), blocks);
+        order.validate().unwrap();
+        let (fence, taken) = order.take_other(other, 1).unwrap();
+        fence.hold_back(other).unwrap();
+        order.free(other, taken);
+        assert_eq!(order.take_same(one, 0).unwrap().id, 0, "its own, also behind an event");
+        assert_eq!(order.count(), 2);
+        order.validate().unwrap();
+        device.synchronize().unwrap();
+        assert!(order.oldest().iter().all(|fence| fence.is_reached().unwrap()));
+        assert_eq!(order.take_reached().len(), 1);
+        assert_eq!(order.take_stream(other), [taken]);
+        assert_eq!((order.count(), order.bytes()), (0, 0));
+        order.validate().unwrap();
+        drop((order, fence));
+        for stream in [one, other] {
+            device.stream_destroy(stream).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_refused_wait_puts_the_block_behind_its_fence_again() {
+        let device = registry::open("host").unwrap();
+        let fences = Fences::new(device.clone());
+        let [one, other] = [(); 2].map(|()| device.stream_create().unwrap());
+        let mut order = Order::default();
+        order.free(one, block(3, 7));
+        let blocks = order.take_open(one);
+        order.close(one, fences.record(one).unwrap(), blocks);
+        let (fence, taken) = order.take_other(other, 3).unwrap();
+        assert_eq!(order.count(), 0);
+        order.put_back(one, fence, taken);
+        order.validate().unwrap();
+        assert_eq!(order.take_same(one, 3), Some(taken));
+    }
+
+    #[test]
+    fn a_fence_is_asked_about_once_and_its_event_serves_the_next_one() {
+        let device = registry::open("host?kind=event&fail_nth=0").unwrap();
+        let fences = Fences::new(device.clone());
+        let fence = fences.record(Stream::DEFAULT).unwrap();
+        fence.wait().unwrap();
+        let calls = device.call_count();
+        assert!(fence.is_known_reached() && fence.is_reached().unwrap());
+        fence.hold_back(Stream::DEFAULT).unwrap();
+        assert_eq!(device.call_count(), calls, "create, record, wait; nothing after");
+        drop(fence);
+        fences.record(Stream::DEFAULT).unwrap();
+        assert_eq!(device.call_count(), calls + 1, "only recorded");
+    }
+
+    #[test]
+    fn a_record_that_fails_loses_no_event() {
+        let device = registry::open("host?kind=event&fail_nth=2&error=device").unwrap();
+        let fences = Fences::new(device.clone());
+        assert!(fences.record(Stream::DEFAULT).is_err());
+        fences.record(Stream::DEFAULT).unwrap();
+        assert_eq!(device.call_count(), 3, "created once, recorded twice");
+    }
+}
