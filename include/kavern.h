@@ -42,6 +42,9 @@
 /** The device's default stream, where NULL would mean that no stream is given. */
 #define KAVERN_STREAM_DEFAULT ((void *)1)
 
+/** The margin in percent that suits most for kavern_can_allocate. */
+#define KAVERN_MARGIN_DEFAULT ((uint32_t)10)
+
 /** In a list of operations: the sequence that operation i of the same list admits. */
 #define KAVERN_SEQ_OF_OP(i) (((uint64_t)0x5F << 56) | (uint64_t)(i))
 
@@ -67,6 +70,26 @@ enum kavern_device_capability
 typedef enum kavern_device_capability kavern_device_capability;
 #else
 typedef uint32_t kavern_device_capability;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of kavern_elastic_config.flags and kavern_shared_pool_config.flags. */
+enum kavern_elastic_flags
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Take memory in single pages of the device: a decommit of any page gives its memory back, and changes of large
+     * parts take up to 30 times as long.
+     */
+    KAVERN_ELASTIC_SINGLE_PAGES = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_elastic_flags kavern_elastic_flags;
+#else
+typedef uint32_t kavern_elastic_flags;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -349,6 +372,27 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** How a pool finds the block for a request; for kavern_pool_config.rounding. */
+enum kavern_pool_rounding
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** The smallest of the size classes that holds it. */
+    KAVERN_POOL_CLASSES = 0,
+    /** Every block has block_bytes. */
+    KAVERN_POOL_FIXED = 1,
+    /** Decimal megabytes: below 1 up to 0.1, below 10 to 1, below 100 to 10, above to 50; then up to 256 bytes. */
+    KAVERN_POOL_LADDER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_pool_rounding kavern_pool_rounding;
+#else
+typedef uint32_t kavern_pool_rounding;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /**
  * Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
  * -200..-299 device or operating system, -300.. a bug of the library. Numbers are never reused.
@@ -450,17 +494,49 @@ typedef uint32_t kavern_log_level;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/**
+ * Addresses for as much as there may ever be, with memory behind the parts in use. Thread-safe; keeps its manager
+ * alive.
+ */
+typedef struct kavern_elastic kavern_elastic;
+
 /** A paged, prefix-sharing KV cache. Thread-safe; keeps its manager alive. */
 typedef struct kavern_kv_cache kavern_kv_cache;
 
 /** One device with its memory, streams and caches. Thread-safe. */
 typedef struct kavern_manager kavern_manager;
 
+/** Blocks of device memory of a few sizes, handed out in stream order. Thread-safe; keeps its manager alive. */
+typedef struct kavern_pool kavern_pool;
+
+/** Several models under one limit of physical memory. Thread-safe; keeps its manager alive. */
+typedef struct kavern_shared_pool kavern_shared_pool;
+
 /** A stream made by the library; pass it wherever a `void *stream` is taken. */
 typedef struct kavern_stream kavern_stream;
 
 /** Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value). */
 typedef int32_t kavern_status;
+
+/** What an address belongs to. */
+typedef struct kavern_address_description {
+    /** sizeof(kavern_address_description). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** First byte of the allocation. */
+    uint64_t address;
+    /** Bytes that were asked for. */
+    uint64_t bytes;
+    /** Bytes of the block, with what rounding adds. */
+    uint64_t block_bytes;
+    /** The device's value of the stream of the allocation. */
+    uint64_t stream;
+    /** How long it has been there, in milliseconds, a few of them inexact. */
+    uint64_t age_ms;
+    /** What it is for, cut to what fits, with a zero at its end. */
+    char tag[64];
+} kavern_address_description;
 
 /**
  * One group of layers that share block size and layout.
@@ -720,6 +796,59 @@ typedef struct kavern_device_description {
     char backend[32];
 } kavern_device_description;
 
+/** How an elastic range is made; fill with kavern_elastic_config_init. */
+typedef struct kavern_elastic_config {
+    /** sizeof(kavern_elastic_config). */
+    uint32_t struct_size;
+    /** KAVERN_ELASTIC_ bits. */
+    uint32_t flags;
+    /** Bytes of addresses, rounded up to whole pages; tens of TiB are fine, they cost no memory. */
+    uint64_t capacity_bytes;
+    /** What is committed and decommitted at least, a multiple of the device's page; 0 takes that page. */
+    uint64_t page_bytes;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_elastic_config;
+
+/**
+ * A part of a range, widened to whole pages, and what a call has changed there. It will never grow, so it carries no
+ * size.
+ */
+typedef struct kavern_elastic_extent {
+    /** First byte, from the base. */
+    uint64_t offset;
+    /** Length. */
+    uint64_t bytes;
+    /** Bytes of it that were not as the call has left them; 0 where all of it was. */
+    uint64_t changed_bytes;
+} kavern_elastic_extent;
+
+/** What an elastic range has. You set struct_size; the call fills the rest. */
+typedef struct kavern_elastic_statistics {
+    /** sizeof(kavern_elastic_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Addresses. */
+    uint64_t capacity_bytes;
+    /** What is committed and decommitted at least. */
+    uint64_t page_bytes;
+    /** Committed. */
+    uint64_t committed_bytes;
+    /** Memory behind the range: committed, retained or leaving. */
+    uint64_t physical_bytes;
+    /** Decommitted, but part of a slab that is still in use. */
+    uint64_t retained_bytes;
+    /** Decommitted, and on its way back once its stream is past. */
+    uint64_t leaving_bytes;
+    /** Committed pages. */
+    uint64_t mapped_pages;
+    /** Pieces of memory; changes take time in proportion to them. */
+    uint64_t handles;
+    /** Pins that keep parts committed. */
+    uint64_t pins;
+} kavern_elastic_statistics;
+
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
 
@@ -778,6 +907,245 @@ typedef struct kavern_manager_statistics {
     /** Races between streams that the device has found; 0 where it does not look. */
     uint64_t races;
 } kavern_manager_statistics;
+
+/** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
+typedef struct kavern_pinned_statistics {
+    /** sizeof(kavern_pinned_statistics). */
+    uint32_t struct_size;
+    /** NUMA node that memory is asked to lie on, UINT32_MAX for none. */
+    uint32_t node;
+    /** Bytes of all chunks that are held. */
+    uint64_t held_bytes;
+    /** Chunks. */
+    uint64_t chunks;
+    /** Bytes that were asked for and not freed. */
+    uint64_t live_bytes;
+    /** Ranges of them. */
+    uint64_t live_ranges;
+    /** Bytes that live ranges have above what was asked for. */
+    uint64_t slack_bytes;
+    /** Bytes of freed ranges whose stream may still copy. */
+    uint64_t leaving_bytes;
+    /** Bytes that are free. */
+    uint64_t free_bytes;
+    /** The most of them in a row. */
+    uint64_t largest_free_bytes;
+    /** Bytes of yours that are pinned. */
+    uint64_t registered_bytes;
+    /** Pieces of them. */
+    uint64_t registered_pieces;
+    /** Bytes that are still to be pinned ahead. */
+    uint64_t ahead_bytes;
+    /** Requests that what was held served. */
+    uint64_t hits;
+    /** Requests that needed a new chunk. */
+    uint64_t misses;
+} kavern_pinned_statistics;
+
+/** A size class of a pool. It will never grow, so it carries no size. */
+typedef struct kavern_pool_class {
+    /** Size of a block; goes up to a multiple of 256. */
+    uint64_t block_bytes;
+    /** Blocks that are made at once. */
+    uint32_t initial_blocks;
+    /** Blocks by which the class grows; 0 takes the pool's growth_blocks. */
+    uint32_t growth_blocks;
+} kavern_pool_class;
+
+/** How a pool is made; fill with kavern_pool_config_init. */
+typedef struct kavern_pool_config {
+    /** sizeof(kavern_pool_config). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t flags;
+    /** A KAVERN_POOL_ value. */
+    uint32_t rounding;
+    /** Blocks by which a class grows; 0 for 4, on the ladder 1. */
+    uint32_t growth_blocks;
+    /** Of KAVERN_POOL_FIXED: size of a block. */
+    uint64_t block_bytes;
+    /** Of KAVERN_POOL_FIXED: blocks that are made at once. */
+    uint64_t initial_blocks;
+    /** Of KAVERN_POOL_CLASSES: the classes by rising size; null for 1 KiB x 32, 64 KiB x 16, 1 MiB x 8. */
+    const kavern_pool_class *classes;
+    /** Of KAVERN_POOL_CLASSES: how many. */
+    uint64_t class_count;
+    /**
+     * Most bytes that the pool holds; 0 for no limit but the manager's, on the ladder for 2,048,000,000.
+     * UINT64_MAX is no limit there either.
+     */
+    uint64_t max_bytes;
+    /**
+     * Blocks that nobody used for so long go back at the pool's next call; UINT64_MAX keeps them until
+     * kavern_pool_trim.
+     */
+    uint64_t idle_ns;
+    /** Its name in reports; null for "pool". */
+    const char *name;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_pool_config;
+
+/** What was handed out. It will never grow, so it carries no size. */
+typedef struct kavern_pool_block {
+    /** First byte on the device, a multiple of 256. */
+    uint64_t address;
+    /** Length, at least what was asked. */
+    uint64_t bytes;
+} kavern_pool_block;
+
+/** What a pool has and did. You set struct_size; the call fills the rest. */
+typedef struct kavern_pool_statistics {
+    /** sizeof(kavern_pool_statistics). */
+    uint32_t struct_size;
+    /** Size classes, or rungs of the ladder that were asked for. */
+    uint32_t class_count;
+    /** Requests that a held block served. */
+    uint64_t hits;
+    /** Requests that made the pool grow. */
+    uint64_t misses;
+    /** Requests that were refused for lack of memory or by max_bytes. */
+    uint64_t refusals;
+    /** Hits for which a stream was made to wait for another. */
+    uint64_t stream_waits;
+    /** Times that the whole device was waited for, because a stream was gone with blocks behind it. */
+    uint64_t device_waits;
+    /** Bytes held. */
+    uint64_t held_bytes;
+    /** Most that was held at one time. */
+    uint64_t peak_held_bytes;
+    /** Limit, 0 for none. */
+    uint64_t max_bytes;
+    /** Bytes of the blocks in use. */
+    uint64_t in_use_bytes;
+    /** Bytes that were asked for, of the blocks in use. */
+    uint64_t requested_bytes;
+    /** Blocks held. */
+    uint64_t blocks;
+    /** Blocks in use. */
+    uint64_t blocks_in_use;
+    /** Released blocks whose stream is not known to be done with them. */
+    uint64_t blocks_waiting;
+    /** Batches of blocks that were made. */
+    uint64_t expansions;
+    /** Batches of blocks that went back. */
+    uint64_t evictions;
+    /** Hits of all requests that were served, 0 to 1. */
+    double hit_rate;
+    /** Bytes in use of those held, 0 to 1. */
+    double utilisation;
+    /** Share of the held bytes that are free and cannot serve a request, the mean over the requests so far. */
+    double fragmentation;
+} kavern_pool_statistics;
+
+/** What one class of a pool has and did. It will never grow, so it carries no size. */
+typedef struct kavern_pool_class_statistics {
+    /** Size of a block. */
+    uint64_t block_bytes;
+    /** Blocks held. */
+    uint64_t blocks;
+    /** Blocks in use. */
+    uint64_t blocks_in_use;
+    /** Released blocks whose stream is not known to be done with them. */
+    uint64_t blocks_waiting;
+    /** Requests that a held block served. */
+    uint64_t hits;
+    /** Requests that made the class grow. */
+    uint64_t misses;
+    /** Batches of blocks that were made. */
+    uint64_t expansions;
+    /** Batches of blocks that went back. */
+    uint64_t evictions;
+    /** Share of the pool's bytes that are free and cannot serve this class. */
+    double fragmentation;
+    /** Zero. */
+    uint64_t reserved[3];
+} kavern_pool_class_statistics;
+
+/** How a shared pool is made; fill with kavern_shared_pool_config_init. */
+typedef struct kavern_shared_pool_config {
+    /** sizeof(kavern_shared_pool_config). */
+    uint32_t struct_size;
+    /** KAVERN_ELASTIC_ bits. */
+    uint32_t flags;
+    /** Most physical memory of all models together, rounded down to pages of the device. */
+    uint64_t physical_limit_bytes;
+    /** What is committed and decommitted at least, a multiple of the device's page; 0 takes that page. */
+    uint64_t page_bytes;
+    /**
+     * A budget that all processes of this user on this machine share by this name, besides the pool's own limit; null
+     * for none. Letters, digits, '-', '_' and '.'. A process that dies gives its part back.
+     */
+    const char *machine_name;
+    /** The limit of that budget; 0 takes the one that another process has set. */
+    uint64_t machine_limit_bytes;
+    /** Zero. */
+    uint64_t reserved[4];
+} kavern_shared_pool_config;
+
+/** What a model of a shared pool has. You set struct_size; the call fills the rest. */
+typedef struct kavern_model_statistics {
+    /** sizeof(kavern_model_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Addresses. */
+    uint64_t capacity_bytes;
+    /** What is committed and decommitted at least. */
+    uint64_t page_bytes;
+    /** Committed. */
+    uint64_t committed_bytes;
+    /** Memory behind the model's range: committed, retained or leaving. */
+    uint64_t physical_bytes;
+    /** Decommitted, but part of a slab that is still in use. */
+    uint64_t retained_bytes;
+    /** Decommitted, and on its way back once its stream is past. */
+    uint64_t leaving_bytes;
+    /** Most physical memory at one time. */
+    uint64_t peak_bytes;
+    /** It can always have so much. */
+    uint64_t min_bytes;
+    /** Its part of what is over the minimums, next to the others' weights. */
+    uint64_t weight;
+    /** It never has more. */
+    uint64_t cap_bytes;
+    /** Asked of its owner and not given up yet: the twin of the callback, for programs that would rather look. */
+    uint64_t wanted_bytes;
+    /** How often its owner was asked. */
+    uint64_t requests;
+    /** Pins that keep parts committed. */
+    uint64_t pins;
+} kavern_model_statistics;
+
+/** What a shared pool has and did. You set struct_size; the call fills the rest. */
+typedef struct kavern_shared_pool_statistics {
+    /** sizeof(kavern_shared_pool_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Most physical memory. */
+    uint64_t limit_bytes;
+    /** Physical memory of all models. */
+    uint64_t used_bytes;
+    /** Physical memory that waits for use; used and pooled together are never more than the limit. */
+    uint64_t pooled_bytes;
+    /** Models. */
+    uint64_t models;
+    /** How often an owner was asked to give. */
+    uint64_t requests;
+    /** Commits that were refused for lack of memory. */
+    uint64_t refusals;
+    /** Bytes cleared because they came from another model or from the device. */
+    uint64_t scrubbed_bytes;
+    /** Charged to the machine's budget by all processes; 0 without one. */
+    uint64_t machine_used_bytes;
+} kavern_shared_pool_statistics;
+
+/**
+ * Asks the owner of a model to give up so many bytes: your userdata, the model's name, the bytes. It may use the pool
+ * and gives by kavern_shared_pool_decommit, at once or later.
+ */
+typedef void (*kavern_reclaim_fn)(void *userdata, const char *model, uint64_t bytes);
 
 /** A range of device memory. It will never grow, so it carries no size. */
 typedef struct kavern_sim_range {
@@ -988,9 +1356,157 @@ typedef struct kavern_kv_check_result {
     int64_t first_mismatch;
 } kavern_kv_check_result;
 
+/** What the general allocator of a manager holds and did. */
+typedef struct kavern_memory_statistics {
+    /** sizeof(kavern_memory_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Asked for and not yet freed. */
+    uint64_t live_bytes;
+    /** Live allocations. */
+    uint64_t live_count;
+    /** Allocations ever. */
+    uint64_t allocations;
+    /** Frees ever. */
+    uint64_t frees;
+    /** Physical memory behind the allocator's addresses. */
+    uint64_t backed_bytes;
+    /** Freed blocks in the caches of threads. */
+    uint64_t front_cache_bytes;
+    /** Freed blocks that so far only the stream of their free may have. */
+    uint64_t ordered_bytes;
+    /** Largest piece that is free for every stream. */
+    uint64_t largest_free_bytes;
+    /** When memory was short: caches emptied. */
+    uint64_t ladder_own_caches;
+    /** Finished work looked for. */
+    uint64_t ladder_fences;
+    /** Empty pages taken from behind their addresses. */
+    uint64_t ladder_trims;
+    /** Streams made to wait for others. */
+    uint64_t ladder_stream_waits;
+    /** Pools, idle models and callbacks asked. */
+    uint64_t ladder_rooms;
+    /** Waits of the host for work in flight. */
+    uint64_t ladder_host_waits;
+    /** Requests refused after all of it. */
+    uint64_t ladder_refusals;
+} kavern_memory_statistics;
+
+/** What kavern_manager_defragment did. */
+typedef struct kavern_defragment_result {
+    /** sizeof(kavern_defragment_result). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Physical memory behind the allocator before. */
+    uint64_t before_bytes;
+    /** And after. */
+    uint64_t after_bytes;
+    /** Pages of small blocks that share the memory of others now. */
+    uint64_t meshed_pages;
+    /** Live bytes that were copied for that. */
+    uint64_t copied_bytes;
+} kavern_defragment_result;
+
+/** Asked when memory is short: gives back what it can, at best `bytes`, and answers how much it gave. */
+typedef uint64_t (*kavern_give_back_fn)(void *userdata, uint64_t bytes);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
+
+/**
+ * Tells what an address belongs to.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no live allocation begins there), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_address_info(const kavern_manager *manager,
+                                  uint64_t address,
+                                  kavern_address_description *out);
+
+/**
+ * Says that work on another stream uses an allocation too, so that its free waits for what is enqueued there by then.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no live allocation begins there), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: A registered stream must be alive, and stay so until the allocation is freed.
+ */
+kavern_status kavern_record_use(kavern_manager *manager,
+                                uint64_t address,
+                                void *stream);
+
+/**
+ * Keeps the physical memory of an allocation in place: it is registered with NCCL, RDMA or another process.
+ *
+ * Unpin it as often as it was pinned, before you free it.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no live allocation begins there), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_address_pin(kavern_manager *manager, uint64_t address);
+
+/**
+ * Undoes one kavern_address_pin.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no live allocation begins there), KAVERN_ERR_NOT_FOUND (not pinned),
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_address_unpin(kavern_manager *manager, uint64_t address);
+
+/**
+ * Gives the id of a name that allocations carry in reports; the same name gives the same id.
+ *
+ * Errors: KAVERN_ERR_LIMIT_REACHED (65,536 names), KAVERN_ERR_INVALID_ARGUMENT (no UTF-8 or too long),
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text with a zero at its end, `out` be null or point to a writable value.
+ */
+kavern_status kavern_tag(kavern_manager *manager, const char *name, uint64_t *out);
+
+/**
+ * Prepares a stream for the capture of a graph; call it before the capture begins.
+ *
+ * What is allocated on the stream while it is captured belongs to the graph: freed during or after the capture, it is
+ * given to nobody but later allocations of a capture of the same stream, until kavern_capture_release.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: A registered stream must be alive.
+ */
+kavern_status kavern_capture_begin(kavern_manager *manager,
+                                   void *stream);
+
+/**
+ * Gives up what was allocated and freed in the captures of a stream: their graphs are not launched any more.
+ *
+ * Stream: the memory is free once `stream` is past this point; all launches of the graphs come before it.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: Registered streams must be alive.
+ */
+kavern_status kavern_capture_release(kavern_manager *manager, void *captured_stream, void *stream);
 
 /**
  * Fills a configuration with its defaults; groups and a capacity are still to be set.
@@ -1177,6 +1693,137 @@ kavern_status kavern_device_describe(const char *device,
                                      kavern_device_description *out);
 
 /**
+ * Fills a configuration with its defaults: pages of the device, in slabs where they fit; capacity_bytes is yours.
+ *
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_elastic_config).
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to `size` writable bytes.
+ */
+kavern_status kavern_elastic_config_init(kavern_elastic_config *config,
+                                         size_t size);
+
+/**
+ * Reserves addresses on the manager's device; nothing is committed yet, and access faults.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no capacity, or more than there are addresses; page_bytes is no multiple of the
+ * device's page), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE.
+ * Threads: any.
+ * Owner: destroy with kavern_elastic_destroy; it keeps its manager alive.
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
+ * handle.
+ */
+kavern_status kavern_elastic_create(kavern_manager *manager,
+                                    const kavern_elastic_config *config,
+                                    kavern_elastic **out);
+
+/**
+ * Gives memory and addresses back and nulls the handle; null is fine.
+ *
+ * Waits for the streams of decommits. What is still committed is taken at once: no work may use it any more.
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any, also while others are inside a call on it; blocks.
+ * Since: 0.1
+ *
+ * Safety: `elastic` must be null or point to a writable handle.
+ */
+kavern_status kavern_elastic_destroy(kavern_elastic **elastic);
+
+/**
+ * Puts memory behind a part, widened to whole pages, all or nothing.
+ *
+ * What is committed already stays as it is and counts as 0 changed bytes. The content of what is committed anew is
+ * anything. `out` may be null.
+ * Errors: KAVERN_ERR_OUT_OF_MEMORY with the bytes requested and available in the text, KAVERN_ERR_INVALID_ARGUMENT
+ * (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST.
+ * Threads: any; blocks, and where a part was decommitted behind a stream, until that is past.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable struct.
+ */
+kavern_status kavern_elastic_commit(kavern_elastic *elastic,
+                                    uint64_t offset,
+                                    uint64_t bytes,
+                                    kavern_elastic_extent *out);
+
+/**
+ * Gives a part up, widened to whole pages: what shares a page with it goes too, so give whole pages.
+ *
+ * What is not committed stays so and counts as 0 changed bytes. Memory that came in a slab goes back when the whole
+ * slab is given up; until then it counts as retained, and a later commit finds it there. `out` may be null.
+ * Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
+ * KAVERN_STREAM_DEFAULT is the default stream.
+ * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),
+ * KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; does not wait for the stream.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable struct.
+ */
+kavern_status kavern_elastic_decommit(kavern_elastic *elastic,
+                                      uint64_t offset,
+                                      uint64_t bytes,
+                                      void *stream,
+                                      kavern_elastic_extent *out);
+
+/**
+ * Writes 1 if every page that a part touches is committed, else 0.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_elastic_is_committed(const kavern_elastic *elastic,
+                                          uint64_t offset,
+                                          uint64_t bytes,
+                                          uint32_t *out);
+
+/**
+ * Writes the device address of the range's first byte, which never moves.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_elastic_base(const kavern_elastic *elastic, uint64_t *out);
+
+/**
+ * Commits the first `bytes`, rounded up to pages, and decommits all that follows; 0 decommits everything.
+ *
+ * The answer's `bytes` is the length in whole pages. `out` may be null.
+ * Stream: as for kavern_elastic_decommit, for what is decommitted.
+ * Errors: those of kavern_elastic_commit and kavern_elastic_decommit.
+ * Threads: any; blocks as a commit does.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable struct.
+ */
+kavern_status kavern_elastic_resize(kavern_elastic *elastic,
+                                    uint64_t bytes,
+                                    void *stream,
+                                    kavern_elastic_extent *out);
+
+/**
+ * Reads what a range has.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_elastic_stats(const kavern_elastic *elastic,
+                                   kavern_elastic_statistics *out);
+
+/**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
  *
  * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
@@ -1313,6 +1960,552 @@ kavern_status kavern_manager_stream_register(kavern_manager *manager,
  */
 kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
                                                void *stream);
+
+/**
+ * Allocates device memory for work that follows on a stream.
+ *
+ * The bytes are those that were there before. `alignment` is a power of two up to 2 MiB, 0 for 256; `tag` an id of
+ * kavern_tag or 0. A thread that allocates and frees on the same stream is served from a cache of its own: no lock, no
+ * call of the driver.
+ * Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
+ * KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_UNSUPPORTED (a device
+ * without virtual memory), KAVERN_ERR_DEVICE.
+ * Threads: any; blocks only where memory is short or new pages are mapped.
+ * Owner: free with kavern_free.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value; a registered stream must be alive.
+ */
+kavern_status kavern_alloc(kavern_manager *manager,
+                           uint64_t bytes,
+                           uint64_t alignment,
+                           void *stream,
+                           uint64_t tag,
+                           uint64_t *out);
+
+/**
+ * Allocates as kavern_alloc and enqueues the filling with zeros on the stream.
+ *
+ * Errors: as kavern_alloc.
+ * Threads: any; as kavern_alloc.
+ * Owner: free with kavern_free.
+ * Since: 0.1
+ *
+ * Safety: As kavern_alloc.
+ */
+kavern_status kavern_alloc_zeroed(kavern_manager *manager,
+                                  uint64_t bytes,
+                                  uint64_t alignment,
+                                  void *stream,
+                                  uint64_t tag,
+                                  uint64_t *out);
+
+/**
+ * Frees memory once the work is done that was enqueued on the stream before this call.
+ *
+ * `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
+ * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_NULL_POINTER. Two threads that free one address at the same
+ * instant may both hear that it was done.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: No work that is not ordered before this point of the stream may use the memory any more.
+ */
+kavern_status kavern_free(kavern_manager *manager,
+                          uint64_t address,
+                          void *stream);
+
+/**
+ * Allocates several blocks, all or none.
+ *
+ * Shapes: `bytes` and `addresses` have `count` elements.
+ * Errors: as kavern_alloc; then nothing was allocated and nothing written.
+ * Threads: any; as kavern_alloc.
+ * Owner: free each with kavern_free or kavern_free_batch.
+ * Since: 0.1
+ *
+ * Safety: `bytes` must be null or point to `count` values, `addresses` to `count` writable ones.
+ */
+kavern_status kavern_alloc_batch(kavern_manager *manager,
+                                 size_t count,
+                                 const uint64_t *bytes,
+                                 uint64_t alignment,
+                                 void *stream,
+                                 uint64_t tag,
+                                 uint64_t *addresses);
+
+/**
+ * Frees several blocks as kavern_free does; one that is refused does not keep the others.
+ *
+ * Shapes: `addresses` and `statuses` (may be null) have `count` elements.
+ * Errors: KAVERN_PARTIAL if some were refused, see `statuses`; KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: As kavern_free; `addresses` must be null or point to `count` values, `statuses` be null or point to `count` writable
+ * ones.
+ */
+kavern_status kavern_free_batch(kavern_manager *manager,
+                                size_t count,
+                                const uint64_t *addresses,
+                                void *stream,
+                                kavern_status *statuses);
+
+/**
+ * Gives pinned host memory of exactly so many bytes, whose content is whatever was there before.
+ *
+ * Aligned to 256 bytes, from 64 KiB on to 4096. A range never reaches over two registrations, so one copy may touch
+ * all of it. Memory is made in chunks of up to 1 GiB, near the device, by several threads; a chunk serves many ranges.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for 0 bytes, KAVERN_ERR_OUT_OF_HOST_MEMORY with what was asked and what is left,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+ * Threads: any; blocks while a chunk is made, or is on its way after kavern_pinned_reserve.
+ * Owner: free with kavern_pinned_free. `tag` says for what, in reports; null is fine.
+ * Since: 0.1
+ *
+ * Safety: `tag` must be null or a text that ends with a zero; `out` must be null or point to a writable pointer.
+ */
+kavern_status kavern_pinned_alloc(kavern_manager *manager,
+                                  uint64_t bytes,
+                                  const char *tag,
+                                  void **out);
+
+/**
+ * Takes pinned host memory back, at once or when a stream is past its copies.
+ *
+ * Stream: NULL says that no copy touches it any more; else it comes back when the stream is past all that it was given
+ * so far. KAVERN_STREAM_DEFAULT is the default stream.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no pinned memory of this manager, KAVERN_ERR_WRONG_STATE for what
+ * was freed before and is still waiting, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null; the memory must not be touched afterwards.
+ */
+kavern_status kavern_pinned_free(kavern_manager *manager,
+                                 void *address,
+                                 void *stream);
+
+/**
+ * Pins host memory of yours, all of it or nothing.
+ *
+ * Units: `piece_bytes` is the most that is pinned at a time, 0 for all at once. A driver refuses a copy that reaches
+ * from one piece into the next, so pieces suit only copies that stay inside one; 0 suits any.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_ALREADY_EXISTS for memory that is pinned already,
+ * KAVERN_ERR_OUT_OF_HOST_MEMORY above the manager's limit, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_DEVICE.
+ * Threads: any; blocks while it is pinned.
+ * Owner: it stays yours; unregister it before you free it.
+ * Since: 0.1
+ *
+ * Safety: `bytes` bytes at `address` must be readable and writable until kavern_pinned_unregister.
+ */
+kavern_status kavern_pinned_register(kavern_manager *manager,
+                                     void *address,
+                                     uint64_t bytes,
+                                     uint64_t piece_bytes);
+
+/**
+ * Unpins memory that was registered with this address.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT if none was, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_DEVICE; what is still pinned can be tried again.
+ * Threads: any; blocks while copies read it.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_pinned_unregister(kavern_manager *manager, void *address);
+
+/**
+ * Has at least so many more bytes pinned ahead, in the background.
+ *
+ * Chunks of 1 GiB serve one by one, the first long before the last; kavern_pinned_alloc waits for the next chunk
+ * instead of making one. What stops it is said in the log, and kavern_pinned_alloc then makes chunks of its own.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
+ * Threads: any; does not block, but on a simulated device.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_pinned_reserve(kavern_manager *manager,
+                                    uint64_t bytes);
+
+/**
+ * Gives back the chunks of pinned host memory of which nothing is in use.
+ *
+ * Units: `freed` receives bytes and may be null.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
+ * Threads: any; blocks while the device lets go of them.
+ * Since: 0.1
+ *
+ * Safety: `freed` must be null or point to a writable value.
+ */
+kavern_status kavern_pinned_trim(kavern_manager *manager, uint64_t *freed);
+
+/**
+ * Tells what the pool of pinned host memory has and did.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_pinned_stats(const kavern_manager *manager, kavern_pinned_statistics *out);
+
+/**
+ * Fills a configuration with its defaults: size classes 1 KiB x 32, 64 KiB x 16, 1 MiB x 8, growth by 4, no limit,
+ * idle blocks go back after 5 minutes.
+ *
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_pool_config).
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to `size` writable bytes.
+ */
+kavern_status kavern_pool_config_init(kavern_pool_config *config,
+                                      size_t size);
+
+/**
+ * Makes a pool with its initial blocks.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+ * Threads: any; blocks while memory is allocated.
+ * Owner: destroy with kavern_pool_destroy; it keeps its manager alive.
+ * Since: 0.1
+ *
+ * Safety: `config` and what it points to must be as its fields say; `out` must be null or point to a writable handle.
+ */
+kavern_status kavern_pool_create(kavern_manager *manager,
+                                 const kavern_pool_config *config,
+                                 kavern_pool **out);
+
+/**
+ * Destroys a pool and nulls the handle; null is fine. Blocks that are still in use go too.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any, also while others are inside a call on it; blocks until the device has stopped using its memory.
+ * Since: 0.1
+ *
+ * Safety: `pool` must be null or point to a writable handle.
+ */
+kavern_status kavern_pool_destroy(kavern_pool **pool);
+
+/**
+ * Hands out a block for work that follows on the stream; its bytes are whatever was there before.
+ *
+ * A block that the same stream released is handed out at once; one of another stream when its work is known to be
+ * done, or, where the pool cannot grow, behind a wait that is put on this stream.
+ * Stream: as for kavern_stream_synchronize. A stream that is being captured is never made to wait, and its blocks
+ * serve no other stream while the capture lasts.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for 0 bytes and for more than the largest class, KAVERN_ERR_OUT_OF_MEMORY with
+ * what was requested, what is held, and the limit; KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_DEVICE.
+ * Threads: any; blocks only while the pool grows or gives idle blocks back.
+ * Owner: release with kavern_pool_release.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable block.
+ */
+kavern_status kavern_pool_acquire(kavern_pool *pool,
+                                  uint64_t bytes,
+                                  void *stream,
+                                  kavern_pool_block *out);
+
+/**
+ * Takes a block back. All work on it must be on this stream, or come before it there.
+ *
+ * Stream: as for kavern_stream_synchronize.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for an address that is no block of this pool, KAVERN_ERR_WRONG_STATE for a block
+ * that is not in use, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not call the device, unless idle blocks are due to go back.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_pool_release(kavern_pool *pool,
+                                  uint64_t address,
+                                  void *stream);
+
+/**
+ * Hands out a block for each request, or none at all.
+ *
+ * Shapes: `bytes` [n], `blocks` [n], `states` [n]. If a request is refused the call answers its error, its state is
+ * that error, the others' is KAVERN_ERR_DEPENDENCY, and `blocks` stays as it was; else all states are KAVERN_OK.
+ * Stream: as for kavern_pool_acquire.
+ * Errors: those of kavern_pool_acquire.
+ * Threads: any; blocks only while the pool grows or gives idle blocks back.
+ * Owner: release each block.
+ * Since: 0.1
+ *
+ * Safety: `bytes` must point to `n` values, `blocks` and `states` to `n` writable ones; null is fine where n is 0.
+ */
+kavern_status kavern_pool_acquire_batch(kavern_pool *pool,
+                                        size_t n,
+                                        const uint64_t *bytes,
+                                        void *stream,
+                                        kavern_pool_block *blocks,
+                                        int32_t *states);
+
+/**
+ * Takes all of these blocks back, or none at all.
+ *
+ * Shapes: `addresses` [n], `states` [n]. If one is refused the call answers the first error, the states of those that
+ * are wrong are their errors, the others' is KAVERN_ERR_DEPENDENCY; else all states are KAVERN_OK.
+ * Stream: as for kavern_pool_release.
+ * Errors: those of kavern_pool_release; an address that stands twice is not in use the second time.
+ * Threads: any; does not call the device, unless idle blocks are due to go back.
+ * Since: 0.1
+ *
+ * Safety: `addresses` must point to `n` values, `states` to `n` writable ones; null is fine where n is 0.
+ */
+kavern_status kavern_pool_release_batch(kavern_pool *pool,
+                                        size_t n,
+                                        const uint64_t *addresses,
+                                        void *stream,
+                                        int32_t *states);
+
+/**
+ * Tells what a pool has and did, as a whole and by class.
+ *
+ * Shapes: `classes` [max], by rising size; as many are written as there are, at most `max`. `out.class_count` says how
+ * many there are.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; does not block.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says; `classes` must point to `max`
+ * writable elements; null is fine where max is 0.
+ */
+kavern_status kavern_pool_stats(const kavern_pool *pool,
+                                kavern_pool_statistics *out,
+                                size_t max,
+                                kavern_pool_class_statistics *classes);
+
+/**
+ * Gives back batches of blocks that nobody used for so long and whose streams are done with them.
+ *
+ * Units: nanoseconds; 0 gives all idle batches back. `freed` receives bytes and may be null.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_ARGUMENT.
+ * Threads: any; blocks while the device takes the memory back.
+ * Since: 0.1
+ *
+ * Safety: `freed` must be null or point to a writable value.
+ */
+kavern_status kavern_pool_trim(kavern_pool *pool, uint64_t older_than_ns, uint64_t *freed);
+
+/**
+ * Checks the invariants of a pool.
+ *
+ * Errors: KAVERN_ERR_INTERNAL with what does not hold, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; takes the pool's lock for a pass over its blocks.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_pool_validate(const kavern_pool *pool);
+
+/**
+ * Fills a configuration with its defaults: pages of the device, in slabs where they fit, no budget of the machine;
+ * physical_limit_bytes is yours.
+ *
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_shared_pool_config).
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to `size` writable bytes.
+ */
+kavern_status kavern_shared_pool_config_init(kavern_shared_pool_config *config,
+                                             size_t size);
+
+/**
+ * Makes a pool without models. What it holds is charged to the manager's limit of device memory too.
+ *
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, a bad name or another limit of the machine's
+ * budget), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_OS,
+ * KAVERN_ERR_DEVICE.
+ * Threads: any.
+ * Owner: destroy with kavern_shared_pool_destroy; it keeps its manager alive.
+ * Since: 0.1
+ *
+ * Safety: `config` must be null or point to as many bytes as its struct_size says, `out` be null or point to a writable
+ * handle.
+ */
+kavern_status kavern_shared_pool_create(kavern_manager *manager,
+                                        const kavern_shared_pool_config *config,
+                                        kavern_shared_pool **out);
+
+/**
+ * Lets all models go and nulls the handle; null is fine.
+ *
+ * Waits for the streams of decommits. What is still committed is taken at once: no work may use it any more. Callbacks
+ * and their userdata stay in use until no call on the pool is running.
+ * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
+ * Threads: any, also while others are inside a call on it; blocks.
+ * Since: 0.1
+ *
+ * Safety: `pool` must be null or point to a writable handle.
+ */
+kavern_status kavern_shared_pool_destroy(kavern_shared_pool **pool);
+
+/**
+ * Takes a model in, with addresses of its own.
+ *
+ * `min_bytes` is always there for it, whatever others do; what is over all minimums goes by `weight` (at least 1)
+ * when memory is short; it never has more than `cap_bytes` (0 for no cap but the pool's limit).
+ * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (no name or capacity, a weight of 0, minimums over
+ * the limit or the cap), KAVERN_ERR_OUT_OF_MEMORY (others use what the minimum needs, and did not give it when asked),
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any, while others work; may call callbacks of other models.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero.
+ */
+kavern_status kavern_shared_pool_register_model(kavern_shared_pool *pool,
+                                                const char *name,
+                                                uint64_t virtual_capacity,
+                                                uint64_t min_bytes,
+                                                uint64_t weight,
+                                                uint64_t cap_bytes);
+
+/**
+ * Lets a model go with all its memory; its callback is not called any more when this returns.
+ *
+ * Waits for the streams of its decommits. What is still committed is taken at once: no work may use it any more.
+ * Errors: KAVERN_ERR_NOT_FOUND, KAVERN_ERR_IN_USE (a range is pinned), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any, while others work; blocks.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero.
+ */
+kavern_status kavern_shared_pool_unregister_model(kavern_shared_pool *pool,
+                                                  const char *name);
+
+/**
+ * Puts memory behind a part of a model's range, widened to whole pages, all or nothing.
+ *
+ * New memory is zeroed if another model had it or the device has just made it; what comes back to the model that had
+ * it last may hold its old bytes. When memory is short, models that have more than is due are asked by their
+ * callbacks, the greediest first. `out` may be null.
+ * Errors: KAVERN_ERR_OUT_OF_MEMORY with the bytes requested and available in the text, KAVERN_ERR_NOT_FOUND,
+ * KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST.
+ * Threads: any; blocks until the memory is zeroed, may call callbacks of other models and wait for their streams.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero, `out` be null or point to a writable struct.
+ */
+kavern_status kavern_shared_pool_commit(kavern_shared_pool *pool,
+                                        const char *name,
+                                        uint64_t offset,
+                                        uint64_t bytes,
+                                        kavern_elastic_extent *out);
+
+/**
+ * Gives up a part of a model's range, as kavern_elastic_decommit does.
+ *
+ * Stream: as for kavern_elastic_decommit.
+ * Errors: those of kavern_elastic_decommit, KAVERN_ERR_NOT_FOUND, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not wait for the stream.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero, `out` be null or point to a writable struct.
+ */
+kavern_status kavern_shared_pool_decommit(kavern_shared_pool *pool,
+                                          const char *name,
+                                          uint64_t offset,
+                                          uint64_t bytes,
+                                          void *stream,
+                                          kavern_elastic_extent *out);
+
+/**
+ * Writes the device address of the first byte of a model's range, which never moves.
+ *
+ * Errors: KAVERN_ERR_NOT_FOUND, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero, `out` be null or point to a writable value.
+ */
+kavern_status kavern_shared_pool_base(const kavern_shared_pool *pool, const char *name, uint64_t *out);
+
+/**
+ * Reads what a model has.
+ *
+ * Errors: KAVERN_ERR_NOT_FOUND, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero, `out` be null or point to as many writable bytes as its
+ * struct_size says.
+ */
+kavern_status kavern_shared_pool_model_stats(const kavern_shared_pool *pool,
+                                             const char *name,
+                                             kavern_model_statistics *out);
+
+/**
+ * Reads what a pool has and did.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_shared_pool_stats(const kavern_shared_pool *pool,
+                                       kavern_shared_pool_statistics *out);
+
+/**
+ * Keeps a committed part, widened to whole pages, committed until it is unpinned as often.
+ *
+ * Memory that you have registered with NCCL, RDMA or IPC must not move: pin it for that time.
+ * Errors: KAVERN_ERR_WRONG_STATE (not committed), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NOT_FOUND,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero.
+ */
+kavern_status kavern_shared_pool_pin_range(kavern_shared_pool *pool,
+                                           const char *name,
+                                           uint64_t offset,
+                                           uint64_t bytes);
+
+/**
+ * Undoes one pin of the same part.
+ *
+ * Errors: KAVERN_ERR_NOT_FOUND (no such model, or no pin of this part), KAVERN_ERR_INVALID_ARGUMENT,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero.
+ */
+kavern_status kavern_shared_pool_unpin_range(kavern_shared_pool *pool,
+                                             const char *name,
+                                             uint64_t offset,
+                                             uint64_t bytes);
+
+/**
+ * Sets what is called when others need memory that a model has over its due; a null callback takes it away.
+ *
+ * The former callback is not running on any other thread when this returns, and is not called again. Instead of a
+ * callback, kavern_model_statistics.wanted_bytes can be looked at.
+ * Errors: KAVERN_ERR_NOT_FOUND, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; blocks while the former callback runs. The callback runs on the thread that needs memory, without a
+ * lock; what it commits in turn asks nobody.
+ * Owner: callback and userdata stay yours, and valid until they are taken away or the model is unregistered.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or a text that ends with a zero; `callback` must be null or a function of that type.
+ */
+kavern_status kavern_shared_pool_on_reclaim(kavern_shared_pool *pool,
+                                            const char *name,
+                                            kavern_reclaim_fn callback,
+                                            void *userdata);
 
 /**
  * Enqueues, on a simulated device, an operation that reads and writes these ranges, in place of a kernel of yours.
@@ -1623,6 +2816,81 @@ kavern_status kavern_ticket_wait(uint64_t ticket,
                                  uint64_t timeout_ns);
 
 /**
+ * Reads what the allocator holds and did.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; threads that allocate at this moment wait for a few microseconds.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_memory_stats(const kavern_manager *manager, kavern_memory_statistics *out);
+
+/**
+ * Answers in `out` whether so many bytes and a margin could be allocated now: 1 or 0.
+ *
+ * It counts what is free here, what may still be taken from the device and what the limits leave. `margin_percent` is
+ * added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
+ * Threads: any; asks the driver. Another thread may be faster than your allocation.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_can_allocate(const kavern_manager *manager,
+                                  uint64_t bytes,
+                                  uint32_t margin_percent,
+                                  uint32_t *out);
+
+/**
+ * Gives free memory back to the device: cached blocks whose work is done, empty pages, pooled pages.
+ *
+ * `released_bytes` (may be null) receives what went back.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+ * Threads: any; blocks for the driver's calls, not for work in flight.
+ * Since: 0.1
+ *
+ * Safety: `released_bytes` must be null or point to a writable value.
+ */
+kavern_status kavern_manager_trim(kavern_manager *manager, uint64_t *released_bytes);
+
+/**
+ * Makes the allocator's live blocks lie on less memory, without moving an address.
+ *
+ * Empty pages go back to the device, and pages of small blocks whose live slots lie at different places share one
+ * physical page. Pages with pinned allocations or with memory of a captured graph stay. `budget_bytes` limits the live
+ * bytes that are copied; 0 is no limit.
+ * Stream: waits for all work on the device first; until the call returns nobody may enqueue work on live allocations
+ * or launch a graph that uses them.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE; what was done
+ * before the failure stays done.
+ * Threads: any may allocate and free meanwhile; blocks.
+ * Since: 0.1
+ * Source: Mesh (Powers and others, PLDI 2019), for memory of the host.
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says; and what "Stream" asks for.
+ */
+kavern_status kavern_manager_defragment(kavern_manager *manager,
+                                        uint64_t budget_bytes,
+                                        kavern_defragment_result *out);
+
+/**
+ * Sets what is asked for memory before an allocation is refused; null asks nobody.
+ *
+ * It is called without a lock of the library, on the thread that allocates, may free memory of this manager, and is
+ * not called while it runs already.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; a call that has begun may still be running when this returns.
+ * Since: 0.1
+ *
+ * Safety: `function` must be null or a function that may be called with `userdata` until it is replaced and the calls in
+ * flight have ended.
+ */
+kavern_status kavern_manager_on_reclaim(kavern_manager *manager,
+                                        kavern_give_back_fn function,
+                                        void *userdata);
+
+/**
  * Version of the ABI that the loaded library serves: major << 16 | minor.
  *
  * Compare with KAVERN_ABI_VERSION of the header: the major numbers must be equal, the library's minor number at least
@@ -1651,7 +2919,7 @@ const char *kavern_build_info(void);
  * 1 if this build has the feature, 0 if not or if nobody knows the name.
  *
  * Names: "host", "cuda" (backends; a device need not be there), "streams", "tickets", "report", "log", "kv",
- * "kv-events".
+ * "kv-events", "pool", "pinned".
  * Since: 0.1
  *
  * Safety: `name` must be null or a text that ends with a zero.

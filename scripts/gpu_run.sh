@@ -7,6 +7,8 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 
+[ -x contracts ] || tar -xJf programs.tar.xz
+
 logs=$PWD/logs
 mkdir -p "$logs"
 seconds=${KAVERN_GPU_SECONDS:-240}
@@ -45,12 +47,20 @@ machine() {
 contracts() {
     # One thread, because free memory is compared and because a held callback holds up those of other streams.
     step contracts env KAVERN_REQUIRE=cuda ./contracts --test-threads=1
+    step pool env KAVERN_TEST_DEVICE="$device" ./pool_test --test-threads=1 --nocapture
+    step pinned env KAVERN_TEST_DEVICE="$device" ./pinned_test --test-threads=1
     grep -hE '^test .*FAILED|^test result' "$logs/contracts.log"
+    step elastic env KAVERN_TEST_DEVICE="$device" ./elastic_test --test-threads=1
+    grep -hE '^test .*FAILED|^test result' "$logs/elastic.log"
 }
 
 # The sweep gives the driver no forged CUstream: it would follow the address, and nobody can tell it from a real one.
 c() {
     step c-smoke env KAVERN_TEST_DEVICE="$device" ./smoke
+    step c-pool env KAVERN_TEST_DEVICE="$device" ./pool
+    step c-pinned env KAVERN_TEST_DEVICE="$device" ./pinned
+    step c-elastic env KAVERN_TEST_DEVICE="$device" ./elastic
+    step c-memory env KAVERN_TEST_DEVICE="$device" ./memory
     step c-threads env KAVERN_TEST_DEVICE="$device" ./threads 1000
     step c-fork env KAVERN_TEST_DEVICE="$device" ./fork
     step c-panic env KAVERN_TEST_DEVICE="$device" KAVERN_FAULT_PANIC=kavern_kv_step ./panic kavern_kv_step
@@ -75,7 +85,9 @@ replay() {
 
 figures() {
     step figures ./gpu_figures "$device"
-    cat "$logs/figures.log"
+    step figures-pinned ./pinned_figures "$device" 64
+    step figures-memory ./memory_figures "$device"
+    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log"
 }
 
 steady() {

@@ -19,27 +19,32 @@ test -x "$tools/python" || python3 -m venv .cache/zig
 export PATH=$tools:$PATH
 
 # The names of the test programs carry a hash, so cargo is asked for them.
-programs=$(cargo zigbuild --release --locked --target "$target.$glibc" --lib --bin kavern --example gpu_figures \
-    --test contracts --test steady_state --message-format json |
+programs=$(cargo zigbuild --release --locked --target "$target.$glibc" --lib --bin kavern \
+    --example gpu_figures --example pinned_figures --example memory_figures --test contracts --test steady_state \
+    --test pool --test pinned --test elastic --message-format json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 
 rm -rf "$out"
 mkdir -p "$out/lib" "$out/include" "$out/traces"
 for program in $programs; do
-    name=$(basename "$program")
-    cp "$program" "$out/$(sed 's/-[0-9a-f]\{16\}$//' <<<"$name")"
+    name=$(basename "$program" | sed 's/-[0-9a-f]\{16\}$//')
+    # Where a C program has the name too, the name is its.
+    [ -e "tests/c_abi/$name.c" ] && name=${name}_test
+    cp "$program" "$out/$name"
 done
 cp "$built/libkavern.so" "$out/lib/libkavern.so.0"
 ln -s libkavern.so.0 "$out/lib/libkavern.so"
 cp include/kavern.h "$out/include/"
-for program in smoke faults threads fork panic graph sweep; do
+for program in smoke memory pool pinned elastic faults threads fork panic graph sweep; do
     sources=("tests/c_abi/$program.c")
     [ "$program" = sweep ] && sources+=(tests/c_abi/sweep_*.c)
     "$tools/python" -m ziglang cc -target "x86_64-linux-gnu.$glibc" -std=c11 -O1 -pthread \
-        -Wno-deprecated-non-prototype -Iinclude "${sources[@]}" -o "$out/$program" -L"$out/lib" -lkavern -ldl -Wl,-rpath,'$ORIGIN/lib'
+        -Wno-deprecated-non-prototype -Iinclude "${sources[@]}" -o "$out/$program" \
+        -L"$out/lib" -lkavern -ldl -Wl,-rpath,'$ORIGIN/lib'
 done
 strip --strip-unneeded "$out"/lib/libkavern.so.0
-for program in contracts steady_state gpu_figures kavern smoke faults threads fork panic graph sweep; do
+for program in contracts steady_state pool_test pinned_test elastic_test gpu_figures pinned_figures memory_figures kavern \
+    smoke memory pool pinned elastic faults threads fork panic graph sweep; do
     strip "$out/$program"
 done
 rm "$out/lib/libkavern.so"
@@ -51,6 +56,9 @@ git describe --always --dirty >"$out/revision"
 wanted=$(for program in "$out"/* "$out"/lib/*; do
     if [ -f "$program" ]; then objdump -T "$program" 2>/dev/null || true; fi
 done | grep -o 'GLIBC_[0-9.]*' | sort -Vru | head -n 1)
+
+# The programs have most of their code in common.
+tar -cJf "$out/programs.tar.xz" -C "$out" --remove-files $(cd "$out" && find . -maxdepth 1 -type f -perm -100 -not -name run.sh)
 bytes=$(du -sb "$out" | cut -f 1)
 echo "gpu-test: $out holds $bytes bytes, needs $wanted; there: bash $out/run.sh"
 [ "$(printf '%s\n' "GLIBC_$glibc" "$wanted" | sort -V | tail -n 1)" = "GLIBC_$glibc" ] || {

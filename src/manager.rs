@@ -12,8 +12,8 @@ mod ticket;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub use ticket::{State, poll, wait};
 
@@ -21,7 +21,7 @@ use crate::cache;
 use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
-use crate::memory::{Limits, Memory, Statistics};
+use crate::memory::{Heap, Limits, Memory, PinnedConfig, PinnedPool, Statistics};
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
 use crate::types::Id;
@@ -82,12 +82,15 @@ pub struct Totals {
 pub struct Manager {
     device: Arc<dyn Device>,
     memory: Arc<Memory>,
+    pinned: PinnedPool,
     limits: Limits,
     sink: Arc<dyn EventSink>,
     streams: Mutex<Streams>,
     pending_tickets: Arc<AtomicU64>,
     caches: Mutex<BTreeMap<u64, String>>,
     next_cache: AtomicU64,
+    heap: OnceLock<Arc<Heap>>,
+    making_heap: Mutex<()>,
     born_ns: u64,
 }
 
@@ -97,15 +100,19 @@ impl Manager {
         fork::install()?;
         let device = registry::open_telling(spec, Arc::clone(&sink))?;
         let memory = Memory::new(Arc::clone(&device), limits, Arc::clone(&sink));
+        let pinned = PinnedPool::new(&memory, PinnedConfig::of(&memory));
         let manager = Arc::new(Self {
             device,
             memory,
+            pinned,
             limits,
             sink,
             streams: Mutex::default(),
             pending_tickets: Arc::default(),
             caches: Mutex::default(),
             next_cache: AtomicU64::new(0),
+            heap: OnceLock::new(),
+            making_heap: Mutex::default(),
             born_ns: clock::now_ns(),
         });
         manager.say(Level::Info, || format!("opened {} for {spec}", manager.device.description().name));
@@ -120,6 +127,28 @@ impl Manager {
     /// The device's memory, with accounts.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// The general allocator, made when it is first asked for.
+    pub fn heap(&self) -> Result<&Arc<Heap>> {
+        if let Some(heap) = self.heap.get() {
+            return Ok(heap);
+        }
+        let _making = self.making_heap.lock();
+        if self.heap.get().is_none() {
+            let heap = self.memory.make_heap()?;
+            let _ = self.heap.set(heap);
+        }
+        self.heap.get().ok_or_else(|| Error::internal("a heap that was made just now"))
+    }
+
+    fn forget_blocks_of(&self, stream: Stream) -> Result<()> {
+        self.heap.get().map_or(Ok(()), |heap| heap.forget_stream(stream))
+    }
+
+    /// The pool of pinned host memory.
+    pub fn pinned(&self) -> &PinnedPool {
+        &self.pinned
     }
 
     /// Where news goes.
@@ -245,9 +274,10 @@ impl Manager {
             streams.foreign.insert(value, Foreign::Changing(foreign.stream.0));
             foreign
         };
+        let left = self.forget_blocks_of(foreign.stream);
         let forgotten = self.device.stream_destroy(foreign.stream);
         self.streams.lock().foreign.remove(&value);
-        forgotten
+        left.and(forgotten)
     }
 
     /// A ticket for all work enqueued on the stream so far.
@@ -292,13 +322,17 @@ impl Manager {
 
     /// Checks the invariants of the books.
     pub fn validate(&self) -> Result<()> {
-        self.memory.validate()
+        self.memory.validate()?;
+        self.pinned.validate()
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
         ticket::settle_device(self.device.key());
+        if let Some(heap) = self.heap.get() {
+            heap.close();
+        }
         for (_, entry) in std::mem::take(&mut self.streams.get_mut().foreign) {
             if let Foreign::Ready(foreign) = entry
                 && let Err(error) = self.device.stream_destroy(foreign.stream)
@@ -332,7 +366,8 @@ impl OwnStream {
 
 impl Drop for OwnStream {
     fn drop(&mut self) {
-        let destroyed = self.manager.device.stream_destroy(self.stream);
+        let left = self.manager.forget_blocks_of(self.stream);
+        let destroyed = left.and(self.manager.device.stream_destroy(self.stream));
         self.manager.streams.lock().own.remove(&self.stream.0);
         if let Err(error) = destroyed {
             self.manager.say(Level::Error, || format!("destroying a stream: {error}"));

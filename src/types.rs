@@ -57,6 +57,8 @@ pub enum IdKind {
     Lease = 0x52,
     /// Asynchronous work.
     Ticket = 0x53,
+    /// What allocations are for.
+    Tag = 0x54,
 }
 
 /// An id for things in masses: kind (8 bits), generation (32 bits), index (24 bits). Zero is never an id.

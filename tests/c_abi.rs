@@ -10,7 +10,16 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 const STRICT: &[&str] = &["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"];
-const SWEEP: &[&str] = &["sweep.c", "sweep_abi.c", "sweep_kv.c", "sweep_sim.c"];
+const SWEEP: &[&str] = &[
+    "sweep.c",
+    "sweep_abi.c",
+    "sweep_kv.c",
+    "sweep_sim.c",
+    "sweep_memory.c",
+    "sweep_pool.c",
+    "sweep_pinned.c",
+    "sweep_elastic.c",
+];
 /// Calls of each function in a sweep; `KAVERN_SOAK` asks for the long count.
 fn sweep_calls(usual: &'static str, long: &'static str) -> &'static str {
     if std::env::var_os("KAVERN_SOAK").is_some() { long } else { usual }
@@ -141,6 +150,20 @@ fn a_manager_lives_and_its_report_is_json() {
 }
 
 #[test]
+fn pools_serve_streams_and_refuse_what_is_wrong() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("pool", &["pool.c"])));
+    }
+}
+
+#[test]
+fn pinned_memory_is_shared_out_and_a_range_of_the_callers_is_pinned() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("pinned", &["pinned.c"])));
+    }
+}
+
+#[test]
 fn the_log_variable_writes_to_stderr() {
     if !there_is("cc", "cc") {
         return;
@@ -183,6 +206,17 @@ fn a_panic_in_any_function_is_a_status_and_the_process_lives() {
 fn the_child_of_a_fork_is_refused_and_the_parent_goes_on() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("fork", &["fork.c"])));
+    }
+}
+
+#[test]
+fn memory_comes_and_goes_behind_addresses_that_stay() {
+    if let Some(mut program) = build_with_asan("elastic_asan", &["elastic.c"]) {
+        run(&mut program);
+    }
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("elastic", &["elastic.c"])));
+        run(Command::new(build("elastic", &["elastic.c"])).env("KAVERN_TEST_DEVICE", "sim?seed=3"));
     }
 }
 
@@ -243,6 +277,13 @@ fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
         if let Some(mut program) = build_with_asan(&format!("faults_{how}"), &["faults.c"]) {
             run(program.arg(how));
         }
+    }
+}
+
+#[test]
+fn device_memory_is_given_out_ordered_refused_and_given_back() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("memory", &["memory.c"])));
     }
 }
 

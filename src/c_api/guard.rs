@@ -198,20 +198,50 @@ pub(super) fn guard(function: &'static str, body: impl FnOnce() -> Result<Status
     }
 }
 
+/// Tries a body that needs nothing but what its thread has at hand; nothing if it has to be done under [`guard`].
+///
+/// It keeps no note of where the thread is, which costs as much as such a body: a panic in it is a bug that the
+/// program's own hook shows, and that the caller hears of as usual.
+#[inline]
+pub(super) fn quick<H: Handle>(
+    handle: *const H,
+    body: impl FnOnce() -> Option<Status>,
+) -> Option<kavern_status> {
+    if STATE.load(Ordering::Relaxed) != READY || fork::is_forked_child() {
+        return None;
+    }
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(status) => status.map(|status| status as kavern_status),
+        Err(payload) => {
+            handle::poison(handle);
+            Some(survive(payload))
+        }
+    }
+}
+
+/// Runs the body of an exported function that looks the handle up by itself; a panic poisons its object.
+pub(super) fn guard_handle<H: Handle>(
+    function: &'static str,
+    handle: *const H,
+    body: impl FnOnce() -> Result<Status>,
+) -> kavern_status {
+    let status = guard(function, body);
+    if status == Status::Panic as kavern_status {
+        handle::poison(handle);
+    }
+    status
+}
+
 /// Runs the body of an exported function on the object behind a handle; a panic poisons that object.
 pub(super) fn guard_on<H: Handle>(
     function: &'static str,
     handle: *const H,
     body: impl FnOnce(&Arc<H::Object>) -> Result<Status>,
 ) -> kavern_status {
-    let status = guard(function, || {
+    guard_handle(function, handle, || {
         let object = handle::get(handle)?;
         body(&object)
-    });
-    if status == Status::Panic as kavern_status {
-        handle::poison(handle);
-    }
-    status
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! Lock order: the free list before a slot; objects are dropped and called with neither held.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result, Status};
@@ -32,6 +33,12 @@ pub(super) enum Kind {
     KvCache = 2,
     /// `kavern_stream`
     Stream = 3,
+    /// `kavern_pool`
+    Pool = 4,
+    /// `kavern_elastic`
+    Elastic = 5,
+    /// `kavern_shared_pool`
+    SharedPool = 6,
 }
 
 impl Kind {
@@ -40,6 +47,9 @@ impl Kind {
             1 => "kavern_manager",
             2 => "kavern_kv_cache",
             3 => "kavern_stream",
+            4 => "kavern_pool",
+            5 => "kavern_elastic",
+            6 => "kavern_shared_pool",
             _ => "unknown",
         }
     }
@@ -64,7 +74,11 @@ struct Place {
 
 // 64: one cache line each, so that threads with different objects do not slow each other down.
 #[repr(align(64))]
-struct Slot(Mutex<Place>);
+struct Slot {
+    place: Mutex<Place>,
+    /// The handle while its object may be used, else 0: for a look without the lock.
+    live: AtomicU64,
+}
 
 /// Slots of the first chunk; each later chunk holds twice as many as the one before.
 const FIRST_CHUNK: u64 = 64;
@@ -99,7 +113,10 @@ fn grow(chunk: usize) -> Result<()> {
     slots
         .try_reserve_exact(count)
         .map_err(|_| Error::new(Status::OutOfHostMemory, format!("no memory for {count} more handles")))?;
-    let empty = || Slot(Mutex::new(Place { generation: 1, kind: 0, is_poisoned: false, object: None }));
+    let empty = || Slot {
+        place: Mutex::new(Place { generation: 1, kind: 0, is_poisoned: false, object: None }),
+        live: AtomicU64::new(0),
+    };
     slots.resize_with(count, empty);
     // Only one thread grows, under the lock of the free list; a value that is already there is as good.
     let _ = SLOTS[chunk].set(slots.into_boxed_slice());
@@ -142,17 +159,21 @@ fn invalid(value: u64, wanted: Kind, why: &str) -> Error {
 pub(super) fn insert<H: Handle>(object: Arc<H::Object>) -> Result<*mut H> {
     let index = take_index()?;
     let slot = slot(index).ok_or_else(|| Error::internal("a handle's slot is missing"))?;
-    let mut place = slot.0.lock();
+    let mut place = slot.place.lock();
     place.kind = H::KIND as u8;
     place.is_poisoned = false;
     place.object = Some(object);
     let generation = u64::from(place.generation) << FIELD_BITS;
     let value = MARK << 56 | (H::KIND as u64) << 48 | generation | index;
+    slot.live.store(value, Ordering::Release);
     Ok(std::ptr::without_provenance_mut(value as usize))
 }
 
 /// Runs `body` on the slot of a live handle, with its lock held.
-fn with_place<H: Handle, R>(handle: *const H, body: impl FnOnce(&mut Place) -> Result<R>) -> Result<R> {
+fn with_place<H: Handle, R>(
+    handle: *const H,
+    body: impl FnOnce(&mut Place, &'static AtomicU64) -> Result<R>,
+) -> Result<R> {
     let value = handle.addr() as u64;
     if value == 0 {
         let name = Kind::name(H::KIND as u8);
@@ -169,12 +190,12 @@ fn with_place<H: Handle, R>(handle: *const H, body: impl FnOnce(&mut Place) -> R
     let Some(slot) = slot(value & FIELD_MASK) else {
         return Err(invalid(value, H::KIND, "no such handle was ever made"));
     };
-    let mut place = slot.0.lock();
+    let mut place = slot.place.lock();
     let generation = (value >> FIELD_BITS & FIELD_MASK) as u32;
     if place.generation != generation || place.kind != kind || place.object.is_none() {
         return Err(invalid(value, H::KIND, "destroyed, or never made"));
     }
-    body(&mut place)
+    body(&mut place, &slot.live)
 }
 
 fn typed<H: Handle>(object: AnyObject) -> Result<Arc<H::Object>> {
@@ -183,7 +204,7 @@ fn typed<H: Handle>(object: AnyObject) -> Result<Arc<H::Object>> {
 
 /// The object behind a handle, unless a panic has poisoned it.
 pub(super) fn get<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
-    let object = with_place(handle, |place| {
+    let object = with_place(handle, |place, _| {
         if place.is_poisoned {
             let text = "a call on this object ended in a panic before; destroy it and make a new one";
             return Err(Error::new(Status::Poisoned, text));
@@ -195,8 +216,9 @@ pub(super) fn get<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
 
 /// Forgets a handle, poisoned or not, and returns the object, which lives on while others hold it.
 pub(super) fn remove<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
-    let (object, is_retired) = with_place(handle, |place| {
+    let (object, is_retired) = with_place(handle, |place, live| {
         let object = place.object.take().ok_or_else(|| Error::internal("a live handle has no object"))?;
+        live.store(0, Ordering::Release);
         let is_retired = u64::from(place.generation) == FIELD_MASK;
         place.generation = if is_retired { 0 } else { place.generation + 1 };
         Ok((object, is_retired))
@@ -207,10 +229,16 @@ pub(super) fn remove<H: Handle>(handle: *const H) -> Result<Arc<H::Object>> {
     typed::<H>(object)
 }
 
+/// A word that equals the handle for as long as [`get`] finds its object.
+pub(super) fn live_word<H: Handle>(handle: *const H) -> Result<&'static AtomicU64> {
+    with_place(handle, |_, live| Ok(live))
+}
+
 /// Marks the object so that [`get`] refuses it from now on. Does nothing for a handle that is not live.
 pub(super) fn poison<H: Handle>(handle: *const H) {
-    let _ = with_place(handle, |place| {
+    let _ = with_place(handle, |place, live| {
         place.is_poisoned = true;
+        live.store(0, Ordering::Release);
         Ok(())
     });
 }
@@ -272,9 +300,21 @@ mod tests {
     }
 
     #[test]
+    fn the_live_word_is_the_handle_until_its_object_goes() {
+        let handle = insert::<Apple>(Arc::new(1)).unwrap();
+        let word = live_word(handle).unwrap();
+        assert_eq!(word.load(Ordering::Acquire), handle.addr() as u64);
+        remove(handle).unwrap();
+        assert_ne!(word.load(Ordering::Acquire), handle.addr() as u64);
+        assert!(live_word(handle).is_err());
+    }
+
+    #[test]
     fn a_poisoned_object_is_refused_but_can_be_removed() {
         let handle = insert::<Apple>(Arc::new(1)).unwrap();
+        let word = live_word(handle).unwrap();
         poison(handle);
+        assert_eq!(word.load(Ordering::Acquire), 0);
         assert_eq!(status_of(get(handle)), Status::Poisoned);
         remove(handle).unwrap();
     }

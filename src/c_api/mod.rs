@@ -9,9 +9,11 @@
     reason = "docs are written for C readers, to whom [n] is a shape and not a link"
 )]
 
+pub mod address;
 pub mod cache;
 mod config;
 pub mod device;
+pub mod elastic;
 mod guard;
 mod handle;
 mod kv_config;
@@ -19,8 +21,16 @@ pub mod kv_enums;
 pub mod kv_types;
 pub mod log;
 pub mod manager;
+pub mod memory;
+pub mod memory_types;
+pub mod pinned;
+pub mod pool;
+pub mod pool_types;
+pub mod shared;
+pub mod shared_types;
 pub mod sim;
 pub mod step;
 pub mod stream;
 pub mod types;
+pub mod upkeep;
 pub mod version;

@@ -112,6 +112,11 @@ pub struct kavern_stream {
     _opaque: [u8; 0],
 }
 
+/// Blocks of device memory of a few sizes, handed out in stream order. Thread-safe; keeps its manager alive.
+pub struct kavern_pool {
+    _opaque: [u8; 0],
+}
+
 /// The status numbers of the header and of the rooms, side by side.
 #[cfg(test)]
 pub(super) const STATUSES: &[(kavern_status_code, crate::error::Status)] = {

@@ -24,6 +24,8 @@ const FEATURES: &[(&str, bool)] = &[
     ("report", true),
     ("log", true),
     ("kv", true),
+    ("pool", true),
+    ("pinned", true),
     ("kv-events", true),
 ];
 
@@ -66,7 +68,7 @@ pub extern "C" fn kavern_build_info() -> *const c_char {
 /// 1 if this build has the feature, 0 if not or if nobody knows the name.
 ///
 /// Names: "host", "cuda" (backends; a device need not be there), "streams", "tickets", "report", "log", "kv",
-/// "kv-events".
+/// "kv-events", "pool", "pinned".
 /// Since: 0.1
 ///
 /// # Safety

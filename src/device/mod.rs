@@ -21,6 +21,7 @@ mod fault;
 mod host;
 mod kernel;
 mod owned;
+mod region;
 pub mod registry;
 mod sim;
 mod slice;
@@ -30,6 +31,7 @@ mod cuda;
 
 pub use kernel::{Arg, CpuArgs, CpuReads, Kernel, Launch, Plain};
 pub use owned::OwnedEvent;
+pub use region::{HostRange, PinnedRegion, Registration};
 pub use sim::{Finding, FindingKind, Party, Report};
 pub use slice::{DeviceKey, DeviceSlice, PinnedBuffer, PinnedSlice};
 
@@ -149,6 +151,8 @@ pub enum Attribute {
     ComputeMinor,
     /// Copy batches that went to the driver in one call.
     CopyBatchesJoined,
+    /// The NUMA node of the host that is nearest; an Unsupported answer where there is none.
+    HostNode,
     /// Copy batches that went to the driver copy by copy: an old driver, the default stream, a capture.
     CopyBatchesLooped,
 }

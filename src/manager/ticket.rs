@@ -10,11 +10,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::device::{Device, DeviceKey, Event, Stream};
 use crate::error::{Error, Result, Status};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Mutex, pause};
 use crate::sys::clock;
 use crate::types::{Id, IdKind};
 
@@ -90,7 +89,6 @@ struct Table {
 }
 
 static TABLE: Mutex<Table> = Mutex::new(Table { slots: Vec::new(), free: Vec::new(), cursor: 0 });
-static NEVER: Condvar = Condvar::new();
 
 fn stale(id: Id, why: &str) -> Error {
     Error::new(Status::StaleId, format!("{:#x} as ticket: {why}", id.0))
@@ -235,7 +233,6 @@ pub fn wait(id: Id, timeout_ns: u64) -> Result<State> {
 }
 
 fn wait_until(mark: &Mark, deadline_ns: u64) -> State {
-    let lock = Mutex::new(());
     // No device can wait with a limit, so ask again and again: first soon, later each millisecond.
     let mut pause_ns = 20_000;
     loop {
@@ -244,7 +241,7 @@ fn wait_until(mark: &Mark, deadline_ns: u64) -> State {
         if left_ns == 0 || !matches!(state, State::Pending) {
             return state;
         }
-        NEVER.wait_for(&mut lock.lock(), Duration::from_nanos(left_ns.min(pause_ns)));
+        pause(left_ns.min(pause_ns));
         pause_ns = (pause_ns * 2).min(1_000_000);
     }
 }
@@ -343,6 +340,25 @@ mod tests {
         let ids: Vec<Id> = (0..100).map(|_| manager.record(Stream::DEFAULT).unwrap()).collect();
         drop(manager);
         assert!(ids.into_iter().all(|id| matches!(poll(id), Ok(State::Done))));
+    }
+
+    #[test]
+    fn several_threads_may_wait_with_a_limit_at_a_time() {
+        let _alone = ALONE.lock();
+        let manager = open("host");
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let hold = Box::new(move || {
+            let _ = told.recv();
+        });
+        manager.device().stream_callback(Stream::DEFAULT, hold).unwrap();
+        let id = manager.record(Stream::DEFAULT).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!(matches!(wait(id, 5_000_000), Ok(State::Pending))));
+            }
+        });
+        tell.send(()).unwrap();
+        assert!(matches!(wait(id, u64::MAX), Ok(State::Done)));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Limits on what may be allocated, charged before the device is asked.
 //!
-//! What it does not: know what is allocated; that is the ledger's. Invariant: `0 <= used <= limit` where there is a
-//! limit; a charge that is dropped without `keep` goes back by itself.
+//! What it does: limits of a process, of anything inside it ([`Quota`]), and of all processes of a user on a machine
+//! ([`MachineBudget`]); a quota stands below others, and bytes are charged to all of them or to none. What it does not:
+//! know what is allocated; that is the ledger's. Invariant: `0 <= used <= limit` where there is a limit; a charge that
+//! is dropped without `keep` goes back by itself. No locks but the machine's, which is held for one sum.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::ledger::Where;
 use crate::error::{Error, Result, Status};
+use crate::sys::tally::Tally;
 
 /// Most bytes that a [`super::Memory`] hands out; 0 means no limit but the device's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,5 +99,190 @@ impl Charge<'_> {
 impl Drop for Charge<'_> {
     fn drop(&mut self) {
         self.account.give(self.bytes);
+    }
+}
+
+/// What bytes are charged to before they are taken.
+pub trait Payer: Send + Sync {
+    /// Takes bytes, or says what is missing and takes nothing.
+    fn charge(&self, bytes: u64) -> Result<()>;
+    /// Gives bytes back that were charged.
+    fn discharge(&self, bytes: u64);
+    /// Most that a charge could take now; others may be faster.
+    fn left_bytes(&self) -> u64;
+    /// Whether the soft limit is passed: nothing is then kept that nobody uses.
+    fn is_strained(&self) -> bool;
+}
+
+/// The device part of a process's budget, as a payer.
+pub(super) struct DeviceShare(pub(super) Arc<Budget>);
+
+impl Payer for DeviceShare {
+    fn charge(&self, bytes: u64) -> Result<()> {
+        self.0.charge(Where::Device, bytes).map(Charge::keep)
+    }
+
+    fn discharge(&self, bytes: u64) {
+        self.0.discharge(Where::Device, bytes);
+    }
+
+    fn left_bytes(&self) -> u64 {
+        let account = self.0.account(Where::Device);
+        match account.limit_bytes {
+            0 => u64::MAX,
+            limit_bytes => limit_bytes.saturating_sub(account.used_bytes.load(Ordering::Acquire)),
+        }
+    }
+
+    fn is_strained(&self) -> bool {
+        false
+    }
+}
+
+/// Soft and hard limit of one purpose, below other payers. 0 means no limit.
+pub struct Quota {
+    what: &'static str,
+    soft_bytes: u64,
+    hard_bytes: u64,
+    used_bytes: AtomicU64,
+    above: Vec<Arc<dyn Payer>>,
+}
+
+impl Quota {
+    /// A quota of `what`; what it takes is charged to all `above` too.
+    pub fn new(
+        what: &'static str,
+        soft_bytes: u64,
+        hard_bytes: u64,
+        above: Vec<Arc<dyn Payer>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { what, soft_bytes, hard_bytes, used_bytes: AtomicU64::new(0), above })
+    }
+
+    /// Charged now.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Acquire)
+    }
+
+    fn refuse(&self, bytes: u64, used: u64) -> Error {
+        let (what, limit) = (self.what, self.hard_bytes);
+        let left = limit.saturating_sub(used);
+        let text = format!(
+            "{bytes} bytes of {what} requested, {left} available of the limit of {limit}; free something or raise the \
+             limit"
+        );
+        Error::new(Status::OutOfMemory, text)
+    }
+}
+
+impl Payer for Quota {
+    fn charge(&self, bytes: u64) -> Result<()> {
+        let limit = if self.hard_bytes == 0 { u64::MAX } else { self.hard_bytes };
+        let take = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= limit);
+        if let Err(used) = self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+            return Err(self.refuse(bytes, used));
+        }
+        for (index, payer) in self.above.iter().enumerate() {
+            if let Err(error) = payer.charge(bytes) {
+                self.above[..index].iter().for_each(|payer| payer.discharge(bytes));
+                self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn discharge(&self, bytes: u64) {
+        self.above.iter().for_each(|payer| payer.discharge(bytes));
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        debug_assert!(before >= bytes, "more given back than taken");
+    }
+
+    fn left_bytes(&self) -> u64 {
+        let own =
+            if self.hard_bytes == 0 { u64::MAX } else { self.hard_bytes.saturating_sub(self.used_bytes()) };
+        self.above.iter().map(|payer| payer.left_bytes()).fold(own, u64::min)
+    }
+
+    fn is_strained(&self) -> bool {
+        let is_past = self.soft_bytes > 0 && self.used_bytes() > self.soft_bytes;
+        is_past || self.above.iter().any(|payer| payer.is_strained())
+    }
+}
+
+/// A limit that all processes of this user on this machine share by a name.
+///
+/// A process that ends, however it ends, gives its part back.
+pub struct MachineBudget {
+    name: String,
+    tally: Tally,
+}
+
+impl MachineBudget {
+    /// Takes part. The first process sets the limit; 0 takes the one that is there.
+    pub fn open(name: &str, limit_bytes: u64) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { name: name.to_owned(), tally: Tally::open(name, limit_bytes)? }))
+    }
+
+    /// The limit.
+    pub fn limit_bytes(&self) -> u64 {
+        self.tally.limit_bytes()
+    }
+
+    /// Charged by all processes; those that have just died may still count.
+    pub fn used_bytes(&self) -> u64 {
+        self.tally.sum_bytes()
+    }
+}
+
+impl Payer for MachineBudget {
+    fn charge(&self, bytes: u64) -> Result<()> {
+        self.tally.add(bytes)?.map_err(|left| {
+            let (name, limit) = (&self.name, self.tally.limit_bytes());
+            let text = format!(
+                "{bytes} bytes requested, {left} available of the limit of {limit} that the processes of this machine \
+                 share as \"{name}\"; free something in one of them"
+            );
+            Error::new(Status::OutOfMemory, text)
+        })
+    }
+
+    fn discharge(&self, bytes: u64) {
+        self.tally.remove(bytes);
+    }
+
+    fn left_bytes(&self) -> u64 {
+        // What is charged may belong to processes that are dead; only a charge finds out.
+        self.tally.limit_bytes()
+    }
+
+    fn is_strained(&self) -> bool {
+        false
+    }
+}
+
+/// Bytes charged to a payer, given back on drop.
+pub(super) struct Paid {
+    payer: Arc<dyn Payer>,
+    bytes: u64,
+}
+
+impl Paid {
+    pub(super) fn charge(payer: &Arc<dyn Payer>, bytes: u64) -> Result<Self> {
+        payer.charge(bytes)?;
+        Ok(Self { payer: Arc::clone(payer), bytes })
+    }
+
+    /// Somebody else gives the bytes back.
+    pub(super) fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.payer.discharge(self.bytes);
+        }
     }
 }

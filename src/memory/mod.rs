@@ -5,24 +5,56 @@
 //! allocations (`validate()`), and each owner stands for one charge and one entry. A failed call leaves all as it was.
 //! Lock order: the ledger's one lock, never held across a call into the device.
 
+mod bitmap;
 mod budget;
+mod chores;
 mod direct;
-#[allow(dead_code, reason = "pools and the heap use it next")]
+mod elastic;
 mod fence;
+pub mod free_list;
+pub mod front_cache;
+mod heap;
+mod ladder;
 mod ledger;
-#[allow(dead_code, reason = "pools and the heap use it next")]
 mod order;
+mod page_class;
+mod page_table;
+mod physical;
+mod pinned;
+mod pool;
+mod range;
+mod reclaim;
+mod records;
+mod region;
+mod shared;
+mod shares;
+pub mod size_class;
+pub mod slab;
+mod upkeep;
 
 use std::sync::Arc;
 
-pub use budget::Limits;
+pub use budget::{Limits, MachineBudget, Payer, Quota};
+pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
+pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock, Room};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
+pub use page_class::{
+    CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics,
+};
+pub use physical::{Physical, PhysicalPage, Quiet};
+pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
+pub use pool::{ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolStatistics, Sizes};
+pub use reclaim::Reclaim;
+pub use shared::{ModelStatistics, SharedConfig, SharedPool, SharedStatistics};
+pub use shares::Terms;
 
-use self::budget::Budget;
+use self::budget::{Budget, DeviceShare};
+use self::fence::Fences;
 use self::ledger::{Entry, Ledger};
 use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink, Level};
+use crate::sync::Mutex;
 
 /// A way of getting device memory. One per [`Memory`], shared by threads.
 pub trait Strategy: Send + Sync {
@@ -53,8 +85,10 @@ pub struct Memory {
     device: Arc<dyn Device>,
     strategy: Box<dyn Strategy>,
     sink: Arc<dyn EventSink>,
-    budget: Budget,
+    budget: Arc<Budget>,
     ledger: Ledger,
+    /// Made when the first room asks for pages.
+    physical: Mutex<Option<Arc<Physical>>>,
 }
 
 impl Memory {
@@ -71,12 +105,63 @@ impl Memory {
         strategy: &StrategyEntry,
     ) -> Arc<Self> {
         let strategy = (strategy.make)();
-        Arc::new(Self { device, strategy, sink, budget: Budget::new(limits), ledger: Ledger::default() })
+        let budget = Arc::new(Budget::new(limits));
+        Arc::new(Self {
+            device,
+            strategy,
+            sink,
+            budget,
+            ledger: Ledger::default(),
+            physical: Mutex::default(),
+        })
     }
 
     /// The device below.
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
+    }
+
+    /// Where news goes.
+    pub fn sink(&self) -> &Arc<dyn EventSink> {
+        &self.sink
+    }
+
+    /// What device memory that this memory does not hand out itself is charged to.
+    pub fn payer(&self) -> Arc<dyn Payer> {
+        Arc::new(DeviceShare(Arc::clone(&self.budget)))
+    }
+
+    /// The pool of physical pages, charged to the same budget; the first call makes it.
+    pub fn physical(&self) -> Result<Arc<Physical>> {
+        let mut physical = self.physical.lock();
+        if let Some(physical) = &*physical {
+            return Ok(Arc::clone(physical));
+        }
+        let config = PhysicalConfig::of(self.device.as_ref());
+        let made = Physical::new(Arc::clone(&self.device), self.payer(), config, Arc::clone(&self.sink))?;
+        Ok(Arc::clone(physical.insert(made)))
+    }
+
+    /// Gives idle physical pages to the device; returns their bytes.
+    pub fn trim_pages(&self) -> u64 {
+        let physical = self.physical.lock().clone();
+        physical.map_or(0, |physical| physical.trim(0))
+    }
+
+    /// A general allocator on the pool of physical pages.
+    pub fn make_heap(&self) -> Result<Arc<Heap>> {
+        let total_bytes = self.device.description().total_bytes;
+        let config = HeapConfig {
+            front_cache_bytes: (total_bytes / 128).clamp(1 << 20, 1 << 30),
+            patience_ns: 1_000_000_000,
+        };
+        self.make_heap_with(config)
+    }
+
+    /// As `make_heap`, with settings.
+    pub fn make_heap_with(&self, config: HeapConfig) -> Result<Arc<Heap>> {
+        let fences = Fences::new(Arc::clone(&self.device));
+        Heap::new(self.physical()?, fences, Arc::clone(&self.sink), config)
     }
 
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.

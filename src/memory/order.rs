@@ -104,17 +104,47 @@ impl Order {
                 lane.open_count -= 1;
                 block
             }
-            None => lane.take_closed(class)?.1,
+            None => lane.take_closed(class, 0)?.1,
+        };
+        Some(self.took(block))
+    }
+
+    /// As `take_same`, of what stands behind no event.
+    pub(super) fn take_open(&mut self, stream: Stream, class: u32) -> Option<Freed> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        let block = lane.open.get_mut(class as usize)?.pop()?;
+        lane.open_count -= 1;
+        Some(self.took(block))
+    }
+
+    /// As `take_same`, for a class of blocks that only stand in for each other if they have the same size.
+    pub(super) fn take_same_sized(&mut self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        let open = lane.open.get_mut(class as usize);
+        let at = open.as_ref().and_then(|list| list.iter().rposition(|block| block.bytes == bytes));
+        let block = match (open, at) {
+            (Some(list), Some(at)) => {
+                lane.open_count -= 1;
+                list.swap_remove(at)
+            }
+            _ => lane.take_closed(class, bytes)?.1,
         };
         Some(self.took(block))
     }
 
     /// A block of the class that was freed on another stream, with the fence that `stream` has to wait for.
     /// The block comes back by `free` on `stream` if the wait was enqueued, else by `put_back`.
-    pub(super) fn take_other(&mut self, stream: Stream, class: u32) -> Option<(Arc<Fence>, Freed)> {
+    /// `bytes` tells blocks of several sizes apart, 0 where the class says all.
+    pub(super) fn take_other(
+        &mut self,
+        stream: Stream,
+        class: u32,
+        bytes: u64,
+    ) -> Option<(Stream, Arc<Fence>, Freed)> {
         let others = self.lanes.iter_mut().filter(|lane| lane.stream != stream);
-        let (fence, block) = others.into_iter().find_map(|lane| lane.take_closed(class))?;
-        Some((fence, self.took(block)))
+        let found = |lane: &mut Lane| Some((lane.stream, lane.take_closed(class, bytes)?));
+        let (owner, (fence, block)) = others.into_iter().find_map(found)?;
+        Some((owner, fence, self.took(block)))
     }
 
     /// Undoes `take_other`: the block stands behind its fence again.
@@ -129,7 +159,7 @@ impl Order {
     }
 
     /// Takes out all that stands behind no event, to record one: then `close`, or `free` again if that is refused.
-    pub(super) fn take_open(&mut self, stream: Stream) -> Vec<Freed> {
+    pub(super) fn take_all_open(&mut self, stream: Stream) -> Vec<Freed> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
         lane.open_count = 0;
         let blocks: Vec<Freed> = lane.open.iter_mut().flat_map(|class| class.drain(..)).collect();
@@ -164,13 +194,19 @@ impl Order {
         self.lanes.iter().map(|lane| lane.stream).collect()
     }
 
-    /// Takes out the blocks whose fences are known to be reached: any stream may have them.
-    pub(super) fn take_reached(&mut self) -> Vec<Freed> {
+    /// Takes out the blocks whose fences are known to be reached: any stream may have them. `too_many` batches more are
+    /// taken of each stream for a test that plants that mistake; else it is 0.
+    pub(super) fn take_reached(&mut self, too_many: usize) -> Vec<Freed> {
         let mut reached = Vec::new();
         for lane in &mut self.lanes {
-            while lane.closed.front().is_some_and(|batch| batch.fence.is_known_reached()) {
-                reached.extend(lane.closed.pop_front().into_iter().flat_map(|batch| batch.blocks));
-            }
+            // A point that was reached was reached after all earlier ones of its stream.
+            let count = lane
+                .closed
+                .iter()
+                .rposition(|batch| batch.fence.is_known_reached())
+                .map_or(0, |last| last + 1);
+            let count = count.saturating_add(too_many).min(lane.closed.len());
+            reached.extend(lane.closed.drain(..count).flat_map(|batch| batch.blocks));
         }
         self.count -= reached.len();
         self.bytes -= reached.iter().map(|block| block.bytes).sum::<u64>();
@@ -180,7 +216,7 @@ impl Order {
 
     /// Takes out everything of a stream that is about to go, without a fence: the caller has waited for the stream.
     pub(super) fn take_stream(&mut self, stream: Stream) -> Vec<Freed> {
-        let mut blocks = self.take_open(stream);
+        let mut blocks = self.take_all_open(stream);
         let Some(index) = self.lanes.iter().position(|lane| lane.stream == stream) else { return blocks };
         let lane = self.lanes.swap_remove(index);
         let closed: Vec<Freed> = lane.closed.into_iter().flat_map(|batch| batch.blocks).collect();
@@ -225,10 +261,11 @@ impl Order {
 
 impl Lane {
     /// The youngest closed block of a class: the oldest batches are about to be free for all anyway.
-    fn take_closed(&mut self, class: u32) -> Option<(Arc<Fence>, Freed)> {
+    fn take_closed(&mut self, class: u32, bytes: u64) -> Option<(Arc<Fence>, Freed)> {
+        let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);
         for index in (0..self.closed.len()).rev() {
             let batch = &mut self.closed[index];
-            if let Some(at) = batch.blocks.iter().rposition(|block| block.class == class) {
+            if let Some(at) = batch.blocks.iter().rposition(fits) {
                 let block = batch.blocks.swap_remove(at);
                 let fence = Arc::clone(&batch.fence);
                 if batch.blocks.is_empty() {
@@ -263,14 +300,15 @@ mod tests {
         assert_eq!((order.count(), order.bytes()), (4, 600));
         assert_eq!(order.take_same(one, 0).unwrap().id, 2);
         assert_eq!(order.take_same(other, 1), None);
-        assert!(order.take_other(other, 1).is_none(), "no event stands behind it yet");
+        assert!(order.take_other(other, 1, 0).is_none(), "no event stands behind it yet");
         assert_eq!(order.widest_open(Some(one)), None);
         assert_eq!(order.widest_open(Some(other)), Some(one));
-        let blocks = order.take_open(one);
+        let blocks = order.take_all_open(one);
         assert_eq!(blocks.len(), 3);
         order.close(one, fences.record(one).unwrap(), blocks);
         order.validate().unwrap();
-        let (fence, taken) = order.take_other(other, 1).unwrap();
+        let (owner, fence, taken) = order.take_other(other, 1, 0).unwrap();
+        assert_eq!(owner, one);
         fence.hold_back(other).unwrap();
         order.free(other, taken);
         assert_eq!(order.take_same(one, 0).unwrap().id, 0, "its own, also behind an event");
@@ -278,7 +316,7 @@ mod tests {
         order.validate().unwrap();
         device.synchronize().unwrap();
         assert!(order.oldest().iter().all(|fence| fence.is_reached().unwrap()));
-        assert_eq!(order.take_reached().len(), 1);
+        assert_eq!(order.take_reached(0).len(), 1);
         assert_eq!(order.take_stream(other), [taken]);
         assert_eq!((order.count(), order.bytes()), (0, 0));
         order.validate().unwrap();
@@ -295,11 +333,11 @@ mod tests {
         let [one, other] = [(); 2].map(|()| device.stream_create().unwrap());
         let mut order = Order::default();
         order.free(one, block(3, 7));
-        let blocks = order.take_open(one);
+        let blocks = order.take_all_open(one);
         order.close(one, fences.record(one).unwrap(), blocks);
-        let (fence, taken) = order.take_other(other, 3).unwrap();
+        let (owner, fence, taken) = order.take_other(other, 3, 0).unwrap();
         assert_eq!(order.count(), 0);
-        order.put_back(one, fence, taken);
+        order.put_back(owner, fence, taken);
         order.validate().unwrap();
         assert_eq!(order.take_same(one, 3), Some(taken));
     }

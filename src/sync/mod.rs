@@ -6,4 +6,13 @@
 
 pub mod slots;
 
+use std::time::Duration;
+
 pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+/// Lets the thread rest for so long, or a little longer.
+pub fn pause(nanoseconds: u64) {
+    // Nobody can reach this pair, so nobody ends the wait. A shared one would panic when two threads rest at a time.
+    let (lock, never) = (Mutex::new(()), Condvar::new());
+    never.wait_for(&mut lock.lock(), Duration::from_nanos(nanoseconds));
+}

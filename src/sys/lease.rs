@@ -127,6 +127,11 @@ impl Drop for Revoked<'_> {
 }
 
 impl<T> Guest<T> {
+    /// Whether both reach the same value.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Works on the value from another thread, or from the owner's own outside of its `with`. Blocks while the owner
     /// works.
     pub fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> R {

@@ -6,6 +6,8 @@
 pub mod clock;
 pub mod fork;
 pub mod lease;
+pub mod numa;
 pub mod random;
 pub mod reserve;
 pub mod shm;
+pub mod tally;

@@ -1,6 +1,6 @@
-/* Every guarded function once: ON_NONE(name, arguments), ON_MANAGER(...) and ON_CACHE(...) say on which object. The
- * arguments besides the handle are null or zero; the guard answers before it looks at them. tests/c_abi.rs compares
- * the list with the header. */
+/* Every guarded function once: ON_NONE(name, arguments), ON_MANAGER(...), ON_CACHE(...), ON_POOL(...), ON_ELASTIC(...)
+ * and ON_SHARED(...) say on which object. The arguments besides the handle are null or zero; the guard answers before it
+ * looks at them. tests/c_abi.rs compares the list with the header. */
 #ifndef CALLS_H
 #define CALLS_H
 
@@ -24,6 +24,23 @@
     ON_MANAGER(kavern_stream_record, (manager, NULL, NULL))                                                       \
     ON_NONE(kavern_ticket_poll, (NULL, 0, NULL))                                                                  \
     ON_NONE(kavern_ticket_wait, (0, 0))                                                                           \
+    ON_MANAGER(kavern_pinned_alloc, (manager, 0, NULL, NULL))                                                     \
+    ON_MANAGER(kavern_pinned_free, (manager, NULL, NULL))                                                         \
+    ON_MANAGER(kavern_pinned_register, (manager, NULL, 0, 0))                                                     \
+    ON_MANAGER(kavern_pinned_unregister, (manager, NULL))                                                         \
+    ON_MANAGER(kavern_pinned_reserve, (manager, 0))                                                               \
+    ON_MANAGER(kavern_pinned_trim, (manager, NULL))                                                               \
+    ON_MANAGER(kavern_pinned_stats, (manager, NULL))                                                              \
+    ON_NONE(kavern_pool_config_init, (NULL, 0))\
+    ON_MANAGER(kavern_pool_create, (manager, NULL, NULL))\
+    ON_NONE(kavern_pool_destroy, (NULL))\
+    ON_POOL(kavern_pool_acquire, (pool, 0, NULL, NULL))\
+    ON_POOL(kavern_pool_release, (pool, 0, NULL))\
+    ON_POOL(kavern_pool_acquire_batch, (pool, 0, NULL, NULL, NULL, NULL))\
+    ON_POOL(kavern_pool_release_batch, (pool, 0, NULL, NULL, NULL))\
+    ON_POOL(kavern_pool_stats, (pool, NULL, 0, NULL))\
+    ON_POOL(kavern_pool_trim, (pool, 0, NULL))\
+    ON_POOL(kavern_pool_validate, (pool))\
     ON_NONE(kavern_kv_cache_config_init, (NULL, 0))                                                               \
     ON_MANAGER(kavern_kv_cache_create, (manager, NULL, NULL))                                                     \
     ON_NONE(kavern_kv_cache_destroy, (NULL))                                                                      \
@@ -44,6 +61,45 @@
     ON_CACHE(kavern_kv_fill_pattern, (cache, NULL, 0, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_check_pattern, (cache, NULL, 0, 0, NULL, NULL))                                            \
     ON_CACHE(kavern_kv_pattern_result, (cache, NULL))                                                             \
+    ON_MANAGER(kavern_alloc, (manager, 0, 0, NULL, 0, NULL))                                                      \
+    ON_MANAGER(kavern_alloc_zeroed, (manager, 0, 0, NULL, 0, NULL))                                               \
+    ON_MANAGER(kavern_free, (manager, 0, NULL))                                                                   \
+    ON_MANAGER(kavern_alloc_batch, (manager, 0, NULL, 0, NULL, 0, NULL))                                          \
+    ON_MANAGER(kavern_free_batch, (manager, 0, NULL, NULL, NULL))                                                 \
+    ON_MANAGER(kavern_address_info, (manager, 0, NULL))                                                           \
+    ON_MANAGER(kavern_record_use, (manager, 0, NULL))                                                             \
+    ON_MANAGER(kavern_address_pin, (manager, 0))                                                                  \
+    ON_MANAGER(kavern_address_unpin, (manager, 0))                                                                \
+    ON_MANAGER(kavern_tag, (manager, NULL, NULL))                                                                 \
+    ON_MANAGER(kavern_can_allocate, (manager, 0, 0, NULL))                                                        \
+    ON_MANAGER(kavern_memory_stats, (manager, NULL))                                                              \
+    ON_MANAGER(kavern_manager_trim, (manager, NULL))                                                              \
+    ON_MANAGER(kavern_manager_defragment, (manager, 0, NULL))                                                     \
+    ON_MANAGER(kavern_manager_on_reclaim, (manager, NULL, NULL))                                                  \
+    ON_MANAGER(kavern_capture_begin, (manager, NULL))                                                             \
+    ON_MANAGER(kavern_capture_release, (manager, NULL, NULL))                                                     \
+    ON_NONE(kavern_elastic_config_init, (NULL, 0))                                                                \
+    ON_MANAGER(kavern_elastic_create, (manager, NULL, NULL))                                                      \
+    ON_NONE(kavern_elastic_destroy, (NULL))                                                                       \
+    ON_ELASTIC(kavern_elastic_commit, (elastic, 0, 0, NULL))                                                      \
+    ON_ELASTIC(kavern_elastic_decommit, (elastic, 0, 0, NULL, NULL))                                              \
+    ON_ELASTIC(kavern_elastic_is_committed, (elastic, 0, 0, NULL))                                                \
+    ON_ELASTIC(kavern_elastic_base, (elastic, NULL))                                                              \
+    ON_ELASTIC(kavern_elastic_resize, (elastic, 0, NULL, NULL))                                                   \
+    ON_ELASTIC(kavern_elastic_stats, (elastic, NULL))                                                             \
+    ON_NONE(kavern_shared_pool_config_init, (NULL, 0))                                                            \
+    ON_MANAGER(kavern_shared_pool_create, (manager, NULL, NULL))                                                  \
+    ON_NONE(kavern_shared_pool_destroy, (NULL))                                                                   \
+    ON_SHARED(kavern_shared_pool_register_model, (shared, NULL, 0, 0, 0, 0))                                      \
+    ON_SHARED(kavern_shared_pool_unregister_model, (shared, NULL))                                                \
+    ON_SHARED(kavern_shared_pool_commit, (shared, NULL, 0, 0, NULL))                                              \
+    ON_SHARED(kavern_shared_pool_decommit, (shared, NULL, 0, 0, NULL, NULL))                                      \
+    ON_SHARED(kavern_shared_pool_base, (shared, NULL, NULL))                                                      \
+    ON_SHARED(kavern_shared_pool_model_stats, (shared, NULL, NULL))                                               \
+    ON_SHARED(kavern_shared_pool_stats, (shared, NULL))                                                           \
+    ON_SHARED(kavern_shared_pool_pin_range, (shared, NULL, 0, 0))                                                 \
+    ON_SHARED(kavern_shared_pool_unpin_range, (shared, NULL, 0, 0))                                               \
+    ON_SHARED(kavern_shared_pool_on_reclaim, (shared, NULL, NULL, NULL))                                          \
     ON_MANAGER(kavern_sim_launch, (manager, NULL, NULL, 0, NULL, 0))                                              \
     ON_MANAGER(kavern_sim_report, (manager, NULL, 0, NULL))                                                       \
     ON_MANAGER(kavern_sim_seed, (manager, 1))

@@ -1,5 +1,5 @@
 /* faults <how>: the first, second, third ... call of the device fails (how: oom, device, lost or panic) while a program
- * runs a cache for two steps. Each run ends in a known status, and destroying leaves no memory behind. */
+ * runs a cache for two steps and moves pages about. Each run ends in a known status, and destroying leaves no memory behind. */
 #include "objects.h"
 
 static const char *how;
@@ -64,6 +64,33 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
     went_well(kavern_kv_validate(cache));
 }
 
+/* A range and a shared pool: memory that comes and goes, and moves between models. */
+static void use_pages(kavern_manager *manager, void *stream) {
+    kavern_elastic_config config;
+    OK(kavern_elastic_config_init(&config, sizeof config));
+    config.capacity_bytes = 64 * page_bytes();
+    kavern_elastic *elastic = NULL;
+    if (went_well(kavern_elastic_create(manager, &config, &elastic))) {
+        went_well(kavern_elastic_commit(elastic, page_bytes(), 40 * page_bytes(), NULL));
+        went_well(kavern_elastic_decommit(elastic, 0, 20 * page_bytes(), stream, NULL));
+        went_well(kavern_elastic_resize(elastic, 8 * page_bytes(), stream, NULL));
+    }
+    OK(kavern_elastic_destroy(&elastic));
+    kavern_shared_pool_config shared_config;
+    OK(kavern_shared_pool_config_init(&shared_config, sizeof shared_config));
+    shared_config.physical_limit_bytes = 4 * page_bytes();
+    kavern_shared_pool *shared = NULL;
+    if (went_well(kavern_shared_pool_create(manager, &shared_config, &shared))) {
+        const char *models[] = {"a", "b"};
+        for (int i = 0; i < 2; ++i) {
+            if (!went_well(kavern_shared_pool_register_model(shared, models[i], 8 * page_bytes(), 0, 1, 0))) continue;
+            went_well(kavern_shared_pool_commit(shared, models[i], 0, 3 * page_bytes(), NULL));
+            went_well(kavern_shared_pool_decommit(shared, models[i], 0, 8 * page_bytes(), stream, NULL));
+        }
+    }
+    OK(kavern_shared_pool_destroy(&shared));
+}
+
 /* Whether the fault was met. */
 static int run_with_fault(long nth) {
     char device[100];
@@ -84,6 +111,7 @@ static int run_with_fault(long nth) {
     kavern_kv_cache *cache = try_cache(manager);
     if (cache != NULL) use(manager, cache, stream);
     OK(kavern_kv_cache_destroy(&cache));
+    use_pages(manager, stream);
     kavern_manager_statistics totals = {.struct_size = sizeof totals};
     kavern_status looked = kavern_manager_stats(manager, &totals);
     if (looked == KAVERN_OK) {

@@ -18,6 +18,10 @@ int main(void) {
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
     kavern_kv_cache *cache = make_cache(manager);
+    kavern_pool *pool = make_pool(manager);
+    kavern_elastic *elastic = make_elastic(manager, 4);
+    kavern_shared_pool *shared = make_shared(manager, 4);
+    OK(kavern_elastic_commit(elastic, 0, 1, NULL));
     fflush(NULL);
     pid_t child = fork();
     CHECK(child >= 0);
@@ -25,6 +29,9 @@ int main(void) {
 #define ON_NONE(name, arguments) refused(#name, name arguments);
 #define ON_MANAGER(name, arguments) refused(#name, name arguments);
 #define ON_CACHE(name, arguments) refused(#name, name arguments);
+#define ON_POOL(name, arguments) refused(#name, name arguments);
+#define ON_ELASTIC(name, arguments) refused(#name, name arguments);
+#define ON_SHARED(name, arguments) refused(#name, name arguments);
         CALLS
         refused("kavern_manager_destroy", kavern_manager_destroy(&manager));
         refused("kavern_stream_destroy", kavern_stream_destroy(&stream));
@@ -37,6 +44,11 @@ int main(void) {
     OK(kavern_stream_synchronize(manager, stream));
     OK(kavern_kv_validate(cache));
     OK(kavern_kv_cache_destroy(&cache));
+    OK(kavern_pool_validate(pool));
+    OK(kavern_pool_destroy(&pool));
+    OK(kavern_elastic_commit(elastic, 0, 2 * page_bytes(), NULL));
+    OK(kavern_elastic_destroy(&elastic));
+    OK(kavern_shared_pool_destroy(&shared));
     OK(kavern_manager_validate(manager));
     OK(kavern_stream_destroy(&stream));
     OK(kavern_manager_destroy(&manager));

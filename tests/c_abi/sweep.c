@@ -5,8 +5,11 @@
 
 kavern_manager *live_manager, *other_manager;
 kavern_stream *live_stream;
-void *stale_manager, *stale_stream, *stale_cache;
+void *stale_manager, *stale_stream, *stale_cache, *stale_pool, *stale_elastic, *stale_shared;
 kavern_kv_cache *live_cache;
+kavern_pool *live_pool;
+kavern_elastic *live_elastic;
+kavern_shared_pool *live_shared;
 kavern_manager *live_sim;
 kavern_stream *sim_stream;
 const char *current_function;
@@ -152,6 +155,15 @@ static void make_objects(void) {
     kavern_kv_cache *cache = make_cache(manager);
     stale_cache = cache;
     OK(kavern_kv_cache_destroy(&cache));
+    kavern_pool *pool = make_pool(manager);
+    stale_pool = pool;
+    OK(kavern_pool_destroy(&pool));
+    kavern_elastic *elastic = make_elastic(manager, 4);
+    stale_elastic = elastic;
+    OK(kavern_elastic_destroy(&elastic));
+    kavern_shared_pool *shared = make_shared(manager, 4);
+    stale_shared = shared;
+    OK(kavern_shared_pool_destroy(&shared));
     stale_manager = manager;
     stale_stream = stream;
     OK(kavern_stream_destroy(&stream));
@@ -160,6 +172,10 @@ static void make_objects(void) {
     other_manager = open_manager(test_device());
     OK(kavern_stream_create(live_manager, &live_stream));
     live_cache = make_cache(live_manager);
+    live_pool = make_pool(live_manager);
+    live_elastic = make_elastic(live_manager, 16);
+    live_shared = make_shared(live_manager, 16);
+    OK(kavern_shared_pool_register_model(live_shared, "model", 16 * page_bytes(), 0, 1, 0));
     live_sim = open_manager("sim?seed=1");
     OK(kavern_stream_create(live_sim, &sim_stream));
 }
@@ -176,6 +192,19 @@ static void destroy_objects(void) {
     OK(kavern_kv_step(live_cache, kept.last_step + 1, 0, NULL, NULL));
     OK(kavern_kv_step_done(live_cache, kept.last_step + 1, NULL));
     OK(kavern_kv_cache_destroy(&live_cache));
+    OK(kavern_pool_validate(live_pool));
+    kavern_pool_statistics pooled = {.struct_size = sizeof pooled};
+    OK(kavern_pool_stats(live_pool, &pooled, 0, NULL));
+    CHECK(pooled.blocks_in_use == 0 && pooled.misses == 0 && pooled.class_count == 1);
+    OK(kavern_pool_destroy(&live_pool));
+    kavern_elastic_statistics range = {.struct_size = sizeof range};
+    OK(kavern_elastic_stats(live_elastic, &range));
+    CHECK(range.physical_bytes == 0 && range.pins == 0);
+    OK(kavern_elastic_destroy(&live_elastic));
+    kavern_shared_pool_statistics shared = {.struct_size = sizeof shared};
+    OK(kavern_shared_pool_stats(live_shared, &shared));
+    CHECK(shared.models == 1 && shared.used_bytes == 0 && shared.pooled_bytes == 0);
+    OK(kavern_shared_pool_destroy(&live_shared));
     kavern_manager_statistics totals = {.struct_size = sizeof totals};
     OK(kavern_manager_stats(live_manager, &totals));
     CHECK(totals.own_streams == 1 && totals.registered_streams == 0 && totals.caches == 0);
@@ -195,6 +224,10 @@ int main(int argc, char **argv) {
     run(sweep_abi, calls);
     run(sweep_kv, calls);
     run(sweep_sim, calls);
+    run(sweep_memory, calls);
+    run(sweep_pool, calls);
+    run(sweep_pinned, calls);
+    run(sweep_elastic, calls);
     destroy_objects();
     return 0;
 }

@@ -13,12 +13,19 @@ typedef struct {
 extern const sweep_entry sweep_abi[];
 extern const sweep_entry sweep_kv[];
 extern const sweep_entry sweep_sim[];
+extern const sweep_entry sweep_memory[];
+extern const sweep_entry sweep_pool[];
+extern const sweep_entry sweep_pinned[];
+extern const sweep_entry sweep_elastic[];
 
 /* Objects that live during the whole sweep, and handles of some that do not. */
 extern kavern_manager *live_manager, *other_manager;
 extern kavern_stream *live_stream;
-extern void *stale_manager, *stale_stream, *stale_cache;
+extern void *stale_manager, *stale_stream, *stale_cache, *stale_pool, *stale_elastic, *stale_shared;
 extern kavern_kv_cache *live_cache;
+extern kavern_pool *live_pool;
+extern kavern_elastic *live_elastic;
+extern kavern_shared_pool *live_shared;
 /* A simulated device with a stream. */
 extern kavern_manager *live_sim;
 extern kavern_stream *sim_stream;

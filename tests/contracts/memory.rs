@@ -36,6 +36,10 @@ fn attributes_agree_with_the_description() {
         assert!(device.attribute(Attribute::MultiprocessorCount).unwrap() > 0);
         device.attribute(Attribute::ComputeMajor).unwrap();
         device.attribute(Attribute::ComputeMinor).unwrap();
+        match device.attribute(Attribute::HostNode) {
+            Ok(node) => assert!(node < 1024),
+            Err(error) => assert_eq!(error.status, Status::Unsupported),
+        }
         let total_bytes = device.memory_info().unwrap().total_bytes;
         // A driver may keep a little of it.
         assert!(total_bytes <= description.total_bytes && total_bytes >= description.total_bytes / 100 * 99);

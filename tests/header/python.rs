@@ -77,6 +77,7 @@ pub(crate) fn write(surface: &Surface, version: &str) -> String {
     let line = |out: &mut String, text: String| writeln!(out, "{text}").expect("a string takes everything");
     line(&mut out, format!("\nVERSION = \"{version}\"\nKAVERN_ABI_VERSION = ({major} << 16) | {minor}"));
     line(&mut out, "KAVERN_STREAM_DEFAULT = 1  # as void *: the device's default stream".into());
+    line(&mut out, "KAVERN_MARGIN_DEFAULT = 10  # percent, for kavern_can_allocate".into());
 
     for item in &surface.enums {
         line(&mut out, format!("\n# {}: {}", item.name, item.doc));

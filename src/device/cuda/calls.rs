@@ -11,7 +11,7 @@ use crate::device::{
     Access, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch, MemoryInfo,
     Page, PinnedSlice, Simulator, Stream,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 
 impl Cuda {
     /// Refuses memory of another device, also of a peer: only its maker frees it.
@@ -45,6 +45,10 @@ impl Device for Cuda {
             Attribute::MultiprocessorCount => u64::from(self.multiprocessors),
             Attribute::ComputeMajor => self.compute.0 as u64,
             Attribute::ComputeMinor => self.compute.1 as u64,
+            Attribute::HostNode => {
+                let none = || Error::new(Status::Unsupported, "the system knows no node near to this GPU");
+                self.host_node.map(u64::from).ok_or_else(none)?
+            }
             Attribute::CopyBatchesJoined => self.copies.batched.load(Ordering::Relaxed),
             Attribute::CopyBatchesLooped => self.copies.looped.load(Ordering::Relaxed),
         })

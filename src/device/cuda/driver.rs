@@ -16,6 +16,7 @@ use libloading::Library;
 
 use super::codes::{self, Code};
 use crate::error::{Error, Result, Status};
+use crate::sys::numa;
 
 /// The real driver first: a toolkit's stub carries only the second name.
 const LIBRARIES: &[&str] = &["libcuda.so.1", "libcuda.so"];
@@ -164,6 +165,8 @@ pub(super) struct Facts {
     pub(super) name: String,
     pub(super) total_bytes: u64,
     pub(super) compute: (i32, i32),
+    /// The NUMA node that is nearest.
+    pub(super) host_node: Option<u32>,
     pub(super) multiprocessors: i32,
     pub(super) has_virtual_memory: bool,
     pub(super) has_pools: bool,
@@ -293,6 +296,14 @@ impl Driver {
                 ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
                 ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             ),
+            host_node: {
+                let [domain, bus, place] = [
+                    ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                    ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                    ask(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+                ];
+                numa::node_of_pci(domain as u32, bus as u32, place as u32)
+            },
             multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             has_virtual_memory: ask(Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)? != 0,
             has_pools: ask(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,

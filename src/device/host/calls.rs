@@ -11,7 +11,7 @@ use crate::device::{
     Access, Arg, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch,
     MemoryInfo, Page, PinnedSlice, Simulator, Stream,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::sys::shm::os_page_bytes;
 
 impl Host {
@@ -55,6 +55,7 @@ impl Device for Host {
             Attribute::AllocationAlignment => os_page_bytes(),
             Attribute::MultiprocessorCount => cores(),
             Attribute::ComputeMajor | Attribute::ComputeMinor => 0,
+            Attribute::HostNode => return Err(Error::new(Status::Unsupported, "the host is near to itself")),
             // There is no driver; the queue takes a batch as a whole.
             Attribute::CopyBatchesJoined | Attribute::CopyBatchesLooped => 0,
         })

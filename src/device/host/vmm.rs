@@ -16,6 +16,9 @@ use crate::device::{Access, DeviceKey, DeviceSlice, Page};
 use crate::error::{Error, Result, Status};
 use crate::sys::shm::{Pages, Protection, Reservation};
 
+/// Reserved addresses begin at a multiple of this, as they do on a GPU.
+const RESERVATION_ALIGNMENT: u64 = 2 << 20;
+
 struct Mapping {
     bytes: u64,
     page: u64,
@@ -112,7 +115,7 @@ impl VirtualMemory {
 
     pub(in crate::device) fn reserve(&mut self, bytes: u64) -> Result<DeviceSlice> {
         self.check_size("reserve", bytes)?;
-        let reservation = Reservation::new(bytes, self.page_bytes)?;
+        let reservation = Reservation::new(bytes, self.page_bytes.max(RESERVATION_ALIGNMENT))?;
         if self.is_open {
             reservation.protect(0, bytes, Protection::ReadWrite)?;
         }

@@ -15,7 +15,7 @@ use crate::device::{
     Access, Arg, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch,
     MemoryInfo, Page, PinnedSlice, Place, Simulator, Stream,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 
 impl Sim {
     fn synchronize_on(&self, world: &mut Guard, mark: &super::clock::Stamp) {
@@ -169,7 +169,7 @@ fn world_of_this_process() -> Result<Guard> {
     crate::sys::fork::check()?;
     if world::is_worker() {
         let text = "a callback or kernel may not call the device";
-        return Err(Error::new(crate::error::Status::WrongState, text));
+        return Err(Error::new(Status::WrongState, text));
     }
     Ok(world::lock())
 }
@@ -196,6 +196,9 @@ impl Device for Sim {
             Attribute::AllocationAlignment => ALIGNMENT,
             Attribute::MultiprocessorCount => 1,
             Attribute::ComputeMajor | Attribute::ComputeMinor => 0,
+            Attribute::HostNode => {
+                return Err(Error::new(Status::Unsupported, "a simulated device is near to no memory"));
+            }
             Attribute::CopyBatchesJoined | Attribute::CopyBatchesLooped => 0,
         })
     }

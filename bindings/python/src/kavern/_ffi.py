@@ -11,6 +11,7 @@ from pathlib import Path as _Path
 VERSION = "0.1.0"
 KAVERN_ABI_VERSION = (0 << 16) | 1
 KAVERN_STREAM_DEFAULT = 1  # as void *: the device's default stream
+KAVERN_MARGIN_DEFAULT = 10  # percent, for kavern_can_allocate
 
 # kavern_device_capability: Bits of kavern_device_description.capabilities.
 KAVERN_DEVICE_VIRTUAL_MEMORY = 1
@@ -18,6 +19,9 @@ KAVERN_DEVICE_STREAM_ORDERED = 2
 KAVERN_DEVICE_HOST_ADDRESSABLE = 4
 KAVERN_DEVICE_CAPTURE = 8
 KAVERN_DEVICE_RACE_DETECTION = 16
+
+# kavern_elastic_flags: Bits of kavern_elastic_config.flags and kavern_shared_pool_config.flags.
+KAVERN_ELASTIC_SINGLE_PAGES = 1
 
 # kavern_kv_group_kind: What the blocks of a group hold.
 KAVERN_GROUP_FULL = 1
@@ -95,6 +99,11 @@ KAVERN_REMOVE_REPLACED = 4
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
 
+# kavern_pool_rounding: How a pool finds the block for a request; for kavern_pool_config.rounding.
+KAVERN_POOL_CLASSES = 0
+KAVERN_POOL_FIXED = 1
+KAVERN_POOL_LADDER = 2
+
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
 KAVERN_PARTIAL = 1
@@ -136,6 +145,14 @@ KAVERN_LOG_DEBUG = 4
 kavern_status = _c.c_int32  # Result of every function: 0 done, > 0 done with news, < 0 refused (a KAVERN_ERR_ value).
 
 
+class kavern_elastic(_c.c_void_p):
+    """Addresses for as much as there may ever be, with memory behind the parts in use. Thread-safe; keeps its manager"""
+
+
+class kavern_shared_pool(_c.c_void_p):
+    """Several models under one limit of physical memory. Thread-safe; keeps its manager alive."""
+
+
 class kavern_manager(_c.c_void_p):
     """One device with its memory, streams and caches. Thread-safe."""
 
@@ -148,8 +165,24 @@ class kavern_stream(_c.c_void_p):
     """A stream made by the library; pass it wherever a `void *stream` is taken."""
 
 
+class kavern_pool(_c.c_void_p):
+    """Blocks of device memory of a few sizes, handed out in stream order. Thread-safe; keeps its manager alive."""
+
+
 class kavern_device_description(_c.Structure):
     """What a device is. You set struct_size; the call fills the rest."""
+
+
+class kavern_elastic_config(_c.Structure):
+    """How an elastic range is made; fill with kavern_elastic_config_init."""
+
+
+class kavern_elastic_extent(_c.Structure):
+    """A part of a range, widened to whole pages, and what a call has changed there. It will never grow, so it carries no"""
+
+
+class kavern_elastic_statistics(_c.Structure):
+    """What an elastic range has. You set struct_size; the call fills the rest."""
 
 
 class kavern_kv_group(_c.Structure):
@@ -220,12 +253,64 @@ class kavern_manager_statistics(_c.Structure):
     """What a manager has and did. You set struct_size; the call fills the rest."""
 
 
+class kavern_address_description(_c.Structure):
+    """What an address belongs to."""
+
+
+class kavern_memory_statistics(_c.Structure):
+    """What the general allocator of a manager holds and did."""
+
+
+class kavern_defragment_result(_c.Structure):
+    """What kavern_manager_defragment did."""
+
+
+class kavern_pinned_statistics(_c.Structure):
+    """What the pool of pinned host memory has and did. You set struct_size; the call fills the rest."""
+
+
+class kavern_pool_class(_c.Structure):
+    """A size class of a pool. It will never grow, so it carries no size."""
+
+
+class kavern_pool_config(_c.Structure):
+    """How a pool is made; fill with kavern_pool_config_init."""
+
+
+class kavern_pool_statistics(_c.Structure):
+    """What a pool has and did. You set struct_size; the call fills the rest."""
+
+
+class kavern_pool_class_statistics(_c.Structure):
+    """What one class of a pool has and did. It will never grow, so it carries no size."""
+
+
+class kavern_pool_block(_c.Structure):
+    """What was handed out. It will never grow, so it carries no size."""
+
+
+class kavern_shared_pool_config(_c.Structure):
+    """How a shared pool is made; fill with kavern_shared_pool_config_init."""
+
+
+class kavern_model_statistics(_c.Structure):
+    """What a model of a shared pool has. You set struct_size; the call fills the rest."""
+
+
+class kavern_shared_pool_statistics(_c.Structure):
+    """What a shared pool has and did. You set struct_size; the call fills the rest."""
+
+
 class kavern_sim_range(_c.Structure):
     """A range of device memory. It will never grow, so it carries no size."""
 
 
+# Asks the owner of a model to give up so many bytes: your userdata, the model's name, the bytes. It may use the pool
+kavern_reclaim_fn = _c.CFUNCTYPE(None, _c.c_void_p, _c.c_char_p, _c.c_uint64)
 # Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence.
 kavern_log_fn = _c.CFUNCTYPE(None, _c.c_void_p, _c.c_uint32, _c.c_char_p, _c.c_char_p)
+# Asked when memory is short: gives back what it can, at best `bytes`, and answers how much it gave.
+kavern_give_back_fn = _c.CFUNCTYPE(_c.c_uint64, _c.c_void_p, _c.c_uint64)
 
 kavern_device_description._fields_ = [
     ("struct_size", _c.c_uint32),
@@ -237,6 +322,34 @@ kavern_device_description._fields_ = [
     ("name", _c.c_char * 64),
     ("model", _c.c_char * 128),
     ("backend", _c.c_char * 32),
+]
+
+kavern_elastic_config._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("capacity_bytes", _c.c_uint64),
+    ("page_bytes", _c.c_uint64),
+    ("reserved", _c.c_uint64 * 4),
+]
+
+kavern_elastic_extent._fields_ = [
+    ("offset", _c.c_uint64),
+    ("bytes", _c.c_uint64),
+    ("changed_bytes", _c.c_uint64),
+]
+
+kavern_elastic_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("capacity_bytes", _c.c_uint64),
+    ("page_bytes", _c.c_uint64),
+    ("committed_bytes", _c.c_uint64),
+    ("physical_bytes", _c.c_uint64),
+    ("retained_bytes", _c.c_uint64),
+    ("leaving_bytes", _c.c_uint64),
+    ("mapped_pages", _c.c_uint64),
+    ("handles", _c.c_uint64),
+    ("pins", _c.c_uint64),
 ]
 
 kavern_kv_group._fields_ = [
@@ -495,6 +608,167 @@ kavern_manager_statistics._fields_ = [
     ("races", _c.c_uint64),
 ]
 
+kavern_address_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("address", _c.c_uint64),
+    ("bytes", _c.c_uint64),
+    ("block_bytes", _c.c_uint64),
+    ("stream", _c.c_uint64),
+    ("age_ms", _c.c_uint64),
+    ("tag", _c.c_char * 64),
+]
+
+kavern_memory_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("live_bytes", _c.c_uint64),
+    ("live_count", _c.c_uint64),
+    ("allocations", _c.c_uint64),
+    ("frees", _c.c_uint64),
+    ("backed_bytes", _c.c_uint64),
+    ("front_cache_bytes", _c.c_uint64),
+    ("ordered_bytes", _c.c_uint64),
+    ("largest_free_bytes", _c.c_uint64),
+    ("ladder_own_caches", _c.c_uint64),
+    ("ladder_fences", _c.c_uint64),
+    ("ladder_trims", _c.c_uint64),
+    ("ladder_stream_waits", _c.c_uint64),
+    ("ladder_rooms", _c.c_uint64),
+    ("ladder_host_waits", _c.c_uint64),
+    ("ladder_refusals", _c.c_uint64),
+]
+
+kavern_defragment_result._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("before_bytes", _c.c_uint64),
+    ("after_bytes", _c.c_uint64),
+    ("meshed_pages", _c.c_uint64),
+    ("copied_bytes", _c.c_uint64),
+]
+
+kavern_pinned_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("node", _c.c_uint32),
+    ("held_bytes", _c.c_uint64),
+    ("chunks", _c.c_uint64),
+    ("live_bytes", _c.c_uint64),
+    ("live_ranges", _c.c_uint64),
+    ("slack_bytes", _c.c_uint64),
+    ("leaving_bytes", _c.c_uint64),
+    ("free_bytes", _c.c_uint64),
+    ("largest_free_bytes", _c.c_uint64),
+    ("registered_bytes", _c.c_uint64),
+    ("registered_pieces", _c.c_uint64),
+    ("ahead_bytes", _c.c_uint64),
+    ("hits", _c.c_uint64),
+    ("misses", _c.c_uint64),
+]
+
+kavern_pool_class._fields_ = [
+    ("block_bytes", _c.c_uint64),
+    ("initial_blocks", _c.c_uint32),
+    ("growth_blocks", _c.c_uint32),
+]
+
+kavern_pool_config._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("rounding", _c.c_uint32),
+    ("growth_blocks", _c.c_uint32),
+    ("block_bytes", _c.c_uint64),
+    ("initial_blocks", _c.c_uint64),
+    ("classes", _c.POINTER(kavern_pool_class)),
+    ("class_count", _c.c_uint64),
+    ("max_bytes", _c.c_uint64),
+    ("idle_ns", _c.c_uint64),
+    ("name", _c.c_char_p),
+    ("reserved", _c.c_uint64 * 4),
+]
+
+kavern_pool_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("class_count", _c.c_uint32),
+    ("hits", _c.c_uint64),
+    ("misses", _c.c_uint64),
+    ("refusals", _c.c_uint64),
+    ("stream_waits", _c.c_uint64),
+    ("device_waits", _c.c_uint64),
+    ("held_bytes", _c.c_uint64),
+    ("peak_held_bytes", _c.c_uint64),
+    ("max_bytes", _c.c_uint64),
+    ("in_use_bytes", _c.c_uint64),
+    ("requested_bytes", _c.c_uint64),
+    ("blocks", _c.c_uint64),
+    ("blocks_in_use", _c.c_uint64),
+    ("blocks_waiting", _c.c_uint64),
+    ("expansions", _c.c_uint64),
+    ("evictions", _c.c_uint64),
+    ("hit_rate", _c.c_double),
+    ("utilisation", _c.c_double),
+    ("fragmentation", _c.c_double),
+]
+
+kavern_pool_class_statistics._fields_ = [
+    ("block_bytes", _c.c_uint64),
+    ("blocks", _c.c_uint64),
+    ("blocks_in_use", _c.c_uint64),
+    ("blocks_waiting", _c.c_uint64),
+    ("hits", _c.c_uint64),
+    ("misses", _c.c_uint64),
+    ("expansions", _c.c_uint64),
+    ("evictions", _c.c_uint64),
+    ("fragmentation", _c.c_double),
+    ("reserved", _c.c_uint64 * 3),
+]
+
+kavern_pool_block._fields_ = [
+    ("address", _c.c_uint64),
+    ("bytes", _c.c_uint64),
+]
+
+kavern_shared_pool_config._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("physical_limit_bytes", _c.c_uint64),
+    ("page_bytes", _c.c_uint64),
+    ("machine_name", _c.c_char_p),
+    ("machine_limit_bytes", _c.c_uint64),
+    ("reserved", _c.c_uint64 * 4),
+]
+
+kavern_model_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("capacity_bytes", _c.c_uint64),
+    ("page_bytes", _c.c_uint64),
+    ("committed_bytes", _c.c_uint64),
+    ("physical_bytes", _c.c_uint64),
+    ("retained_bytes", _c.c_uint64),
+    ("leaving_bytes", _c.c_uint64),
+    ("peak_bytes", _c.c_uint64),
+    ("min_bytes", _c.c_uint64),
+    ("weight", _c.c_uint64),
+    ("cap_bytes", _c.c_uint64),
+    ("wanted_bytes", _c.c_uint64),
+    ("requests", _c.c_uint64),
+    ("pins", _c.c_uint64),
+]
+
+kavern_shared_pool_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("limit_bytes", _c.c_uint64),
+    ("used_bytes", _c.c_uint64),
+    ("pooled_bytes", _c.c_uint64),
+    ("models", _c.c_uint64),
+    ("requests", _c.c_uint64),
+    ("refusals", _c.c_uint64),
+    ("scrubbed_bytes", _c.c_uint64),
+    ("machine_used_bytes", _c.c_uint64),
+]
+
 kavern_sim_range._fields_ = [
     ("address", _c.c_uint64),
     ("bytes", _c.c_uint64),
@@ -502,6 +776,13 @@ kavern_sim_range._fields_ = [
 
 # Name: (restype, argtypes).
 FUNCTIONS = {
+    "kavern_address_info": (kavern_status, [kavern_manager, _c.c_uint64, _c.POINTER(kavern_address_description)]),
+    "kavern_record_use": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_void_p]),
+    "kavern_address_pin": (kavern_status, [kavern_manager, _c.c_uint64]),
+    "kavern_address_unpin": (kavern_status, [kavern_manager, _c.c_uint64]),
+    "kavern_tag": (kavern_status, [kavern_manager, _c.c_char_p, _c.POINTER(_c.c_uint64)]),
+    "kavern_capture_begin": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_capture_release": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_void_p]),
     "kavern_kv_cache_config_init": (kavern_status, [_c.POINTER(kavern_kv_cache_config), _c.c_size_t]),
     "kavern_kv_cache_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_kv_cache_config), _c.POINTER(kavern_kv_cache)]),
     "kavern_kv_cache_destroy": (kavern_status, [_c.POINTER(kavern_kv_cache)]),
@@ -515,6 +796,15 @@ FUNCTIONS = {
     "kavern_kv_append": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.POINTER(kavern_kv_append_args)]),
     "kavern_device_count": (kavern_status, [_c.c_char_p, _c.POINTER(_c.c_uint32)]),
     "kavern_device_describe": (kavern_status, [_c.c_char_p, _c.POINTER(kavern_device_description)]),
+    "kavern_elastic_config_init": (kavern_status, [_c.POINTER(kavern_elastic_config), _c.c_size_t]),
+    "kavern_elastic_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_elastic_config), _c.POINTER(kavern_elastic)]),
+    "kavern_elastic_destroy": (kavern_status, [_c.POINTER(kavern_elastic)]),
+    "kavern_elastic_commit": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_uint64, _c.POINTER(kavern_elastic_extent)]),
+    "kavern_elastic_decommit": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
+    "kavern_elastic_is_committed": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_uint64, _c.POINTER(_c.c_uint32)]),
+    "kavern_elastic_base": (kavern_status, [kavern_elastic, _c.POINTER(_c.c_uint64)]),
+    "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
+    "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
     "kavern_manager_config_init": (kavern_status, [_c.POINTER(kavern_manager_config), _c.c_size_t]),
     "kavern_manager_create": (kavern_status, [_c.POINTER(kavern_manager_config), _c.POINTER(kavern_manager)]),
@@ -525,6 +815,41 @@ FUNCTIONS = {
     "kavern_warmup": (kavern_status, [kavern_manager]),
     "kavern_manager_stream_register": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_manager_stream_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_alloc": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_uint64, _c.c_void_p, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_alloc_zeroed": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_uint64, _c.c_void_p, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_free": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_void_p]),
+    "kavern_alloc_batch": (kavern_status, [kavern_manager, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_uint64, _c.c_void_p, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_free_batch": (kavern_status, [kavern_manager, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_void_p, _c.POINTER(kavern_status)]),
+    "kavern_pinned_alloc": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_char_p, _c.POINTER(_c.c_void_p)]),
+    "kavern_pinned_free": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_void_p]),
+    "kavern_pinned_register": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_uint64, _c.c_uint64]),
+    "kavern_pinned_unregister": (kavern_status, [kavern_manager, _c.c_void_p]),
+    "kavern_pinned_reserve": (kavern_status, [kavern_manager, _c.c_uint64]),
+    "kavern_pinned_trim": (kavern_status, [kavern_manager, _c.POINTER(_c.c_uint64)]),
+    "kavern_pinned_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_pinned_statistics)]),
+    "kavern_pool_config_init": (kavern_status, [_c.POINTER(kavern_pool_config), _c.c_size_t]),
+    "kavern_pool_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_pool_config), _c.POINTER(kavern_pool)]),
+    "kavern_pool_destroy": (kavern_status, [_c.POINTER(kavern_pool)]),
+    "kavern_pool_acquire": (kavern_status, [kavern_pool, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_pool_block)]),
+    "kavern_pool_release": (kavern_status, [kavern_pool, _c.c_uint64, _c.c_void_p]),
+    "kavern_pool_acquire_batch": (kavern_status, [kavern_pool, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_void_p, _c.POINTER(kavern_pool_block), _c.POINTER(_c.c_int32)]),
+    "kavern_pool_release_batch": (kavern_status, [kavern_pool, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_void_p, _c.POINTER(_c.c_int32)]),
+    "kavern_pool_stats": (kavern_status, [kavern_pool, _c.POINTER(kavern_pool_statistics), _c.c_size_t, _c.POINTER(kavern_pool_class_statistics)]),
+    "kavern_pool_trim": (kavern_status, [kavern_pool, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_pool_validate": (kavern_status, [kavern_pool]),
+    "kavern_shared_pool_config_init": (kavern_status, [_c.POINTER(kavern_shared_pool_config), _c.c_size_t]),
+    "kavern_shared_pool_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_shared_pool_config), _c.POINTER(kavern_shared_pool)]),
+    "kavern_shared_pool_destroy": (kavern_status, [_c.POINTER(kavern_shared_pool)]),
+    "kavern_shared_pool_register_model": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.c_uint64, _c.c_uint64, _c.c_uint64, _c.c_uint64]),
+    "kavern_shared_pool_unregister_model": (kavern_status, [kavern_shared_pool, _c.c_char_p]),
+    "kavern_shared_pool_commit": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.c_uint64, _c.c_uint64, _c.POINTER(kavern_elastic_extent)]),
+    "kavern_shared_pool_decommit": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.c_uint64, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
+    "kavern_shared_pool_base": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.POINTER(_c.c_uint64)]),
+    "kavern_shared_pool_model_stats": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.POINTER(kavern_model_statistics)]),
+    "kavern_shared_pool_stats": (kavern_status, [kavern_shared_pool, _c.POINTER(kavern_shared_pool_statistics)]),
+    "kavern_shared_pool_pin_range": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.c_uint64, _c.c_uint64]),
+    "kavern_shared_pool_unpin_range": (kavern_status, [kavern_shared_pool, _c.c_char_p, _c.c_uint64, _c.c_uint64]),
+    "kavern_shared_pool_on_reclaim": (kavern_status, [kavern_shared_pool, _c.c_char_p, kavern_reclaim_fn, _c.c_void_p]),
     "kavern_sim_launch": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(kavern_sim_range), _c.c_size_t, _c.POINTER(kavern_sim_range), _c.c_size_t]),
     "kavern_sim_report": (kavern_status, [kavern_manager, _c.c_char_p, _c.c_size_t, _c.POINTER(_c.c_size_t)]),
     "kavern_sim_seed": (kavern_status, [kavern_manager, _c.c_uint64]),
@@ -544,6 +869,11 @@ FUNCTIONS = {
     "kavern_stream_record": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(_c.c_uint64)]),
     "kavern_ticket_poll": (kavern_status, [_c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(_c.c_int32)]),
     "kavern_ticket_wait": (kavern_status, [_c.c_uint64, _c.c_uint64]),
+    "kavern_memory_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_memory_statistics)]),
+    "kavern_can_allocate": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_uint32, _c.POINTER(_c.c_uint32)]),
+    "kavern_manager_trim": (kavern_status, [kavern_manager, _c.POINTER(_c.c_uint64)]),
+    "kavern_manager_defragment": (kavern_status, [kavern_manager, _c.c_uint64, _c.POINTER(kavern_defragment_result)]),
+    "kavern_manager_on_reclaim": (kavern_status, [kavern_manager, kavern_give_back_fn, _c.c_void_p]),
     "kavern_abi_version": (_c.c_uint32, []),
     "kavern_version_string": (_c.c_char_p, []),
     "kavern_build_info": (_c.c_char_p, []),

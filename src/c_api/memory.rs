@@ -1,0 +1,270 @@
+//! Device memory in stream order: allocate and free.
+//!
+//! What it does: serves the common pair from this thread's front cache without looking the handle up; resolves handle
+//! and stream where that cannot. What it does not: know sizes, pages or streams; the heap does.
+//! Invariant: an address is written out only when its block is the caller's.
+
+use std::ffi::c_void;
+
+use super::config::{self, Out, OutArray};
+use super::guard::{guard_handle, guard_on, quick};
+use super::handle;
+use super::stream;
+use super::types::{kavern_manager, kavern_status};
+use crate::error::{Result, Status};
+use crate::memory::front_cache::{self, Answer, Key};
+
+fn key(manager: *const kavern_manager, stream: *mut c_void) -> Key {
+    Key { token: manager.addr() as u64, stream: config::stream_value(stream) }
+}
+
+/// The way past the front cache; afterwards this thread has one for the stream.
+#[cold]
+fn allocate_slowly(
+    manager: *const kavern_manager,
+    stream: *mut c_void,
+    has_lease: bool,
+    request: (u64, u64, u64),
+) -> Result<u64> {
+    let object = handle::get(manager)?;
+    let resolved = stream::resolve(&object, stream)?;
+    let heap = object.heap()?;
+    let (bytes, alignment, tag) = request;
+    let key = key(manager, stream);
+    if !has_lease {
+        heap.adopt(key, handle::live_word(manager)?, *resolved)?;
+        if let Answer::Done(address) = front_cache::allocate(key, bytes, alignment, tag) {
+            return Ok(address);
+        }
+    }
+    let address = heap.allocate(*resolved, bytes, alignment, tag)?;
+    heap.prefill(key, *resolved, bytes, alignment);
+    Ok(address)
+}
+
+fn allocate(manager: *const kavern_manager, stream: *mut c_void, request: (u64, u64, u64)) -> Result<u64> {
+    let (bytes, alignment, tag) = request;
+    match front_cache::allocate(key(manager, stream), bytes, alignment, tag) {
+        Answer::Done(address) => Ok(address),
+        Answer::Miss => allocate_slowly(manager, stream, true, (bytes, alignment, tag)),
+        Answer::NoLease => allocate_slowly(manager, stream, false, (bytes, alignment, tag)),
+    }
+}
+
+#[cold]
+fn free_slowly(
+    manager: *const kavern_manager,
+    address: u64,
+    stream: *mut c_void,
+    has_lease: bool,
+) -> Result<()> {
+    let object = handle::get(manager)?;
+    let resolved = stream::resolve(&object, stream)?;
+    let heap = object.heap()?;
+    heap.free(*resolved, address)?;
+    if !has_lease {
+        heap.adopt(key(manager, stream), handle::live_word(manager)?, *resolved)?;
+    }
+    Ok(())
+}
+
+fn free(manager: *const kavern_manager, address: u64, stream: *mut c_void) -> Result<()> {
+    match front_cache::free(key(manager, stream), address) {
+        Answer::Done(()) => Ok(()),
+        Answer::Miss => free_slowly(manager, address, stream, true),
+        Answer::NoLease => free_slowly(manager, address, stream, false),
+    }
+}
+
+/// Allocates device memory for work that follows on a stream.
+///
+/// The bytes are those that were there before. `alignment` is a power of two up to 2 MiB, 0 for 256; `tag` an id of
+/// kavern_tag or 0. A thread that allocates and frees on the same stream is served from a cache of its own: no lock, no
+/// call of the driver.
+/// Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
+/// KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_UNSUPPORTED (a device
+/// without virtual memory), KAVERN_ERR_DEVICE.
+/// Threads: any; blocks only where memory is short or new pages are mapped.
+/// Owner: free with kavern_free.
+/// Since: 0.1
+///
+/// # Safety
+/// `out` must be null or point to a writable value; a registered stream must be alive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_alloc(
+    manager: *mut kavern_manager,
+    bytes: u64,
+    alignment: u64,
+    stream: *mut c_void,
+    tag: u64,
+    out: *mut u64,
+) -> kavern_status {
+    let at_hand = quick(manager, || {
+        // SAFETY: the header asks for a writable value or null.
+        let out = unsafe { Out::new(out, "out") }.ok()?;
+        match front_cache::allocate(key(manager, stream), bytes, alignment, tag) {
+            Answer::Done(address) => out.write(address),
+            Answer::Miss | Answer::NoLease => return None,
+        }
+        Some(Status::Ok)
+    });
+    if let Some(status) = at_hand {
+        return status;
+    }
+    guard_handle("kavern_alloc", manager, || {
+        // SAFETY: the header asks for a writable value or null.
+        let out = unsafe { Out::new(out, "out") }?;
+        out.write(allocate(manager, stream, (bytes, alignment, tag))?);
+        Ok(Status::Ok)
+    })
+}
+
+/// Allocates as kavern_alloc and enqueues the filling with zeros on the stream.
+///
+/// Errors: as kavern_alloc.
+/// Threads: any; as kavern_alloc.
+/// Owner: free with kavern_free.
+/// Since: 0.1
+///
+/// # Safety
+/// As kavern_alloc.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_alloc_zeroed(
+    manager: *mut kavern_manager,
+    bytes: u64,
+    alignment: u64,
+    stream: *mut c_void,
+    tag: u64,
+    out: *mut u64,
+) -> kavern_status {
+    guard_on("kavern_alloc_zeroed", manager, |object| {
+        // SAFETY: the header asks for a writable value or null.
+        let out = unsafe { Out::new(out, "out") }?;
+        let resolved = stream::resolve(object, stream)?;
+        let address = allocate(manager, stream, (bytes, alignment, tag))?;
+        match object.heap()?.zero(*resolved, address) {
+            Ok(()) => out.write(address),
+            Err(error) => {
+                free(manager, address, stream)?;
+                return Err(error);
+            }
+        }
+        Ok(Status::Ok)
+    })
+}
+
+/// Frees memory once the work is done that was enqueued on the stream before this call.
+///
+/// `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
+/// KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_NULL_POINTER. Two threads that free one address at the same
+/// instant may both hear that it was done.
+/// Threads: any; does not block.
+/// Since: 0.1
+///
+/// # Safety
+/// No work that is not ordered before this point of the stream may use the memory any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_free(
+    manager: *mut kavern_manager,
+    address: u64,
+    stream: *mut c_void,
+) -> kavern_status {
+    let at_hand = quick(manager, || match front_cache::free(key(manager, stream), address) {
+        Answer::Done(()) => Some(Status::Ok),
+        Answer::Miss | Answer::NoLease => None,
+    });
+    if let Some(status) = at_hand {
+        return status;
+    }
+    guard_handle("kavern_free", manager, || {
+        if address == 0 {
+            return handle::get(manager).map(|_| Status::Ok);
+        }
+        free(manager, address, stream).map(|()| Status::Ok)
+    })
+}
+
+/// Allocates several blocks, all or none.
+///
+/// Shapes: `bytes` and `addresses` have `count` elements.
+/// Errors: as kavern_alloc; then nothing was allocated and nothing written.
+/// Threads: any; as kavern_alloc.
+/// Owner: free each with kavern_free or kavern_free_batch.
+/// Since: 0.1
+///
+/// # Safety
+/// `bytes` must be null or point to `count` values, `addresses` to `count` writable ones.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_alloc_batch(
+    manager: *mut kavern_manager,
+    count: usize,
+    bytes: *const u64,
+    alignment: u64,
+    stream: *mut c_void,
+    tag: u64,
+    addresses: *mut u64,
+) -> kavern_status {
+    guard_handle("kavern_alloc_batch", manager, || {
+        // SAFETY: the header asks for `count` values or null.
+        let bytes = unsafe { config::array(bytes, count, "bytes") }?;
+        // SAFETY: the header asks for `count` writable values or null.
+        let mut out = unsafe { OutArray::new(addresses, count, "addresses") }?;
+        let mut made = crate::sys::reserve::room(count)?;
+        for (index, &bytes) in bytes.iter().enumerate() {
+            match allocate(manager, stream, (bytes, alignment, tag)) {
+                Ok(address) => made.push(address),
+                Err(error) => {
+                    made.into_iter().try_for_each(|address| free(manager, address, stream))?;
+                    return Err(error.context(&format!("element {index}; none was allocated")));
+                }
+            }
+        }
+        if count == 0 {
+            handle::get(manager)?;
+        }
+        made.into_iter().enumerate().for_each(|(index, address)| out.write(index, address));
+        Ok(Status::Ok)
+    })
+}
+
+/// Frees several blocks as kavern_free does; one that is refused does not keep the others.
+///
+/// Shapes: `addresses` and `statuses` (may be null) have `count` elements.
+/// Errors: KAVERN_PARTIAL if some were refused, see `statuses`; KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+/// Threads: any; does not block.
+/// Since: 0.1
+///
+/// # Safety
+/// As kavern_free; `addresses` must be null or point to `count` values, `statuses` be null or point to `count` writable
+/// ones.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_free_batch(
+    manager: *mut kavern_manager,
+    count: usize,
+    addresses: *const u64,
+    stream: *mut c_void,
+    statuses: *mut kavern_status,
+) -> kavern_status {
+    guard_on("kavern_free_batch", manager, |object| {
+        // SAFETY: the header asks for `count` values or null.
+        let addresses = unsafe { config::array(addresses, count, "addresses") }?;
+        // SAFETY: the header asks for `count` writable values or null.
+        let out = (!statuses.is_null()).then(|| unsafe { OutArray::new(statuses, count, "statuses") });
+        let mut out = out.transpose()?;
+        drop(stream::resolve(object, stream)?);
+        let mut status = Status::Ok;
+        for (index, &address) in addresses.iter().enumerate() {
+            let outcome = if address == 0 { Ok(()) } else { free(manager, address, stream) };
+            let one = outcome.as_ref().map_or_else(|error| error.status, |()| Status::Ok);
+            if one != Status::Ok {
+                status = Status::Partial;
+            }
+            if let Some(out) = &mut out {
+                out.write(index, one as kavern_status);
+            }
+        }
+        Ok(status)
+    })
+}

@@ -1,0 +1,256 @@
+//! Elastic ranges: addresses for as much as there may ever be, and memory behind the parts that are in use.
+//!
+//! What it does: commits and decommits any pages of one reservation, whose base never moves; counts what has memory.
+//! What it does not: promise anything about the content of what is committed anew.
+//!
+//! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults. A failed call leaves
+//! all as it was. Lock order: the range's.
+
+use std::sync::Arc;
+
+use super::Memory;
+use super::fence::Fence;
+use super::page_class::PageClass;
+use super::physical::Physical;
+use super::range::{Holder, Prepare, Range};
+use crate::device::{DeviceSlice, Stream};
+use crate::error::{Error, Result, Status};
+
+/// How a range is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ElasticConfig {
+    /// Bytes of addresses, rounded up to whole pages. They cost no memory.
+    pub capacity_bytes: u64,
+    /// What is committed and decommitted at least, a multiple of the device's page; 0 takes that page.
+    pub page_bytes: u64,
+    /// Whether memory may come in slabs of many pages. Much faster; a slab of which a part is decommitted keeps its
+    /// memory until the rest is decommitted too.
+    pub has_slabs: bool,
+}
+
+/// A part of a range, widened to whole pages, and what a call has changed there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte, from the base.
+    pub offset: u64,
+    /// Length.
+    pub bytes: u64,
+    /// Bytes of it that were not as the call has left them.
+    pub changed_bytes: u64,
+}
+
+/// What a range has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ElasticStatistics {
+    /// Addresses.
+    pub capacity_bytes: u64,
+    /// What is committed and decommitted at least.
+    pub page_bytes: u64,
+    /// Committed.
+    pub committed_bytes: u64,
+    /// Memory behind the range, in use or not.
+    pub physical_bytes: u64,
+    /// Decommitted, but part of a slab that is still in use.
+    pub retained_bytes: u64,
+    /// Decommitted, and on its way back once its stream is past.
+    pub leaving_bytes: u64,
+    /// Committed pages of `page_bytes`.
+    pub mapped_pages: u64,
+    /// Handles of physical memory; the fewer, the faster are changes.
+    pub handles: u64,
+    /// Pins that keep parts committed.
+    pub pins: u64,
+}
+
+/// One elastic range; its memory goes back on drop, once the streams that were told are past.
+pub struct Elastic {
+    range: Arc<Range>,
+    physical: Arc<Physical>,
+    page_bytes: u64,
+    /// Of `page_bytes`.
+    unit: u64,
+    capacity_bytes: u64,
+}
+
+impl Elastic {
+    /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit.
+    pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Self> {
+        let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
+        Self::of(memory.physical()?, config, Holder { tenant: 0, payer: None, largest })
+    }
+
+    /// A range with pages of a given pool.
+    pub(super) fn of(physical: Arc<Physical>, config: ElasticConfig, holder: Holder) -> Result<Self> {
+        let device_page = physical.page_bytes();
+        let page_bytes = if config.page_bytes == 0 { device_page } else { config.page_bytes };
+        if !page_bytes.is_multiple_of(device_page) {
+            return Err(Error::argument(format!(
+                "a page of {page_bytes} bytes; take a multiple of the device's {device_page}, or 0 for that"
+            )));
+        }
+        let capacity_bytes = config.capacity_bytes.checked_next_multiple_of(page_bytes);
+        let Some(capacity_bytes) = capacity_bytes.filter(|&bytes| bytes > 0) else {
+            return Err(Error::argument(format!(
+                "a capacity of {} bytes in pages of {page_bytes}; take at least 1 and less than all addresses",
+                config.capacity_bytes
+            )));
+        };
+        let range = Range::new(Arc::clone(&physical), capacity_bytes, holder)?;
+        Ok(Self { range, physical, page_bytes, unit: page_bytes / device_page, capacity_bytes })
+    }
+
+    /// The addresses, whether they have memory or not.
+    pub fn slice(&self) -> DeviceSlice {
+        self.range.slice()
+    }
+
+    /// First byte; never moves.
+    pub fn base(&self) -> u64 {
+        self.slice().address()
+    }
+
+    /// Whole pages around a part.
+    fn widen(&self, offset: u64, bytes: u64) -> Result<Extent> {
+        let end = offset.checked_add(bytes).filter(|&end| end <= self.capacity_bytes);
+        let Some(end) = end.filter(|_| bytes > 0) else {
+            return Err(Error::argument(format!(
+                "{bytes} bytes at offset {offset} of a range of {} bytes; stay inside it, with at least 1 byte",
+                self.capacity_bytes
+            )));
+        };
+        let first = offset - offset % self.page_bytes;
+        // The capacity is a multiple of the page, so that this stays inside it.
+        let bytes = end.next_multiple_of(self.page_bytes) - first;
+        Ok(Extent { offset: first, bytes, changed_bytes: 0 })
+    }
+
+    /// Device pages of an extent.
+    fn pages(&self, extent: &Extent) -> (u64, u64) {
+        let page = self.page_bytes / self.unit;
+        (extent.offset / page, (extent.offset + extent.bytes) / page)
+    }
+
+    fn changed(&self, extent: Extent, pages: u64) -> Extent {
+        Extent { changed_bytes: pages * (self.page_bytes / self.unit), ..extent }
+    }
+
+    /// Puts memory behind a part, widened to pages, all or nothing; what has memory keeps it. Blocks where a part was
+    /// decommitted and its stream is not past.
+    pub fn commit(&self, offset: u64, bytes: u64) -> Result<Extent> {
+        self.commit_prepared(offset, bytes, &|_| Ok(()))
+    }
+
+    pub(super) fn commit_prepared(&self, offset: u64, bytes: u64, prepare: Prepare<'_>) -> Result<Extent> {
+        let extent = self.widen(offset, bytes)?;
+        let (first, end) = self.pages(&extent);
+        let new_pages = self.range.back(first, end, prepare).map_err(|error| {
+            error.context(&format!("committing {} bytes at offset {}", extent.bytes, extent.offset))
+        })?;
+        Ok(self.changed(extent, new_pages))
+    }
+
+    /// Bytes of memory that a commit would have to get.
+    pub(super) fn missing_bytes(&self, offset: u64, bytes: u64) -> Result<u64> {
+        let (first, end) = self.pages(&self.widen(offset, bytes)?);
+        Ok(self.range.gap_bytes(first, end))
+    }
+
+    /// Gives up a part, widened to pages: at once where no stream is given, else when the stream is past this point.
+    /// What has no memory stays so.
+    pub fn decommit(&self, offset: u64, bytes: u64, stream: Option<Stream>) -> Result<Extent> {
+        let extent = self.widen(offset, bytes)?;
+        let (first, end) = self.pages(&extent);
+        // What has nothing to give up needs no point to wait for.
+        let stream = stream.filter(|_| self.range.live_in(first, end) > 0);
+        let fence = self.fence(stream)?;
+        Ok(self.changed(extent, self.range.unback(first, end, fence.as_ref())?))
+    }
+
+    fn fence(&self, stream: Option<Stream>) -> Result<Option<Arc<Fence>>> {
+        let Some(stream) = stream else { return Ok(None) };
+        if self.physical.device().stream_is_capturing(stream)? {
+            let text = "a stream that is being captured has no point to wait for; decommit after the capture";
+            return Err(Error::new(Status::WrongState, text));
+        }
+        self.physical.fences().record(stream).map(Some)
+    }
+
+    /// Whether every page of a part is committed.
+    pub fn is_committed(&self, offset: u64, bytes: u64) -> Result<bool> {
+        let (first, end) = self.pages(&self.widen(offset, bytes)?);
+        Ok(self.range.live_in(first, end) == end - first)
+    }
+
+    /// Commits the first `bytes` and decommits the rest; 0 decommits everything. Returns the length in pages.
+    pub fn resize(&self, bytes: u64, stream: Option<Stream>) -> Result<Extent> {
+        let device_page = self.page_bytes / self.unit;
+        let kept =
+            if bytes > 0 { self.widen(0, bytes)? } else { Extent { offset: 0, bytes: 0, changed_bytes: 0 } };
+        let (length, end) = (kept.bytes / device_page, self.capacity_bytes / device_page);
+        // All that can refuse the second half comes before the first.
+        self.range.check_unpinned(length, end)?;
+        let fence = self.fence(stream.filter(|_| self.range.live_in(length, end) > 0))?;
+        let grown = if bytes > 0 { self.commit(0, bytes)?.changed_bytes } else { 0 };
+        let shrunk = self.range.unback(length, end, fence.as_ref())? * device_page;
+        Ok(Extent { changed_bytes: grown + shrunk, ..kept })
+    }
+
+    /// Keeps a part committed until it is unpinned as often.
+    pub fn pin(&self, offset: u64, bytes: u64) -> Result<Extent> {
+        let extent = self.widen(offset, bytes)?;
+        let (first, end) = self.pages(&extent);
+        self.range.pin(first, end)?;
+        Ok(extent)
+    }
+
+    /// Undoes one pin of the same part.
+    pub fn unpin(&self, offset: u64, bytes: u64) -> Result<Extent> {
+        let extent = self.widen(offset, bytes)?;
+        let (first, end) = self.pages(&extent);
+        self.range.unpin(first, end)?;
+        Ok(extent)
+    }
+
+    /// Makes the decommits whose streams are past; returns the bytes that came back.
+    pub fn collect(&self) -> u64 {
+        self.physical.collect()
+    }
+
+    /// Waits for the streams of all decommits. Blocks.
+    pub fn settle(&self) -> Result<()> {
+        self.range.settle()
+    }
+
+    pub(super) fn clear(&self) {
+        self.range.clear();
+    }
+
+    /// What it has.
+    pub fn statistics(&self) -> ElasticStatistics {
+        let counts = self.range.counts();
+        let page = self.page_bytes / self.unit;
+        ElasticStatistics {
+            capacity_bytes: self.capacity_bytes,
+            page_bytes: self.page_bytes,
+            committed_bytes: counts.live_pages * page,
+            physical_bytes: counts.mapped_pages * page,
+            retained_bytes: (counts.mapped_pages - counts.live_pages - counts.leaving_pages) * page,
+            leaving_bytes: counts.leaving_pages * page,
+            mapped_pages: counts.live_pages / self.unit,
+            handles: counts.mappings,
+            pins: self.range.pins(),
+        }
+    }
+
+    /// Checks the invariants of the page table.
+    pub fn validate(&self) -> Result<()> {
+        self.range.validate()
+    }
+}
+
+impl Drop for Elastic {
+    fn drop(&mut self) {
+        // The upkeep may hold the range at this moment; memory and addresses are back when this returns.
+        Range::leave(&self.range);
+    }
+}

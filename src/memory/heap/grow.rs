@@ -1,0 +1,209 @@
+//! New memory behind the heap's addresses, and its way back.
+//!
+//! What it does: makes regions, backs pages of slots and slabs of granules, takes the memory away from what is empty.
+//! What it does not: choose handles; `range` does. One thread grows at a time; the others wait, and look again.
+//! Invariant: a page or granule that `core` gives out is backed. A failed call leaves all as it was.
+
+use super::super::page_class::PageClass;
+use super::super::range::{Holder, Range};
+use super::super::records::Records;
+use super::super::region::{
+    Cut, DIRECTORY_STEP, LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES, Slots,
+};
+use super::super::size_class::{self, Class};
+use super::{Heap, LARGE, MIDDLE};
+use std::sync::Arc;
+
+use crate::device::Stream;
+use crate::error::{Error, Result, Status};
+
+/// By how much the middle region grows while most of the memory is unused: one page of the largest size, because the
+/// driver prices pages and not bytes.
+const SLAB_BYTES: u64 = 64 << 20;
+/// And later: small pages, which go one by one when they are empty.
+const STEP_BYTES: u64 = 8 << 20;
+
+/// How many addresses the regions of a device have.
+pub(super) struct Sizes {
+    pub(super) small_bytes: u64,
+    pub(super) middle_bytes: u64,
+    pub(super) large_bytes: u64,
+}
+
+impl Sizes {
+    /// Twice the memory for middle sizes and four times for large ones, so that holes in the addresses never matter.
+    pub(super) fn of(total_bytes: u64) -> Self {
+        let total = total_bytes.clamp(1 << 30, 1 << 42).next_power_of_two();
+        Self { small_bytes: total.min(64 << 30), middle_bytes: 2 * total, large_bytes: 4 * total }
+    }
+}
+
+impl Heap {
+    /// The region of a number, made if it is not there yet.
+    pub(super) fn region(&self, number: usize) -> Result<&Region> {
+        if let Some(region) = self.regions.get(number) {
+            return Ok(region);
+        }
+        let sizes = Sizes::of(self.total_bytes);
+        let (bytes, cut) = match number {
+            MIDDLE => (sizes.middle_bytes, Cut::Granules(MIDDLE_GRANULE_BYTES)),
+            LARGE => (sizes.large_bytes, Cut::Granules(LARGE_GRANULE_BYTES)),
+            _ => {
+                let class = Class::at(number).ok_or_else(|| Error::internal("a region of no class"))?;
+                (sizes.small_bytes, Cut::Slots(Slots::new(size_class::bytes_of(class))))
+            }
+        };
+        // A step more on either side: no other region shares a step, and slabs lie at multiples of their size.
+        let holder = Holder { tenant: 0, payer: None, largest: self.largest_page(number) };
+        let range = Range::new(Arc::clone(&self.physical), bytes + 2 * DIRECTORY_STEP, holder)?;
+        let lead = DIRECTORY_STEP;
+        let base = range.slice().address() + lead;
+        let page_bytes = self.physical.page_bytes();
+        let region = Region { base, bytes, cut, range, page_bytes, lead, records: Records::default() };
+        self.regions.insert(number, region).ok_or_else(|| {
+            Error::new(
+                Status::Unsupported,
+                format!("the device's address {base:#x} lies 2^47 from another of it"),
+            )
+        })
+    }
+
+    /// Slots lie on pages of 2 MiB, which can share memory and go one by one; the rest on the largest that fit.
+    fn largest_page(&self, number: usize) -> PageClass {
+        if number >= MIDDLE {
+            return PageClass::LARGE;
+        }
+        let fits = |class: &&PageClass| self.physical.bytes_of(**class) <= SLAB_PAGE_BYTES;
+        PageClass::ALL.iter().rev().find(fits).copied().unwrap_or(PageClass::SMALL)
+    }
+
+    /// New memory for a class, and a block of it. Nothing if another thread's growth may have left one.
+    pub(super) fn grow(&self, stream: Stream, class: Class) -> Result<Option<u32>> {
+        if !class.is_small() {
+            return self.grow_middle((size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32, 1);
+        }
+        let _growing = self.growing.lock();
+        if let Some(index) = self.core.lock().take_line(stream, class)? {
+            return Ok(Some(index));
+        }
+        let region = self.region(class.index())?;
+        let Cut::Slots(slots) = region.cut else { return Err(Error::internal("a small class of granules")) };
+        let page = self.core.lock().small(class)?.take_bare();
+        let Some(page) = page else {
+            let bytes = region.bytes;
+            return Err(Error::new(Status::OutOfMemory, format!("all {bytes} bytes of one size are in use")));
+        };
+        let offset = u64::from(page) * SLAB_PAGE_BYTES;
+        let last = slots.index(page, slots.count - 1);
+        let backed = region.records.grow(last).and_then(|()| region.back(offset, SLAB_PAGE_BYTES));
+        let mut core = self.core.lock();
+        let added = backed.and_then(|()| core.small(class)?.slab.add_page(page));
+        if let Err(error) = added {
+            core.small(class)?.give_bare(page);
+            return Err(error);
+        }
+        core.take_line(stream, class)
+    }
+
+    /// More pages for runs of granules, and such a run of them.
+    pub(super) fn grow_middle(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
+        let _growing = self.growing.lock();
+        if let Some(index) = self.core.lock().middle.allocate(count, alignment)? {
+            return Ok(Some(index));
+        }
+        let region = self.region(MIDDLE)?;
+        let needed = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
+        let held = self.physical.statistics().held_bytes;
+        let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
+        let grand = if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES };
+        // Much while there is much, else just what is needed.
+        let attempts = [needed.next_multiple_of(grand), needed];
+        let first = if attempts[0] > limit / 64 { 1 } else { 0 };
+        for (at, &bytes) in attempts.iter().enumerate().skip(first) {
+            let pages = (bytes / LARGE_GRANULE_BYTES) as u32;
+            let alignment = if at == 0 { (grand / LARGE_GRANULE_BYTES) as u32 } else { 1 };
+            let start = self.core.lock().take_middle_bare(pages, alignment)?;
+            let each = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
+            let (first, granules) = (start * each, pages * each);
+            let offset = u64::from(start) * LARGE_GRANULE_BYTES;
+            let last = first + granules - 1;
+            let backed = region.records.grow(last).and_then(|()| region.back(offset, bytes));
+            let mut core = self.core.lock();
+            match backed.and_then(|()| core.middle.insert(first, granules)) {
+                Ok(()) => return core.middle.allocate(count, alignment),
+                Err(error) => {
+                    core.middle_bare.insert(start, pages)?;
+                    let is_last = at + 1 == attempts.len();
+                    if is_last || error.status != Status::OutOfMemory {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the memory away from behind everything that is empty and free for all. Bytes that went back.
+    pub fn trim(&self) -> Result<u64> {
+        let _growing = self.growing.lock();
+        let mut bytes = 0;
+        for (number, region) in self.regions.iter() {
+            bytes += match number {
+                LARGE => self.trim_large()?,
+                MIDDLE => self.trim_middle(region)?,
+                _ => self.trim_small(number, region)?,
+            };
+        }
+        Ok(bytes)
+    }
+
+    fn trim_small(&self, number: usize, region: &Region) -> Result<u64> {
+        let Some(class) = Class::at(number) else { return Ok(0) };
+        let pages = {
+            let mut core = self.core.lock();
+            let small = core.small(class)?;
+            let empty = small.slab.open_pages().filter(|&(_, live)| live == 0);
+            let mut pages: Vec<u32> = empty.map(|(page, _)| page).collect();
+            pages.iter().try_for_each(|&page| small.slab.remove_page(page))?;
+            pages.append(&mut small.left);
+            pages
+        };
+        let mut bytes = 0;
+        let mut outcome = Ok(());
+        for page in pages {
+            match region.unback(u64::from(page) * SLAB_PAGE_BYTES, SLAB_PAGE_BYTES) {
+                Ok(gone) => bytes += gone,
+                Err(error) => outcome = Err(error),
+            }
+            self.core.lock().small(class)?.give_bare(page);
+        }
+        outcome.map(|()| bytes)
+    }
+
+    fn trim_middle(&self, region: &Region) -> Result<u64> {
+        let each = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
+        let free: Vec<(u32, u32)> = self.core.lock().middle.free_ranges().collect();
+        let mut bytes = 0;
+        for (start, count) in free {
+            // Whole pages only.
+            let first = start.div_ceil(each);
+            let last = (start + count) / each;
+            if first >= last {
+                continue;
+            }
+            let pages = last - first;
+            // Somebody may have taken a part of it since.
+            if self.core.lock().middle.carve(first * each, pages * each).is_err() {
+                continue;
+            }
+            let length = u64::from(pages) * LARGE_GRANULE_BYTES;
+            let gone = region.unback(u64::from(first) * LARGE_GRANULE_BYTES, length);
+            let mut core = self.core.lock();
+            core.middle.withdraw(first * each)?;
+            core.middle_bare.insert(first, pages)?;
+            drop(core);
+            bytes += gone?;
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,104 @@
+//! Blocks above 32 MiB: addresses of their own, backed for as long as they live and a while after.
+//!
+//! What it does: finds addresses, backs them, keeps freed ones with their memory for a request of the same size. What
+//! it does not: cut pages; a large block has whole ones.
+//! Invariant: what `core.large` holds as used is backed, or is being backed or taken away by whoever holds it.
+
+use super::super::order::Freed;
+use super::super::region::LARGE_GRANULE_BYTES;
+use super::{Heap, LARGE, core};
+use crate::device::Stream;
+use crate::error::{Error, Result, Status};
+
+/// Large blocks begin where a handle of 64 MiB may begin.
+const LARGE_ALIGNMENT: u32 = (64 << 20) / LARGE_GRANULE_BYTES as u32;
+
+impl Heap {
+    /// A large block for the stream.
+    pub(super) fn take_large(
+        &self,
+        stream: Stream,
+        bytes: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<u32>> {
+        let bytes = bytes.next_multiple_of(LARGE_GRANULE_BYTES);
+        if is_captured && let Some(block) = self.take_captured(stream, core::LARGE, bytes) {
+            return Ok(Some(block.id as u32));
+        }
+        if !is_captured {
+            let own = self.core.lock().order.take_same_sized(stream, core::LARGE, bytes);
+            if let Some(block) = own {
+                return Ok(Some(block.id as u32));
+            }
+            self.collect()?;
+        }
+        if let Some(block) = self.core.lock().take_idle_large(bytes) {
+            return Ok(Some(block.id as u32));
+        }
+        if may_wait
+            && !is_captured
+            && let Some(block) = self.take_behind_wait(stream, core::LARGE, bytes)?
+        {
+            return Ok(Some(block.id as u32));
+        }
+        self.grow_large(bytes).map(Some)
+    }
+
+    fn grow_large(&self, bytes: u64) -> Result<u32> {
+        let region = {
+            let _growing = self.growing.lock();
+            self.region(LARGE)?
+        };
+        let too_many = || Error::new(Status::OutOfMemory, format!("{bytes} bytes; no device has that much"));
+        let granules = u32::try_from(bytes / LARGE_GRANULE_BYTES).map_err(|_| too_many())?;
+        let found = self.core.lock().large.allocate(granules, LARGE_ALIGNMENT)?;
+        let start = found.ok_or_else(too_many)?;
+        let offset = u64::from(start) * LARGE_GRANULE_BYTES;
+        let backed = region.records.grow(start).and_then(|()| region.back(offset, bytes));
+        match backed {
+            Ok(()) => Ok(start),
+            Err(error) => {
+                self.core.lock().large.free(start)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Size of a large block.
+    pub(super) fn large_bytes(&self, index: u32) -> Result<u64> {
+        let granules = self.core.lock().large.size_of(index);
+        let granules = granules.ok_or_else(|| Error::internal("a large block of no size"))?;
+        Ok(u64::from(granules) * LARGE_GRANULE_BYTES)
+    }
+
+    /// Takes the memory away from all large blocks that are free for all.
+    pub(super) fn trim_large(&self) -> Result<u64> {
+        let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
+        let mut bytes = 0;
+        loop {
+            let Some(block) = self.core.lock().take_oldest_idle() else { return Ok(bytes) };
+            let gone = region.unback(block.id * LARGE_GRANULE_BYTES, block.bytes);
+            self.core.lock().large.free(block.id as u32)?;
+            bytes += gone?;
+        }
+    }
+}
+
+impl core::Core {
+    /// A large block of exactly this size that is free for all: the one freed last.
+    fn take_idle_large(&mut self, bytes: u64) -> Option<Freed> {
+        let at = self.idle_large.iter().rposition(|block| block.bytes == bytes)?;
+        self.idle_large_bytes -= bytes;
+        Some(self.idle_large.remove(at))
+    }
+
+    fn take_oldest_idle(&mut self) -> Option<Freed> {
+        if self.idle_large.is_empty() {
+            return None;
+        }
+        let block = self.idle_large.remove(0);
+        self.idle_large_bytes -= block.bytes;
+        Some(block)
+    }
+}

@@ -1,0 +1,169 @@
+//! The heap's side of the front caches, and of streams that go or are captured.
+//!
+//! What it does: gives threads their caches and fills them, takes everything out of them, keeps what graphs may use.
+//! What it does not: serve a request. Invariant: blocks of a cache that has ended are in `order`. A front cache is
+//! visited before `core` is locked, never after.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::front_cache::{self, Counts, FrontCache, Key, Leased};
+use super::super::order::Freed;
+use super::super::size_class::{self, Class};
+use super::Heap;
+use super::planted::Mistake;
+use crate::device::Stream;
+use crate::error::Result;
+use crate::event::{Event, Level};
+use crate::sys::lease::Guest;
+
+/// What a thread gets at once of a small size: so many bytes, but at most so many blocks.
+const PREFILL_BYTES: u64 = 512 << 10;
+const PREFILL_MAX: u64 = 64;
+
+impl Heap {
+    /// A freed block of the capture under way on a stream; `bytes` tells large ones apart.
+    pub(super) fn take_captured(&self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+        let mut captured = self.captured.lock();
+        let blocks = captured.get_mut(&stream.0)?;
+        let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);
+        let at = blocks.iter().rposition(fits)?;
+        Some(blocks.swap_remove(at))
+    }
+
+    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at.
+    pub fn capture_begins(&self, stream: Stream) {
+        self.flush(Some(stream));
+    }
+
+    /// What was allocated and freed during the captures of a stream goes back in the order of `stream`: all launches of
+    /// their graphs were enqueued before.
+    pub fn capture_released(&self, capture: Stream, stream: Stream) {
+        let blocks = self.captured.lock().remove(&capture.0).unwrap_or_default();
+        self.take_freed(stream, blocks);
+    }
+
+    /// Gives this thread a front cache for a stream that it was just resolved to.
+    pub fn adopt(self: &Arc<Self>, key: Key, is_alive: &'static AtomicU64, stream: Stream) -> Result<()> {
+        if stream != Stream::DEFAULT && self.is_capturing(stream)? {
+            return Ok(());
+        }
+        let number = self.stream_number(stream)?;
+        front_cache::adopt(key, is_alive, self, (stream, number), self.config.front_cache_bytes);
+        Ok(())
+    }
+
+    /// Puts more blocks of a size on this thread's cache for the stream, as far as they are there already.
+    pub fn prefill(&self, key: Key, stream: Stream, bytes: u64, alignment: u64) {
+        let Some(class) = size_class::class_of(bytes, alignment.max(1)) else { return };
+        if !class.is_small() || self.is_capturing(stream).unwrap_or(true) {
+            return;
+        }
+        let block_bytes = size_class::bytes_of(class);
+        let count = (PREFILL_BYTES / block_bytes).clamp(1, PREFILL_MAX);
+        let mut blocks = Vec::with_capacity(count as usize);
+        {
+            let mut core = self.core.lock();
+            while blocks.len() < count as usize {
+                let own = core.order.take_same(stream, class.index() as u32).map(|block| block.id as u32);
+                // A class without room is not an error here: nobody has asked for these blocks yet.
+                let Some(index) = own.or_else(|| core.take_line(stream, class).ok().flatten()) else { break };
+                blocks.push(index);
+            }
+        }
+        let left = front_cache::refill(key, class, blocks);
+        let freed = |index: u32| Freed { class: class.index() as u32, id: index.into(), bytes: block_bytes };
+        self.take_freed(stream, left.into_iter().map(freed).collect());
+    }
+
+    /// Fills a new front cache with what was freed on its stream.
+    pub(in crate::memory) fn fill(&self, cache: &mut FrontCache) {
+        let stream = cache.stream;
+        let mut core = self.core.lock();
+        for class in (0..size_class::CLASS_COUNT).filter_map(Class::at) {
+            for _ in 0..cache.room(class) {
+                let Some(block) = core.order.take_open(stream, class.index() as u32) else { break };
+                cache.put(class, block.id as u32);
+            }
+        }
+    }
+
+    pub(in crate::memory) fn lease_began(&self, guest: Guest<Leased>) {
+        self.leases.lock().push(guest);
+    }
+
+    pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, last: (Vec<Freed>, Stream, Counts)) {
+        let (freed, stream, counts) = last;
+        let is_first = {
+            let mut leases = self.leases.lock();
+            let before = leases.len();
+            leases.retain(|other| !other.is_same(guest));
+            leases.len() < before
+        };
+        // The thread that gives a cache up and whoever closes it may both come here with the same counts.
+        if is_first {
+            self.ended.lock().add(&counts);
+        }
+        self.take_freed(stream, freed);
+    }
+
+    pub(in crate::memory) fn take_freed(&self, stream: Stream, freed: Vec<Freed>) {
+        let mut core = self.core.lock();
+        if self.has(Mistake::CachesForAll) {
+            freed.into_iter().for_each(|block| drop(core.give_free(block)));
+            return;
+        }
+        freed.into_iter().for_each(|block| core.order.free(stream, block));
+    }
+
+    /// Takes everything out of the front caches; those of a stream that goes are closed.
+    pub(super) fn flush(&self, gone: Option<Stream>) {
+        let guests = self.leases.lock().clone();
+        for guest in guests {
+            let stream = guest.with(|leased| leased.cache.stream);
+            match gone {
+                None => {
+                    let freed = guest.with(|leased| leased.cache.drain());
+                    self.take_freed(stream, freed);
+                }
+                Some(gone) if gone == stream => self.end_lease(&guest),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Forgets a stream that is about to go. Blocks until its work is done, if something was freed on it.
+    pub fn forget_stream(&self, stream: Stream) -> Result<()> {
+        self.flush(Some(stream));
+        let is_known = self.core.lock().order.streams().contains(&stream);
+        if !is_known {
+            return Ok(());
+        }
+        if !self.has(Mistake::StreamNotAwaited) {
+            self.device.stream_synchronize(stream)?;
+        }
+        let mut core = self.core.lock();
+        let blocks = core.order.take_stream(stream);
+        Self::give_all(&mut core, blocks)
+    }
+
+    /// Ends the heap: every front cache is closed, so that no thread allocates any more.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        let guests = self.leases.lock().clone();
+        guests.iter().for_each(|guest| self.end_lease(guest));
+        let live = self.live_blocks();
+        if !live.is_empty() && self.sink.wants(Level::Warn) {
+            let bytes: u64 = live.iter().map(|block| block.bytes).sum();
+            let text =
+                format!("closed with {} live allocations of {bytes} bytes: {}", live.len(), self.top_tags(8));
+            self.sink.emit(Event { level: Level::Warn, room: "memory", text: &text });
+        }
+    }
+
+    /// Closes a front cache that its thread has not given up.
+    fn end_lease(&self, guest: &Guest<Leased>) {
+        let last = guest.with(|leased| (leased.close(), leased.cache.stream, leased.cache.counts));
+        self.lease_ended(guest, last);
+    }
+}

@@ -1,0 +1,474 @@
+//! The general allocator: device memory of any size, in stream order, from mapped pages.
+//!
+//! Four layers, each asked only when the one before has nothing: the thread's front cache for the stream
+//! (`front_cache`), blocks freed on the same stream or free for all (`core`), new pages (`grow`), and the ladder of
+//! what can be done when memory is short (`pressure`). Small blocks (to 256 KiB) are slots in pages of 2 MiB, middle
+//! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own.
+//! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
+//! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
+//! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
+//! Lock order: `growing`, then `core`; `leases` alone. A front cache is visited before `core` is locked, never after.
+//! No driver call under `core`.
+
+mod core;
+mod grow;
+mod large;
+mod leases;
+mod mesh;
+mod planted;
+mod pressure;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use self::core::{Core, Limbo};
+use self::planted::Mistake;
+use super::fence::{Fence, Fences};
+use super::front_cache::{Counts, Leased};
+use super::order::Freed;
+use super::physical::Physical;
+use super::records::{Facts, Record};
+use super::region::{MIDDLE_GRANULE_BYTES, Region, Regions};
+use super::size_class::{self, Class};
+use crate::device::{Device, Stream};
+use crate::error::{Error, Result, Status};
+use crate::event::EventSink;
+use crate::sync::{Mutex, RwLock};
+use crate::sys::clock;
+use crate::sys::lease::Guest;
+use crate::types::{Id, IdKind};
+
+pub use self::mesh::Defragmented;
+pub use self::pressure::{LadderCounts, Room};
+pub use self::report::{HeapStatistics, LiveBlock};
+
+/// Numbers of the regions after those of the small classes.
+const MIDDLE: usize = size_class::SMALL_CLASS_COUNT;
+const LARGE: usize = MIDDLE + 1;
+
+/// Most tags and most streams: they are 16 bits of a record.
+const NAMES_MAX: usize = 1 << 16;
+
+/// What a caller may set.
+#[derive(Clone, Copy, Debug)]
+pub struct HeapConfig {
+    /// Bytes that the front caches of one thread and stream keep at most.
+    pub front_cache_bytes: u64,
+    /// How long the last attempt before an error waits for work in flight, in nanoseconds.
+    pub patience_ns: u64,
+}
+
+/// Names that a record holds as a number.
+#[derive(Default)]
+struct Names {
+    tags: Vec<Box<str>>,
+    streams: Vec<Stream>,
+}
+
+/// What was done outside of the front caches.
+#[derive(Default)]
+struct SlowCounts {
+    allocations: AtomicU64,
+    allocated_bytes: AtomicU64,
+    frees: AtomicU64,
+    freed_bytes: AtomicU64,
+}
+
+/// The allocator of one manager.
+pub struct Heap {
+    device: Arc<dyn Device>,
+    fences: Arc<Fences>,
+    physical: Arc<Physical>,
+    sink: Arc<dyn EventSink>,
+    config: HeapConfig,
+    total_bytes: u64,
+    regions: Regions,
+    core: Mutex<Core>,
+    growing: Mutex<()>,
+    leases: Mutex<Vec<Guest<Leased>>>,
+    /// What ended front caches did.
+    ended: Mutex<Counts>,
+    slow: SlowCounts,
+    names: RwLock<Names>,
+    tag_count: AtomicU32,
+    /// Streams that used a block beside the one that will free it, by address.
+    shared: Mutex<HashMap<u64, Vec<Stream>>>,
+    /// Freed blocks that a graph may use, by the stream of the capture.
+    captured: Mutex<HashMap<u64, Vec<Freed>>>,
+    ladder: pressure::Ladder,
+    is_closed: AtomicBool,
+    /// Which mistake a test planted.
+    #[cfg(test)]
+    mistake: AtomicU32,
+}
+
+fn no_such_block(address: u64) -> Error {
+    Error::argument(format!(
+        "{address:#x} is no live allocation of this manager: freed already, never given out, or another manager's"
+    ))
+}
+
+impl Heap {
+    /// An empty one. Reserves addresses as sizes are first used; takes no memory yet.
+    pub(super) fn new(
+        physical: Arc<Physical>,
+        fences: Arc<Fences>,
+        sink: Arc<dyn EventSink>,
+        config: HeapConfig,
+    ) -> Result<Arc<Self>> {
+        let device = Arc::clone(fences.device());
+        let total_bytes = device.description().total_bytes;
+        let sizes = grow::Sizes::of(total_bytes);
+        let core = Core::new(sizes.small_bytes, sizes.middle_bytes, sizes.large_bytes)?;
+        Ok(Arc::new(Self {
+            device,
+            fences,
+            physical,
+            sink,
+            config,
+            total_bytes,
+            regions: Regions::new(LARGE + 1),
+            core: Mutex::new(core),
+            growing: Mutex::default(),
+            leases: Mutex::default(),
+            ended: Mutex::default(),
+            slow: SlowCounts::default(),
+            names: RwLock::new(Names { tags: vec!["".into()], streams: Vec::new() }),
+            tag_count: AtomicU32::new(1),
+            shared: Mutex::default(),
+            captured: Mutex::default(),
+            ladder: pressure::Ladder::default(),
+            is_closed: AtomicBool::new(false),
+            #[cfg(test)]
+            mistake: AtomicU32::new(0),
+        }))
+    }
+
+    /// The id of a tag; the same name has the same id.
+    pub fn tag(&self, name: &str) -> Result<Id> {
+        let mut names = self.names.write();
+        let known = names.tags.iter().position(|tag| **tag == *name);
+        let number = match known {
+            Some(number) => number,
+            None if names.tags.len() < NAMES_MAX => {
+                names.tags.push(name.into());
+                self.tag_count.store(names.tags.len() as u32, Ordering::Release);
+                names.tags.len() - 1
+            }
+            None => {
+                return Err(Error::new(
+                    Status::LimitReached,
+                    format!("{NAMES_MAX} tags are known; reuse some"),
+                ));
+            }
+        };
+        Ok(Id::new(IdKind::Tag, 1, number as u32))
+    }
+
+    /// The number of a tag's id; 0 stands for none.
+    #[inline]
+    pub(super) fn tag_number(&self, tag: u64) -> Option<u16> {
+        if tag == 0 {
+            return Some(0);
+        }
+        let index = Id(tag).index(IdKind::Tag)?;
+        let is_known = Id(tag).generation() == 1 && index < self.tag_count.load(Ordering::Acquire) as usize;
+        is_known.then_some(index as u16)
+    }
+
+    fn known_tag(&self, tag: u64) -> Result<u16> {
+        self.tag_number(tag).ok_or_else(|| {
+            Error::new(Status::StaleId, format!("{tag:#x} is no tag of this manager; make one with its name"))
+        })
+    }
+
+    fn stream_number(&self, stream: Stream) -> Result<u16> {
+        if let Some(number) = self.names.read().streams.iter().position(|known| *known == stream) {
+            return Ok(number as u16);
+        }
+        let mut names = self.names.write();
+        if let Some(number) = names.streams.iter().position(|known| *known == stream) {
+            return Ok(number as u16);
+        }
+        if names.streams.len() >= NAMES_MAX {
+            let text = format!("{NAMES_MAX} streams have allocated; use streams again");
+            return Err(Error::new(Status::LimitReached, text));
+        }
+        names.streams.push(stream);
+        Ok((names.streams.len() - 1) as u16)
+    }
+
+    /// Milliseconds of a coarse clock, for ages.
+    #[inline]
+    pub(super) fn tick(&self) -> u32 {
+        clock::coarse_ms() as u32
+    }
+
+    /// Where the blocks of a class lie, and the record of one of them.
+    #[inline]
+    pub(super) fn block_of_class(&self, class: Class, index: u32) -> Option<(&Region, &Record)> {
+        let region = self.regions.get(class.index().min(MIDDLE))?;
+        Some((region, region.records.get(index)?))
+    }
+
+    /// The block that begins at an address.
+    #[inline]
+    pub(super) fn block_at(&self, address: u64) -> Option<(&Region, u32)> {
+        let (_, region) = self.regions.find(address)?;
+        Some((region, region.index_of(address)?))
+    }
+
+    fn live(&self, address: u64) -> Result<(&Region, u32, &Record, Facts)> {
+        let (region, index) = self.block_at(address).ok_or_else(|| no_such_block(address))?;
+        let record = region.records.get(index).ok_or_else(|| no_such_block(address))?;
+        let facts = record.facts().ok_or_else(|| no_such_block(address))?;
+        Ok((region, index, record, facts))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::new(Status::InvalidHandle, "the manager is being destroyed"));
+        }
+        Ok(())
+    }
+
+    /// Memory for work that follows on the stream, aligned to at least 256 bytes. Blocks where memory is short.
+    pub fn allocate(self: &Arc<Self>, stream: Stream, bytes: u64, alignment: u64, tag: u64) -> Result<u64> {
+        self.check_open()?;
+        let tag = self.known_tag(tag)?;
+        let stream_number = self.stream_number(stream)?;
+        let (bytes, alignment) = checked_request(bytes, alignment)?;
+        let is_captured = self.is_capturing(stream)?;
+        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+            Some(class) => {
+                let index = self.climb(bytes, is_captured, |may_wait| {
+                    self.take_block(stream, class, alignment, is_captured, may_wait)
+                })?;
+                let number = class.index().min(MIDDLE);
+                let region =
+                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
+                (region, index, class.index() as u8)
+            }
+            None => {
+                let index = self.climb(bytes, is_captured, |may_wait| {
+                    self.take_large(stream, bytes, is_captured, may_wait)
+                })?;
+                let region =
+                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
+                (region, index, core::LARGE as u8)
+            }
+        };
+        let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;
+        let born = self.tick();
+        record.open(&Facts { class, stream: stream_number, bytes, tag, born, is_shared: false, is_captured });
+        self.slow.allocations.fetch_add(1, Ordering::Relaxed);
+        self.slow.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(region.address_of(index))
+    }
+
+    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait.
+    fn take_block(
+        &self,
+        stream: Stream,
+        class: Class,
+        alignment: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<u32>> {
+        // Every slot is aligned as its size is; a run of granules only to its granules.
+        let granules = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
+        if !class.is_small() && granules > 1 {
+            return self.take_aligned(class, granules);
+        }
+        let wanted = class.index() as u32;
+        if is_captured && let Some(block) = self.take_captured(stream, wanted, 0) {
+            return Ok(Some(block.id as u32));
+        }
+        {
+            let mut core = self.core.lock();
+            // What a graph captures must not be anybody's later, so it takes nothing that is only free for a stream.
+            let own = if is_captured { None } else { core.order.take_same(stream, wanted) };
+            let found = match own {
+                Some(block) => Some(block.id as u32),
+                None if is_captured => core.take_free(class)?,
+                None => core.take_line(stream, class)?,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        if !is_captured
+            && self.collect()?
+            && let Some(index) = self.core.lock().take_free(class)?
+        {
+            return Ok(Some(index));
+        }
+        if may_wait
+            && !is_captured
+            && let Some(block) = self.take_behind_wait(stream, wanted, 0)?
+        {
+            return Ok(Some(block.id as u32));
+        }
+        self.grow(stream, class)
+    }
+
+    fn take_aligned(&self, class: Class, granules: u32) -> Result<Option<u32>> {
+        let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+        if let Some(index) = self.core.lock().middle.allocate(count, granules)? {
+            return Ok(Some(index));
+        }
+        self.grow_middle(count, granules)
+    }
+
+    /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
+    fn collect(&self) -> Result<bool> {
+        let (fences, has_limbo) = {
+            let core = self.core.lock();
+            if core.order.count() == 0 && core.limbo.is_empty() {
+                return Ok(false);
+            }
+            let limbo = core.limbo.iter().flat_map(|limbo| limbo.fences.iter().cloned());
+            let fences: Vec<Arc<Fence>> = core.order.oldest().into_iter().chain(limbo).collect();
+            (fences, !core.limbo.is_empty())
+        };
+        let mut any = has_limbo;
+        for fence in &fences {
+            any |= fence.is_reached()?;
+        }
+        if !any && !self.has(Mistake::FenceTaken) {
+            return Ok(false);
+        }
+        let mut core = self.core.lock();
+        let too_many = if self.has(Mistake::FenceTaken) {
+            usize::MAX
+        } else {
+            usize::from(self.has(Mistake::NextBatchToo))
+        };
+        let mut blocks = core.order.take_reached(too_many);
+        blocks.extend(core.take_limbo(self.has(Mistake::AnyUser)));
+        let is_any = !blocks.is_empty();
+        Self::give_all(&mut core, blocks)?;
+        Ok(is_any)
+    }
+
+    fn give_all(core: &mut Core, blocks: Vec<Freed>) -> Result<()> {
+        blocks.into_iter().try_for_each(|block| core.give_free(block))
+    }
+
+    /// Frees memory in the order of a stream: work that was enqueued on it before may still use the memory.
+    pub fn free(&self, stream: Stream, address: u64) -> Result<()> {
+        let (_, index, record, facts) = self.live(address)?;
+        let class = u32::from(facts.class);
+        let bytes = match Class::at(facts.class.into()) {
+            Some(class) => size_class::bytes_of(class),
+            None => self.large_bytes(index)?,
+        };
+        let block = Freed { class, id: index.into(), bytes };
+        let is_shared = facts.is_shared && !self.has(Mistake::UsersForgotten);
+        let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
+        let fences = match users {
+            None => Vec::new(),
+            Some(users) => {
+                let is_owner_asked = !self.has(Mistake::OwnerForgotten);
+                let streams = users.into_iter().chain(Some(stream).filter(|_| is_owner_asked));
+                streams.map(|stream| self.fences.record(stream)).collect::<Result<Vec<_>>>()?
+            }
+        };
+        record.close();
+        self.slow.frees.fetch_add(1, Ordering::Relaxed);
+        self.slow.freed_bytes.fetch_add(facts.bytes, Ordering::Relaxed);
+        if facts.is_shared {
+            self.shared.lock().remove(&address);
+        }
+        if facts.is_captured {
+            // The graph keeps the address: nobody else gets the memory before the graph is given up.
+            let capture =
+                self.names.read().streams.get(usize::from(facts.stream)).map_or(0, |stream| stream.0);
+            self.captured.lock().entry(capture).or_default().push(block);
+            return Ok(());
+        }
+        let mut core = self.core.lock();
+        if self.has(Mistake::FreeForAll) {
+            core.give_free(block)?;
+        } else if fences.is_empty() {
+            core.order.free(if self.has(Mistake::WrongLane) { Stream::DEFAULT } else { stream }, block);
+        } else {
+            core.limbo.push(Limbo { fences, block });
+        }
+        Ok(())
+    }
+
+    /// Says that work on another stream uses the memory too: its free waits for that work as well.
+    pub fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
+        let (_, _, record, facts) = self.live(address)?;
+        let mut shared = self.shared.lock();
+        let users = shared.entry(address).or_default();
+        if !users.contains(&stream) {
+            users.push(stream);
+        }
+        if !facts.is_shared {
+            record.share();
+        }
+        Ok(())
+    }
+
+    /// Keeps an allocation's memory where it is: it is registered with NCCL, RDMA or another process.
+    pub fn pin(&self, address: u64) -> Result<()> {
+        let (region, _, _, facts) = self.live(address)?;
+        region.pin(address - region.base, facts.bytes)
+    }
+
+    /// Undoes one pin.
+    pub fn unpin(&self, address: u64) -> Result<()> {
+        let (region, _, _, facts) = self.live(address)?;
+        region.unpin(address - region.base, facts.bytes)
+    }
+
+    /// Enqueues the filling of a whole allocation with zeros.
+    pub fn zero(&self, stream: Stream, address: u64) -> Result<()> {
+        let (region, _, _, facts) = self.live(address)?;
+        self.device.memset(stream, region.slice(address - region.base, facts.bytes)?, 0)
+    }
+
+    /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.
+    pub fn give_back(&self) -> Result<u64> {
+        self.flush(None);
+        self.close_lanes()?;
+        self.collect()?;
+        self.trim()?;
+        Ok(self.physical.trim(0))
+    }
+
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        Ok(self.device.description().capabilities.capture && self.device.stream_is_capturing(stream)?)
+    }
+
+    /// Proves every invariant.
+    pub fn validate(&self) -> Result<()> {
+        self.core.lock().validate()
+    }
+}
+
+/// Bytes and alignment of a request, or what is wrong with it.
+fn checked_request(bytes: u64, alignment: u64) -> Result<(u64, u64)> {
+    if bytes == 0 {
+        return Err(Error::argument("0 bytes requested; ask for at least 1"));
+    }
+    let alignment = if alignment == 0 { size_class::UNIT_BYTES } else { alignment };
+    if !alignment.is_power_of_two() || alignment > size_class::MOST_ALIGNED_BYTES {
+        return Err(Error::argument(format!(
+            "alignment {alignment}; use a power of two up to 2 MiB, or 0 for 256"
+        )));
+    }
+    if bytes >> 47 != 0 {
+        return Err(Error::new(
+            Status::OutOfMemory,
+            format!("{bytes} bytes requested; no device has that much"),
+        ));
+    }
+    Ok((bytes, alignment))
+}

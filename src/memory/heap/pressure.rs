@@ -1,0 +1,278 @@
+//! What is done when memory is short, step by step, and the sentence that ends it.
+//!
+//! Each step gives back more than the one before and costs more: own caches, fences that were reached, empty pages,
+//! blocks of other streams behind a wait, what others hold and can spare (pools, idle models, the program's callbacks),
+//! and at last waiting for work in flight. After each step the request is tried again. Each step is counted.
+//! What it does not: take from anybody who did not offer it. Invariant: no lock is held while somebody else is asked.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use super::super::fence::Fence;
+use super::super::order::Freed;
+use super::Heap;
+use super::planted::Mistake;
+use crate::device::Stream;
+use crate::error::{Error, Result, Status};
+use crate::sync::{Mutex, pause};
+use crate::sys::clock;
+
+/// Somebody who holds memory that can be spared.
+pub trait Room: Send + Sync {
+    /// Gives back at least `bytes` if it can; what was given back. Called without any lock of the heap.
+    fn reclaim(&self, bytes: u64) -> u64;
+    /// Lower numbers are asked first: 0 pools, 1 idle models, 2 callbacks of the program.
+    fn rank(&self) -> u32;
+}
+
+/// How often each step was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LadderCounts {
+    /// Front caches emptied and freed blocks put behind events.
+    pub own_caches: u64,
+    /// Fences asked about.
+    pub fences: u64,
+    /// Pages without blocks taken from behind their addresses.
+    pub trims: u64,
+    /// Blocks of other streams taken behind a wait.
+    pub stream_waits: u64,
+    /// Pools, models and callbacks asked.
+    pub rooms: u64,
+    /// Waits of the host for work in flight.
+    pub host_waits: u64,
+    /// Requests that were refused after all of it.
+    pub refusals: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Ladder {
+    own_caches: AtomicU64,
+    fences: AtomicU64,
+    trims: AtomicU64,
+    stream_waits: AtomicU64,
+    rooms: AtomicU64,
+    host_waits: AtomicU64,
+    refusals: AtomicU64,
+    others: Mutex<Vec<Weak<dyn Room>>>,
+    callback: Mutex<Option<Arc<dyn Room>>>,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    OwnCaches,
+    Fences,
+    Trim,
+    StreamWaits,
+    Rooms,
+    HostWaits,
+}
+
+const STEPS: [Step; 6] =
+    [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits];
+
+impl Ladder {
+    fn count(&self, step: Step) {
+        let counter = match step {
+            Step::OwnCaches => &self.own_caches,
+            Step::Fences => &self.fences,
+            Step::Trim => &self.trims,
+            Step::StreamWaits => &self.stream_waits,
+            Step::Rooms => &self.rooms,
+            Step::HostWaits => &self.host_waits,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn counts(&self) -> LadderCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LadderCounts {
+            own_caches: read(&self.own_caches),
+            fences: read(&self.fences),
+            trims: read(&self.trims),
+            stream_waits: read(&self.stream_waits),
+            rooms: read(&self.rooms),
+            host_waits: read(&self.host_waits),
+            refusals: read(&self.refusals),
+        }
+    }
+}
+
+impl Heap {
+    /// Somebody who can be asked when memory is short; forgotten when it is dropped.
+    pub fn add_room(&self, room: Weak<dyn Room>) {
+        let mut others = self.ladder.others.lock();
+        others.retain(|other| other.strong_count() > 0);
+        others.push(room);
+    }
+
+    /// The program's own callback; none asks nobody.
+    pub fn set_callback(&self, callback: Option<Arc<dyn Room>>) {
+        let former = std::mem::replace(&mut *self.ladder.callback.lock(), callback);
+        drop(former);
+    }
+
+    /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait.
+    pub(super) fn climb<T>(
+        &self,
+        bytes: u64,
+        is_captured: bool,
+        attempt: impl Fn(bool) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let mut last = match tried(&attempt, false)? {
+            Ok(found) => return Ok(found),
+            Err(refusal) => refusal,
+        };
+        let mut may_wait = false;
+        for step in STEPS {
+            if is_captured && !matches!(step, Step::Rooms) {
+                // A capture forbids asking about events and waiting.
+                continue;
+            }
+            self.ladder.count(step);
+            may_wait |= matches!(step, Step::StreamWaits);
+            self.take_step(step, bytes)?;
+            last = match tried(&attempt, may_wait)? {
+                Ok(found) => return Ok(found),
+                Err(refusal) => refusal,
+            };
+        }
+        self.ladder.refusals.fetch_add(1, Ordering::Relaxed);
+        Err(self.refusal(bytes, &last))
+    }
+
+    fn take_step(&self, step: Step, bytes: u64) -> Result<()> {
+        match step {
+            Step::OwnCaches => {
+                self.flush(None);
+                self.close_lanes()
+            }
+            Step::Fences => self.collect().map(drop),
+            Step::Trim => {
+                self.trim()?;
+                self.physical.trim(0);
+                Ok(())
+            }
+            Step::StreamWaits => Ok(()),
+            Step::Rooms => {
+                self.ask_others(bytes);
+                self.trim()?;
+                self.physical.trim(0);
+                Ok(())
+            }
+            Step::HostWaits => {
+                self.close_lanes()?;
+                self.wait_for_streams()?;
+                self.collect()?;
+                self.trim()?;
+                self.physical.trim(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts all that was freed behind events, one for each stream.
+    pub(super) fn close_lanes(&self) -> Result<()> {
+        loop {
+            let taken = {
+                let mut core = self.core.lock();
+                let Some(stream) = core.order.widest_open(None) else { return Ok(()) };
+                (stream, core.order.take_all_open(stream))
+            };
+            let (stream, blocks) = taken;
+            let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { stream };
+            match self.fences.record(behind) {
+                Ok(fence) => self.core.lock().order.close(stream, fence, blocks),
+                Err(error) => {
+                    self.take_freed(stream, blocks);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// A block that was freed on another stream, after `stream` was made to wait for it.
+    pub(super) fn take_behind_wait(&self, stream: Stream, class: u32, bytes: u64) -> Result<Option<Freed>> {
+        let Some((owner, fence, block)) = self.core.lock().order.take_other(stream, class, bytes) else {
+            return Ok(None);
+        };
+        let held = match (self.has(Mistake::WaitForgotten), self.has(Mistake::WaitTooOld)) {
+            (false, false) => fence.hold_back(stream),
+            (true, _) => Ok(()),
+            (_, true) => {
+                self.core.lock().order.oldest().first().map_or(Ok(()), |fence| fence.hold_back(stream))
+            }
+        };
+        match held {
+            Ok(()) => Ok(Some(block)),
+            Err(error) => {
+                self.core.lock().order.put_back(owner, fence, block);
+                Err(error)
+            }
+        }
+    }
+
+    fn ask_others(&self, bytes: u64) {
+        let mut others: Vec<Arc<dyn Room>> =
+            self.ladder.others.lock().iter().filter_map(Weak::upgrade).collect();
+        others.extend(self.ladder.callback.lock().clone());
+        others.sort_by_key(|room| room.rank());
+        let mut missing = bytes;
+        for room in others {
+            missing = missing.saturating_sub(room.reclaim(missing));
+            if missing == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the youngest fence of each stream, but not longer than the patience.
+    fn wait_for_streams(&self) -> Result<()> {
+        let fences: Vec<Arc<Fence>> = {
+            let core = self.core.lock();
+            core.order.streams().into_iter().filter_map(|stream| core.order.youngest(stream)).collect()
+        };
+        let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);
+        for fence in fences {
+            while !fence.is_reached()? {
+                let left_ns = deadline_ns.saturating_sub(clock::now_ns());
+                if left_ns == 0 {
+                    return Ok(());
+                }
+                pause(left_ns.min(50_000));
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, bytes: u64, last: &Error) -> Error {
+        let statistics = self.statistics();
+        let free = self.device.memory_info().map_or(0, |info| info.free_bytes);
+        let tags = self.top_tags(3);
+        let pooled = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
+        let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
+        let text = format!(
+            "{bytes} bytes requested: {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
+             is backed), largest free piece {}, the device has {free} free; most: {tags}; free something or raise \
+             the limit",
+            last.text, statistics.live_bytes, statistics.live_count, statistics.largest_free_bytes,
+        );
+        Error::new(Status::OutOfMemory, text)
+    }
+}
+
+/// One attempt: found, refused for want of memory, or failed otherwise.
+fn tried<T>(
+    attempt: &impl Fn(bool) -> Result<Option<T>>,
+    may_wait: bool,
+) -> Result<std::result::Result<T, Error>> {
+    // Between growing and taking another thread may be faster; after so many times it is no accident.
+    for _ in 0..64 {
+        match attempt(may_wait) {
+            Ok(Some(found)) => return Ok(Ok(found)),
+            Ok(None) => {}
+            Err(error) if error.status == Status::OutOfMemory => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Err(Error::new(Status::OutOfMemory, "other threads took each block that was made")))
+}

@@ -1,0 +1,185 @@
+//! What a heap holds: totals, every live block, what could be allocated.
+//!
+//! What it does not: change anything but visit front caches, which makes their threads wait for a moment.
+//! Invariant: the live bytes are the sums over the live records, to the byte, whenever no call is under way.
+
+use std::sync::atomic::Ordering;
+
+use super::super::front_cache::Counts;
+use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
+use super::super::size_class::{self, Class};
+use super::{Heap, LadderCounts};
+use crate::error::Result;
+
+/// Totals.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeapStatistics {
+    /// Asked for and not yet freed.
+    pub live_bytes: u64,
+    /// Blocks behind that, with what rounding adds.
+    pub live_block_bytes: u64,
+    /// How many.
+    pub live_count: u64,
+    /// Allocations ever.
+    pub allocations: u64,
+    /// Frees ever.
+    pub frees: u64,
+    /// Freed blocks in the front caches of threads.
+    pub front_cache_bytes: u64,
+    /// Freed blocks that only their stream may have so far.
+    pub ordered_bytes: u64,
+    /// Physical memory behind the heap's addresses.
+    pub backed_bytes: u64,
+    /// Largest piece that is free for all.
+    pub largest_free_bytes: u64,
+    /// What was done when memory was short.
+    pub ladder: LadderCounts,
+}
+
+/// One live block.
+#[derive(Clone, Debug)]
+pub struct LiveBlock {
+    /// First byte.
+    pub address: u64,
+    /// Bytes asked for.
+    pub bytes: u64,
+    /// Bytes of its block.
+    pub block_bytes: u64,
+    /// What it is for.
+    pub tag: String,
+    /// The device's value of the stream of its allocation.
+    pub stream: u64,
+    /// How long it has been there, in milliseconds, to the tick of a coarse clock.
+    pub age_ms: u64,
+}
+
+impl Heap {
+    fn counts(&self) -> (Counts, u64) {
+        let mut counts = *self.ended.lock();
+        let slow = &self.slow;
+        counts.add(&Counts {
+            allocations: slow.allocations.load(Ordering::Relaxed),
+            allocated_bytes: slow.allocated_bytes.load(Ordering::Relaxed),
+            frees: slow.frees.load(Ordering::Relaxed),
+            freed_bytes: slow.freed_bytes.load(Ordering::Relaxed),
+        });
+        let guests = self.leases.lock().clone();
+        let mut cached = 0;
+        for guest in guests {
+            let (visited, bytes) = guest.with(|leased| (leased.cache.counts, leased.cache.bytes()));
+            counts.add(&visited);
+            cached += bytes;
+        }
+        (counts, cached)
+    }
+
+    /// What it holds and did.
+    pub fn statistics(&self) -> HeapStatistics {
+        let (counts, front_cache_bytes) = self.counts();
+        let mapped = |region: &Region| {
+            let counts = region.range.counts();
+            (counts.mapped_pages - counts.alias_pages) * region.page_bytes
+        };
+        let backed_bytes = self.regions.iter().map(|(_, region)| mapped(region)).sum();
+        let core = self.core.lock();
+        let middle = u64::from(core.middle.largest_free()) * MIDDLE_GRANULE_BYTES;
+        let idle = core.idle_large.iter().map(|block| block.bytes).max().unwrap_or(0);
+        let mut free_bytes =
+            u64::from(core.middle.free_granules()) * MIDDLE_GRANULE_BYTES + core.idle_large_bytes;
+        for (class, small) in core.small.iter().enumerate() {
+            if let (Some(class), Some(small)) = (Class::at(class), small) {
+                free_bytes += small.slab.free_slots() * size_class::bytes_of(class);
+            }
+        }
+        let ordered_bytes =
+            core.order.bytes() + core.limbo.iter().map(|limbo| limbo.block.bytes).sum::<u64>();
+        HeapStatistics {
+            live_bytes: counts.allocated_bytes.wrapping_sub(counts.freed_bytes),
+            live_block_bytes: u64::saturating_sub(
+                backed_bytes,
+                free_bytes + ordered_bytes + front_cache_bytes,
+            ),
+            live_count: counts.allocations.wrapping_sub(counts.frees),
+            allocations: counts.allocations,
+            frees: counts.frees,
+            front_cache_bytes,
+            ordered_bytes,
+            backed_bytes,
+            largest_free_bytes: middle.max(idle),
+            ladder: self.ladder.counts(),
+        }
+    }
+
+    /// Every live block, by address of its region.
+    pub fn live_blocks(&self) -> Vec<LiveBlock> {
+        let now = self.tick();
+        let names = self.names.read();
+        let mut blocks = Vec::new();
+        for (_, region) in self.regions.iter() {
+            for (index, facts) in region.records.live() {
+                let block_bytes = match Class::at(facts.class.into()) {
+                    Some(class) => size_class::bytes_of(class),
+                    None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
+                };
+                blocks.push(LiveBlock {
+                    address: region.address_of(index),
+                    bytes: facts.bytes,
+                    block_bytes,
+                    tag: names
+                        .tags
+                        .get(usize::from(facts.tag))
+                        .map(|tag| tag.to_string())
+                        .unwrap_or_default(),
+                    stream: names.streams.get(usize::from(facts.stream)).map_or(0, |stream| stream.0),
+                    age_ms: u64::from(now.wrapping_sub(facts.born)),
+                });
+            }
+        }
+        blocks
+    }
+
+    /// One live block by its first address.
+    pub fn block_info(&self, address: u64) -> Result<LiveBlock> {
+        let (_, _, _, facts) = self.live(address)?;
+        let names = self.names.read();
+        let block_bytes = match Class::at(facts.class.into()) {
+            Some(class) => size_class::bytes_of(class),
+            None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
+        };
+        Ok(LiveBlock {
+            address,
+            bytes: facts.bytes,
+            block_bytes,
+            tag: names.tags.get(usize::from(facts.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
+            stream: names.streams.get(usize::from(facts.stream)).map_or(0, |stream| stream.0),
+            age_ms: u64::from(self.tick().wrapping_sub(facts.born)),
+        })
+    }
+
+    /// Whether so many bytes and a margin could be had now: in one piece that is free, or from the device.
+    pub fn can_allocate(&self, bytes: u64, margin_percent: u32) -> Result<bool> {
+        let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
+        let device = self.device.memory_info()?.free_bytes;
+        let statistics = self.statistics();
+        let idle = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
+        // Idle pages are taken from behind their addresses before anything is refused.
+        let new =
+            device.saturating_add(self.physical.statistics().pooled_bytes).min(self.physical.left_bytes());
+        Ok(wanted <= u128::from(idle) + u128::from(new))
+    }
+
+    /// The tags with the most live bytes, for people.
+    pub(super) fn top_tags(&self, count: usize) -> String {
+        let mut sums: Vec<(String, u64)> = Vec::new();
+        for block in self.live_blocks() {
+            match sums.iter_mut().find(|(tag, _)| *tag == block.tag) {
+                Some((_, bytes)) => *bytes += block.bytes,
+                None => sums.push((block.tag, block.bytes)),
+            }
+        }
+        sums.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let shown = |(tag, bytes): &(String, u64)| format!("\"{tag}\" {bytes}");
+        let list: Vec<String> = sums.iter().take(count).map(shown).collect();
+        if list.is_empty() { "nothing".to_owned() } else { list.join(", ") }
+    }
+}

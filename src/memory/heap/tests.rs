@@ -1,0 +1,449 @@
+//! The heap against a naive model, on the host and on simulated streams.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Heap;
+use super::planted::Mistake;
+use crate::device::{DeviceSlice, Stream, registry};
+use crate::error::Status;
+use crate::event::NoSink;
+use crate::memory::front_cache::{self, Answer, Key};
+use crate::memory::{HeapConfig, Limits, Memory};
+
+const MIB: u64 = 1 << 20;
+
+fn heap(spec: &str, limit_bytes: u64) -> Arc<Heap> {
+    let device = registry::open(spec).unwrap();
+    let limits = Limits { device_limit_bytes: limit_bytes, ..Limits::default() };
+    let config = HeapConfig { front_cache_bytes: 32 * MIB, patience_ns: 1_000_000 };
+    Memory::new(device, limits, Arc::new(NoSink)).make_heap_with(config).unwrap()
+}
+
+/// Tokens of the tests' own, each alive for ever.
+fn key(stream: Stream) -> (Key, &'static AtomicU64) {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let token = NEXT.fetch_add(1, Ordering::Relaxed);
+    (Key { token, stream: stream.0 }, Box::leak(Box::new(AtomicU64::new(token))))
+}
+
+/// As the C function does it.
+fn allocate(heap: &Arc<Heap>, (key, alive): (Key, &'static AtomicU64), stream: Stream, bytes: u64) -> u64 {
+    match front_cache::allocate(key, bytes, 256, 0) {
+        Answer::Done(address) => address,
+        other => {
+            let address = heap.allocate(stream, bytes, 256, 0).unwrap();
+            if matches!(other, Answer::NoLease) {
+                heap.adopt(key, alive, stream).unwrap();
+            }
+            heap.prefill(key, stream, bytes, 256);
+            address
+        }
+    }
+}
+
+/// As `allocate`, where short memory is no failure of the test.
+fn try_allocate(
+    heap: &Arc<Heap>,
+    (key, alive): (Key, &'static AtomicU64),
+    stream: Stream,
+    bytes: u64,
+) -> Option<u64> {
+    match front_cache::allocate(key, bytes, 256, 0) {
+        Answer::Done(address) => return Some(address),
+        Answer::Miss => {}
+        Answer::NoLease => heap.adopt(key, alive, stream).unwrap(),
+    }
+    match heap.allocate(stream, bytes, 256, 0) {
+        Ok(address) => Some(address),
+        Err(error) => {
+            assert_eq!(error.status, Status::OutOfMemory, "{error:?}");
+            None
+        }
+    }
+}
+
+fn free(heap: &Arc<Heap>, (key, _): (Key, &'static AtomicU64), stream: Stream, address: u64) {
+    if !matches!(front_cache::free(key, address), Answer::Done(())) {
+        heap.free(stream, address).unwrap();
+    }
+}
+
+fn slice_of(heap: &Heap, address: u64, bytes: u64) -> DeviceSlice {
+    let (region, _) = heap.block_at(address).unwrap();
+    region.range.slice().part(region.lead + (address - region.base), bytes).unwrap()
+}
+
+/// What is behind an event goes in the second turn.
+fn give_all_back(heap: &Heap) {
+    heap.give_back().unwrap();
+    heap.device.synchronize().unwrap();
+    heap.give_back().unwrap();
+}
+
+#[test]
+fn every_size_and_alignment_has_a_place_of_its_own() {
+    let heap = heap("host", 0);
+    let mut live: Vec<(u64, u64)> = Vec::new();
+    for shift in 0..27 {
+        for bytes in [(1 << shift) - 1, 1 << shift, (1 << shift) + 1, 3 << shift]
+            .into_iter()
+            .filter(|&bytes| bytes > 0)
+        {
+            for alignment in [0, 256, 4096, 64 << 10, 2 << 20] {
+                let address = heap.allocate(Stream::DEFAULT, bytes, alignment, 0).unwrap();
+                assert!(address.is_multiple_of(alignment.max(256)), "{bytes} at {alignment}");
+                live.push((address, bytes));
+            }
+        }
+    }
+    live.sort_unstable();
+    assert!(live.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "two blocks overlap");
+    let statistics = heap.statistics();
+    assert_eq!(statistics.live_bytes, live.iter().map(|(_, bytes)| bytes).sum::<u64>());
+    assert_eq!(statistics.live_count, live.len() as u64);
+    assert_eq!(heap.live_blocks().len(), live.len());
+    heap.validate().unwrap();
+    for (address, bytes) in live {
+        assert_eq!(heap.block_info(address).unwrap().bytes, bytes);
+        heap.free(Stream::DEFAULT, address).unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, address).unwrap_err().status, Status::InvalidArgument);
+    }
+    assert_eq!(heap.statistics().live_bytes, 0);
+    give_all_back(&heap);
+    heap.validate().unwrap();
+    assert_eq!(heap.statistics().backed_bytes, 0, "all of it went back");
+}
+
+#[test]
+fn wrong_frees_and_requests_are_told_and_change_nothing() {
+    let heap = heap("host", 0);
+    let address = heap.allocate(Stream::DEFAULT, 1000, 0, 0).unwrap();
+    for wrong in [address + 1, address + 256, address + 1024, 8, 0x1234_5678_9abc, u64::MAX] {
+        assert_eq!(
+            heap.free(Stream::DEFAULT, wrong).unwrap_err().status,
+            Status::InvalidArgument,
+            "{wrong:#x}"
+        );
+    }
+    let other = self::heap("host", 0);
+    assert!(other.free(Stream::DEFAULT, address).is_err(), "another manager's");
+    assert_eq!(heap.allocate(Stream::DEFAULT, 0, 0, 0).unwrap_err().status, Status::InvalidArgument);
+    assert_eq!(heap.allocate(Stream::DEFAULT, 1, 3, 0).unwrap_err().status, Status::InvalidArgument);
+    assert_eq!(heap.allocate(Stream::DEFAULT, 1, 4 << 20, 0).unwrap_err().status, Status::InvalidArgument);
+    assert_eq!(heap.allocate(Stream::DEFAULT, u64::MAX, 0, 0).unwrap_err().status, Status::OutOfMemory);
+    assert_eq!(heap.allocate(Stream::DEFAULT, 1, 0, 77).unwrap_err().status, Status::StaleId);
+    assert_eq!(heap.statistics().live_count, 1);
+    heap.validate().unwrap();
+}
+
+#[test]
+fn what_a_thread_frees_it_gets_again_without_asking_the_heap() {
+    let heap = heap("host", 0);
+    let key = key(Stream::DEFAULT);
+    let first = allocate(&heap, key, Stream::DEFAULT, 64 << 10);
+    free(&heap, key, Stream::DEFAULT, first);
+    let slow = heap.statistics().allocations;
+    for _ in 0..1000 {
+        let address = allocate(&heap, key, Stream::DEFAULT, 64 << 10);
+        free(&heap, key, Stream::DEFAULT, address);
+    }
+    assert_eq!(heap.statistics().allocations, slow + 1000);
+    let slow = heap.slow.allocations.load(Ordering::Relaxed);
+    assert_eq!(slow, 1, "one went past the front cache");
+    // A double free that the front cache sees first is still told.
+    let address = allocate(&heap, key, Stream::DEFAULT, 64 << 10);
+    free(&heap, key, Stream::DEFAULT, address);
+    assert!(!matches!(front_cache::free(key.0, address), Answer::Done(())));
+    assert!(heap.free(Stream::DEFAULT, address).is_err());
+    heap.close();
+    assert!(matches!(front_cache::allocate(key.0, 64, 256, 0), Answer::NoLease));
+}
+
+#[test]
+fn short_memory_is_found_again_and_a_refusal_says_what_is_held() {
+    let heap = heap("host", 256 * MIB);
+    let key = key(Stream::DEFAULT);
+    // Many sizes, so that the memory lies in pages of many classes, then all of it in one piece.
+    for round in 0..3 {
+        let blocks: Vec<u64> =
+            (0..200).map(|i| allocate(&heap, key, Stream::DEFAULT, 1 + i * 5000)).collect();
+        blocks.into_iter().for_each(|address| free(&heap, key, Stream::DEFAULT, address));
+        let whole = heap.allocate(Stream::DEFAULT, 250 * MIB, 0, 0).unwrap();
+        heap.free(Stream::DEFAULT, whole).unwrap();
+        heap.validate().unwrap();
+        assert!(heap.statistics().ladder.trims > round);
+    }
+    let tag = heap.tag("weights").unwrap();
+    let held = heap.allocate(Stream::DEFAULT, 100 * MIB, 0, tag.0).unwrap();
+    let refusal = heap.allocate(Stream::DEFAULT, 200 * MIB, 0, 0).unwrap_err();
+    assert_eq!(refusal.status, Status::OutOfMemory);
+    for part in ["209715200 bytes requested", "live 104857600 bytes in 1", "\"weights\" 104857600"] {
+        assert!(refusal.text.contains(part), "{part}: {}", refusal.text);
+    }
+    assert!(heap.can_allocate(100 * MIB, 10).unwrap());
+    assert!(!heap.can_allocate(200 * MIB, 10).unwrap());
+    heap.free(Stream::DEFAULT, held).unwrap();
+    assert!(heap.can_allocate(200 * MIB, 10).unwrap());
+}
+
+/// Sizes of every magnitude.
+fn some_bytes(random: &mut fastrand::Rng, low: u32, high: u32) -> u64 {
+    let magnitude = random.u32(low..high);
+    1 + random.u64(..1 << magnitude)
+}
+
+fn soak() -> usize {
+    if std::env::var_os("KAVERN_SOAK").is_some() { 100 } else { 1 }
+}
+
+/// A seed that a failure names, or the one of KAVERN_SEED.
+fn seed() -> u64 {
+    std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
+}
+
+#[test]
+fn random_requests_on_several_streams_never_overlap_and_all_come_back() {
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let heap = heap("host", 1 << 30);
+    let streams: Vec<Stream> = (0..3).map(|_| heap.device.stream_create().unwrap()).collect();
+    let keys: Vec<_> = streams.iter().map(|&stream| key(stream)).collect();
+    let mut live: Vec<(u64, u64, usize)> = Vec::new();
+    let mut starts: std::collections::BTreeMap<u64, u64> = std::collections::BTreeMap::new();
+    for step in 0..30_000 * soak() {
+        let at = random.usize(..3);
+        if live.len() < 400 && random.bool() {
+            let bytes = some_bytes(&mut random, 1, 26);
+            let address = allocate(&heap, keys[at], streams[at], bytes);
+            let before = starts.range(..=address).next_back().map_or(0, |(start, bytes)| start + bytes);
+            let after = starts.range(address..).next().map_or(u64::MAX, |(&start, _)| start);
+            assert!(before <= address && address + bytes <= after, "step {step}, seed {seed}");
+            starts.insert(address, bytes);
+            live.push((address, bytes, at));
+        } else if !live.is_empty() {
+            let (address, _, owner) = live.swap_remove(random.usize(..live.len()));
+            starts.remove(&address);
+            match random.u32(..10) {
+                0 => heap.record_use(address, streams[at]).unwrap(),
+                1 => heap.device.stream_synchronize(streams[owner]).unwrap(),
+                _ => {}
+            }
+            // A free on another stream is fine here: nothing runs on them.
+            let on = if random.u32(..8) == 0 { at } else { owner };
+            free(&heap, keys[on], streams[on], address);
+        }
+        if step % 10_000 == 0 {
+            heap.validate().unwrap();
+            heap.give_back().unwrap();
+        }
+        if step % 7919 == 0 {
+            heap.forget_stream(streams[at]).unwrap();
+        }
+    }
+    let bytes: u64 = live.iter().map(|(_, bytes, _)| bytes).sum();
+    assert_eq!((heap.statistics().live_bytes, heap.statistics().live_count), (bytes, live.len() as u64));
+    for (address, _, at) in live {
+        free(&heap, keys[at], streams[at], address);
+    }
+    streams.iter().for_each(|&stream| heap.forget_stream(stream).unwrap());
+    give_all_back(&heap);
+    heap.validate().unwrap();
+    let end = heap.statistics();
+    assert_eq!((end.live_bytes, end.backed_bytes, end.ordered_bytes, end.front_cache_bytes), (0, 0, 0, 0));
+}
+
+/// Races that a random program finds: several streams, short memory, blocks that a second stream reads.
+fn races(seed: u64, operations: usize, mistake: Option<Mistake>) -> u64 {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let heap = heap(&format!("sim?seed={}", seed >> 16), 64 * MIB);
+    heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
+    let sim = Arc::clone(&heap.device);
+    let simulator = sim.simulator().unwrap();
+    let streams: Vec<Stream> = (0..3).map(|_| sim.stream_create().unwrap()).collect();
+    let keys: Vec<_> = streams.iter().map(|&stream| key(stream)).collect();
+    let mut live: Vec<(u64, u64, usize)> = Vec::new();
+    for _ in 0..operations {
+        let at = random.usize(..3);
+        if random.u32(..50) == 0 {
+            heap.forget_stream(streams[at]).unwrap();
+        } else if live.len() < 16 && random.u32(..5) > 1 {
+            let bytes = some_bytes(&mut random, 5, 23) + 16;
+            let Some(address) = try_allocate(&heap, keys[at], streams[at], bytes) else { continue };
+            simulator.declare(streams[at], &[], &[slice_of(&heap, address, bytes)]).unwrap();
+            live.push((address, bytes, at));
+        } else if !live.is_empty() {
+            let (address, bytes, owner) = live.swap_remove(random.usize(..live.len()));
+            let slice = slice_of(&heap, address, bytes);
+            // At times so much work that asking a few times does not see its end.
+            let reads = if random.u32(..4) == 0 { 40 } else { 1 };
+            (0..reads).for_each(|_| simulator.declare(streams[owner], &[slice], &[]).unwrap());
+            if random.u32(..3) == 0 && at != owner {
+                // Another stream reads it, ordered after what was written, and says so.
+                let event = sim.event_create().unwrap();
+                sim.event_record(event, streams[owner]).unwrap();
+                sim.stream_wait_event(streams[at], event).unwrap();
+                sim.event_destroy(event).unwrap();
+                simulator.declare(streams[at], &[slice], &[]).unwrap();
+                heap.record_use(address, streams[at]).unwrap();
+                // And its owner once more, which the reader does not wait for.
+                simulator.declare(streams[owner], &[slice], &[]).unwrap();
+            }
+            free(&heap, keys[owner], streams[owner], address);
+        }
+    }
+    sim.synchronize().unwrap();
+    let races = sim.race_count();
+    assert!(mistake.is_some() || races == 0, "seed {seed}: {:?}", simulator.report().unwrap());
+    live.drain(..).for_each(|(address, _, at)| free(&heap, keys[at], streams[at], address));
+    heap.close();
+    races
+}
+
+#[test]
+fn no_schedule_of_simulated_streams_finds_memory_in_two_hands() {
+    let first = seed();
+    let (seeds, operations) = if soak() > 1 { (10_000, 1_000) } else { (60, 400) };
+    for round in 0..seeds {
+        races(first.wrapping_add(round << 16 | round), operations, None);
+    }
+}
+
+#[test]
+fn every_planted_mistake_in_the_order_of_streams_is_found() {
+    let first = seed();
+    for mistake in Mistake::ALL {
+        let found = (0..400)
+            .find(|&round: &u64| races(first.wrapping_add(round << 16 | round), 400, Some(mistake)) > 0);
+        assert!(found.is_some(), "{mistake:?} was not found by 4000 seeds from {first} on");
+    }
+}
+
+#[test]
+fn threads_allocate_and_free_each_others_blocks() {
+    let heap = heap("host", 0);
+    let (give, take) = std::sync::mpsc::channel::<(u64, u64)>();
+    let take = crate::sync::Mutex::new(take);
+    let counts: HashMap<usize, u64> = std::thread::scope(|scope| {
+        let heap = &heap;
+        let take = &take;
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let give = give.clone();
+                scope.spawn(move || {
+                    let key = key(Stream::DEFAULT);
+                    let mut random = fastrand::Rng::with_seed(worker as u64);
+                    let mut done = 0;
+                    for _ in 0..20_000 {
+                        let bytes = some_bytes(&mut random, 1, 22);
+                        let address = allocate(heap, key, Stream::DEFAULT, bytes);
+                        give.send((address, bytes)).unwrap();
+                        if random.bool() {
+                            let Ok((address, bytes)) = take.lock().try_recv() else { continue };
+                            assert_eq!(heap.block_info(address).unwrap().bytes, bytes);
+                            free(heap, key, Stream::DEFAULT, address);
+                            done += 1;
+                        }
+                    }
+                    (worker, done)
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    drop(give);
+    let left: Vec<(u64, u64)> = take.into_inner().into_iter().collect();
+    let statistics = heap.statistics();
+    assert_eq!(statistics.live_count, left.len() as u64);
+    assert_eq!(statistics.frees, counts.values().sum::<u64>());
+    for (address, _) in left {
+        heap.free(Stream::DEFAULT, address).unwrap();
+    }
+    heap.close();
+    heap.validate().unwrap();
+    assert_eq!(heap.statistics().live_bytes, 0);
+}
+
+/// Writes a pattern of its own into every block, or checks it.
+fn fill(heap: &Heap, address: u64, bytes: u64) {
+    let pattern: Vec<u8> = (0..bytes).map(|at| (at * 31 + address / 256) as u8).collect();
+    heap.device.write(slice_of(heap, address, bytes), &pattern).unwrap();
+}
+
+fn is_filled(heap: &Heap, address: u64, bytes: u64) -> bool {
+    let mut seen = vec![0; bytes as usize];
+    heap.device.read(slice_of(heap, address, bytes), &mut seen).unwrap();
+    (0..bytes).zip(&seen).all(|(at, &byte)| byte == (at * 31 + address / 256) as u8)
+}
+
+#[test]
+fn pages_with_every_eighth_slot_live_are_meshed_into_few_and_keep_their_bytes() {
+    const BYTES: u64 = 64 << 10;
+    let heap = heap("host", 0);
+    let blocks: Vec<u64> =
+        (0..32 * 64).map(|_| heap.allocate(Stream::DEFAULT, BYTES, 0, 0).unwrap()).collect();
+    // The phase differs from page to page.
+    let is_kept = |at: usize| at % 8 == at / 32 % 8;
+    let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(|&at| is_kept(at));
+    kept.iter().for_each(|&at| fill(&heap, blocks[at], BYTES));
+    freed.iter().for_each(|&at| heap.free(Stream::DEFAULT, blocks[at]).unwrap());
+    let done = heap.defragment(0).unwrap();
+    heap.validate().unwrap();
+    let floor = (kept.len() as u64 * BYTES).next_multiple_of(2 * MIB);
+    assert!(done.after_bytes * 100 <= floor * 115, "{done:?}, packed {floor}");
+    assert_eq!(done.before_bytes, 64 * 2 * MIB);
+    assert!(kept.iter().all(|&at| is_filled(&heap, blocks[at], BYTES)), "bytes survive");
+    // Places that a guest gives up are the host's, and no two live blocks share one.
+    let again: Vec<u64> = (0..32 * 8).map(|_| heap.allocate(Stream::DEFAULT, BYTES, 0, 0).unwrap()).collect();
+    again.iter().for_each(|&address| fill(&heap, address, BYTES));
+    assert!(kept.iter().all(|&at| is_filled(&heap, blocks[at], BYTES)));
+    assert!(again.iter().all(|&address| is_filled(&heap, address, BYTES)));
+    for (turn, &at) in kept.iter().enumerate() {
+        heap.free(Stream::DEFAULT, blocks[at]).unwrap();
+        if turn % 2 == 0 {
+            let address = heap.allocate(Stream::DEFAULT, BYTES, 0, 0).unwrap();
+            fill(&heap, address, BYTES);
+            heap.free(Stream::DEFAULT, address).unwrap();
+        }
+        if turn % 64 == 0 {
+            heap.defragment(0).unwrap();
+            heap.validate().unwrap();
+            assert!(again.iter().all(|&address| is_filled(&heap, address, BYTES)));
+        }
+    }
+    assert!(again.iter().all(|&address| is_filled(&heap, address, BYTES)));
+    again.iter().for_each(|&address| heap.free(Stream::DEFAULT, address).unwrap());
+    heap.defragment(0).unwrap();
+    assert_eq!(heap.statistics().backed_bytes, 0);
+}
+
+#[test]
+fn a_mesh_that_fails_anywhere_keeps_every_byte_and_loses_no_page() {
+    const BYTES: u64 = 64 << 10;
+    for nth in 1..60 {
+        for kind in ["virtual", "copy"] {
+            let heap = heap(&format!("host?kind={kind}&fail_nth={nth}&error=oom"), 0);
+            let allocate = || heap.allocate(Stream::DEFAULT, BYTES, 0, 0);
+            let blocks: Vec<u64> = (0..32 * 4).filter_map(|_| allocate().ok()).collect();
+            let is_kept = |at: usize| at % 4 == at / 32 % 4;
+            let (kept, freed): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(|&at| is_kept(at));
+            kept.iter().for_each(|&at| {
+                let _ = heap.device.write(slice_of(&heap, blocks[at], 8), &[at as u8; 8]);
+            });
+            freed.iter().for_each(|&at| heap.free(Stream::DEFAULT, blocks[at]).unwrap());
+            let _ = heap.defragment(0);
+            heap.validate().unwrap();
+            for &at in &kept {
+                let mut seen = [0; 8];
+                if heap.device.read(slice_of(&heap, blocks[at], 8), &mut seen).is_ok() {
+                    assert!(seen == [at as u8; 8] || seen == [0; 8], "{kind} {nth}: block {at}");
+                }
+                heap.free(Stream::DEFAULT, blocks[at]).unwrap();
+            }
+            let _ = heap.defragment(0);
+            heap.defragment(0).unwrap();
+            assert_eq!(heap.statistics().backed_bytes, 0, "{kind} {nth}");
+        }
+    }
+}

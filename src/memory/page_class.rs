@@ -1,0 +1,94 @@
+//! The three sizes of physical pages, and what is configured and counted of them.
+//!
+//! They are 1, 16 and 32 of the device's pages, 2, 32 and 64 MiB on GPUs of the data centre: a driver prices the
+//! mapping of a handle and not its bytes, up to 64 MiB (docs/decisions/0009-physical-pages-of-three-sizes.md). What it
+//! does not: keep or make any.
+
+use crate::device::Device;
+
+/// How many sizes there are.
+pub const CLASSES: usize = 3;
+
+/// A size of physical pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageClass(u8);
+
+impl PageClass {
+    /// One page of the device.
+    pub const SMALL: Self = Self(0);
+    /// 16 of them.
+    pub const MIDDLE: Self = Self(1);
+    /// 32 of them.
+    pub const LARGE: Self = Self(2);
+    /// All sizes, smallest first.
+    pub const ALL: [Self; CLASSES] = [Self::SMALL, Self::MIDDLE, Self::LARGE];
+
+    /// In pages of the device.
+    pub const fn pages(self) -> u64 {
+        [1, 16, 32][self.0 as usize]
+    }
+
+    /// The next size below.
+    pub fn smaller(self) -> Option<Self> {
+        self.0.checked_sub(1).map(Self)
+    }
+
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// How much is kept and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct PhysicalConfig {
+    /// Pages of each size that are made ahead.
+    pub ahead: [u32; CLASSES],
+    /// Pooled bytes above this go to the device at once.
+    pub high_bytes: u64,
+    /// Pages that nobody has wanted for so long go to the device, but for those that are made ahead.
+    pub idle_ns: u64,
+    /// Whether a thread does the upkeep; without it, [`super::Physical::poll`] does. A simulated device never has one.
+    pub has_thread: bool,
+}
+
+impl PhysicalConfig {
+    /// Nothing ahead, at most a quarter of the device pooled, for 10 seconds.
+    pub fn of(device: &dyn Device) -> Self {
+        let high_bytes = device.description().total_bytes / 4;
+        Self { ahead: [0; CLASSES], high_bytes, idle_ns: 10_000_000_000, has_thread: true }
+    }
+}
+
+/// Counts of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStatistics {
+    /// Bytes of one page.
+    pub page_bytes: u64,
+    /// Handed out.
+    pub held: u64,
+    /// Waiting for use.
+    pub pooled: u64,
+    /// Made by the device.
+    pub created: u64,
+    /// Given back to the device.
+    pub released: u64,
+    /// Requests served from the pool.
+    pub hits: u64,
+    /// Requests for which the device was asked.
+    pub misses: u64,
+}
+
+/// What a [`super::Physical`] has and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhysicalStatistics {
+    /// By size, smallest first.
+    pub classes: [ClassStatistics; CLASSES],
+    /// Bytes handed out.
+    pub held_bytes: u64,
+    /// Bytes waiting for use.
+    pub pooled_bytes: u64,
+    /// Calls that changed page tables.
+    pub table_changes: u64,
+    /// Those of them that were made although [`super::Physical::set_quiet`]'s hook advised against it.
+    pub loud_changes: u64,
+}

@@ -1,0 +1,480 @@
+//! Physical pages of three sizes, kept for reuse: making one costs the driver far more than mapping one.
+//!
+//! What it does: hands pages out, from the pool or anew; takes them back; gives idle ones to the device when there are
+//! too many, when they have been idle for long, or when their bytes are needed for another size. `upkeep` makes pages
+//! ahead and lets idle ones go in the background. What it does not: map anything (`range`).
+//!
+//! Invariants: `created = released + held + pooled + in transit` for each size; a page is charged from before the
+//! device is asked until after the device has it back. A failed call leaves all as it was. Lock order: one lock around
+//! the pool; no device, payer or sink is called under it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::budget::{Paid, Payer};
+use super::chores::Chores;
+use super::fence::Fences;
+use super::page_class::{CLASSES, ClassStatistics, PageClass, PhysicalConfig, PhysicalStatistics};
+use super::upkeep::Worker;
+use crate::device::{Device, Page};
+use crate::error::{Error, Result, Status};
+use crate::event::{Event, EventSink, Level};
+use crate::sync::{Condvar, Mutex};
+use crate::sys::clock;
+
+/// A call that finds its room taken by others again and again gives up at last.
+const ROUNDS_MAX: u32 = 64;
+
+pub(super) struct Idle {
+    page: Page,
+    tenant: u64,
+    pub(super) since_ns: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Pool {
+    /// Longest idle first.
+    pub(super) idle: [VecDeque<Idle>; CLASSES],
+    /// Created and not released.
+    alive: [u64; CLASSES],
+    counts: [ClassStatistics; CLASSES],
+    /// Pages on their way from or to the device, whose bytes may come free soon.
+    transit: u64,
+    pub(super) is_stopping: bool,
+    pub(super) is_stirred: bool,
+}
+
+/// Says whether this is a good moment for changes of page tables.
+pub type Quiet = Arc<dyn Fn() -> bool + Send + Sync>;
+
+pub(super) struct Core {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) account: Arc<dyn Payer>,
+    pub(super) config: PhysicalConfig,
+    sink: Arc<dyn EventSink>,
+    page_bytes: u64,
+    pub(super) pool: Mutex<Pool>,
+    /// Told when a page is no longer in transit.
+    settled: Condvar,
+    /// Told when the upkeep has reason to look.
+    pub(super) wake: Condvar,
+    pub(super) chores: Chores,
+    has_quiet: AtomicBool,
+    quiet: Mutex<Option<Quiet>>,
+    table_changes: AtomicU64,
+    loud_changes: AtomicU64,
+}
+
+/// Pages on their way, counted until the drop.
+struct Transit<'a> {
+    core: &'a Core,
+    pages: u64,
+}
+
+impl Drop for Transit<'_> {
+    fn drop(&mut self) {
+        self.core.pool.lock().transit -= self.pages;
+        self.core.settled.notify_all();
+    }
+}
+
+impl Core {
+    pub(super) fn bytes_of(&self, class: PageClass) -> u64 {
+        self.page_bytes * class.pages()
+    }
+
+    pub(super) fn say(&self, level: Level, text: impl FnOnce() -> String) {
+        if self.sink.wants(level) {
+            self.sink.emit(Event { level, room: "memory", text: &text() });
+        }
+    }
+
+    /// Asks the device for a page, which counts as in transit until `settle` is dropped.
+    fn create(&self, class: PageClass) -> Result<Page> {
+        let bytes = self.bytes_of(class);
+        {
+            let mut pool = self.pool.lock();
+            // Room for the way back, so that giving a page back never needs memory.
+            let missing = (pool.alive[class.index()] + pool.transit + 1) as usize;
+            let missing = missing.saturating_sub(pool.idle[class.index()].len());
+            pool.idle[class.index()]
+                .try_reserve(missing)
+                .map_err(|_| Error::new(Status::OutOfHostMemory, "no memory for one more physical page"))?;
+            pool.transit += 1;
+        }
+        let _transit = Transit { core: self, pages: 1 };
+        let paid = Paid::charge(&self.account, bytes)?;
+        let page = self.device.page_create(bytes)?;
+        paid.keep();
+        let mut pool = self.pool.lock();
+        pool.alive[class.index()] += 1;
+        pool.counts[class.index()].created += 1;
+        Ok(page)
+    }
+
+    /// Gives a page to the device, which was taken out of the pool with the transit counted.
+    fn release(&self, class: PageClass, page: Page) {
+        let released = self.device.page_release(page);
+        // The page is no longer ours to use either way; a device that keeps it is lost or has a fault.
+        self.account.discharge(self.bytes_of(class));
+        {
+            let mut pool = self.pool.lock();
+            pool.alive[class.index()] -= 1;
+            pool.counts[class.index()].released += 1;
+        }
+        if let Err(error) = released {
+            self.say(Level::Error, || format!("the device did not take back a physical page: {error}"));
+        }
+    }
+
+    /// Releases pooled pages, the longest idle first, as long as `wants` says so; returns their bytes.
+    pub(super) fn shed(&self, mut wants: impl FnMut(&Pool, PageClass, &Idle, u64) -> bool) -> u64 {
+        let mut shed_bytes = 0;
+        for class in PageClass::ALL.into_iter().rev() {
+            loop {
+                let page = {
+                    let mut pool = self.pool.lock();
+                    let is_wanted = pool.idle[class.index()]
+                        .front()
+                        .is_some_and(|idle| wants(&pool, class, idle, shed_bytes));
+                    if !is_wanted {
+                        break;
+                    }
+                    let Some(idle) = pool.idle[class.index()].pop_front() else { break };
+                    pool.transit += 1;
+                    idle.page
+                };
+                let _transit = Transit { core: self, pages: 1 };
+                self.release(class, page);
+                shed_bytes += self.bytes_of(class);
+            }
+        }
+        shed_bytes
+    }
+
+    /// Gets bytes out of the pool, or waits for those that others are moving; false if there is nothing to get.
+    fn make_room(&self, bytes: u64) -> bool {
+        if self.shed(|_, _, _, shed_bytes| shed_bytes < bytes) > 0 {
+            return true;
+        }
+        let mut pool = self.pool.lock();
+        let has_transit = pool.transit > 0;
+        if has_transit {
+            // Whoever moves a page waits for nobody but the device.
+            self.settled.wait(&mut pool);
+        }
+        has_transit
+    }
+
+    fn pop(&self, class: PageClass) -> Option<Idle> {
+        let mut pool = self.pool.lock();
+        let idle = pool.idle[class.index()].pop_back()?;
+        pool.counts[class.index()].hits += 1;
+        Some(idle)
+    }
+
+    /// A page from the pool or anew.
+    fn obtain(&self, class: PageClass) -> Result<Idle> {
+        let mut round = 0;
+        loop {
+            if let Some(idle) = self.pop(class) {
+                return Ok(idle);
+            }
+            match self.create(class) {
+                Ok(page) => {
+                    self.pool.lock().counts[class.index()].misses += 1;
+                    return Ok(Idle { page, tenant: 0, since_ns: 0 });
+                }
+                Err(error) if error.status != Status::OutOfMemory => return Err(error),
+                Err(error) => {
+                    round += 1;
+                    if round > ROUNDS_MAX || !self.make_room(self.bytes_of(class)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes one page ahead and pools it.
+    pub(super) fn stock(&self, class: PageClass) -> Result<()> {
+        let page = self.create(class)?;
+        let idle = Idle { page, tenant: 0, since_ns: clock::now_ns() };
+        self.pool.lock().idle[class.index()].push_front(idle);
+        Ok(())
+    }
+
+    fn put(&self, class: PageClass, page: Page, tenant: u64) {
+        let (is_strained, bytes) = (self.account.is_strained(), self.bytes_of(class));
+        let is_first = {
+            let mut pool = self.pool.lock();
+            let is_kept = !pool.is_stopping
+                && !is_strained
+                && self.pooled_bytes(&pool) + bytes <= self.config.high_bytes;
+            if is_kept {
+                let is_first = pool.idle.iter().all(VecDeque::is_empty);
+                pool.idle[class.index()].push_back(Idle { page, tenant, since_ns: clock::now_ns() });
+                Some(is_first)
+            } else {
+                pool.transit += 1;
+                None
+            }
+        };
+        match is_first {
+            Some(true) => self.stir(),
+            Some(false) => {}
+            None => {
+                let _transit = Transit { core: self, pages: 1 };
+                self.release(class, page);
+            }
+        }
+    }
+
+    pub(super) fn pooled_bytes(&self, pool: &Pool) -> u64 {
+        PageClass::ALL.iter().map(|&class| pool.idle[class.index()].len() as u64 * self.bytes_of(class)).sum()
+    }
+
+    /// Gives the upkeep reason to look.
+    pub(super) fn stir(&self) {
+        if self.config.has_thread {
+            self.pool.lock().is_stirred = true;
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        if !self.has_quiet.load(Ordering::Acquire) {
+            return true;
+        }
+        let quiet = self.quiet.lock().clone();
+        quiet.is_none_or(|quiet| quiet())
+    }
+}
+
+/// The pool. One per device and purpose; shared by threads.
+pub struct Physical {
+    core: Arc<Core>,
+    fences: Arc<Fences>,
+    /// There unless the device is simulated or its thread could not be made.
+    worker: Option<Worker>,
+}
+
+impl Physical {
+    /// An empty pool, whose pages are charged to `account`.
+    pub fn new(
+        device: Arc<dyn Device>,
+        account: Arc<dyn Payer>,
+        mut config: PhysicalConfig,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Arc<Self>> {
+        let description = device.description();
+        if !description.capabilities.virtual_memory {
+            let text = format!("{} cannot map physical pages; use plain allocations", description.name);
+            return Err(Error::new(Status::Unsupported, text));
+        }
+        config.has_thread &= device.simulator().is_none();
+        let page_bytes = description.page_bytes;
+        let mut pool = Pool::default();
+        for (counts, class) in pool.counts.iter_mut().zip(PageClass::ALL) {
+            counts.page_bytes = page_bytes * class.pages();
+        }
+        let core = Arc::new(Core {
+            device: Arc::clone(&device),
+            account,
+            config,
+            sink,
+            page_bytes,
+            pool: Mutex::new(pool),
+            settled: Condvar::new(),
+            wake: Condvar::new(),
+            chores: Chores::default(),
+            has_quiet: AtomicBool::new(false),
+            quiet: Mutex::default(),
+            table_changes: AtomicU64::new(0),
+            loud_changes: AtomicU64::new(0),
+        });
+        let worker = if config.has_thread { Worker::start(&core) } else { None };
+        Ok(Arc::new(Self { core, fences: Fences::new(device), worker }))
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.core.device
+    }
+
+    /// Size of the smallest page.
+    pub fn page_bytes(&self) -> u64 {
+        self.core.page_bytes
+    }
+
+    /// Size of a page of this class.
+    pub fn bytes_of(&self, class: PageClass) -> u64 {
+        self.core.bytes_of(class)
+    }
+
+    pub(super) fn fences(&self) -> &Arc<Fences> {
+        &self.fences
+    }
+
+    /// A page for `tenant`, charged to `payer` too, from the pool if there is one. May block.
+    pub fn take(
+        &self,
+        class: PageClass,
+        tenant: u64,
+        payer: Option<&Arc<dyn Payer>>,
+    ) -> Result<PhysicalPage> {
+        let paid = payer.map(|payer| Paid::charge(payer, self.bytes_of(class))).transpose()?;
+        let idle = self.core.obtain(class)?;
+        let is_used_by_us = idle.tenant == tenant && tenant != 0;
+        if self.core.config.ahead[class.index()] > 0 {
+            self.core.stir();
+        }
+        Ok(PhysicalPage {
+            core: Arc::clone(&self.core),
+            page: idle.page,
+            class,
+            tenant: idle.tenant,
+            taker: tenant,
+            is_used_by_us,
+            is_broken: AtomicBool::new(false),
+            _paid: paid,
+        })
+    }
+
+    /// Most that [`Physical::take`] could hand out now; others may be faster.
+    pub fn left_bytes(&self) -> u64 {
+        let left = self.core.account.left_bytes();
+        left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
+    }
+
+    /// Gives idle pages to the device until at most so many bytes are pooled; returns what was given.
+    pub fn trim(&self, keep_bytes: u64) -> u64 {
+        self.core.shed(|pool, _, _, _| self.core.pooled_bytes(pool) > keep_bytes)
+    }
+
+    /// Makes all deferred page-table changes whose time has come; returns the bytes that came back to the pool.
+    pub fn collect(&self) -> u64 {
+        self.core.chores.collect(true).bytes
+    }
+
+    /// Does the upkeep as of `now_ns`, as the thread does where there is one. Returns when it wants to be called again,
+    /// as a time from `now_ns` on; none if there is no reason.
+    pub fn poll(&self, now_ns: u64) -> Option<u64> {
+        self.core.tick(now_ns)
+    }
+
+    /// A hook that is asked before page tables change: while it answers false, deferred changes wait, and others count
+    /// as loud. Page tables change slowly while a copy from the device to the host runs.
+    pub fn set_quiet(&self, quiet: Option<Quiet>) {
+        self.core.has_quiet.store(quiet.is_some(), Ordering::Release);
+        *self.core.quiet.lock() = quiet;
+    }
+
+    /// Counts a change of page tables that cannot wait.
+    pub(super) fn note_change(&self) {
+        self.core.table_changes.fetch_add(1, Ordering::Relaxed);
+        if !self.core.is_quiet() {
+            self.core.loud_changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody else makes deferred changes in time.
+    pub(super) fn has_thread(&self) -> bool {
+        self.worker.is_some()
+    }
+
+    pub(super) fn stir(&self) {
+        self.core.stir();
+    }
+
+    pub(super) fn say(&self, level: Level, text: impl FnOnce() -> String) {
+        self.core.say(level, text);
+    }
+
+    pub(super) fn chores(&self) -> &Chores {
+        &self.core.chores
+    }
+
+    /// What it has and did.
+    pub fn statistics(&self) -> PhysicalStatistics {
+        let pool = self.core.pool.lock();
+        let mut sum = PhysicalStatistics { classes: pool.counts, ..PhysicalStatistics::default() };
+        for (at, counts) in sum.classes.iter_mut().enumerate() {
+            counts.pooled = pool.idle[at].len() as u64;
+            counts.held = pool.alive[at] - counts.pooled;
+            sum.held_bytes += counts.held * counts.page_bytes;
+            sum.pooled_bytes += counts.pooled * counts.page_bytes;
+        }
+        drop(pool);
+        sum.table_changes = self.core.table_changes.load(Ordering::Relaxed);
+        sum.loud_changes = self.core.loud_changes.load(Ordering::Relaxed);
+        sum
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.pool.get_mut().is_stopping = true;
+        self.shed(|_, _, _, _| true);
+    }
+}
+
+/// Owner of a physical page; back to the pool on drop.
+pub struct PhysicalPage {
+    core: Arc<Core>,
+    page: Page,
+    class: PageClass,
+    /// Whose bytes it holds.
+    tenant: u64,
+    taker: u64,
+    is_used_by_us: bool,
+    is_broken: AtomicBool,
+    /// Goes after the page is back, so that whoever is charged next finds it.
+    _paid: Option<Paid>,
+}
+
+impl PhysicalPage {
+    /// The page, to map.
+    pub fn page(&self) -> Page {
+        self.page
+    }
+
+    /// Its size.
+    pub fn class(&self) -> PageClass {
+        self.class
+    }
+
+    /// Whether the tenant that has it now was also the last to have it; never of a page that is new.
+    pub fn is_used_by_us(&self) -> bool {
+        self.is_used_by_us
+    }
+
+    /// Its bytes are the taker's from here on; before, they are still those of whoever had it last.
+    pub fn adopt(&mut self) {
+        self.tenant = self.taker;
+    }
+
+    /// For the device and not for the pool: a mapping of it is left that nobody can remove.
+    pub(super) fn discard(&self) {
+        self.is_broken.store(true, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<Self> for PhysicalPage {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl Drop for PhysicalPage {
+    fn drop(&mut self) {
+        if self.is_broken.load(Ordering::Relaxed) {
+            self.core.pool.lock().transit += 1;
+            let _transit = Transit { core: &self.core, pages: 1 };
+            self.core.release(self.class, self.page);
+        } else {
+            self.core.put(self.class, self.page, self.tenant);
+        }
+    }
+}

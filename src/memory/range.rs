@@ -1,0 +1,402 @@
+//! One reservation of addresses and the memory behind it.
+//!
+//! What it does: puts physical pages behind parts of the range, the largest that fit, with one change of access for
+//! each run, all or nothing; takes them away again once the streams that may use them are past, off the path of whoever
+//! gives them up. What it does not: decide what is needed, or who may have how much.
+//!
+//! A page of 16 or 32 device pages lies at a multiple of its size and is unmapped as a whole: while some of its pages
+//! are given up and others not, it stays, and its dead part counts as retained.
+//!
+//! Invariants: a page that was given up is not used again, and not unmapped, before the point that was told when it was
+//! given up. A failed call leaves all as it was. Lock order: the range's one lock, which is held across calls into the
+//! device, because two changes of one range must not cross; then the pool's. Never two ranges' at a time.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use super::budget::Payer;
+use super::chores::{Chore, Collected};
+use super::fence::Fence;
+use super::page_class::PageClass;
+use super::page_table::{PageTable, TableCounts};
+use super::physical::{Physical, PhysicalPage};
+use crate::device::{Access, DeviceSlice};
+use crate::error::{Error, Result, Status};
+use crate::event::Level;
+use crate::sync::{Mutex, MutexGuard};
+
+/// Whose a range is.
+pub(super) struct Holder {
+    /// Pages that another tenant had are told from one's own; 0 tells none.
+    pub(super) tenant: u64,
+    /// What the pages are charged to besides the pool's account.
+    pub(super) payer: Option<Arc<dyn Payer>>,
+    /// Largest pages that are used.
+    pub(super) largest: PageClass,
+}
+
+/// Called with ranges that have memory which another tenant had, or the device has just made, before they are used.
+pub(super) type Prepare<'a> = &'a dyn Fn(&[DeviceSlice]) -> Result<()>;
+
+/// Addresses with a page table.
+pub(super) struct Range {
+    physical: Arc<Physical>,
+    slice: DeviceSlice,
+    page_bytes: u64,
+    holder: Holder,
+    table: Mutex<PageTable>,
+    /// The device was lost with work under way on pages: they stay mapped until it is closed.
+    is_abandoned: AtomicBool,
+}
+
+/// Pages that are mapped and not yet in the table; unmapped on drop.
+struct Plan<'a> {
+    range: &'a Range,
+    made: Vec<(u64, PhysicalPage)>,
+}
+
+impl Plan<'_> {
+    /// Maps a page; it is in the plan or back in the pool.
+    fn map(&mut self, start: u64, page: PhysicalPage) -> Result<()> {
+        self.made
+            .try_reserve(1)
+            .map_err(|_| Error::new(Status::OutOfHostMemory, "no memory for the plan of a mapping"))?;
+        let target = self.range.part(start, start + page.class().pages())?;
+        self.range.physical.note_change();
+        self.range.physical.device().virtual_map(target, page.page())?;
+        self.made.push((start, page));
+        Ok(())
+    }
+
+    /// Opens what was mapped.
+    fn open(&self) -> Result<()> {
+        for (first, end) in runs(&self.made) {
+            self.range.physical.note_change();
+            let run = self.range.part(first, end)?;
+            self.range.physical.device().virtual_set_access(run, Access::ReadWrite)?;
+        }
+        Ok(())
+    }
+
+    /// Runs of what holds another's bytes, or nobody's.
+    fn foreign(&self) -> Result<Vec<DeviceSlice>> {
+        let foreign = runs(self.made.iter().filter(|(_, page)| !page.is_used_by_us()));
+        foreign.into_iter().map(|(first, end)| self.range.part(first, end)).collect()
+    }
+}
+
+impl Drop for Plan<'_> {
+    fn drop(&mut self) {
+        self.range.unmap(std::mem::take(&mut self.made));
+    }
+}
+
+/// First page and end of each run of neighbours.
+fn runs<'a, P: AsRef<PhysicalPage> + 'a>(pages: impl IntoIterator<Item = &'a (u64, P)>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for (start, page) in pages {
+        let end = start + page.as_ref().class().pages();
+        match runs.last_mut() {
+            Some(run) if run.1 == *start => run.1 = end,
+            _ => runs.push((*start, end)),
+        }
+    }
+    runs
+}
+
+impl Range {
+    /// Reserves addresses, a multiple of the device's page.
+    pub(super) fn new(physical: Arc<Physical>, bytes: u64, holder: Holder) -> Result<Arc<Self>> {
+        let slice = physical.device().virtual_reserve(bytes)?;
+        let page_bytes = physical.page_bytes();
+        let range = Arc::new(Self {
+            physical,
+            slice,
+            page_bytes,
+            holder,
+            table: Mutex::default(),
+            is_abandoned: AtomicBool::new(false),
+        });
+        range.physical.chores().add(Self::chore(&range));
+        Ok(range)
+    }
+
+    fn chore(range: &Arc<Self>) -> Weak<dyn Chore> {
+        let weak: Weak<Self> = Arc::downgrade(range);
+        weak
+    }
+
+    /// Takes the range out of the upkeep, so that its owner's drop is its end.
+    pub(super) fn leave(range: &Arc<Self>) {
+        range.physical.chores().remove(&Self::chore(range));
+    }
+
+    /// The addresses.
+    pub(super) fn slice(&self) -> DeviceSlice {
+        self.slice
+    }
+
+    fn part(&self, first: u64, end: u64) -> Result<DeviceSlice> {
+        self.slice.part(first * self.page_bytes, (end - first) * self.page_bytes)
+    }
+
+    /// Unmaps pages, in order of address, and puts them back.
+    fn unmap<P: AsRef<PhysicalPage>>(&self, pages: Vec<(u64, P)>) {
+        if self.is_abandoned.load(Ordering::Acquire) {
+            pages.into_iter().for_each(|(_, page)| page.as_ref().discard());
+            return;
+        }
+        let runs = runs(&pages);
+        let mut pages = pages.into_iter().peekable();
+        for (first, end) in runs {
+            self.physical.note_change();
+            let unmapped = self.part(first, end).and_then(|run| self.physical.device().virtual_unmap(run));
+            if let Err(error) = &unmapped {
+                self.physical
+                    .say(Level::Error, || format!("pages {first} to {end} of a range stay mapped: {error}"));
+            }
+            while let Some((_, page)) = pages.next_if(|(start, _)| *start < end) {
+                if unmapped.is_err() {
+                    page.as_ref().discard();
+                }
+            }
+        }
+    }
+
+    /// Puts memory behind all pages of `[first, end)`; returns how many had none, or had given it up.
+    pub(super) fn back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
+        match self.try_back(first, end, prepare) {
+            // What others have given up may be a step away from the pool; no lock is held here.
+            Err(error) if error.status == Status::OutOfMemory && self.physical.collect() > 0 => {
+                self.try_back(first, end, prepare)
+            }
+            other => other,
+        }
+    }
+
+    /// The table, once no stream uses the pages of `[first, end)` that were given up. Blocks.
+    fn lock_settled(&self, first: u64, end: u64) -> Result<MutexGuard<'_, PageTable>> {
+        loop {
+            let table = self.table.lock();
+            let waits = table.waits(first, end);
+            if waits.is_empty() {
+                return Ok(table);
+            }
+            drop(table);
+            waits.iter().try_for_each(|fence| fence.wait())?;
+        }
+    }
+
+    fn try_back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
+        let mut table = self.lock_settled(first, end)?;
+        let gaps = table.gaps(first, end);
+        self.check_left(gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes)?;
+        let mut plan = Plan { range: self, made: Vec::new() };
+        for (first, end) in gaps {
+            self.fill(&mut plan, first, end)?;
+        }
+        plan.open()?;
+        let foreign = plan.foreign()?;
+        if !foreign.is_empty() {
+            prepare(&foreign).inspect_err(|error| self.abandon_if_lost(error))?;
+        }
+        Ok(table.publish(std::mem::take(&mut plan.made), first, end))
+    }
+
+    fn abandon_if_lost(&self, error: &Error) {
+        if error.status == Status::DeviceLost {
+            self.is_abandoned.store(true, Ordering::Release);
+        }
+    }
+
+    /// Refuses what cannot fit before anything is made for it.
+    fn check_left(&self, bytes: u64) -> Result<()> {
+        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
+        let left = ours.min(self.physical.left_bytes());
+        if bytes > left {
+            let text =
+                format!("{bytes} bytes of physical memory requested, {left} available; free something");
+            return Err(Error::new(Status::OutOfMemory, text));
+        }
+        Ok(())
+    }
+
+    /// Maps a gap with the largest pages that fit and are to be had.
+    fn fill(&self, plan: &mut Plan<'_>, first: u64, end: u64) -> Result<()> {
+        let (mut at, mut largest) = (first, self.holder.largest);
+        while at < end {
+            let fits = |class: &&PageClass| {
+                **class <= largest && at.is_multiple_of(class.pages()) && at + class.pages() <= end
+            };
+            let class = PageClass::ALL.iter().rev().find(fits).copied().unwrap_or(PageClass::SMALL);
+            let taken = self.physical.take(class, self.holder.tenant, self.holder.payer.as_ref());
+            match (taken, class.smaller()) {
+                (Ok(page), _) => {
+                    plan.map(at, page)?;
+                    at += class.pages();
+                }
+                // Where whole slabs are not to be had, their parts may be.
+                (Err(error), Some(smaller)) if error.status == Status::OutOfMemory => largest = smaller,
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pins(&self, table: &PageTable, first: u64, end: u64) -> Result<()> {
+        let Some((low, high)) = table.pin_in(first, end) else { return Ok(()) };
+        let (bytes, offset) = ((high - low) * self.page_bytes, low * self.page_bytes);
+        let text =
+            format!("{bytes} bytes at offset {offset} are pinned and stay committed; unpin them first");
+        Err(Error::new(Status::InUse, text))
+    }
+
+    /// Refuses a range that has a pin.
+    pub(super) fn check_unpinned(&self, first: u64, end: u64) -> Result<()> {
+        self.check_pins(&self.table.lock(), first, end)
+    }
+
+    /// Gives the pages of `[first, end)` up; those that have a stream still to pass go once it has. Returns how many
+    /// there were.
+    pub(super) fn unback(&self, first: u64, end: u64, fence: Option<&Arc<Fence>>) -> Result<u64> {
+        let mut table = self.table.lock();
+        self.check_pins(&table, first, end)?;
+        let given = table.give_up(first, end, fence);
+        // With a point to wait for, the upkeep unmaps off this path.
+        if fence.is_none() || !self.physical.has_thread() {
+            let ripe = table.take_ripe();
+            self.unmap(ripe);
+        }
+        if table.is_waiting() {
+            drop(table);
+            self.physical.stir();
+        }
+        Ok(given)
+    }
+
+    /// Puts the physical page of `[source, source + pages)` behind `[target, target + pages)` too, whose own goes back.
+    /// What is to stay of the target's bytes was copied before, and no work on the device touches either. Whether it
+    /// was done: not if one of them is cut otherwise, pinned, or partly given up.
+    pub(super) fn mesh(&self, target: u64, source: u64, pages: u64) -> Result<bool> {
+        let mut table = self.table.lock();
+        let (Some(kept), Some(gone)) =
+            (table.whole(source, source + pages), table.whole(target, target + pages))
+        else {
+            return Ok(false);
+        };
+        let (kept, gone) = (Arc::clone(kept), Arc::clone(gone));
+        if Arc::ptr_eq(&kept, &gone) {
+            return Ok(false);
+        }
+        let part = self.part(target, target + pages)?;
+        let device = self.physical.device();
+        self.physical.note_change();
+        device.virtual_unmap(part)?;
+        let put = |page: &PhysicalPage| {
+            device.virtual_map(part, page.page())?;
+            device
+                .virtual_set_access(part, Access::ReadWrite)
+                .inspect_err(|_| drop(device.virtual_unmap(part)))
+        };
+        if let Err(error) = put(&kept) {
+            // Its own page still has all bytes.
+            return match put(&gone) {
+                Ok(()) => Err(error),
+                Err(second) => {
+                    Err(second.context("a page that was taken away for a mesh could not be put back"))
+                }
+            };
+        }
+        drop(table.exchange(target, kept));
+        drop(table);
+        drop(gone);
+        Ok(true)
+    }
+
+    /// How many pages of `[first, end)` have memory that the user has.
+    pub(super) fn live_in(&self, first: u64, end: u64) -> u64 {
+        self.table.lock().live_in(first, end)
+    }
+
+    /// Keeps the pages of `[first, end)` as they are until they are unpinned as often.
+    pub(super) fn pin(&self, first: u64, end: u64) -> Result<()> {
+        self.table.lock().pin(first, end)
+    }
+
+    /// Undoes one pin of exactly this range.
+    pub(super) fn unpin(&self, first: u64, end: u64) -> Result<()> {
+        self.table.lock().unpin(first, end)
+    }
+
+    /// How many pins there are.
+    pub(super) fn pins(&self) -> u64 {
+        self.table.lock().pins()
+    }
+
+    /// Sums over the table.
+    pub(super) fn counts(&self) -> TableCounts {
+        self.table.lock().counts()
+    }
+
+    /// Checks the table.
+    pub(super) fn validate(&self) -> Result<()> {
+        self.table.lock().validate()
+    }
+
+    /// Bytes that [`Range::back`] would have to get for `[first, end)`.
+    pub(super) fn gap_bytes(&self, first: u64, end: u64) -> u64 {
+        let gaps = self.table.lock().gaps(first, end);
+        gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes
+    }
+
+    /// Waits for the streams that keep given-up pages here, and unmaps those. Blocks.
+    pub(super) fn settle(&self) -> Result<()> {
+        let waits = self.table.lock().all_waits();
+        waits.iter().try_for_each(|fence| fence.wait())?;
+        self.collect(true);
+        Ok(())
+    }
+
+    /// Takes all memory away once no stream uses it. Blocks. The addresses stay until the drop.
+    pub(super) fn clear(&self) {
+        let mut table = self.table.lock();
+        for fence in table.all_waits() {
+            // Where a point cannot be waited for, nothing on the device may be left that uses the pages; where that
+            // cannot be waited for either, they stay mapped. A panic of the device must not stop the way back.
+            let waited = catch_unwind(AssertUnwindSafe(|| fence.wait()));
+            if !matches!(waited, Ok(Ok(()))) {
+                let drained = catch_unwind(AssertUnwindSafe(|| self.physical.device().synchronize()));
+                if !matches!(drained, Ok(Ok(()))) {
+                    self.is_abandoned.store(true, Ordering::Release);
+                }
+            }
+        }
+        let pages = table.take_all();
+        self.unmap(pages);
+    }
+}
+
+impl Chore for Range {
+    fn collect(&self, waits: bool) -> Collected {
+        let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
+        let Some(mut table) = table else { return Collected { bytes: 0, is_waiting: true } };
+        let ripe = table.take_ripe();
+        let bytes = ripe.iter().map(|(_, page)| page.class().pages() * self.page_bytes).sum();
+        self.unmap(ripe);
+        Collected { bytes, is_waiting: table.is_waiting() }
+    }
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        self.clear();
+        if self.is_abandoned.load(Ordering::Acquire) {
+            self.physical.say(Level::Error, || "a range stays reserved on a device that was lost".to_owned());
+            return;
+        }
+        if let Err(error) = self.physical.device().virtual_release(self.slice) {
+            self.physical.say(Level::Error, || format!("the device did not take back addresses: {error}"));
+        }
+    }
+}

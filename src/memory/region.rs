@@ -1,0 +1,239 @@
+//! Address ranges of the heap, and the way from an address to its block.
+//!
+//! What it does: one reservation for each small class, one for all middle sizes, one for large ones; the directory that
+//! finds the region of an address with one load. What it does not: know which blocks are free.
+//! Invariants: a region lies alone in its steps of `DIRECTORY_STEP`; once made it stays for the
+//! life of the heap, so that a lookup takes no lock. An index and its address stand for each other:
+//! `address_of(index_of(address)) == address`.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::range::Range;
+use super::records::Records;
+use crate::device::DeviceSlice;
+use crate::error::Result;
+
+/// Bytes of a page of small blocks.
+pub(super) const SLAB_PAGE_BYTES: u64 = 2 << 20;
+/// Granule of middle sizes: every class above 256 KiB is a multiple of it.
+pub(super) const MIDDLE_GRANULE_BYTES: u64 = 32 << 10;
+/// Granule of large sizes.
+pub(super) const LARGE_GRANULE_BYTES: u64 = 2 << 20;
+
+/// 2^47 addresses in steps of 1 GiB; beyond that they wrap, and the region's bounds tell.
+pub(super) const DIRECTORY_STEP: u64 = 1 << 30;
+const DIRECTORY_STEPS: usize = 1 << 17;
+
+/// How a region is cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Slots of one size in pages.
+    Slots(Slots),
+    /// Runs of granules.
+    Granules(u64),
+}
+
+/// Slots of one size in pages of `SLAB_PAGE_BYTES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slots {
+    /// Size of a slot.
+    pub(super) bytes: u64,
+    /// Slots of a page.
+    pub(super) count: u32,
+    /// Bits of an index that count slots; the rest counts pages.
+    bits: u32,
+    /// 2^42 / bytes, rounded up: (offset * reciprocal) >> 42 is offset / bytes for every offset in a page.
+    reciprocal: u64,
+}
+
+const RECIPROCAL_BITS: u32 = 42;
+
+impl Slots {
+    /// The cut for slots of a size.
+    pub(super) fn new(bytes: u64) -> Self {
+        let count = (SLAB_PAGE_BYTES / bytes) as u32;
+        let reciprocal = (1u64 << RECIPROCAL_BITS).div_ceil(bytes);
+        Self { bytes, count, bits: count.next_power_of_two().trailing_zeros(), reciprocal }
+    }
+
+    /// Index of a slot of a page.
+    pub(super) fn index(&self, page: u32, slot: u32) -> u32 {
+        page << self.bits | slot
+    }
+
+    /// Page and slot of an index.
+    pub(super) fn place(&self, index: u32) -> (u32, u32) {
+        (index >> self.bits, index & ((1 << self.bits) - 1))
+    }
+
+    /// Most pages whose indexes fit.
+    pub(super) fn pages_max(&self) -> u64 {
+        1 << (32 - self.bits)
+    }
+}
+
+/// One range of addresses with the records of its blocks.
+pub(super) struct Region {
+    /// First address.
+    pub(super) base: u64,
+    /// Length.
+    pub(super) bytes: u64,
+    /// How it is cut.
+    pub(super) cut: Cut,
+    /// The addresses and what is behind them.
+    pub(super) range: Arc<Range>,
+    /// The device's page.
+    pub(super) page_bytes: u64,
+    /// From the start of `range` to `base`.
+    pub(super) lead: u64,
+    /// What is known of its blocks.
+    pub(super) records: Records,
+}
+
+impl Region {
+    /// Pages of the device behind a part of the region.
+    fn pages(&self, offset: u64, bytes: u64) -> (u64, u64) {
+        let page_bytes = self.page_bytes;
+        let first = (self.lead + offset) / page_bytes;
+        (first, first + bytes / page_bytes)
+    }
+
+    /// Puts memory behind a part of the region.
+    pub(super) fn back(&self, offset: u64, bytes: u64) -> Result<()> {
+        let (first, end) = self.pages(offset, bytes);
+        self.range.back(first, end, &|_| Ok(())).map(drop)
+    }
+
+    /// Takes the memory away from behind a part of the region that nobody uses. What had memory, in bytes.
+    pub(super) fn unback(&self, offset: u64, bytes: u64) -> Result<u64> {
+        let (first, end) = self.pages(offset, bytes);
+        Ok(self.range.unback(first, end, None)? * self.page_bytes)
+    }
+
+    /// Puts the memory of one page of slots behind another too; see [`Range::mesh`].
+    pub(super) fn mesh(&self, guest: u32, host: u32) -> Result<bool> {
+        let [guest, host] =
+            [guest, host].map(|page| self.pages(u64::from(page) * SLAB_PAGE_BYTES, SLAB_PAGE_BYTES));
+        self.range.mesh(guest.0, host.0, guest.1 - guest.0)
+    }
+
+    /// Keeps the pages of a part of the region from being moved or taken away.
+    pub(super) fn pin(&self, offset: u64, bytes: u64) -> Result<()> {
+        let (first, end) = self.covering(offset, bytes);
+        self.range.pin(first, end)
+    }
+
+    /// Undoes one pin of the same part.
+    pub(super) fn unpin(&self, offset: u64, bytes: u64) -> Result<()> {
+        let (first, end) = self.covering(offset, bytes);
+        self.range.unpin(first, end)
+    }
+
+    fn covering(&self, offset: u64, bytes: u64) -> (u64, u64) {
+        ((self.lead + offset) / self.page_bytes, (self.lead + offset + bytes).div_ceil(self.page_bytes))
+    }
+
+    /// Memory of a part of the region, for copies.
+    pub(super) fn slice(&self, offset: u64, bytes: u64) -> Result<DeviceSlice> {
+        self.range.slice().part(self.lead + offset, bytes)
+    }
+
+    /// Address of a block.
+    #[inline]
+    pub(super) fn address_of(&self, index: u32) -> u64 {
+        match self.cut {
+            Cut::Slots(slots) => {
+                let (page, slot) = slots.place(index);
+                self.base + u64::from(page) * SLAB_PAGE_BYTES + u64::from(slot) * slots.bytes
+            }
+            Cut::Granules(bytes) => self.base + u64::from(index) * bytes,
+        }
+    }
+
+    /// Index of the block that begins at an address of the region; nothing if none can begin there.
+    #[inline]
+    pub(super) fn index_of(&self, address: u64) -> Option<u32> {
+        let offset = address - self.base;
+        match self.cut {
+            Cut::Slots(slots) => {
+                let (page, inside) = (offset / SLAB_PAGE_BYTES, offset % SLAB_PAGE_BYTES);
+                let slot = (inside * slots.reciprocal) >> RECIPROCAL_BITS;
+                let is_start = slot * slots.bytes == inside && slot < u64::from(slots.count);
+                is_start.then_some(slots.index(page as u32, slot as u32))
+            }
+            Cut::Granules(bytes) => offset.is_multiple_of(bytes).then_some((offset / bytes) as u32),
+        }
+    }
+}
+
+/// All regions of a heap.
+pub(super) struct Regions {
+    /// Number of the region plus one, for each step of the address space.
+    directory: Box<[AtomicU8]>,
+    regions: Box<[OnceLock<Region>]>,
+}
+
+impl Regions {
+    /// Room for so many.
+    pub(super) fn new(count: usize) -> Self {
+        let directory = (0..DIRECTORY_STEPS).map(|_| AtomicU8::new(0)).collect();
+        Self { directory, regions: (0..count).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// One of them, if it was made.
+    #[inline]
+    pub(super) fn get(&self, number: usize) -> Option<&Region> {
+        self.regions.get(number)?.get()
+    }
+
+    /// All that were made, with their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Region)> {
+        self.regions.iter().enumerate().filter_map(|(number, region)| Some((number, region.get()?)))
+    }
+
+    /// Adds one; the caller makes each number once.
+    pub(super) fn insert(&self, number: usize, region: Region) -> Option<&Region> {
+        let steps = region.base / DIRECTORY_STEP..(region.base + region.bytes).div_ceil(DIRECTORY_STEP);
+        let places = steps.map(|step| step as usize % DIRECTORY_STEPS);
+        if places.clone().any(|place| self.directory[place].load(Ordering::Acquire) != 0) {
+            return None;
+        }
+        self.regions[number].set(region).ok()?;
+        for place in places {
+            // Release: whoever finds the number finds the region.
+            self.directory[place].store(number as u8 + 1, Ordering::Release);
+        }
+        self.get(number)
+    }
+
+    /// The region of an address.
+    #[inline]
+    pub(super) fn find(&self, address: u64) -> Option<(usize, &Region)> {
+        let step = (address / DIRECTORY_STEP) as usize % DIRECTORY_STEPS;
+        let number = self.directory[step].load(Ordering::Acquire);
+        let number = usize::from(number.checked_sub(1)?);
+        let region = self.get(number)?;
+        (address.wrapping_sub(region.base) < region.bytes).then_some((number, region))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_of_every_size_is_found_by_its_address_and_nothing_between() {
+        for bytes in (1..=1024).map(|step| step * 256) {
+            let slots = Slots::new(bytes);
+            assert!(u64::from(slots.count) * bytes <= SLAB_PAGE_BYTES);
+            for inside in (0..SLAB_PAGE_BYTES).step_by(256) {
+                let slot = (inside * slots.reciprocal) >> RECIPROCAL_BITS;
+                assert_eq!(slot, inside / bytes, "offset {inside} of slots of {bytes}");
+            }
+            let index = slots.index(77, slots.count - 1);
+            assert_eq!(slots.place(index), (77, slots.count - 1));
+            assert!(slots.pages_max() >= 1 << 18, "at least half a TiB of slots of {bytes}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The upkeep of physical pages: makes pages ahead, lets idle ones go, makes the deferred page-table changes.
+//!
+//! What it does: one pass at a given time ([`Core::tick`]), and a thread that makes passes when there is reason. What
+//! it does not: run on a simulated device, where a caller makes the passes, so that the order of calls is the same each
+//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing; it ends before the
+//! pool's owner does. Lock order: the pool's lock, alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{JoinHandle, ThreadId};
+use std::time::Duration;
+
+use super::page_class::{CLASSES, PageClass};
+use super::physical::Core;
+use crate::event::Level;
+use crate::sys::{clock, fork};
+
+/// Deferred changes are asked for again after so long, each time later while none of them comes.
+const PATIENCE_MIN_NS: u64 = 250_000;
+const PATIENCE_MAX_NS: u64 = 16_000_000;
+/// After a device that has refused a page.
+const REFUSED_NS: u64 = 1_000_000_000;
+
+impl Core {
+    /// One pass. Returns after how long the next one has something to do, if it has.
+    pub(super) fn tick(&self, now_ns: u64) -> Option<u64> {
+        let deferred = if self.is_quiet() {
+            self.chores.collect(false).is_waiting.then_some(PATIENCE_MIN_NS)
+        } else {
+            Some(PATIENCE_MIN_NS)
+        };
+        let idle_ns = self.config.idle_ns;
+        let is_strained = self.account.is_strained();
+        self.shed(|pool, class, idle, _| {
+            let ahead = self.config.ahead[class.index()] as usize;
+            let is_old = now_ns.saturating_sub(idle.since_ns) >= idle_ns;
+            is_strained || (is_old && pool.idle[class.index()].len() > ahead)
+        });
+        [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
+    }
+
+    /// Makes what is missing of the pages that are to be there ahead.
+    fn stock_up(&self, is_strained: bool) -> Option<u64> {
+        for class in PageClass::ALL {
+            let ahead = self.config.ahead[class.index()] as usize;
+            let is_short = || {
+                let pool = self.pool.lock();
+                !pool.is_stopping && pool.idle[class.index()].len() < ahead
+            };
+            while !is_strained && !self.account.is_strained() && is_short() {
+                if let Err(error) = self.stock(class) {
+                    self.say(Level::Debug, || format!("making a physical page ahead: {error}"));
+                    return Some(REFUSED_NS);
+                }
+            }
+        }
+        None
+    }
+
+    /// How long until the next page has been idle for long enough to go.
+    fn next_idle(&self, now_ns: u64) -> Option<u64> {
+        let pool = self.pool.lock();
+        let due = (0..CLASSES).filter(|&at| pool.idle[at].len() > self.config.ahead[at] as usize);
+        let times = due.filter_map(|at| pool.idle[at].front());
+        let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
+        times.map(|idle| wait(idle.since_ns)).min()
+    }
+
+    fn work(&self) {
+        let mut patience_ns = PATIENCE_MIN_NS;
+        loop {
+            let pass = AssertUnwindSafe(|| self.tick(clock::now_ns()));
+            // A panic of the device is told where it happens; the next pass may find it well.
+            let next = catch_unwind(pass).unwrap_or(Some(REFUSED_NS));
+            let mut pool = self.pool.lock();
+            if pool.is_stopping {
+                return;
+            }
+            if !pool.is_stirred {
+                match next {
+                    None => self.wake.wait(&mut pool),
+                    Some(PATIENCE_MIN_NS) => {
+                        let _ = self.wake.wait_for(&mut pool, Duration::from_nanos(patience_ns));
+                        patience_ns = (patience_ns * 2).min(PATIENCE_MAX_NS);
+                    }
+                    Some(ns) => {
+                        let _ = self.wake.wait_for(&mut pool, Duration::from_nanos(ns));
+                    }
+                }
+            }
+            if std::mem::take(&mut pool.is_stirred) {
+                patience_ns = PATIENCE_MIN_NS;
+            }
+        }
+    }
+}
+
+/// Owner of the thread; stopped and awaited on drop.
+pub(super) struct Worker {
+    core: Arc<Core>,
+    thread: Option<JoinHandle<()>>,
+    id: ThreadId,
+}
+
+impl Worker {
+    /// Starts the thread; none if the system has none to give, which is told.
+    pub(super) fn start(core: &Arc<Core>) -> Option<Self> {
+        let theirs = Arc::clone(core);
+        let made = std::thread::Builder::new().name("kavern-pages".to_owned()).spawn(move || theirs.work());
+        match made {
+            Ok(thread) => {
+                Some(Self { core: Arc::clone(core), id: thread.thread().id(), thread: Some(thread) })
+            }
+            Err(error) => {
+                core.say(Level::Warn, || format!("no thread for the upkeep of physical pages: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // In the child of a fork the thread is not there, and waiting for it would not end.
+        let Some(thread) = self.thread.take().filter(|_| !fork::is_forked_child()) else { return };
+        self.core.pool.lock().is_stopping = true;
+        self.core.wake.notify_one();
+        // The thread itself may be the last to let go of the pool's owner.
+        if std::thread::current().id() != self.id {
+            // It ends in any case; whether by a panic of the device is told by the panic.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The pool of physical pages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kavern::error::Status;
+use kavern::event::NoSink;
+use kavern::memory::{Memory, PageClass, Payer, Physical, PhysicalConfig, Quota};
+use kavern::sys::clock;
+
+use super::support::{device_bytes, devices, each, refused, with};
+
+/// A pool whose upkeep is done by hand.
+fn by_hand(
+    memory: &Arc<Memory>,
+    limit_pages: u64,
+    change: impl FnOnce(&mut PhysicalConfig),
+) -> Arc<Physical> {
+    let device = memory.device();
+    let mut config = PhysicalConfig { has_thread: false, ..PhysicalConfig::of(device.as_ref()) };
+    change(&mut config);
+    let limit = limit_pages * device.description().page_bytes;
+    let quota = Quota::new("pages", 0, limit, vec![memory.payer()]);
+    Physical::new(Arc::clone(device), quota, config, Arc::new(NoSink)).unwrap()
+}
+
+#[test]
+fn a_page_that_was_given_back_is_taken_again_without_the_device() {
+    each(|memory, unit| {
+        let before = device_bytes(memory.device().as_ref());
+        let pool = by_hand(memory, 0, |_| {});
+        let taken = PageClass::ALL.map(|class| pool.take(class, 0, None).unwrap());
+        let pages = taken.each_ref().map(|page| page.page());
+        let seen = pool.statistics();
+        assert_eq!((seen.held_bytes, seen.pooled_bytes), (49 * unit, 0));
+        drop(taken);
+        let again = PageClass::ALL.map(|class| pool.take(class, 0, None).unwrap());
+        assert_eq!(again.each_ref().map(|page| page.page()), pages);
+        for (counts, class) in pool.statistics().classes.iter().zip(PageClass::ALL) {
+            assert_eq!(counts.page_bytes, class.pages() * unit);
+            assert_eq!((counts.held, counts.pooled, counts.created, counts.released), (1, 0, 1, 0));
+            assert_eq!((counts.hits, counts.misses), (1, 1));
+        }
+        drop(again);
+        assert_eq!(pool.statistics().pooled_bytes, 49 * unit);
+        assert_eq!(pool.trim(48 * unit), 32 * unit);
+        assert_eq!(pool.trim(0), 17 * unit);
+        assert_eq!(pool.trim(0), 0);
+        assert_eq!(device_bytes(memory.device().as_ref()), before);
+    });
+}
+
+#[test]
+fn a_page_knows_whether_its_tenant_had_it_before() {
+    each(|memory, _| {
+        let pool = by_hand(memory, 0, |_| {});
+        for (tenant, is_used_by_us) in [(1, false), (1, true), (2, false), (2, true), (0, false), (0, false)]
+        {
+            // Taken and not adopted: its bytes are still another's.
+            drop(pool.take(PageClass::SMALL, tenant, None).unwrap());
+            let mut page = pool.take(PageClass::SMALL, tenant, None).unwrap();
+            assert_eq!(page.is_used_by_us(), is_used_by_us, "tenant {tenant}");
+            page.adopt();
+        }
+    });
+}
+
+#[test]
+fn idle_pages_of_another_size_make_room_under_the_limit() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 40, |_| {});
+        drop(pool.take(PageClass::LARGE, 0, None).unwrap());
+        let small: Vec<_> = (0..40).map(|_| pool.take(PageClass::SMALL, 0, None).unwrap()).collect();
+        let error = pool.take(PageClass::SMALL, 0, None).err().unwrap();
+        assert_eq!(error.status, Status::OutOfMemory);
+        let (wanted, left) = (format!("{unit} bytes"), "0 available".to_owned());
+        assert!(error.text.contains(&wanted) && error.text.contains(&left), "{}", error.text);
+        drop(small);
+        assert_eq!(
+            refused(pool.take(PageClass::LARGE, 0, None).and(pool.take(PageClass::LARGE, 0, None))),
+            { Status::OutOfMemory }
+        );
+        drop(pool.take(PageClass::LARGE, 0, None).unwrap());
+        // Asked for 32 pages of room, the pool gave 32 of 40 pages away.
+        let seen = pool.statistics();
+        assert!(seen.held_bytes == 0 && seen.pooled_bytes <= 40 * unit, "{seen:?}");
+    });
+}
+
+#[test]
+fn too_many_and_too_old_pages_go_to_the_device() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 0, |config| {
+            config.high_bytes = 3 * unit;
+            config.idle_ns = 1000;
+        });
+        let taken: Vec<_> = (0..5).map(|_| pool.take(PageClass::SMALL, 0, None).unwrap()).collect();
+        drop(taken);
+        assert_eq!(pool.statistics().pooled_bytes, 3 * unit);
+        let now_ns = clock::now_ns();
+        let pause_ns = pool.poll(0).unwrap();
+        assert!(pool.statistics().pooled_bytes == 3 * unit && pause_ns <= now_ns + 1000);
+        assert_eq!(pool.poll(now_ns + 1000), None);
+        let seen = pool.statistics();
+        assert_eq!((seen.pooled_bytes, seen.classes[0].released), (0, 5));
+    });
+}
+
+#[test]
+fn pages_are_made_ahead_by_the_upkeep_and_stay() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 100, |config| {
+            config.ahead = [2, 1, 1];
+            config.idle_ns = 1;
+        });
+        assert_eq!(pool.poll(clock::now_ns()), None);
+        assert_eq!(pool.statistics().pooled_bytes, 50 * unit);
+        let one = pool.take(PageClass::MIDDLE, 0, None).unwrap();
+        assert_eq!((pool.statistics().classes[1].hits, pool.statistics().classes[1].misses), (1, 0));
+        pool.poll(clock::now_ns());
+        assert_eq!((pool.statistics().pooled_bytes, pool.statistics().held_bytes), (50 * unit, 16 * unit));
+        drop(one);
+        pool.poll(u64::MAX);
+        assert_eq!(pool.statistics().pooled_bytes, 50 * unit);
+    });
+}
+
+#[test]
+fn a_thread_makes_pages_ahead_and_ends_with_the_pool() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 0, |config| (config.has_thread, config.ahead) = (true, [4, 0, 0]));
+        if memory.device().simulator().is_some() {
+            // No thread there: the order of calls must be the same each time.
+            assert_eq!(pool.statistics().pooled_bytes, 0);
+            return;
+        }
+        for _ in 0..3 {
+            let held = pool.take(PageClass::SMALL, 0, None).unwrap();
+            while pool.statistics().pooled_bytes < 4 * unit {
+                std::thread::yield_now();
+            }
+            drop(held);
+        }
+    });
+}
+
+#[test]
+fn past_the_soft_limit_nothing_is_kept_or_made_ahead() {
+    each(|memory, unit| {
+        let device = memory.device();
+        let quota = Quota::new("pages", 2 * unit, 10 * unit, vec![memory.payer()]);
+        let account: Arc<dyn Payer> = Arc::<Quota>::clone(&quota);
+        let config =
+            PhysicalConfig { ahead: [5, 0, 0], has_thread: false, ..PhysicalConfig::of(device.as_ref()) };
+        let pool = Physical::new(Arc::clone(device), account, config, Arc::new(NoSink)).unwrap();
+        let taken: Vec<_> = (0..4).map(|_| pool.take(PageClass::SMALL, 0, None).unwrap()).collect();
+        pool.poll(clock::now_ns());
+        assert_eq!(pool.statistics().pooled_bytes, 0);
+        drop(taken);
+        assert_eq!((pool.statistics().pooled_bytes, quota.used_bytes()), (2 * unit, 2 * unit));
+    });
+}
+
+#[test]
+fn a_quota_below_two_others_charges_all_or_none() {
+    let (one, two) = (Quota::new("a", 0, 100, vec![]), Quota::new("b", 0, 50, vec![]));
+    let below = Quota::new("c", 0, 80, vec![Arc::<Quota>::clone(&one), two.clone()]);
+    below.charge(50).unwrap();
+    let error = below.charge(10).err().unwrap();
+    assert!(error.text.contains("10 bytes of b requested, 0 available"), "{}", error.text);
+    assert_eq!([&one, &two, &below].map(|quota| quota.used_bytes()), [50; 3]);
+    assert_eq!(below.left_bytes(), 0);
+    below.discharge(50);
+    assert_eq!([&one, &two, &below].map(|quota| quota.used_bytes()), [0; 3]);
+    assert_eq!(refused(below.charge(u64::MAX)), Status::OutOfMemory);
+}
+
+#[test]
+fn a_device_that_refuses_pages_leaves_all_counts_as_they_were() {
+    for device in devices() {
+        for error in ["oom", "device", "panic"] {
+            let memory =
+                super::support::memory_of(&with(&device, &format!("fail_rate=0.5&kind=page&error={error}")));
+            let pool = by_hand(&memory, 0, |_| {});
+            let (mut made, mut failures) = (0, 0);
+            for _ in 0..40 {
+                let before = pool.statistics();
+                let attempt = std::panic::AssertUnwindSafe(|| pool.take(PageClass::SMALL, 0, None));
+                match std::panic::catch_unwind(attempt) {
+                    Ok(Ok(page)) => {
+                        made += 1;
+                        drop(page);
+                        pool.trim(0);
+                    }
+                    _ => {
+                        assert_eq!(pool.statistics(), before);
+                        failures += 1;
+                    }
+                }
+            }
+            assert!(made > 0 && failures > 0, "{made} {failures}");
+            let seen = pool.statistics();
+            assert_eq!((seen.classes[0].created, seen.classes[0].released), (made, made));
+        }
+    }
+}
+
+#[test]
+fn deferred_changes_wait_for_a_quiet_moment() {
+    each(|memory, unit| {
+        let pool = memory.physical().unwrap();
+        let is_quiet = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_quiet);
+        let range = super::support::range(memory, 1, false);
+        range.commit(0, unit).unwrap();
+        let before = pool.statistics();
+        assert_eq!((before.loud_changes, before.table_changes > 0), (0, true));
+        pool.set_quiet(Some(Arc::new(move || asked.load(Ordering::Acquire))));
+        range.decommit(0, 1, None).unwrap();
+        assert_eq!(pool.statistics().loud_changes, 1);
+        is_quiet.store(true, Ordering::Release);
+        range.commit(0, 1).unwrap();
+        assert_eq!(pool.statistics().loud_changes, 1);
+        pool.set_quiet(None);
+    });
+}
