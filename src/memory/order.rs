@@ -152,12 +152,6 @@ impl Order {
         self.close(stream, fence, vec![block]);
     }
 
-    /// The stream with the most blocks that stand behind no event, other than `except`.
-    pub(super) fn widest_open(&self, except: Option<Stream>) -> Option<Stream> {
-        let others = self.lanes.iter().filter(|lane| Some(lane.stream) != except && lane.open_count > 0);
-        others.max_by_key(|lane| lane.open_count).map(|lane| lane.stream)
-    }
-
     /// Takes out all that stands behind no event, to record one: then `close`, or `free` again if that is refused.
     pub(super) fn take_all_open(&mut self, stream: Stream) -> Vec<Freed> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
@@ -301,8 +295,6 @@ mod tests {
         assert_eq!(order.take_same(one, 0).unwrap().id, 2);
         assert_eq!(order.take_same(other, 1), None);
         assert!(order.take_other(other, 1, 0).is_none(), "no event stands behind it yet");
-        assert_eq!(order.widest_open(Some(one)), None);
-        assert_eq!(order.widest_open(Some(other)), Some(one));
         let blocks = order.take_all_open(one);
         assert_eq!(blocks.len(), 3);
         order.close(one, fences.record(one).unwrap(), blocks);

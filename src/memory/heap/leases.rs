@@ -33,18 +33,19 @@ impl Heap {
 
     /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at.
     pub fn capture_begins(&self, stream: Stream) {
-        self.flush(Some(stream));
+        self.flush(Some(self.lane(stream)));
     }
 
     /// What was allocated and freed during the captures of a stream goes back in the order of `stream`: all launches of
     /// their graphs were enqueued before.
     pub fn capture_released(&self, capture: Stream, stream: Stream) {
-        let blocks = self.captured.lock().remove(&capture.0).unwrap_or_default();
-        self.take_freed(stream, blocks);
+        let blocks = self.captured.lock().remove(&self.lane(capture).0).unwrap_or_default();
+        self.take_freed(self.lane(stream), blocks);
     }
 
     /// Gives this thread a front cache for a stream that it was just resolved to.
     pub fn adopt(self: &Arc<Self>, key: Key, is_alive: &'static AtomicU64, stream: Stream) -> Result<()> {
+        let stream = self.lane(stream);
         if stream != Stream::DEFAULT && self.is_capturing(stream)? {
             return Ok(());
         }
@@ -55,6 +56,7 @@ impl Heap {
 
     /// Puts more blocks of a size on this thread's cache for the stream, as far as they are there already.
     pub fn prefill(&self, key: Key, stream: Stream, bytes: u64, alignment: u64) {
+        let stream = self.lane(stream);
         let Some(class) = size_class::class_of(bytes, alignment.max(1)) else { return };
         if !class.is_small() || self.is_capturing(stream).unwrap_or(true) {
             return;
@@ -134,17 +136,19 @@ impl Heap {
 
     /// Forgets a stream that is about to go. Blocks until its work is done, if something was freed on it.
     pub fn forget_stream(&self, stream: Stream) -> Result<()> {
-        self.flush(Some(stream));
-        let is_known = self.core.lock().order.streams().contains(&stream);
-        if !is_known {
-            return Ok(());
+        let lanes = self.lanes_of(stream);
+        lanes.iter().for_each(|&lane| self.flush(Some(lane)));
+        let known: Vec<Stream> = self.core.lock().order.streams();
+        let known: Vec<Stream> = known.into_iter().filter(|lane| self.enqueued(*lane) == stream).collect();
+        for lane in known {
+            if !self.has(Mistake::StreamNotAwaited) {
+                self.device.stream_synchronize(self.marked(lane))?;
+            }
+            let mut core = self.core.lock();
+            let blocks = core.order.take_stream(lane);
+            Self::give_all(&mut core, blocks)?;
         }
-        if !self.has(Mistake::StreamNotAwaited) {
-            self.device.stream_synchronize(stream)?;
-        }
-        let mut core = self.core.lock();
-        let blocks = core.order.take_stream(stream);
-        Self::give_all(&mut core, blocks)
+        Ok(())
     }
 
     /// Ends the heap: every front cache is closed, so that no thread allocates any more.

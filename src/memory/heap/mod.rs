@@ -12,6 +12,7 @@
 
 mod core;
 mod grow;
+mod lane;
 mod large;
 mod leases;
 mod mesh;
@@ -240,6 +241,7 @@ impl Heap {
     pub fn allocate(self: &Arc<Self>, stream: Stream, bytes: u64, alignment: u64, tag: u64) -> Result<u64> {
         self.check_open()?;
         let tag = self.known_tag(tag)?;
+        let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let (bytes, alignment) = checked_request(bytes, alignment)?;
         let is_captured = self.is_capturing(stream)?;
@@ -361,6 +363,7 @@ impl Heap {
 
     /// Frees memory in the order of a stream: work that was enqueued on it before may still use the memory.
     pub fn free(&self, stream: Stream, address: u64) -> Result<()> {
+        let stream = self.lane(stream);
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
         let bytes = match Class::at(facts.class.into()) {
@@ -375,7 +378,7 @@ impl Heap {
             Some(users) => {
                 let is_owner_asked = !self.has(Mistake::OwnerForgotten);
                 let streams = users.into_iter().chain(Some(stream).filter(|_| is_owner_asked));
-                streams.map(|stream| self.fences.record(stream)).collect::<Result<Vec<_>>>()?
+                streams.map(|stream| self.fences.record(self.marked(stream))).collect::<Result<Vec<_>>>()?
             }
         };
         record.close();
@@ -405,6 +408,7 @@ impl Heap {
     /// Says that work on another stream uses the memory too: its free waits for that work as well.
     pub fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
         let (_, _, record, facts) = self.live(address)?;
+        let stream = self.lane(stream);
         let mut shared = self.shared.lock();
         let users = shared.entry(address).or_default();
         if !users.contains(&stream) {
@@ -444,7 +448,8 @@ impl Heap {
     }
 
     fn is_capturing(&self, stream: Stream) -> Result<bool> {
-        Ok(self.device.description().capabilities.capture && self.device.stream_is_capturing(stream)?)
+        Ok(self.device.description().capabilities.capture
+            && self.device.stream_is_capturing(self.enqueued(stream))?)
     }
 
     /// Proves every invariant.

@@ -170,24 +170,28 @@ impl Heap {
         }
     }
 
-    /// Puts all that was freed behind events, one for each stream.
+    /// Puts all that was freed behind events, one for each stream. What is being captured records nothing outside of its
+    /// graph and is left alone.
     pub(super) fn close_lanes(&self) -> Result<()> {
-        loop {
-            let taken = {
-                let mut core = self.core.lock();
-                let Some(stream) = core.order.widest_open(None) else { return Ok(()) };
-                (stream, core.order.take_all_open(stream))
-            };
-            let (stream, blocks) = taken;
-            let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { stream };
+        let lanes = self.core.lock().order.streams();
+        for lane in lanes {
+            if self.is_capturing(lane)? {
+                continue;
+            }
+            let blocks = self.core.lock().order.take_all_open(lane);
+            if blocks.is_empty() {
+                continue;
+            }
+            let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { self.marked(lane) };
             match self.fences.record(behind) {
-                Ok(fence) => self.core.lock().order.close(stream, fence, blocks),
+                Ok(fence) => self.core.lock().order.close(lane, fence, blocks),
                 Err(error) => {
-                    self.take_freed(stream, blocks);
+                    self.take_freed(lane, blocks);
                     return Err(error);
                 }
             }
         }
+        Ok(())
     }
 
     /// A block that was freed on another stream, after `stream` was made to wait for it.
@@ -196,7 +200,7 @@ impl Heap {
             return Ok(None);
         };
         let held = match (self.has(Mistake::WaitForgotten), self.has(Mistake::WaitTooOld)) {
-            (false, false) => fence.hold_back(stream),
+            (false, false) => fence.hold_back(self.enqueued(stream)),
             (true, _) => Ok(()),
             (_, true) => {
                 self.core.lock().order.oldest().first().map_or(Ok(()), |fence| fence.hold_back(stream))
