@@ -866,6 +866,19 @@ typedef struct kavern_manager_config {
     uint64_t pinned_limit_bytes;
     /** Zero. */
     uint64_t reserved[4];
+    /**
+     * Device memory above which nothing is kept that nobody uses, and pools, idle models and the callback of
+     * kavern_manager_on_reclaim are asked to give; allocations succeed all the same. 0 for none.
+     */
+    uint64_t device_soft_limit_bytes;
+    /**
+     * Name of a budget that processes of this user on this machine share; null for none. 1 to 128 letters, digits, '-', '_' and '.'.
+     * All device memory of the manager is charged to it before the device is asked, that of its shared pools too, which
+     * need no name of their own then. A process that ends, however it ends, gives its part back.
+     */
+    const char *machine_budget_name;
+    /** Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there. */
+    uint64_t machine_budget_bytes;
 } kavern_manager_config;
 
 /** What a manager has and did. You set struct_size; the call fills the rest. */
@@ -874,13 +887,16 @@ typedef struct kavern_manager_statistics {
     uint32_t struct_size;
     /** Zero. */
     uint32_t reserved;
-    /** Device memory allocated now. */
+    /**
+     * Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the device
+     * (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was given up.
+     */
     uint64_t device_bytes;
-    /** Most that was allocated at one time. */
+    /** Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it. */
     uint64_t device_peak_bytes;
-    /** Live allocations of device memory. */
+    /** Live allocations of device memory: straight from the device, and of kavern_alloc. Ranges are not counted. */
     uint64_t device_allocations;
-    /** Allocations of device memory ever made. */
+    /** As device_allocations, ever made. */
     uint64_t device_total_allocations;
     /** Limit of device memory, 0 for none. */
     uint64_t device_limit_bytes;
@@ -906,6 +922,16 @@ typedef struct kavern_manager_statistics {
     uint64_t device_calls;
     /** Races between streams that the device has found; 0 where it does not look. */
     uint64_t races;
+    /** Asked of kavern_alloc and not freed. */
+    uint64_t allocator_bytes;
+    /** Committed in elastic ranges. */
+    uint64_t elastic_bytes;
+    /** Committed by the models of shared pools. */
+    uint64_t shared_bytes;
+    /** Device memory held now, as limits count it: whole pages, with what is kept for use. */
+    uint64_t device_held_bytes;
+    /** Soft limit of device memory, 0 for none. */
+    uint64_t device_soft_limit_bytes;
 } kavern_manager_statistics;
 
 /** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
@@ -1392,6 +1418,8 @@ typedef struct kavern_memory_statistics {
     uint64_t ladder_host_waits;
     /** Requests refused after all of it. */
     uint64_t ladder_refusals;
+    /** Allocations ever that came straight from the device one by one, because it cannot map memory; 0 where it can. */
+    uint64_t plain_allocations;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */
@@ -1841,7 +1869,7 @@ kavern_status kavern_set_log_callback(uint32_t level,
                                       void *userdata);
 
 /**
- * Fills a configuration with its defaults: device "host", no limits.
+ * Fills a configuration with its defaults: device "host", no limits, no budget of the machine.
  *
  * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
  * Since: 0.1
@@ -1853,8 +1881,9 @@ kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t s
 /**
  * Opens a device.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device), KAVERN_ERR_NO_DEVICE,
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit above the limit, a bad name
+ * or another limit of the machine's budget), KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+ * KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
  * Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
  * Owner: destroy with kavern_manager_destroy.
  * Since: 0.1
@@ -1881,7 +1910,7 @@ kavern_status kavern_manager_destroy(kavern_manager **manager);
  * Reads what a manager has and did.
  *
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
- * Threads: any; does not block.
+ * Threads: any; those that allocate at this moment wait for a few microseconds.
  * Since: 0.1
  *
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
@@ -1890,7 +1919,8 @@ kavern_status kavern_manager_stats(const kavern_manager *manager,
                                    kavern_manager_statistics *out);
 
 /**
- * Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
+ * Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools,
+ * elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
  *
  * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
  * alone. The report may have grown by the next call.

@@ -7,6 +7,7 @@
 //! in use by a call is not destroyed and not forgotten before the call has ended. Whatever belongs to a manager keeps
 //! it alive. Lock order: `streams`, `caches`; each alone, no device is called under them.
 
+mod holdings;
 mod report;
 mod ticket;
 
@@ -17,11 +18,12 @@ use std::sync::{Arc, OnceLock};
 
 pub use ticket::{State, poll, wait};
 
+use self::holdings::Holdings;
 use crate::cache;
 use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
-use crate::memory::{Heap, Limits, Memory, PinnedConfig, PinnedPool, Statistics};
+use crate::memory::{Heap, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Statistics, Where};
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
 use crate::types::Id;
@@ -60,8 +62,26 @@ struct Streams {
 /// What a manager has and did.
 #[derive(Clone, Copy, Debug)]
 pub struct Totals {
-    /// Memory by place.
+    /// Memory by place: allocations straight from the device, which pools and caches make too.
     pub memory: Statistics,
+    /// Asked of the general allocator and not yet freed.
+    pub heap_bytes: u64,
+    /// Blocks of that.
+    pub heap_count: u64,
+    /// Blocks ever.
+    pub heap_allocations: u64,
+    /// Those bytes of the general allocator's blocks that `memory` counts too.
+    pub plain_bytes: u64,
+    /// As `plain_bytes`, live blocks and blocks ever.
+    pub plain_counts: (u64, u64),
+    /// Committed in elastic ranges.
+    pub elastic_bytes: u64,
+    /// Committed by models of shared pools.
+    pub shared_bytes: u64,
+    /// Device memory charged now, in use or kept for use.
+    pub held_bytes: u64,
+    /// Most that was charged at one time.
+    pub held_peak_bytes: u64,
     /// Its limits.
     pub limits: Limits,
     /// Streams made here.
@@ -78,6 +98,13 @@ pub struct Totals {
     pub races: u64,
 }
 
+impl Totals {
+    /// Device memory that was asked for and not given up, by every way.
+    pub fn device_bytes(&self) -> u64 {
+        self.memory.device.bytes - self.plain_bytes + self.heap_bytes + self.elastic_bytes + self.shared_bytes
+    }
+}
+
 /// One device with all that belongs to it.
 pub struct Manager {
     device: Arc<dyn Device>,
@@ -88,6 +115,7 @@ pub struct Manager {
     streams: Mutex<Streams>,
     pending_tickets: Arc<AtomicU64>,
     caches: Mutex<BTreeMap<u64, String>>,
+    holdings: Holdings,
     next_cache: AtomicU64,
     heap: OnceLock<Arc<Heap>>,
     making_heap: Mutex<()>,
@@ -97,9 +125,24 @@ pub struct Manager {
 impl Manager {
     /// Opens a device by name, for example "host" or "cuda:0".
     pub fn open(spec: &str, limits: Limits, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
+        Self::open_sharing(spec, limits, None, sink)
+    }
+
+    /// Opens a device whose use is charged to a budget of the machine too, if one is named: its name, and its limit or
+    /// 0 for the one that is there.
+    pub fn open_sharing(
+        spec: &str,
+        limits: Limits,
+        machine: Option<(&str, u64)>,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Arc<Self>> {
         fork::install()?;
+        let machine = machine.map(|(name, bytes)| MachineBudget::open(name, bytes)).transpose()?;
         let device = registry::open_telling(spec, Arc::clone(&sink))?;
-        let memory = Memory::new(Arc::clone(&device), limits, Arc::clone(&sink));
+        let memory = match machine {
+            Some(machine) => Memory::with_machine(Arc::clone(&device), limits, machine, Arc::clone(&sink)),
+            None => Memory::new(Arc::clone(&device), limits, Arc::clone(&sink)),
+        };
         let pinned = PinnedPool::new(&memory, PinnedConfig::of(&memory));
         let manager = Arc::new(Self {
             device,
@@ -110,6 +153,7 @@ impl Manager {
             streams: Mutex::default(),
             pending_tickets: Arc::default(),
             caches: Mutex::default(),
+            holdings: Holdings::default(),
             next_cache: AtomicU64::new(0),
             heap: OnceLock::new(),
             making_heap: Mutex::default(),
@@ -303,8 +347,19 @@ impl Manager {
             let streams = self.streams.lock();
             (streams.own.len() as u64, streams.foreign.len() as u64)
         };
+        let heap = self.heap.get().map(|heap| heap.statistics()).unwrap_or_default();
+        let (held_bytes, held_peak_bytes) = self.memory.held_bytes();
         Totals {
             memory: self.memory.statistics(),
+            heap_bytes: heap.live_bytes,
+            heap_count: heap.live_count,
+            heap_allocations: heap.allocations,
+            plain_bytes: heap.plain_bytes,
+            plain_counts: (heap.plain_count, heap.plain_allocations),
+            elastic_bytes: self.holdings.elastic_bytes(),
+            shared_bytes: self.holdings.shared_bytes(),
+            held_bytes,
+            held_peak_bytes,
             limits: self.limits,
             own_streams,
             foreign_streams,
@@ -332,6 +387,12 @@ impl Drop for Manager {
         ticket::settle_device(self.device.key());
         if let Some(heap) = self.heap.get() {
             heap.close();
+        }
+        let mut live = self.memory.live();
+        // The pinned pool goes after this, and says by itself what is left in it.
+        live.retain(|one| one.place == Where::Device);
+        if !live.is_empty() {
+            self.say(Level::Warn, || report::leaks(&live));
         }
         for (_, entry) in std::mem::take(&mut self.streams.get_mut().foreign) {
             if let Foreign::Ready(foreign) = entry

@@ -288,6 +288,37 @@ fn device_memory_is_given_out_ordered_refused_and_given_back() {
 }
 
 #[test]
+fn the_books_hold_what_is_taken_by_every_way_and_the_report_lists_it() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let output = run(&mut Command::new(build("ledger", &["ledger.c"])));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    let live = report["allocator"]["live"].as_array().expect("a list of blocks");
+    let weights = live.iter().find(|block| block["tag"] == "weights").expect("each block has its tag");
+    assert_eq!((live.len(), &weights["bytes"], &weights["stream"]), (2, &1000.into(), &0.into()));
+    assert!(weights["address"].as_u64() > Some(0) && weights["age_ms"].is_u64(), "{weights}");
+    let listed: u64 = live.iter().filter_map(|block| block["bytes"].as_u64()).sum();
+    assert_eq!(report["allocator"]["live_bytes"], listed);
+    let direct = report["memory"]["live"].as_array().expect("a list of allocations");
+    let device = direct.iter().filter(|one| one["place"] == "device");
+    let batches: u64 = device.filter_map(|one| one["bytes"].as_u64()).sum();
+    assert_eq!(report["pools"][0]["held_bytes"], batches, "a pool's batches are direct allocations");
+    assert_eq!(report["pools"][0]["requested_bytes"], 5);
+    assert_eq!(report["elastic"][0]["committed_bytes"], 6 << 20);
+    assert_eq!(report["shared_pools"][0]["models"][0]["name"], "chat");
+    assert_eq!(report["shared_pools"][0]["models"][0]["committed_bytes"], 10 << 20);
+    assert_eq!(report["pinned_pool"]["live_bytes"], 12345);
+}
+
+#[test]
+fn soft_limits_and_budgets_of_the_machine_hold() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("limits", &["limits.c"])));
+    }
+}
+
+#[test]
 fn the_program_with_a_graph_is_for_a_gpu_and_says_so() {
     if !there_is("cc", "cc") {
         return;

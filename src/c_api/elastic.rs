@@ -23,7 +23,7 @@ pub struct kavern_elastic {
 /// A range and the manager that it lives in.
 pub(super) struct Ranged {
     /// Goes before its manager.
-    elastic: Elastic,
+    elastic: Arc<Elastic>,
     manager: Arc<Manager>,
 }
 
@@ -203,7 +203,8 @@ pub unsafe extern "C" fn kavern_elastic_create(
             page_bytes: settings.page_bytes,
             has_slabs: settings.flags & single == 0,
         };
-        let elastic = Elastic::new(manager.memory(), config)?;
+        let elastic = Arc::new(Elastic::new(manager.memory(), config)?);
+        manager.attach_elastic(&elastic);
         out.write(handle::insert(Arc::new(Ranged { elastic, manager: Arc::clone(manager) }))?);
         Ok(Status::Ok)
     })

@@ -11,7 +11,7 @@ use super::handle::{self, Handle, Kind};
 use super::log::LogSink;
 use super::stream;
 use super::types::{kavern_manager, kavern_status};
-use crate::error::Status;
+use crate::error::{Error, Status};
 use crate::manager::{Manager, Totals};
 use crate::memory::Limits;
 
@@ -36,6 +36,15 @@ pub struct kavern_manager_config {
     pub pinned_limit_bytes: u64,
     /// Zero.
     pub reserved: [u64; 4],
+    /// Device memory above which nothing is kept that nobody uses, and pools, idle models and the callback of
+    /// kavern_manager_on_reclaim are asked to give; allocations succeed all the same. 0 for none.
+    pub device_soft_limit_bytes: u64,
+    /// Name of a budget that processes of this user on this machine share; null for none. 1 to 128 letters, digits, '-', '_' and '.'.
+    /// All device memory of the manager is charged to it before the device is asked, that of its shared pools too, which
+    /// need no name of their own then. A process that ends, however it ends, gives its part back.
+    pub machine_budget_name: *const c_char,
+    /// Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there.
+    pub machine_budget_bytes: u64,
 }
 
 // SAFETY: numbers and pointers that are read with checks.
@@ -58,13 +67,14 @@ pub struct kavern_manager_statistics {
     pub struct_size: u32,
     /// Zero.
     pub reserved: u32,
-    /// Device memory allocated now.
+    /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the device
+    /// (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was given up.
     pub device_bytes: u64,
-    /// Most that was allocated at one time.
+    /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it.
     pub device_peak_bytes: u64,
-    /// Live allocations of device memory.
+    /// Live allocations of device memory: straight from the device, and of kavern_alloc. Ranges are not counted.
     pub device_allocations: u64,
-    /// Allocations of device memory ever made.
+    /// As device_allocations, ever made.
     pub device_total_allocations: u64,
     /// Limit of device memory, 0 for none.
     pub device_limit_bytes: u64,
@@ -90,6 +100,16 @@ pub struct kavern_manager_statistics {
     pub device_calls: u64,
     /// Races between streams that the device has found; 0 where it does not look.
     pub races: u64,
+    /// Asked of kavern_alloc and not freed.
+    pub allocator_bytes: u64,
+    /// Committed in elastic ranges.
+    pub elastic_bytes: u64,
+    /// Committed by the models of shared pools.
+    pub shared_bytes: u64,
+    /// Device memory held now, as limits count it: whole pages, with what is kept for use.
+    pub device_held_bytes: u64,
+    /// Soft limit of device memory, 0 for none.
+    pub device_soft_limit_bytes: u64,
 }
 
 // SAFETY: numbers only.
@@ -110,10 +130,10 @@ impl From<Totals> for kavern_manager_statistics {
         Self {
             struct_size: 0,
             reserved: 0,
-            device_bytes: device.bytes,
-            device_peak_bytes: device.peak_bytes,
-            device_allocations: device.count,
-            device_total_allocations: device.total_count,
+            device_bytes: totals.device_bytes(),
+            device_peak_bytes: totals.held_peak_bytes,
+            device_allocations: device.count - totals.plain_counts.0 + totals.heap_count,
+            device_total_allocations: device.total_count - totals.plain_counts.1 + totals.heap_allocations,
             device_limit_bytes: totals.limits.device_limit_bytes,
             pinned_bytes: pinned.bytes,
             pinned_peak_bytes: pinned.peak_bytes,
@@ -126,11 +146,16 @@ impl From<Totals> for kavern_manager_statistics {
             caches: totals.caches,
             device_calls: totals.device_calls,
             races: totals.races,
+            allocator_bytes: totals.heap_bytes,
+            elastic_bytes: totals.elastic_bytes,
+            shared_bytes: totals.shared_bytes,
+            device_held_bytes: totals.held_bytes,
+            device_soft_limit_bytes: totals.limits.device_soft_limit_bytes,
         }
     }
 }
 
-/// Fills a configuration with its defaults: device "host", no limits.
+/// Fills a configuration with its defaults: device "host", no limits, no budget of the machine.
 ///
 /// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
 /// Since: 0.1
@@ -150,8 +175,9 @@ pub unsafe extern "C" fn kavern_manager_config_init(
 
 /// Opens a device.
 ///
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device), KAVERN_ERR_NO_DEVICE,
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit above the limit, a bad name
+/// or another limit of the machine's budget), KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+/// KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
 /// Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
 /// Owner: destroy with kavern_manager_destroy.
 /// Since: 0.1
@@ -176,8 +202,26 @@ pub unsafe extern "C" fn kavern_manager_create(
         let limits = Limits {
             device_limit_bytes: settings.device_limit_bytes,
             pinned_limit_bytes: settings.pinned_limit_bytes,
+            device_soft_limit_bytes: settings.device_soft_limit_bytes,
         };
-        let manager = Manager::open(device.unwrap_or("host"), limits, std::sync::Arc::new(LogSink))?;
+        let (soft, hard) = (limits.device_soft_limit_bytes, limits.device_limit_bytes);
+        if hard > 0 && soft > hard {
+            return Err(Error::argument(format!(
+                "config.device_soft_limit_bytes is {soft}, above device_limit_bytes, which is {hard}"
+            )));
+        }
+        let budget = settings.machine_budget_bytes;
+        // SAFETY: the header asks for a text or null.
+        let name =
+            unsafe { config::optional_text(settings.machine_budget_name, "config.machine_budget_name") }?;
+        if name.is_none() && budget > 0 {
+            return Err(Error::argument(
+                "config.machine_budget_bytes without a machine_budget_name; give both",
+            ));
+        }
+        let machine = name.map(|name| (name, budget));
+        let device = device.unwrap_or("host");
+        let manager = Manager::open_sharing(device, limits, machine, std::sync::Arc::new(LogSink))?;
         out.write(handle::insert(manager)?);
         Ok(Status::Ok)
     })
@@ -203,7 +247,7 @@ pub unsafe extern "C" fn kavern_manager_destroy(manager: *mut *mut kavern_manage
 /// Reads what a manager has and did.
 ///
 /// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
-/// Threads: any; does not block.
+/// Threads: any; those that allocate at this moment wait for a few microseconds.
 /// Since: 0.1
 ///
 /// # Safety
@@ -221,7 +265,8 @@ pub unsafe extern "C" fn kavern_manager_stats(
     })
 }
 
-/// Writes a report for people as JSON: device, live allocations with tag, size and age, streams, tickets, caches.
+/// Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools,
+/// elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
 ///
 /// `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
 /// alone. The report may have grown by the next call.

@@ -19,7 +19,7 @@ use crate::sys::clock;
 
 /// A pool with what it keeps alive.
 pub struct PoolObject {
-    pool: Pool,
+    pool: Arc<Pool>,
     manager: Arc<Manager>,
 }
 
@@ -70,7 +70,8 @@ pub unsafe extern "C" fn kavern_pool_create(
         let out = unsafe { Out::new(out, "out") }?;
         // SAFETY: the header asks for pointers as the fields say.
         let config = unsafe { pool_config(&settings) }?;
-        let pool = Pool::new(manager.memory(), config, clock::now_ns())?;
+        let pool = Arc::new(Pool::new(manager.memory(), config, clock::now_ns())?);
+        manager.attach_pool(&pool);
         out.write(handle::insert(Arc::new(PoolObject { pool, manager: Arc::clone(manager) }))?);
         Ok(Status::Ok)
     })

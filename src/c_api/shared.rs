@@ -26,7 +26,7 @@ pub struct kavern_shared_pool {
 /// A pool and the manager that it lives in.
 pub(super) struct Pooled {
     /// Goes before its manager.
-    pool: SharedPool,
+    pool: Arc<SharedPool>,
     manager: Arc<Manager>,
 }
 
@@ -92,7 +92,8 @@ pub unsafe extern "C" fn kavern_shared_pool_create(
             has_slabs: settings.flags & single == 0,
             machine: machine.map(|name| (name.to_owned(), settings.machine_limit_bytes)),
         };
-        let pool = SharedPool::new(manager.memory(), config)?;
+        let pool = Arc::new(SharedPool::new(manager.memory(), config)?);
+        manager.attach_shared(&pool);
         out.write(handle::insert(Arc::new(Pooled { pool, manager: Arc::clone(manager) }))?);
         Ok(Status::Ok)
     })

@@ -162,7 +162,7 @@ pub unsafe extern "C" fn kavern_manager_on_reclaim(
             let is_inside = AtomicBool::new(false);
             Arc::new(Callback { function, userdata: userdata as usize, is_inside })
         });
-        object.heap()?.set_callback(room);
+        object.memory().set_callback(room);
         Ok(Status::Ok)
     })
 }

@@ -3,11 +3,12 @@
 //! What it does: writes objects, arrays, numbers and escaped texts in one pass. What it does not: parse, or sort; the
 //! order of the fields is part of no promise. Invariant: the result is one valid JSON object in ASCII quotes and UTF-8.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{Foreign, Manager};
 use crate::device::Capabilities;
-use crate::memory::{Usage, Where};
+use crate::memory::{ElasticStatistics, HeapStatistics, LiveAllocation, LiveBlock, Usage, Where};
 use crate::sys::clock;
 
 const NS_PER_MS: u64 = 1_000_000;
@@ -151,6 +152,133 @@ fn memory(json: &mut Json, manager: &Manager) {
     });
 }
 
+fn block(json: &mut Json, block: &LiveBlock) {
+    json.object(|json| {
+        json.key("tag");
+        json.string(&block.tag);
+        json.numbers(&[
+            ("address", block.address),
+            ("bytes", block.bytes),
+            ("block_bytes", block.block_bytes),
+            ("stream", block.stream),
+            ("age_ms", block.age_ms),
+        ]);
+    });
+}
+
+fn allocator(json: &mut Json, manager: &Manager) {
+    // One that was never asked for holds nothing.
+    let heap = manager.heap.get();
+    let totals: HeapStatistics = heap.map(|heap| heap.statistics()).unwrap_or_default();
+    json.numbers(&[
+        ("live_bytes", totals.live_bytes),
+        ("live_count", totals.live_count),
+        ("allocations", totals.allocations),
+        ("frees", totals.frees),
+        ("backed_bytes", totals.backed_bytes),
+        ("front_cache_bytes", totals.front_cache_bytes),
+        ("ordered_bytes", totals.ordered_bytes),
+        ("largest_free_bytes", totals.largest_free_bytes),
+        ("plain_allocations", totals.plain_allocations),
+        ("refusals", totals.ladder.refusals),
+    ]);
+    json.key("live");
+    let live = heap.map(|heap| heap.live_blocks()).unwrap_or_default();
+    json.array(|json| live.iter().for_each(|live| block(json, live)));
+}
+
+fn range(json: &mut Json, range: &ElasticStatistics) {
+    json.numbers(&[
+        ("capacity_bytes", range.capacity_bytes),
+        ("committed_bytes", range.committed_bytes),
+        ("physical_bytes", range.physical_bytes),
+        ("retained_bytes", range.retained_bytes),
+        ("leaving_bytes", range.leaving_bytes),
+        ("pins", range.pins),
+    ]);
+}
+
+fn pools(json: &mut Json, manager: &Manager) {
+    for pool in manager.holdings.pools() {
+        let (totals, _) = pool.statistics();
+        json.object(|json| {
+            json.key("tag");
+            json.string(pool.tag());
+            json.numbers(&[
+                ("held_bytes", totals.held_bytes),
+                ("in_use_bytes", totals.in_use_bytes),
+                ("requested_bytes", totals.requested_bytes),
+                ("blocks", totals.blocks),
+                ("in_use", totals.in_use),
+                ("max_bytes", totals.max_bytes),
+            ]);
+        });
+    }
+}
+
+fn elastics(json: &mut Json, manager: &Manager) {
+    for elastic in manager.holdings.elastics() {
+        json.object(|json| {
+            json.numbers(&[("base", elastic.base())]);
+            range(json, &elastic.statistics());
+        });
+    }
+}
+
+fn shared_pools(json: &mut Json, manager: &Manager) {
+    for shared in manager.holdings.shared() {
+        let totals = shared.statistics();
+        json.object(|json| {
+            json.numbers(&[
+                ("limit_bytes", totals.limit_bytes),
+                ("used_bytes", totals.used_bytes),
+                ("pooled_bytes", totals.pooled_bytes),
+                ("refusals", totals.refusals),
+            ]);
+            json.key("models");
+            json.array(|json| {
+                for (name, model) in shared.models() {
+                    json.object(|json| {
+                        json.key("name");
+                        json.string(&name);
+                        range(json, &model.range);
+                        json.numbers(&[
+                            ("min_bytes", model.terms.min_bytes),
+                            ("weight", model.terms.weight),
+                            ("cap_bytes", model.terms.cap_bytes),
+                        ]);
+                    });
+                }
+            });
+        });
+    }
+}
+
+fn pinned_pool(json: &mut Json, manager: &Manager) {
+    let pinned = manager.pinned.statistics();
+    json.numbers(&[
+        ("held_bytes", pinned.held_bytes),
+        ("live_bytes", pinned.live_bytes),
+        ("live", pinned.live),
+        ("leaving_bytes", pinned.leaving_bytes),
+        ("free_bytes", pinned.free_bytes),
+        ("registered_bytes", pinned.registered_bytes),
+    ]);
+}
+
+/// What was allocated straight from the device and is still there when the manager closes, by tag.
+pub(super) fn leaks(live: &[LiveAllocation]) -> String {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for one in live {
+        *sums.entry(&one.tag).or_default() += one.bytes;
+    }
+    let mut sums: Vec<(&str, u64)> = sums.into_iter().collect();
+    sums.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+    let shown: Vec<String> = sums.iter().take(8).map(|(tag, bytes)| format!("\"{tag}\" {bytes}")).collect();
+    let bytes: u64 = live.iter().map(|one| one.bytes).sum();
+    format!("closed with {} live allocations of {bytes} bytes: {}", live.len(), shown.join(", "))
+}
+
 fn streams(json: &mut Json, manager: &Manager) {
     let streams = manager.streams.lock();
     json.key("own");
@@ -180,6 +308,16 @@ pub(super) fn json(manager: &Manager) -> String {
         json.object(|json| device(json, manager));
         json.key("memory");
         json.object(|json| memory(json, manager));
+        json.key("allocator");
+        json.object(|json| allocator(json, manager));
+        json.key("pools");
+        json.array(|json| pools(json, manager));
+        json.key("elastic");
+        json.array(|json| elastics(json, manager));
+        json.key("shared_pools");
+        json.array(|json| shared_pools(json, manager));
+        json.key("pinned_pool");
+        json.object(|json| pinned_pool(json, manager));
         json.key("streams");
         json.object(|json| streams(json, manager));
         json.numbers(&[("pending_tickets", manager.totals().pending_tickets)]);

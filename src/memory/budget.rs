@@ -17,6 +17,8 @@ use crate::sys::tally::Tally;
 pub struct Limits {
     /// Device memory.
     pub device_limit_bytes: u64,
+    /// Device memory above which nothing is kept that nobody uses, and others are asked to give; 0 for none.
+    pub device_soft_limit_bytes: u64,
     /// Pinned host memory.
     pub pinned_limit_bytes: u64,
 }
@@ -25,20 +27,69 @@ struct Account {
     what: &'static str,
     limit_bytes: u64,
     used_bytes: AtomicU64,
+    /// Most that was used at one time.
+    peak_bytes: AtomicU64,
 }
 
 pub(super) struct Budget {
     device: Account,
     pinned: Account,
+    /// 0 for none.
+    soft_bytes: u64,
+    /// Used device memory for which others were asked already; at least the soft limit.
+    asked_bytes: AtomicU64,
+    /// What the processes of this machine share.
+    machine: Option<Arc<MachineBudget>>,
 }
 
 impl Budget {
-    pub(super) fn new(limits: Limits) -> Self {
-        let account = |what, limit_bytes| Account { what, limit_bytes, used_bytes: AtomicU64::new(0) };
+    pub(super) fn new(limits: Limits, machine: Option<Arc<MachineBudget>>) -> Self {
+        let account = |what, limit_bytes| Account {
+            what,
+            limit_bytes,
+            used_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
+        };
         Self {
             device: account("device", limits.device_limit_bytes),
             pinned: account("pinned", limits.pinned_limit_bytes),
+            soft_bytes: limits.device_soft_limit_bytes,
+            asked_bytes: AtomicU64::new(limits.device_soft_limit_bytes),
+            machine,
         }
+    }
+
+    /// Device memory that is charged now, and that was at most.
+    pub(super) fn device_bytes(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        (read(&self.device.used_bytes), read(&self.device.peak_bytes))
+    }
+
+    /// Device memory above the soft limit.
+    pub(super) fn over_bytes(&self) -> u64 {
+        match self.soft_bytes {
+            0 => 0,
+            soft_bytes => self.device_bytes().0.saturating_sub(soft_bytes),
+        }
+    }
+
+    /// Whether more than the soft limit is used, and more than when others were asked for it last.
+    pub(super) fn is_newly_over(&self) -> bool {
+        if self.soft_bytes == 0 {
+            return false;
+        }
+        let used = self.device_bytes().0;
+        if used > self.asked_bytes.load(Ordering::Relaxed) {
+            return true;
+        }
+        // It follows what is used on the way down, so that the next rise is told.
+        self.asked_bytes.store(used.max(self.soft_bytes), Ordering::Relaxed);
+        false
+    }
+
+    /// All were asked who can give for what is used now.
+    pub(super) fn note_relief(&self) {
+        self.asked_bytes.store(self.device_bytes().0.max(self.soft_bytes), Ordering::Relaxed);
     }
 
     fn account(&self, place: Where) -> &Account {
@@ -54,7 +105,15 @@ impl Budget {
         let limit_bytes = if account.limit_bytes == 0 { u64::MAX } else { account.limit_bytes };
         let take = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= limit_bytes);
         match account.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => Ok(Charge { account, bytes }),
+            Ok(_) => {
+                let mut charge = Charge { account, machine: None, bytes };
+                if let Some(machine) = self.machine.as_deref().filter(|_| place == Where::Device) {
+                    // The process's part goes back by itself if the machine refuses.
+                    machine.charge(bytes)?;
+                    charge.machine = Some(machine);
+                }
+                Ok(charge)
+            }
             Err(used) => Err(Error::new(
                 match place {
                     Where::Device => Status::OutOfMemory,
@@ -72,6 +131,9 @@ impl Budget {
 
     /// Gives kept bytes back.
     pub(super) fn discharge(&self, place: Where, bytes: u64) {
+        if let Some(machine) = self.machine.as_deref().filter(|_| place == Where::Device) {
+            machine.discharge(bytes);
+        }
         self.account(place).give(bytes);
     }
 }
@@ -86,18 +148,24 @@ impl Account {
 /// Bytes taken for something that may still fail.
 pub(super) struct Charge<'a> {
     account: &'a Account,
+    machine: Option<&'a MachineBudget>,
     bytes: u64,
 }
 
 impl Charge<'_> {
     /// The thing was made; its owner gives the bytes back.
     pub(super) fn keep(self) {
+        let used = self.account.used_bytes.load(Ordering::Acquire);
+        self.account.peak_bytes.fetch_max(used, Ordering::AcqRel);
         std::mem::forget(self);
     }
 }
 
 impl Drop for Charge<'_> {
     fn drop(&mut self) {
+        if let Some(machine) = self.machine {
+            machine.discharge(self.bytes);
+        }
         self.account.give(self.bytes);
     }
 }
@@ -132,10 +200,11 @@ impl Payer for DeviceShare {
             0 => u64::MAX,
             limit_bytes => limit_bytes.saturating_sub(account.used_bytes.load(Ordering::Acquire)),
         }
+        .min(self.0.machine.as_ref().map_or(u64::MAX, |machine| machine.left_bytes()))
     }
 
     fn is_strained(&self) -> bool {
-        false
+        self.0.over_bytes() > 0
     }
 }
 

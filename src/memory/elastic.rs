@@ -66,6 +66,8 @@ pub struct ElasticStatistics {
 pub struct Elastic {
     range: Arc<Range>,
     physical: Arc<Physical>,
+    /// Whoever helps where memory is short; a shared pool does by itself.
+    memory: Option<Arc<Memory>>,
     page_bytes: u64,
     /// Of `page_bytes`.
     unit: u64,
@@ -76,7 +78,9 @@ impl Elastic {
     /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit.
     pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Self> {
         let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
-        Self::of(memory.physical()?, config, Holder { tenant: 0, payer: None, largest })
+        let mut elastic = Self::of(memory.physical()?, config, Holder { tenant: 0, payer: None, largest })?;
+        elastic.memory = Some(Arc::clone(memory));
+        Ok(elastic)
     }
 
     /// A range with pages of a given pool.
@@ -96,7 +100,7 @@ impl Elastic {
             )));
         };
         let range = Range::new(Arc::clone(&physical), capacity_bytes, holder)?;
-        Ok(Self { range, physical, page_bytes, unit: page_bytes / device_page, capacity_bytes })
+        Ok(Self { range, physical, memory: None, page_bytes, unit: page_bytes / device_page, capacity_bytes })
     }
 
     /// The addresses, whether they have memory or not.
@@ -137,7 +141,11 @@ impl Elastic {
     /// Puts memory behind a part, widened to pages, all or nothing; what has memory keeps it. Blocks where a part was
     /// decommitted and its stream is not past.
     pub fn commit(&self, offset: u64, bytes: u64) -> Result<Extent> {
-        self.commit_prepared(offset, bytes, &|_| Ok(()))
+        let commit = || self.commit_prepared(offset, bytes, &|_| Ok(()));
+        let Some(memory) = &self.memory else { return commit() };
+        let extent = memory.with_room(commit)?;
+        memory.relax();
+        Ok(extent)
     }
 
     pub(super) fn commit_prepared(&self, offset: u64, bytes: u64, prepare: Prepare<'_>) -> Result<Extent> {

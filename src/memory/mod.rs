@@ -26,17 +26,18 @@ mod range;
 mod reclaim;
 mod records;
 mod region;
+mod rooms;
 mod shared;
 mod shares;
 pub mod size_class;
 pub mod slab;
 mod upkeep;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use budget::{Limits, MachineBudget, Payer, Quota};
 pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
-pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock, Room};
+pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
 pub use page_class::{
     CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics,
@@ -45,14 +46,16 @@ pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
 pub use pool::{ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolStatistics, Sizes};
 pub use reclaim::Reclaim;
+pub use rooms::Room;
 pub use shared::{ModelStatistics, SharedConfig, SharedPool, SharedStatistics};
 pub use shares::Terms;
 
 use self::budget::{Budget, DeviceShare};
 use self::fence::Fences;
 use self::ledger::{Entry, Ledger};
+use self::rooms::Rooms;
 use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
 use crate::sync::Mutex;
 
@@ -87,6 +90,7 @@ pub struct Memory {
     sink: Arc<dyn EventSink>,
     budget: Arc<Budget>,
     ledger: Ledger,
+    rooms: Arc<Rooms>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -104,12 +108,33 @@ impl Memory {
         sink: Arc<dyn EventSink>,
         strategy: &StrategyEntry,
     ) -> Arc<Self> {
+        Self::with_all(device, limits, None, sink, strategy)
+    }
+
+    /// Memory of a device whose use is charged to a budget of the machine too.
+    pub fn with_machine(
+        device: Arc<dyn Device>,
+        limits: Limits,
+        machine: Arc<MachineBudget>,
+        sink: Arc<dyn EventSink>,
+    ) -> Arc<Self> {
+        Self::with_all(device, limits, Some(machine), sink, &STRATEGIES[0])
+    }
+
+    fn with_all(
+        device: Arc<dyn Device>,
+        limits: Limits,
+        machine: Option<Arc<MachineBudget>>,
+        sink: Arc<dyn EventSink>,
+        strategy: &StrategyEntry,
+    ) -> Arc<Self> {
         let strategy = (strategy.make)();
-        let budget = Arc::new(Budget::new(limits));
+        let budget = Arc::new(Budget::new(limits, machine));
         Arc::new(Self {
             device,
             strategy,
             sink,
+            rooms: Rooms::new(Arc::clone(&budget)),
             budget,
             ledger: Ledger::default(),
             physical: Mutex::default(),
@@ -148,6 +173,35 @@ impl Memory {
         physical.map_or(0, |physical| physical.trim(0))
     }
 
+    /// Somebody who is asked for memory before an allocation of a heap is refused; forgotten when it is dropped.
+    pub fn add_room(&self, room: Weak<dyn Room>) {
+        self.rooms.add(room);
+    }
+
+    /// The program's own callback, asked last; none asks nobody.
+    pub fn set_callback(&self, callback: Option<Arc<dyn Room>>) {
+        self.rooms.set_callback(callback);
+    }
+
+    /// For somebody else than a heap who is short of device memory: takes what is free in the heaps and among the idle
+    /// pages; the bytes that went back. Blocks for the driver's calls.
+    pub(super) fn make_room(&self) -> u64 {
+        self.rooms.empty_heaps() + self.trim_pages()
+    }
+
+    /// Tries, and once more where device memory was short and some could be given back.
+    pub(super) fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(error) if error.status == Status::OutOfMemory && self.make_room() > 0 => attempt(),
+            other => other,
+        }
+    }
+
+    /// Memory was taken: see whether that passed the soft limit.
+    pub(super) fn relax(&self) {
+        self.rooms.relax();
+    }
+
     /// A general allocator on the pool of physical pages.
     pub fn make_heap(&self) -> Result<Arc<Heap>> {
         let total_bytes = self.device.description().total_bytes;
@@ -161,15 +215,20 @@ impl Memory {
     /// As `make_heap`, with settings.
     pub fn make_heap_with(&self, config: HeapConfig) -> Result<Arc<Heap>> {
         let fences = Fences::new(Arc::clone(&self.device));
-        Heap::new(self.physical()?, fences, Arc::clone(&self.sink), config)
+        let heap =
+            Heap::new(self.physical()?, fences, Arc::clone(&self.rooms), Arc::clone(&self.sink), config)?;
+        self.rooms.add_heap(&heap);
+        Ok(heap)
     }
 
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.
     pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
         let make = || self.strategy.allocate(self.device.as_ref(), bytes);
-        let slice = self.charged(Where::Device, bytes, tag, make)?;
+        let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
-        Ok(Allocation { memory: Arc::clone(self), slice, entry })
+        let allocation = Allocation { memory: Arc::clone(self), slice, entry };
+        self.relax();
+        Ok(allocation)
     }
 
     /// Pinned host memory, zeroed. May block.
@@ -196,6 +255,11 @@ impl Memory {
     /// What is allocated now and was at most.
     pub fn statistics(&self) -> Statistics {
         self.ledger.statistics()
+    }
+
+    /// Device memory that is charged now, in use or kept for use, and that was at most.
+    pub fn held_bytes(&self) -> (u64, u64) {
+        self.budget.device_bytes()
     }
 
     /// Every live allocation, oldest first.

@@ -353,6 +353,11 @@ impl Physical {
         self.core.shed(|pool, _, _, _| self.core.pooled_bytes(pool) > keep_bytes)
     }
 
+    /// Gives at least so many bytes of idle pages to the device, as far as there are so many; what was given.
+    pub(super) fn give(&self, bytes: u64) -> u64 {
+        self.core.shed(|_, _, _, shed_bytes| shed_bytes < bytes)
+    }
+
     /// Makes all deferred page-table changes whose time has come; returns the bytes that came back to the pool.
     pub fn collect(&self) -> u64 {
         self.core.chores.collect(true).bytes

@@ -20,6 +20,7 @@ use super::page_class::{PageClass, PhysicalConfig, PhysicalStatistics};
 use super::physical::Physical;
 use super::range::Holder;
 use super::reclaim::{Hook, Reclaim};
+use super::rooms::Room;
 use super::shares::{ModelPayer, Request, Shares, Terms};
 use crate::device::{Device, DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
@@ -290,7 +291,7 @@ impl SharedPool {
             }
             // Id 0 is no model's: it stands for this last step, which is done once.
             None if asked.insert(0) => {
-                self.memory.trim_pages();
+                self.memory.make_room();
                 for model in &models {
                     // A point that cannot be waited for brings nothing back.
                     let _ = model.elastic.settle();
@@ -317,7 +318,10 @@ impl SharedPool {
         loop {
             let scrub = |foreign: &[DeviceSlice]| self.scrubber.clear(foreign);
             let error = match model.elastic.commit_prepared(offset, bytes, &scrub) {
-                Ok(extent) => return Ok(extent),
+                Ok(extent) => {
+                    self.memory.relax();
+                    return Ok(extent);
+                }
                 Err(error) => error,
             };
             let missing = model.elastic.missing_bytes(offset, bytes).unwrap_or(0);
@@ -379,14 +383,23 @@ impl SharedPool {
 
     /// What a model has.
     pub fn model_statistics(&self, name: &str) -> Result<ModelStatistics> {
-        let model = self.find(name)?;
-        Ok(ModelStatistics {
+        Ok(self.statistics_of(&*self.find(name)?))
+    }
+
+    fn statistics_of(&self, model: &Model) -> ModelStatistics {
+        ModelStatistics {
             range: model.elastic.statistics(),
             terms: model.terms,
             peak_bytes: self.shares.of(model.id).1,
             wanted_bytes: model.wanted_bytes.load(Ordering::Acquire),
             requests: model.requests.load(Ordering::Relaxed),
-        })
+        }
+    }
+
+    /// All models by name, and what each has.
+    pub fn models(&self) -> Vec<(String, ModelStatistics)> {
+        let models: Vec<Arc<Model>> = self.models.lock().values().cloned().collect();
+        models.iter().map(|model| (model.name.clone(), self.statistics_of(model))).collect()
     }
 
     /// What the pool has and did.
@@ -415,5 +428,32 @@ impl SharedPool {
         self.shares.validate()?;
         let models: Vec<Arc<Model>> = self.models.lock().values().cloned().collect();
         models.iter().try_for_each(|model| model.elastic.validate())
+    }
+}
+
+impl Room for SharedPool {
+    fn reclaim(&self, bytes: u64) -> u64 {
+        self.physical.collect();
+        let mut given_bytes = self.physical.give(bytes);
+        let models: Vec<Arc<Model>> = self.models.lock().values().cloned().collect();
+        // An owner that is being asked must not make others be asked: they might ask it back.
+        let is_inside = models.iter().any(|model| model.hook.is_inside());
+        let mut asked = BTreeSet::new();
+        while given_bytes < bytes && !is_inside {
+            let missing_bytes = bytes - given_bytes;
+            let next = self.shares.next_spare(missing_bytes, |id| asked.contains(&id));
+            let Some(request) = next else { break };
+            asked.insert(request.id);
+            if let Some(model) = models.iter().find(|model| model.id == request.id) {
+                self.ask(model, request.bytes);
+            }
+            self.physical.collect();
+            given_bytes += self.physical.give(missing_bytes);
+        }
+        given_bytes
+    }
+
+    fn rank(&self) -> u32 {
+        1
     }
 }

@@ -181,6 +181,14 @@ impl Shares {
         (short > 0).then(|| Request { id, bytes: bytes_over.min(short) })
     }
 
+    /// Whom somebody outside of the pool may ask, who needs `bytes`: the model of the highest level, for what it has
+    /// over its minimum.
+    pub(super) fn next_spare(&self, bytes: u64, was_asked: impl Fn(u64) -> bool) -> Option<Request> {
+        let books = self.books.lock();
+        let (id, over) = self.rank(&books, (0, 1), |other| !was_asked(other))?;
+        Some(Request { id, bytes: over.min(bytes) })
+    }
+
     /// The model of the highest level among those above `target`, with the bytes that bring it down to that.
     fn rank(
         &self,

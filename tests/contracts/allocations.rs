@@ -73,7 +73,7 @@ fn nothing_is_not_allocated() {
 
 #[test]
 fn the_budget_refuses_what_is_over_it_and_forgets_failures() {
-    let limits = Limits { device_limit_bytes: 1000, pinned_limit_bytes: 100 };
+    let limits = Limits { device_limit_bytes: 1000, pinned_limit_bytes: 100, ..Limits::default() };
     each_strategy(limits, |_, memory| {
         let first = memory.allocate(600, "first").unwrap();
         let error = memory.allocate(401, "second").err().unwrap();
@@ -97,7 +97,7 @@ fn an_allocation_that_the_device_refuses_is_not_charged() {
         for error in ["oom", "device", "panic"] {
             let device =
                 registry::open(&format!("{}:0?fail_rate=0.5&seed=1&error={error}", subject.backend)).unwrap();
-            let limits = Limits { device_limit_bytes: 4096, pinned_limit_bytes: 4096 };
+            let limits = Limits { device_limit_bytes: 4096, pinned_limit_bytes: 4096, ..Limits::default() };
             let memory = Memory::new(device, limits, Arc::new(NoSink));
             let mut failures = 0;
             for _ in 0..100 {
@@ -136,7 +136,7 @@ fn a_free_that_fails_is_told() {
 
 #[test]
 fn threads_allocate_and_free_without_losing_count() {
-    let limits = Limits { device_limit_bytes: 64 << 10, pinned_limit_bytes: 0 };
+    let limits = Limits { device_limit_bytes: 64 << 10, pinned_limit_bytes: 0, ..Limits::default() };
     each_strategy(limits, |_, memory| {
         std::thread::scope(|scope| {
             for thread in 0..4u64 {

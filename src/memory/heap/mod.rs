@@ -34,6 +34,7 @@ use super::order::Freed;
 use super::physical::Physical;
 use super::records::{Facts, Record};
 use super::region::{MIDDLE_GRANULE_BYTES, Region, Regions};
+use super::rooms::Rooms;
 use super::size_class::{self, Class};
 use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
@@ -44,7 +45,7 @@ use crate::sys::lease::Guest;
 use crate::types::{Id, IdKind};
 
 pub use self::mesh::Defragmented;
-pub use self::pressure::{LadderCounts, Room};
+pub use self::pressure::LadderCounts;
 pub use self::report::{HeapStatistics, LiveBlock};
 
 /// Numbers of the regions after those of the small classes.
@@ -84,6 +85,7 @@ pub struct Heap {
     device: Arc<dyn Device>,
     fences: Arc<Fences>,
     physical: Arc<Physical>,
+    rooms: Arc<Rooms>,
     sink: Arc<dyn EventSink>,
     config: HeapConfig,
     total_bytes: u64,
@@ -118,6 +120,7 @@ impl Heap {
     pub(super) fn new(
         physical: Arc<Physical>,
         fences: Arc<Fences>,
+        rooms: Arc<Rooms>,
         sink: Arc<dyn EventSink>,
         config: HeapConfig,
     ) -> Result<Arc<Self>> {
@@ -129,6 +132,7 @@ impl Heap {
             device,
             fences,
             physical,
+            rooms,
             sink,
             config,
             total_bytes,
@@ -269,6 +273,9 @@ impl Heap {
         record.open(&Facts { class, stream: stream_number, bytes, tag, born, is_shared: false, is_captured });
         self.slow.allocations.fetch_add(1, Ordering::Relaxed);
         self.slow.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if !is_captured {
+            self.rooms.relax();
+        }
         Ok(region.address_of(index))
     }
 

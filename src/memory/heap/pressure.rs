@@ -5,25 +5,18 @@
 //! and at last waiting for work in flight. After each step the request is tried again. Each step is counted.
 //! What it does not: take from anybody who did not offer it. Invariant: no lock is held while somebody else is asked.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use super::super::fence::Fence;
 use super::super::order::Freed;
+use super::super::region::LARGE_GRANULE_BYTES;
 use super::Heap;
 use super::planted::Mistake;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
-use crate::sync::{Mutex, pause};
+use crate::sync::pause;
 use crate::sys::clock;
-
-/// Somebody who holds memory that can be spared.
-pub trait Room: Send + Sync {
-    /// Gives back at least `bytes` if it can; what was given back. Called without any lock of the heap.
-    fn reclaim(&self, bytes: u64) -> u64;
-    /// Lower numbers are asked first: 0 pools, 1 idle models, 2 callbacks of the program.
-    fn rank(&self) -> u32;
-}
 
 /// How often each step was taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,8 +46,6 @@ pub(super) struct Ladder {
     rooms: AtomicU64,
     host_waits: AtomicU64,
     refusals: AtomicU64,
-    others: Mutex<Vec<Weak<dyn Room>>>,
-    callback: Mutex<Option<Arc<dyn Room>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -98,19 +89,6 @@ impl Ladder {
 }
 
 impl Heap {
-    /// Somebody who can be asked when memory is short; forgotten when it is dropped.
-    pub fn add_room(&self, room: Weak<dyn Room>) {
-        let mut others = self.ladder.others.lock();
-        others.retain(|other| other.strong_count() > 0);
-        others.push(room);
-    }
-
-    /// The program's own callback; none asks nobody.
-    pub fn set_callback(&self, callback: Option<Arc<dyn Room>>) {
-        let former = std::mem::replace(&mut *self.ladder.callback.lock(), callback);
-        drop(former);
-    }
-
     /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait.
     pub(super) fn climb<T>(
         &self,
@@ -154,7 +132,7 @@ impl Heap {
             }
             Step::StreamWaits => Ok(()),
             Step::Rooms => {
-                self.ask_others(bytes);
+                self.rooms.ask(self.missing_bytes(bytes));
                 self.trim()?;
                 self.physical.trim(0);
                 Ok(())
@@ -167,6 +145,16 @@ impl Heap {
                 self.physical.trim(0);
                 Ok(())
             }
+        }
+    }
+
+    /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
+    fn missing_bytes(&self, bytes: u64) -> u64 {
+        let free = self.device.memory_info().map_or(u64::MAX, |info| info.free_bytes);
+        let wanted = bytes.next_multiple_of(LARGE_GRANULE_BYTES);
+        match wanted.saturating_sub(self.physical.left_bytes().min(free)) {
+            0 => wanted,
+            missing => missing,
         }
     }
 
@@ -211,20 +199,6 @@ impl Heap {
             Err(error) => {
                 self.core.lock().order.put_back(owner, fence, block);
                 Err(error)
-            }
-        }
-    }
-
-    fn ask_others(&self, bytes: u64) {
-        let mut others: Vec<Arc<dyn Room>> =
-            self.ladder.others.lock().iter().filter_map(Weak::upgrade).collect();
-        others.extend(self.ladder.callback.lock().clone());
-        others.sort_by_key(|room| room.rank());
-        let mut missing = bytes;
-        for room in others {
-            missing = missing.saturating_sub(room.reclaim(missing));
-            if missing == 0 {
-                return;
             }
         }
     }

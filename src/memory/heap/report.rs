@@ -34,6 +34,12 @@ pub struct HeapStatistics {
     pub largest_free_bytes: u64,
     /// What was done when memory was short.
     pub ladder: LadderCounts,
+    /// Allocations straight from the device, because it cannot map memory, ever.
+    pub plain_allocations: u64,
+    /// Live ones of them.
+    pub plain_count: u64,
+    /// Bytes of the live ones, with what alignment adds.
+    pub plain_bytes: u64,
 }
 
 /// One live block.
@@ -107,6 +113,7 @@ impl Heap {
             backed_bytes,
             largest_free_bytes: middle.max(idle),
             ladder: self.ladder.counts(),
+            ..HeapStatistics::default()
         }
     }
 

@@ -24,7 +24,7 @@ pub use statistics::{ClassStatistics, PoolStatistics};
 
 use self::books::{Books, Cells, Growth, Source};
 use super::fence::{Fence, Fences};
-use super::{Allocation, Memory};
+use super::{Allocation, Memory, Room};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, Level};
@@ -334,6 +334,11 @@ impl Pool {
 
     // -------------------------------------------------------------------------------------------- looking
 
+    /// What its memory is called in reports.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
     /// Totals, and classes by size.
     pub fn statistics(&self) -> (PoolStatistics, Vec<ClassStatistics>) {
         self.books.lock().statistics()
@@ -342,6 +347,18 @@ impl Pool {
     /// Proves the invariants of the books.
     pub fn validate(&self) -> Result<()> {
         self.books.lock().validate()
+    }
+}
+
+impl Room for Pool {
+    fn reclaim(&self, bytes: u64) -> u64 {
+        self.refresh();
+        let idle = self.books.lock().take_idle(bytes, |_, _, _| true);
+        idle.iter().map(Allocation::bytes).sum()
+    }
+
+    fn rank(&self) -> u32 {
+        0
     }
 }
 

@@ -585,6 +585,9 @@ kavern_manager_config._fields_ = [
     ("device_limit_bytes", _c.c_uint64),
     ("pinned_limit_bytes", _c.c_uint64),
     ("reserved", _c.c_uint64 * 4),
+    ("device_soft_limit_bytes", _c.c_uint64),
+    ("machine_budget_name", _c.c_char_p),
+    ("machine_budget_bytes", _c.c_uint64),
 ]
 
 kavern_manager_statistics._fields_ = [
@@ -606,6 +609,11 @@ kavern_manager_statistics._fields_ = [
     ("caches", _c.c_uint64),
     ("device_calls", _c.c_uint64),
     ("races", _c.c_uint64),
+    ("allocator_bytes", _c.c_uint64),
+    ("elastic_bytes", _c.c_uint64),
+    ("shared_bytes", _c.c_uint64),
+    ("device_held_bytes", _c.c_uint64),
+    ("device_soft_limit_bytes", _c.c_uint64),
 ]
 
 kavern_address_description._fields_ = [
@@ -637,6 +645,7 @@ kavern_memory_statistics._fields_ = [
     ("ladder_rooms", _c.c_uint64),
     ("ladder_host_waits", _c.c_uint64),
     ("ladder_refusals", _c.c_uint64),
+    ("plain_allocations", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [

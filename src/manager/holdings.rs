@@ -1,0 +1,76 @@
+//! What was made on a manager and holds device memory of its own: pools, elastic ranges, shared pools.
+//!
+//! What it does: notes them for reports and sums, and makes pools and shared pools known to whoever is short of memory.
+//! What it does not: keep them alive. Invariant: one that has gone is in no report. Lock order: each list's lock alone.
+
+use std::sync::{Arc, Weak};
+
+use super::Manager;
+use crate::memory::{Elastic, Pool, Room, SharedPool};
+use crate::sync::Mutex;
+
+/// All of one manager.
+#[derive(Default)]
+pub(super) struct Holdings {
+    pools: Mutex<Vec<Weak<Pool>>>,
+    elastics: Mutex<Vec<Weak<Elastic>>>,
+    shared: Mutex<Vec<Weak<SharedPool>>>,
+}
+
+fn add<T>(list: &Mutex<Vec<Weak<T>>>, new: &Arc<T>) {
+    let mut list = list.lock();
+    list.retain(|known| known.strong_count() > 0);
+    list.push(Arc::downgrade(new));
+}
+
+fn living<T>(list: &Mutex<Vec<Weak<T>>>) -> Vec<Arc<T>> {
+    list.lock().iter().filter_map(Weak::upgrade).collect()
+}
+
+impl Holdings {
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
+        living(&self.pools)
+    }
+
+    pub(super) fn elastics(&self) -> Vec<Arc<Elastic>> {
+        living(&self.elastics)
+    }
+
+    pub(super) fn shared(&self) -> Vec<Arc<SharedPool>> {
+        living(&self.shared)
+    }
+
+    /// Committed in elastic ranges.
+    pub(super) fn elastic_bytes(&self) -> u64 {
+        self.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
+    }
+
+    /// Committed by the models of shared pools.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        let committed = |pool: &Arc<SharedPool>| -> u64 {
+            pool.models().iter().map(|(_, model)| model.range.committed_bytes).sum()
+        };
+        self.shared().iter().map(committed).sum()
+    }
+}
+
+impl Manager {
+    /// Takes a pool on this manager's memory into reports, and lets it be asked when memory is short.
+    pub fn attach_pool(&self, pool: &Arc<Pool>) {
+        add(&self.holdings.pools, pool);
+        let room: Weak<Pool> = Arc::downgrade(pool);
+        self.memory.add_room(room as Weak<dyn Room>);
+    }
+
+    /// Takes an elastic range into reports.
+    pub fn attach_elastic(&self, elastic: &Arc<Elastic>) {
+        add(&self.holdings.elastics, elastic);
+    }
+
+    /// Takes a shared pool into reports, and lets it be asked when memory is short.
+    pub fn attach_shared(&self, shared: &Arc<SharedPool>) {
+        add(&self.holdings.shared, shared);
+        let room: Weak<SharedPool> = Arc::downgrade(shared);
+        self.memory.add_room(room as Weak<dyn Room>);
+    }
+}
