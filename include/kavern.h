@@ -1999,8 +1999,8 @@ kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
  * call of the driver.
  * Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
- * KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_UNSUPPORTED (a device
- * without virtual memory), KAVERN_ERR_DEVICE.
+ * KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_WRONG_STATE (during
+ * a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_DEVICE.
  * Threads: any; blocks only where memory is short or new pages are mapped.
  * Owner: free with kavern_free.
  * Since: 0.1

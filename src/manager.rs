@@ -101,7 +101,10 @@ pub struct Totals {
 impl Totals {
     /// Device memory that was asked for and not given up, by every way.
     pub fn device_bytes(&self) -> u64 {
-        self.memory.device.bytes - self.plain_bytes + self.heap_bytes + self.elastic_bytes + self.shared_bytes
+        self.memory.device.bytes.saturating_sub(self.plain_bytes)
+            + self.heap_bytes
+            + self.elastic_bytes
+            + self.shared_bytes
     }
 }
 
@@ -391,7 +394,9 @@ impl Drop for Manager {
         let mut live = self.memory.live();
         // The pinned pool goes after this, and says by itself what is left in it.
         live.retain(|one| one.place == Where::Device);
-        if !live.is_empty() {
+        // Plain blocks of the heap are told by it.
+        let is_told = self.heap.get().is_some_and(|heap| heap.statistics().plain_count > 0);
+        if !live.is_empty() && !is_told {
             self.say(Level::Warn, || report::leaks(&live));
         }
         for (_, entry) in std::mem::take(&mut self.streams.get_mut().foreign) {

@@ -208,14 +208,14 @@ fn threads_that_are_all_short_end_without_waiting_for_each_other_for_ever() {
 
 /// Counts how often it was asked, and drops what it holds.
 struct Cache {
-    held: std::sync::Mutex<Option<kavern::memory::Allocation>>,
+    held: kavern::sync::Mutex<Option<kavern::memory::Allocation>>,
     was_asked: AtomicBool,
 }
 
 impl Room for Cache {
     fn reclaim(&self, _bytes: u64) -> u64 {
         self.was_asked.store(true, Ordering::Relaxed);
-        self.held.lock().unwrap().take().map_or(0, |held| held.bytes())
+        self.held.lock().take().map_or(0, |held| held.bytes())
     }
 
     fn rank(&self) -> u32 {
@@ -229,7 +229,7 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
     let heap = heap(&memory);
     let held = memory.allocate(8 * MIB, "cache").unwrap();
     let cache =
-        Arc::new(Cache { held: std::sync::Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
+        Arc::new(Cache { held: kavern::sync::Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
     leave_idle(&heap, 20 * MIB);
     assert!(!cache.was_asked.load(Ordering::Relaxed), "28 MiB are under the limit");

@@ -132,8 +132,9 @@ impl From<Totals> for kavern_manager_statistics {
             reserved: 0,
             device_bytes: totals.device_bytes(),
             device_peak_bytes: totals.held_peak_bytes,
-            device_allocations: device.count - totals.plain_counts.0 + totals.heap_count,
-            device_total_allocations: device.total_count - totals.plain_counts.1 + totals.heap_allocations,
+            device_allocations: device.count.saturating_sub(totals.plain_counts.0) + totals.heap_count,
+            device_total_allocations: device.total_count.saturating_sub(totals.plain_counts.1)
+                + totals.heap_allocations,
             device_limit_bytes: totals.limits.device_limit_bytes,
             pinned_bytes: pinned.bytes,
             pinned_peak_bytes: pinned.peak_bytes,

@@ -94,6 +94,8 @@ pub struct kavern_memory_statistics {
     pub ladder_host_waits: u64,
     /// Requests refused after all of it.
     pub ladder_refusals: u64,
+    /// Allocations ever that came straight from the device one by one, because it cannot map memory; 0 where it can.
+    pub plain_allocations: u64,
 }
 
 // SAFETY: numbers only.
@@ -128,6 +130,7 @@ impl From<HeapStatistics> for kavern_memory_statistics {
             ladder_rooms: heap.ladder.rooms,
             ladder_host_waits: heap.ladder.host_waits,
             ladder_refusals: heap.ladder.refusals,
+            plain_allocations: heap.plain_allocations,
         }
     }
 }

@@ -52,6 +52,7 @@ pub use shares::Terms;
 
 use self::budget::{Budget, DeviceShare};
 use self::fence::Fences;
+use self::heap::PlainBlocks;
 use self::ledger::{Entry, Ledger};
 use self::rooms::Rooms;
 use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
@@ -203,7 +204,7 @@ impl Memory {
     }
 
     /// A general allocator on the pool of physical pages.
-    pub fn make_heap(&self) -> Result<Arc<Heap>> {
+    pub fn make_heap(self: &Arc<Self>) -> Result<Arc<Heap>> {
         let total_bytes = self.device.description().total_bytes;
         let config = HeapConfig {
             front_cache_bytes: (total_bytes / 128).clamp(1 << 20, 1 << 30),
@@ -213,12 +214,29 @@ impl Memory {
     }
 
     /// As `make_heap`, with settings.
-    pub fn make_heap_with(&self, config: HeapConfig) -> Result<Arc<Heap>> {
+    pub fn make_heap_with(self: &Arc<Self>, config: HeapConfig) -> Result<Arc<Heap>> {
         let fences = Fences::new(Arc::clone(&self.device));
-        let heap =
-            Heap::new(self.physical()?, fences, Arc::clone(&self.rooms), Arc::clone(&self.sink), config)?;
+        let pages = if self.device.description().capabilities.virtual_memory {
+            (self.physical()?, None)
+        } else {
+            self.say_plain();
+            let config = PhysicalConfig { has_thread: false, ..PhysicalConfig::of(self.device.as_ref()) };
+            let sink = Arc::clone(&self.sink);
+            let unused = Physical::unused(Arc::clone(&self.device), self.payer(), config, sink);
+            (unused, Some(PlainBlocks::new(self)))
+        };
+        let (rooms, sink) = (Arc::clone(&self.rooms), Arc::clone(&self.sink));
+        let heap = Heap::new(pages, fences, rooms, sink, config)?;
         self.rooms.add_heap(&heap);
         Ok(heap)
+    }
+
+    fn say_plain(&self) {
+        if self.sink.wants(Level::Warn) {
+            let name = &self.device.description().name;
+            let text = format!("{name} cannot map memory: each allocation comes straight from the device");
+            self.sink.emit(Event { level: Level::Warn, room: "memory", text: &text });
+        }
     }
 
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.

@@ -265,7 +265,7 @@ impl Physical {
     pub fn new(
         device: Arc<dyn Device>,
         account: Arc<dyn Payer>,
-        mut config: PhysicalConfig,
+        config: PhysicalConfig,
         sink: Arc<dyn EventSink>,
     ) -> Result<Arc<Self>> {
         let description = device.description();
@@ -273,6 +273,17 @@ impl Physical {
             let text = format!("{} cannot map physical pages; use plain allocations", description.name);
             return Err(Error::new(Status::Unsupported, text));
         }
+        Ok(Self::unused(device, account, config, sink))
+    }
+
+    /// As `new`, also for a device that cannot map memory: whoever has it asks for no page.
+    pub(super) fn unused(
+        device: Arc<dyn Device>,
+        account: Arc<dyn Payer>,
+        mut config: PhysicalConfig,
+        sink: Arc<dyn EventSink>,
+    ) -> Arc<Self> {
+        let description = device.description();
         config.has_thread &= device.simulator().is_none();
         let page_bytes = description.page_bytes;
         let mut pool = Pool::default();
@@ -295,7 +306,7 @@ impl Physical {
             loud_changes: AtomicU64::new(0),
         });
         let worker = if config.has_thread { Worker::start(&core) } else { None };
-        Ok(Arc::new(Self { core, fences: Fences::new(device), worker }))
+        Arc::new(Self { core, fences: Fences::new(device), worker })
     }
 
     /// The device below.

@@ -216,38 +216,31 @@ impl Device for Host {
     }
 
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice> {
-        self.ready()?;
-        self.virtual_memory.lock().reserve(bytes)
+        self.mapped()?.reserve(bytes)
     }
 
     fn virtual_release(&self, range: DeviceSlice) -> Result<()> {
-        self.ready()?;
-        self.virtual_memory.lock().release(range)
+        self.mapped()?.release(range)
     }
 
     fn page_create(&self, bytes: u64) -> Result<Page> {
-        self.ready()?;
-        self.virtual_memory.lock().page_create(bytes)
+        self.mapped()?.page_create(bytes)
     }
 
     fn page_release(&self, page: Page) -> Result<()> {
-        self.ready()?;
-        self.virtual_memory.lock().page_release(page)
+        self.mapped()?.page_release(page)
     }
 
     fn virtual_map(&self, target: DeviceSlice, page: Page) -> Result<()> {
-        self.ready()?;
-        self.virtual_memory.lock().map(target, page)
+        self.mapped()?.map(target, page)
     }
 
     fn virtual_set_access(&self, range: DeviceSlice, access: Access) -> Result<()> {
-        self.ready()?;
-        self.virtual_memory.lock().set_access(range, access)
+        self.mapped()?.set_access(range, access)
     }
 
     fn virtual_unmap(&self, range: DeviceSlice) -> Result<()> {
-        self.ready()?;
-        self.virtual_memory.lock().unmap(range)
+        self.mapped()?.unmap(range)
     }
 
     fn pinned_allocate(&self, bytes: u64) -> Result<PinnedSlice> {

@@ -26,7 +26,7 @@ use super::registry::Spec;
 use super::{Capabilities, Copy, Description, Device, DeviceKey, DeviceSlice, Place, Stream};
 use crate::error::{Error, Result, Status};
 use crate::event::EventSink;
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::sys::{fork, shm};
 
 /// Devices of this backend: as many as a usual node has GPUs, so that sharding can be tried anywhere.
@@ -36,7 +36,7 @@ const COUNT: u32 = 8;
 const PAGE_BYTES: u64 = 64 << 10;
 
 /// What may follow the question mark in the spec.
-pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes"];
+pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes", "virtual"];
 
 /// How many there are.
 pub(super) fn count() -> Result<u32> {
@@ -53,6 +53,12 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
             shm::os_page_bytes()
         )));
     }
+    let has_virtual = spec.number("virtual")?.unwrap_or(1);
+    if has_virtual > 1 {
+        return Err(Error::argument(format!(
+            "virtual={has_virtual}; take 0 for a device that cannot map memory, or 1"
+        )));
+    }
     Ok(Description {
         name: if spec.ordinal == 0 { "host".to_owned() } else { format!("host:{}", spec.ordinal) },
         model: format!("CPU with {} threads", cores()),
@@ -61,7 +67,7 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
         total_bytes,
         page_bytes,
         capabilities: Capabilities {
-            virtual_memory: true,
+            virtual_memory: has_virtual > 0,
             stream_ordered: true,
             host_addressable: true,
             capture: false,
@@ -135,6 +141,15 @@ impl Host {
             return Err(Error::new(Status::WrongState, "a callback or kernel may not call the device"));
         }
         self.loss.check()
+    }
+
+    /// The mapped memory, where there is any.
+    fn mapped(&self) -> Result<MutexGuard<'_, VirtualMemory>> {
+        self.ready()?;
+        if !self.description.capabilities.virtual_memory {
+            return Err(Error::new(Status::Unsupported, "opened with virtual=0: it cannot map memory"));
+        }
+        Ok(self.virtual_memory.lock())
     }
 
     fn stream(&self, stream: Stream) -> Result<Arc<stream::Stream>> {

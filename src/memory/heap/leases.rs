@@ -46,7 +46,8 @@ impl Heap {
     /// Gives this thread a front cache for a stream that it was just resolved to.
     pub fn adopt(self: &Arc<Self>, key: Key, is_alive: &'static AtomicU64, stream: Stream) -> Result<()> {
         let stream = self.lane(stream);
-        if stream != Stream::DEFAULT && self.is_capturing(stream)? {
+        // Plain blocks are not kept for reuse.
+        if self.plain.is_some() || (stream != Stream::DEFAULT && self.is_capturing(stream)?) {
             return Ok(());
         }
         let number = self.stream_number(stream)?;
@@ -58,7 +59,7 @@ impl Heap {
     pub fn prefill(&self, key: Key, stream: Stream, bytes: u64, alignment: u64) {
         let stream = self.lane(stream);
         let Some(class) = size_class::class_of(bytes, alignment.max(1)) else { return };
-        if !class.is_small() || self.is_capturing(stream).unwrap_or(true) {
+        if self.plain.is_some() || !class.is_small() || self.is_capturing(stream).unwrap_or(true) {
             return;
         }
         let block_bytes = size_class::bytes_of(class);

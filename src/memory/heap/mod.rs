@@ -4,6 +4,7 @@
 //! (`front_cache`), blocks freed on the same stream or free for all (`core`), new pages (`grow`), and the ladder of
 //! what can be done when memory is short (`pressure`). Small blocks (to 256 KiB) are slots in pages of 2 MiB, middle
 //! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own.
+//! A device that cannot map memory gets allocations one by one instead (`plain`).
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
@@ -16,11 +17,13 @@ mod lane;
 mod large;
 mod leases;
 mod mesh;
+mod plain;
 mod planted;
 mod pressure;
 mod report;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,6 +48,7 @@ use crate::sys::lease::Guest;
 use crate::types::{Id, IdKind};
 
 pub use self::mesh::Defragmented;
+pub(in crate::memory) use self::plain::PlainBlocks;
 pub use self::pressure::LadderCounts;
 pub use self::report::{HeapStatistics, LiveBlock};
 
@@ -86,6 +90,8 @@ pub struct Heap {
     fences: Arc<Fences>,
     physical: Arc<Physical>,
     rooms: Arc<Rooms>,
+    /// There where the device cannot map memory.
+    plain: Option<PlainBlocks>,
     sink: Arc<dyn EventSink>,
     config: HeapConfig,
     total_bytes: u64,
@@ -118,7 +124,7 @@ fn no_such_block(address: u64) -> Error {
 impl Heap {
     /// An empty one. Reserves addresses as sizes are first used; takes no memory yet.
     pub(super) fn new(
-        physical: Arc<Physical>,
+        (physical, plain): (Arc<Physical>, Option<PlainBlocks>),
         fences: Arc<Fences>,
         rooms: Arc<Rooms>,
         sink: Arc<dyn EventSink>,
@@ -133,6 +139,7 @@ impl Heap {
             fences,
             physical,
             rooms,
+            plain,
             sink,
             config,
             total_bytes,
@@ -245,9 +252,13 @@ impl Heap {
     pub fn allocate(self: &Arc<Self>, stream: Stream, bytes: u64, alignment: u64, tag: u64) -> Result<u64> {
         self.check_open()?;
         let tag = self.known_tag(tag)?;
+        let (bytes, alignment) = checked_request(bytes, alignment)?;
+        if let Some(plain) = &self.plain {
+            let name = self.names.read().tags[usize::from(tag)].clone();
+            return self.allocate_plain(plain, stream, (bytes, alignment), (tag, &name));
+        }
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
-        let (bytes, alignment) = checked_request(bytes, alignment)?;
         let is_captured = self.is_capturing(stream)?;
         let (region, index, class) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
@@ -335,6 +346,9 @@ impl Heap {
 
     /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
     fn collect(&self) -> Result<bool> {
+        if let Some(plain) = &self.plain {
+            return plain.collect();
+        }
         let (fences, has_limbo) = {
             let core = self.core.lock();
             if core.order.count() == 0 && core.limbo.is_empty() {
@@ -370,6 +384,9 @@ impl Heap {
 
     /// Frees memory in the order of a stream: work that was enqueued on it before may still use the memory.
     pub fn free(&self, stream: Stream, address: u64) -> Result<()> {
+        if let Some(plain) = &self.plain {
+            return self.free_plain(plain, stream, address);
+        }
         let stream = self.lane(stream);
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
@@ -410,39 +427,6 @@ impl Heap {
             core.limbo.push(Limbo { fences, block });
         }
         Ok(())
-    }
-
-    /// Says that work on another stream uses the memory too: its free waits for that work as well.
-    pub fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
-        let (_, _, record, facts) = self.live(address)?;
-        let stream = self.lane(stream);
-        let mut shared = self.shared.lock();
-        let users = shared.entry(address).or_default();
-        if !users.contains(&stream) {
-            users.push(stream);
-        }
-        if !facts.is_shared {
-            record.share();
-        }
-        Ok(())
-    }
-
-    /// Keeps an allocation's memory where it is: it is registered with NCCL, RDMA or another process.
-    pub fn pin(&self, address: u64) -> Result<()> {
-        let (region, _, _, facts) = self.live(address)?;
-        region.pin(address - region.base, facts.bytes)
-    }
-
-    /// Undoes one pin.
-    pub fn unpin(&self, address: u64) -> Result<()> {
-        let (region, _, _, facts) = self.live(address)?;
-        region.unpin(address - region.base, facts.bytes)
-    }
-
-    /// Enqueues the filling of a whole allocation with zeros.
-    pub fn zero(&self, stream: Stream, address: u64) -> Result<()> {
-        let (region, _, _, facts) = self.live(address)?;
-        self.device.memset(stream, region.slice(address - region.base, facts.bytes)?, 0)
     }
 
     /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.

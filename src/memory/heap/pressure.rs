@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::super::fence::Fence;
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
-use super::Heap;
 use super::planted::Mistake;
+use super::{Heap, PlainBlocks};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 use crate::sync::pause;
@@ -209,8 +209,9 @@ impl Heap {
             let core = self.core.lock();
             core.order.streams().into_iter().filter_map(|stream| core.order.youngest(stream)).collect()
         };
+        let plain = self.plain.as_ref().map(PlainBlocks::fences).unwrap_or_default();
         let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);
-        for fence in fences {
+        for fence in fences.into_iter().chain(plain) {
             while !fence.is_reached()? {
                 let left_ns = deadline_ns.saturating_sub(clock::now_ns());
                 if left_ns == 0 {

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use super::super::front_cache::Counts;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::super::size_class::{self, Class};
-use super::{Heap, LadderCounts};
+use super::plain::PlainCounts;
+use super::{Heap, LadderCounts, PlainBlocks};
 use crate::error::Result;
 
 /// Totals.
@@ -36,9 +37,9 @@ pub struct HeapStatistics {
     pub ladder: LadderCounts,
     /// Allocations straight from the device, because it cannot map memory, ever.
     pub plain_allocations: u64,
-    /// Live ones of them.
+    /// Those of them that the device has not got back yet.
     pub plain_count: u64,
-    /// Bytes of the live ones, with what alignment adds.
+    /// Their bytes, with what alignment adds.
     pub plain_bytes: u64,
 }
 
@@ -82,6 +83,8 @@ impl Heap {
     /// What it holds and did.
     pub fn statistics(&self) -> HeapStatistics {
         let (counts, front_cache_bytes) = self.counts();
+        let plain = self.plain.as_ref().map(PlainBlocks::counts);
+        let of_plain = |of: fn(&PlainCounts) -> u64| plain.as_ref().map_or(0, of);
         let mapped = |region: &Region| {
             let counts = region.range.counts();
             (counts.mapped_pages - counts.alias_pages) * region.page_bytes
@@ -101,24 +104,27 @@ impl Heap {
             core.order.bytes() + core.limbo.iter().map(|limbo| limbo.block.bytes).sum::<u64>();
         HeapStatistics {
             live_bytes: counts.allocated_bytes.wrapping_sub(counts.freed_bytes),
-            live_block_bytes: u64::saturating_sub(
-                backed_bytes,
-                free_bytes + ordered_bytes + front_cache_bytes,
-            ),
+            live_block_bytes: of_plain(|plain| plain.bytes - plain.leaving_bytes)
+                + u64::saturating_sub(backed_bytes, free_bytes + ordered_bytes + front_cache_bytes),
             live_count: counts.allocations.wrapping_sub(counts.frees),
             allocations: counts.allocations,
             frees: counts.frees,
             front_cache_bytes,
-            ordered_bytes,
+            ordered_bytes: ordered_bytes + of_plain(|plain| plain.leaving_bytes),
             backed_bytes,
             largest_free_bytes: middle.max(idle),
             ladder: self.ladder.counts(),
-            ..HeapStatistics::default()
+            plain_allocations: of_plain(|plain| plain.allocations),
+            plain_count: of_plain(|plain| plain.count),
+            plain_bytes: of_plain(|plain| plain.bytes),
         }
     }
 
     /// Every live block, by address of its region.
     pub fn live_blocks(&self) -> Vec<LiveBlock> {
+        if let Some(plain) = &self.plain {
+            return self.plain_blocks(plain);
+        }
         let now = self.tick();
         let names = self.names.read();
         let mut blocks = Vec::new();
@@ -150,6 +156,9 @@ impl Heap {
 
     /// One live block by its first address.
     pub fn block_info(&self, address: u64) -> Result<LiveBlock> {
+        if let Some(plain) = &self.plain {
+            return self.plain_block(plain, address);
+        }
         let (_, _, _, facts) = self.live(address)?;
         let names = self.names.read();
         let block_bytes = match Class::at(facts.class.into()) {

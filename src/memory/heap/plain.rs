@@ -1,0 +1,192 @@
+//! The heap on a device that cannot map memory: each block is an allocation of its own, straight from the device.
+//!
+//! What it does: gives blocks out, takes them back in the order of streams, behind events. What it does not: keep
+//! freed memory for the next request; a block goes to the device when the streams that used it are known to be past.
+//! Invariants: an allocation is in `blocks` or in `leaving` and in neither twice; what is in `leaving` may still be used
+//! by work that was enqueued before. Lock order: each of its locks alone; no device is called under them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::fence::Fence;
+use super::super::size_class;
+use super::super::{Allocation, Memory};
+use super::{Heap, LiveBlock, no_such_block};
+use crate::device::{DeviceSlice, Stream};
+use crate::error::{Error, Result, Status};
+use crate::sync::Mutex;
+
+struct Block {
+    allocation: Allocation,
+    bytes: u64,
+    tag: u16,
+    stream: u16,
+    born: u32,
+    /// Streams that used it beside the one that will free it.
+    users: Vec<Stream>,
+}
+
+struct Leaving {
+    fences: Vec<Arc<Fence>>,
+    allocation: Allocation,
+}
+
+/// All blocks of such a heap.
+pub(in crate::memory) struct PlainBlocks {
+    memory: Arc<Memory>,
+    blocks: Mutex<BTreeMap<u64, Block>>,
+    leaving: Mutex<Vec<Leaving>>,
+    allocations: AtomicU64,
+}
+
+/// What it has and did.
+pub(super) struct PlainCounts {
+    pub(super) allocations: u64,
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+    pub(super) leaving_bytes: u64,
+}
+
+impl PlainBlocks {
+    pub(in crate::memory) fn new(memory: &Arc<Memory>) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            blocks: Mutex::default(),
+            leaving: Mutex::default(),
+            allocations: AtomicU64::new(0),
+        }
+    }
+
+    fn with<T>(&self, address: u64, body: impl FnOnce(&mut Block) -> T) -> Result<T> {
+        self.blocks.lock().get_mut(&address).map(body).ok_or_else(|| no_such_block(address))
+    }
+
+    /// Gives blocks to the device whose streams are past; whether there were any.
+    pub(super) fn collect(&self) -> Result<bool> {
+        // A fence is asked without the lock; those that are reached then say so by themselves.
+        for fence in self.fences() {
+            fence.is_reached()?;
+        }
+        let mut gone = Vec::new();
+        {
+            let mut leaving = self.leaving.lock();
+            let is_over = |one: &Leaving| one.fences.iter().all(|fence| fence.is_known_reached());
+            for at in (0..leaving.len()).rev() {
+                if is_over(&leaving[at]) {
+                    gone.push(leaving.swap_remove(at).allocation);
+                }
+            }
+        }
+        Ok(!gone.is_empty())
+    }
+
+    /// What keeps freed blocks.
+    pub(super) fn fences(&self) -> Vec<Arc<Fence>> {
+        self.leaving.lock().iter().flat_map(|one| one.fences.iter().cloned()).collect()
+    }
+
+    pub(super) fn counts(&self) -> PlainCounts {
+        let (count, bytes) = {
+            let blocks = self.blocks.lock();
+            (blocks.len() as u64, blocks.values().map(|block| block.allocation.bytes()).sum::<u64>())
+        };
+        let leaving: Vec<u64> = self.leaving.lock().iter().map(|one| one.allocation.bytes()).collect();
+        PlainCounts {
+            allocations: self.allocations.load(Ordering::Relaxed),
+            count: count + leaving.len() as u64,
+            bytes: bytes + leaving.iter().sum::<u64>(),
+            leaving_bytes: leaving.iter().sum(),
+        }
+    }
+
+    /// That a block is there.
+    pub(super) fn check(&self, address: u64) -> Result<()> {
+        self.with(address, |_| ())
+    }
+
+    /// Notes that a stream uses a block.
+    pub(super) fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
+        self.with(address, |block| {
+            if !block.users.contains(&stream) {
+                block.users.push(stream);
+            }
+        })
+    }
+
+    /// The bytes of a block that were asked for.
+    pub(super) fn slice(&self, address: u64) -> Result<DeviceSlice> {
+        self.with(address, |block| {
+            let whole = block.allocation.slice();
+            whole.part(address - whole.address(), block.bytes)
+        })?
+    }
+}
+
+impl Heap {
+    pub(super) fn allocate_plain(
+        &self,
+        plain: &PlainBlocks,
+        stream: Stream,
+        (bytes, alignment): (u64, u64),
+        (tag, tag_name): (u16, &str),
+    ) -> Result<u64> {
+        if self.is_capturing(stream)? {
+            let text = "a device that cannot map memory has none to give while a graph is captured";
+            return Err(Error::new(Status::WrongState, text));
+        }
+        let stream = self.stream_number(stream)?;
+        plain.collect()?;
+        // The device aligns to 256 bytes; for more, there is room to begin later.
+        let extra = if alignment > size_class::UNIT_BYTES { alignment } else { 0 };
+        let allocation =
+            self.climb(bytes, false, |_| plain.memory.allocate(bytes + extra, tag_name).map(Some))?;
+        let address = allocation.slice().address().next_multiple_of(alignment);
+        let block = Block { allocation, bytes, tag, stream, born: self.tick(), users: Vec::new() };
+        plain.blocks.lock().insert(address, block);
+        plain.allocations.fetch_add(1, Ordering::Relaxed);
+        self.slow.allocations.fetch_add(1, Ordering::Relaxed);
+        self.slow.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(address)
+    }
+
+    pub(super) fn free_plain(&self, plain: &PlainBlocks, stream: Stream, address: u64) -> Result<()> {
+        if self.is_capturing(stream)? {
+            let text = "a block of a device that cannot map memory is not freed while a graph is captured";
+            return Err(Error::new(Status::WrongState, text));
+        }
+        let users = plain.with(address, |block| block.users.clone())?;
+        let streams = users.into_iter().chain(Some(stream));
+        let fences = streams.map(|stream| self.fences.record(stream)).collect::<Result<Vec<_>>>()?;
+        // Another thread may have freed it meanwhile.
+        let block = plain.blocks.lock().remove(&address).ok_or_else(|| no_such_block(address))?;
+        self.slow.frees.fetch_add(1, Ordering::Relaxed);
+        self.slow.freed_bytes.fetch_add(block.bytes, Ordering::Relaxed);
+        plain.leaving.lock().push(Leaving { fences, allocation: block.allocation });
+        // The block is freed whatever the device says now; its turn comes with a later call.
+        let _ = plain.collect();
+        Ok(())
+    }
+
+    pub(super) fn plain_block(&self, plain: &PlainBlocks, address: u64) -> Result<LiveBlock> {
+        let names = self.names.read();
+        plain.with(address, |block| self.described(&names, address, block))
+    }
+
+    pub(super) fn plain_blocks(&self, plain: &PlainBlocks) -> Vec<LiveBlock> {
+        let names = self.names.read();
+        let blocks = plain.blocks.lock();
+        blocks.iter().map(|(&address, block)| self.described(&names, address, block)).collect()
+    }
+
+    fn described(&self, names: &super::Names, address: u64, block: &Block) -> LiveBlock {
+        LiveBlock {
+            address,
+            bytes: block.bytes,
+            block_bytes: block.allocation.bytes(),
+            tag: names.tags.get(usize::from(block.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
+            stream: names.streams.get(usize::from(block.stream)).map_or(0, |stream| stream.0),
+            age_ms: u64::from(self.tick().wrapping_sub(block.born)),
+        }
+    }
+}

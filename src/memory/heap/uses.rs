@@ -1,0 +1,56 @@
+//! What may be done with a live block besides freeing it.
+//!
+//! What it does: notes uses by other streams, pins, fills with zeros. What it does not: move or free anything.
+//! Invariant: a block that is not live is refused.
+
+use super::Heap;
+use crate::device::Stream;
+use crate::error::Result;
+
+impl Heap {
+    /// Says that work on another stream uses the memory too: its free waits for that work as well.
+    pub fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
+        if let Some(plain) = &self.plain {
+            return plain.record_use(address, stream);
+        }
+        let (_, _, record, facts) = self.live(address)?;
+        let stream = self.lane(stream);
+        let mut shared = self.shared.lock();
+        let users = shared.entry(address).or_default();
+        if !users.contains(&stream) {
+            users.push(stream);
+        }
+        if !facts.is_shared {
+            record.share();
+        }
+        Ok(())
+    }
+
+    /// Keeps an allocation's memory where it is: it is registered with NCCL, RDMA or another process.
+    pub fn pin(&self, address: u64) -> Result<()> {
+        // Plain memory never moves.
+        if let Some(plain) = &self.plain {
+            return plain.check(address);
+        }
+        let (region, _, _, facts) = self.live(address)?;
+        region.pin(address - region.base, facts.bytes)
+    }
+
+    /// Undoes one pin.
+    pub fn unpin(&self, address: u64) -> Result<()> {
+        if let Some(plain) = &self.plain {
+            return plain.check(address);
+        }
+        let (region, _, _, facts) = self.live(address)?;
+        region.unpin(address - region.base, facts.bytes)
+    }
+
+    /// Enqueues the filling of a whole allocation with zeros.
+    pub fn zero(&self, stream: Stream, address: u64) -> Result<()> {
+        if let Some(plain) = &self.plain {
+            return self.device.memset(stream, plain.slice(address)?, 0);
+        }
+        let (region, _, _, facts) = self.live(address)?;
+        self.device.memset(stream, region.slice(address - region.base, facts.bytes)?, 0)
+    }
+}
