@@ -66,6 +66,7 @@ c() {
     step c-panic env KAVERN_TEST_DEVICE="$device" KAVERN_FAULT_PANIC=kavern_kv_step ./panic kavern_kv_step
     step c-sweep env KAVERN_TEST_DEVICE="$device" ./sweep 20000 7
     step c-graph env KAVERN_TEST_DEVICE="$device" ./graph
+    step c-graph-memory env KAVERN_TEST_DEVICE="$device" ./graph_memory
     for how in oom device panic; do
         step "c-faults-$how" env KAVERN_TEST_DEVICE="$device" ./faults "$how"
     done
@@ -87,7 +88,8 @@ figures() {
     step figures ./gpu_figures "$device"
     step figures-pinned ./pinned_figures "$device" 64
     step figures-memory ./memory_figures "$device"
-    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log"
+    step figures-alloc ./alloc_figures "$device"
+    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log" "$logs/figures-alloc.log"
 }
 
 steady() {
