@@ -320,11 +320,14 @@ fn soft_limits_and_budgets_of_the_machine_hold() {
 
 #[test]
 fn the_program_with_a_graph_is_for_a_gpu_and_says_so() {
+fn the_programs_with_a_graph_are_for_a_gpu_and_say_so() {
     if !there_is("cc", "cc") {
         return;
     }
-    let output = run(&mut Command::new(build("graph", &["graph.c"])));
-    assert!(said(&output).contains("left out"), "{}", said(&output));
+    for (program, source) in [("graph", "graph.c"), ("graph_memory", "graph_memory.c")] {
+        let output = run(&mut Command::new(build(program, &[source])));
+        assert!(said(&output).contains("left out"), "{}", said(&output));
+    }
 }
 
 #[test]
