@@ -872,9 +872,9 @@ typedef struct kavern_manager_config {
      */
     uint64_t device_soft_limit_bytes;
     /**
-     * Name of a budget that processes of this user on this machine share; null for none. 1 to 128 letters, digits, '-', '_' and '.'.
-     * All device memory of the manager is charged to it before the device is asked, that of its shared pools too, which
-     * need no name of their own then. A process that ends, however it ends, gives its part back.
+     * Name of a budget that processes of this user on this machine share, 1 to 128 letters, digits, '-', '_' and '.';
+     * null for none. All device memory of the manager is charged to it before the device is asked, that of its shared
+     * pools too, which need no name of their own then. A process that ends, however it ends, gives its part back.
      */
     const char *machine_budget_name;
     /** Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there. */
@@ -888,8 +888,9 @@ typedef struct kavern_manager_statistics {
     /** Zero. */
     uint32_t reserved;
     /**
-     * Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the device
-     * (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was given up.
+     * Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
+     * device (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was
+     * given up.
      */
     uint64_t device_bytes;
     /** Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it. */

@@ -39,9 +39,9 @@ pub struct kavern_manager_config {
     /// Device memory above which nothing is kept that nobody uses, and pools, idle models and the callback of
     /// kavern_manager_on_reclaim are asked to give; allocations succeed all the same. 0 for none.
     pub device_soft_limit_bytes: u64,
-    /// Name of a budget that processes of this user on this machine share; null for none. 1 to 128 letters, digits, '-', '_' and '.'.
-    /// All device memory of the manager is charged to it before the device is asked, that of its shared pools too, which
-    /// need no name of their own then. A process that ends, however it ends, gives its part back.
+    /// Name of a budget that processes of this user on this machine share, 1 to 128 letters, digits, '-', '_' and '.';
+    /// null for none. All device memory of the manager is charged to it before the device is asked, that of its shared
+    /// pools too, which need no name of their own then. A process that ends, however it ends, gives its part back.
     pub machine_budget_name: *const c_char,
     /// Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there.
     pub machine_budget_bytes: u64,
@@ -67,8 +67,9 @@ pub struct kavern_manager_statistics {
     pub struct_size: u32,
     /// Zero.
     pub reserved: u32,
-    /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the device
-    /// (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was given up.
+    /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
+    /// device (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was
+    /// given up.
     pub device_bytes: u64,
     /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it.
     pub device_peak_bytes: u64,

@@ -143,7 +143,11 @@ impl Elastic {
     pub fn commit(&self, offset: u64, bytes: u64) -> Result<Extent> {
         let commit = || self.commit_prepared(offset, bytes, &|_| Ok(()));
         let Some(memory) = &self.memory else { return commit() };
-        let extent = memory.with_room(commit)?;
+        let extent = match commit() {
+            // The pool of pages has given what it had by itself; what the heaps keep is not there.
+            Err(error) if error.status == Status::OutOfMemory && memory.empty_heaps() > 0 => commit()?,
+            other => other?,
+        };
         memory.relax();
         Ok(extent)
     }

@@ -2,8 +2,8 @@
 //!
 //! What it does: gives blocks out, takes them back in the order of streams, behind events. What it does not: keep
 //! freed memory for the next request; a block goes to the device when the streams that used it are known to be past.
-//! Invariants: an allocation is in `blocks` or in `leaving` and in neither twice; what is in `leaving` may still be used
-//! by work that was enqueued before. Lock order: each of its locks alone; no device is called under them.
+//! Invariants: an allocation is in `blocks` or in `leaving` and in neither twice; what is in `leaving` may still be
+//! used by work that was enqueued before. Lock order: each of its locks alone; no device is called under them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
