@@ -319,7 +319,6 @@ fn soft_limits_and_budgets_of_the_machine_hold() {
 }
 
 #[test]
-fn the_program_with_a_graph_is_for_a_gpu_and_says_so() {
 fn the_programs_with_a_graph_are_for_a_gpu_and_say_so() {
     if !there_is("cc", "cc") {
         return;
