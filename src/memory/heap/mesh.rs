@@ -88,6 +88,12 @@ impl Heap {
 
     /// Pairs of guest and host, the fullest pages first, so that they become hosts.
     fn mesh_plan(&self, class: Class, region: &Region, slots: Slots) -> Result<Vec<(u32, u32)>> {
+        // Freed or not, a captured graph writes where it was told to.
+        let captured: BTreeSet<u32> = {
+            let captured = self.captured.lock();
+            let blocks = captured.values().flatten().filter(|block| block.class == class.index() as u32);
+            blocks.map(|block| slots.place(block.id as u32).0).collect()
+        };
         let mut core = self.core.lock();
         let small = core.small(class)?;
         let hosts_of_guests: BTreeSet<u32> = small.guests.values().map(|guest| guest.host).collect();
@@ -95,7 +101,7 @@ impl Heap {
             .slab
             .open_pages()
             .filter(|(page, live)| *live > 0 && !small.guests.contains_key(page))
-            .filter(|(page, _)| !holds_captured(region, slots, *page))
+            .filter(|(page, _)| !captured.contains(page) && !holds_captured(region, slots, *page))
             .collect();
         pages.sort_by_key(|&(page, live)| (std::cmp::Reverse(live), page));
         let words = |page: u32| -> Result<Vec<u64>> { Ok(small.slab.live_words(page)?.collect()) };

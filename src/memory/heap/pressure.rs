@@ -203,11 +203,14 @@ impl Heap {
         }
     }
 
-    /// Waits for the youngest fence of each stream, but not longer than the patience.
+    /// Waits for the youngest fence of each stream and for other users of blocks, but not longer than the patience.
     fn wait_for_streams(&self) -> Result<()> {
         let fences: Vec<Arc<Fence>> = {
             let core = self.core.lock();
-            core.order.streams().into_iter().filter_map(|stream| core.order.youngest(stream)).collect()
+            let lanes = core.order.streams();
+            let youngest = lanes.into_iter().filter_map(|stream| core.order.youngest(stream));
+            // What several streams used waits for all of them.
+            youngest.chain(core.limbo.iter().flat_map(|limbo| limbo.fences.iter().cloned())).collect()
         };
         let plain = self.plain.as_ref().map(PlainBlocks::fences).unwrap_or_default();
         let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);

@@ -447,3 +447,30 @@ fn a_mesh_that_fails_anywhere_keeps_every_byte_and_loses_no_page() {
         }
     }
 }
+
+#[test]
+fn a_block_that_several_streams_used_is_waited_for_before_a_request_is_refused() {
+    let config = HeapConfig { front_cache_bytes: MIB, patience_ns: 20_000_000_000 };
+    let device = registry::open("host").unwrap();
+    let limits = Limits { device_limit_bytes: 64 * MIB, ..Limits::default() };
+    let heap = Memory::new(Arc::clone(&device), limits, Arc::new(NoSink)).make_heap_with(config).unwrap();
+    let (owner, user) = (device.stream_create().unwrap(), device.stream_create().unwrap());
+    let address = heap.allocate(owner, 40 * MIB, 0, 0).unwrap();
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let hold = Box::new(move || {
+        let _ = told.recv();
+    });
+    device.stream_callback(user, hold).unwrap();
+    heap.record_use(address, user).unwrap();
+    heap.free(owner, address).unwrap();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| heap.allocate(owner, 40 * MIB, 0, 0));
+        // The request climbs the ladder up to the wait, which ends when the other stream does.
+        while heap.statistics().ladder.host_waits == 0 {
+            std::thread::yield_now();
+        }
+        tell.send(()).unwrap();
+        asking.join().unwrap().unwrap();
+    });
+    heap.close();
+}
