@@ -12,9 +12,12 @@ use kavern::c_api::cache::*;
 use kavern::c_api::kv_enums::*;
 use kavern::c_api::kv_types::*;
 use kavern::c_api::manager::*;
+use kavern::c_api::memory::*;
+use kavern::c_api::memory_types::*;
 use kavern::c_api::step::*;
 use kavern::c_api::stream::*;
 use kavern::c_api::types::*;
+use kavern::c_api::upkeep::*;
 use kavern::c_api::version::*;
 
 use crate::keys::KEY_BYTES;
@@ -73,6 +76,7 @@ fn check_element(call: &'static str, status: kavern_status, text: impl FnOnce() 
 trait Plain: Copy {}
 impl Plain for kavern_manager_config {}
 impl Plain for kavern_manager_statistics {}
+impl Plain for kavern_memory_statistics {}
 impl Plain for kavern_kv_group {}
 impl Plain for kavern_kv_cache_config {}
 impl Plain for kavern_kv_request {}
@@ -93,12 +97,18 @@ pub(crate) struct Manager {
 
 impl Manager {
     pub(crate) fn create(device: &str) -> Result<Manager> {
+        Manager::create_limited(device, 0)
+    }
+
+    /// With at most so many bytes of device memory; 0 is no limit.
+    pub(crate) fn create_limited(device: &str, limit_bytes: u64) -> Result<Manager> {
         let device = c_string("kavern_manager_create", device)?;
         let mut config: kavern_manager_config = zeroed();
         // SAFETY: the struct may be written and has that size.
         let status = unsafe { kavern_manager_config_init(&mut config, size_of_val(&config)) };
         check("kavern_manager_config_init", status)?;
         config.device = device.as_ptr();
+        config.device_limit_bytes = limit_bytes;
         let mut raw = null_mut();
         // SAFETY: the configuration and the name in it live through the call; `raw` may be written.
         let status = unsafe { kavern_manager_create(&config, &mut raw) };
@@ -126,6 +136,32 @@ impl Manager {
         // SAFETY: both handles are ours.
         let status = unsafe { kavern_stream_synchronize(self.raw, stream.raw.cast()) };
         check("kavern_stream_synchronize", status)
+    }
+
+    /// An address for so many bytes, or none where memory is too short for them.
+    pub(crate) fn allocate(&self, bytes: u64, stream: &Stream) -> Result<Option<u64>> {
+        let mut address = 0;
+        // SAFETY: manager and stream are ours; the address may be written.
+        let status = unsafe { kavern_alloc(self.raw, bytes, 0, stream.raw.cast(), 0, &mut address) };
+        if status == kavern_status_code::KAVERN_ERR_OUT_OF_MEMORY as kavern_status {
+            return Ok(None);
+        }
+        check("kavern_alloc", status).map(|()| Some(address))
+    }
+
+    pub(crate) fn free(&self, address: u64, stream: &Stream) -> Result<()> {
+        // SAFETY: manager and stream are ours; a wrong address is refused, and nothing here reads or writes there.
+        let status = unsafe { kavern_free(self.raw, address, stream.raw.cast()) };
+        check("kavern_free", status)
+    }
+
+    /// What the allocator holds.
+    pub(crate) fn memory(&self) -> Result<kavern_memory_statistics> {
+        let mut statistics: kavern_memory_statistics = zeroed();
+        statistics.struct_size = size_of_val(&statistics) as u32;
+        // SAFETY: the handle is ours, the struct may be written and says its size.
+        let status = unsafe { kavern_memory_stats(self.raw, &mut statistics) };
+        check("kavern_memory_stats", status).map(|()| statistics)
     }
 }
 

@@ -6,12 +6,15 @@
 
 #[expect(unsafe_code, reason = "the one file that calls the C functions")]
 mod abi;
+mod alloc_generate;
+mod alloc_trace;
 mod failure;
 mod generate;
 mod keys;
 mod player;
 mod prefix_tree;
 mod replay;
+mod replay_alloc;
 mod screen;
 mod summary;
 mod trace;
@@ -34,6 +37,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Replay(replay::Replay),
+    ReplayAlloc(replay_alloc::ReplayAlloc),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let command = Cli::command().version(version);
     let outcome = match Cli::from_arg_matches(&command.get_matches()) {
         Ok(Cli { verb: Verb::Replay(replay) }) => replay.run(),
+        Ok(Cli { verb: Verb::ReplayAlloc(replay) }) => replay.run(),
         Err(error) => error.exit(),
     };
     match outcome {
