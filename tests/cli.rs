@@ -325,3 +325,71 @@ fn version_and_help_are_for_strangers() {
         assert!(help.contains(word), "{word} in {help}");
     }
 }
+
+/// What a replay of allocations says, without what depends on the clock.
+fn allocations(arguments: &[&str]) -> [u64; 5] {
+    let report = json(&[&["replay-alloc"], arguments].concat());
+    assert!(report["ns_per_operation"].as_f64().unwrap() > 0.0, "{report}");
+    ["allocations", "events", "streams", "refused", "peak_live_bytes"].map(|field| count(&report, field))
+}
+
+#[test]
+fn generated_allocations_are_the_same_each_time_and_as_a_file() {
+    let folder = Folder::new("allocations");
+    let file = folder.0.join("trace.txt").display().to_string();
+    for kind in ["serving", "training"] {
+        let made = ["--generate", kind, "--peak-mib", "256", "--seed", "3"];
+        let first = allocations(&[&made[..], &["--write", &file]].concat());
+        assert_eq!(first, allocations(&made), "{kind}");
+        assert_eq!(first, allocations(&[&file]), "{kind}");
+        let [allocations, events, streams, refused, _] = first;
+        assert_eq!((events, streams, refused), (2 * allocations, 2, 0), "{kind}");
+    }
+}
+
+#[test]
+fn the_smallest_limit_refuses_nothing_and_a_lower_one_does() {
+    let made = ["replay-alloc", "--generate", "training", "--peak-mib", "512"];
+    let report = json(&[&made[..], &["--find-cap"]].concat());
+    let (cap, live) = (count(&report, "cap_bytes"), count(&report, "peak_live_bytes"));
+    let fragmentation = report["fragmentation"].as_f64().unwrap();
+    assert!((fragmentation - (cap as f64 / live as f64 - 1.0)).abs() < 1e-9, "{report}");
+    let refused =
+        |limit: u64| count(&json(&[&made[..], &["--limit", &limit.to_string()]].concat()), "refused");
+    assert_eq!(refused(cap), 0, "{report}");
+    assert!(refused(live - (2 << 20)) > 0, "{report}");
+}
+
+/// The goal is 10 % on every seed; training meets it, and this keeps it there.
+#[test]
+fn training_fits_into_a_tenth_more_than_is_live() {
+    for seed in ["1", "2", "3"] {
+        let report = json(&["replay-alloc", "--generate", "training", "--seed", seed, "--find-cap"]);
+        let fragmentation = report["fragmentation"].as_f64().unwrap();
+        say(&format!("training {seed}: {:.1} %", 100.0 * fragmentation));
+        assert!(fragmentation <= 0.10, "{report}");
+    }
+}
+
+#[test]
+fn unusable_allocations_are_named() {
+    let folder = Folder::new("bad-allocations");
+    let bad = folder.file("bad.txt", b"a 1 4096 0\nf 2\n");
+    let empty = folder.file("empty.txt", b"# nothing\n");
+    let nowhere = folder.0.join("no/such/folder").display().to_string();
+    let cases: [(&[&str], &str); 9] = [
+        (&[&bad], "bad.txt:2: block 2 is not live"),
+        (&[&empty], "no allocation"),
+        (&["none.txt"], "No such file"),
+        (&[], "TRACE"),
+        (&["--generate", "poems"], "poems"),
+        (&["--generate", "serving", "--peak-mib", "8"], "8"),
+        (&["--generate", "serving", "--limit", "1", "--find-cap"], "--find-cap"),
+        (&["--generate", "serving", "--device", "abacus"], "abacus"),
+        (&["--generate", "serving", "--write", &nowhere], "--write"),
+    ];
+    for (arguments, word) in cases {
+        let text = refused(&[&["replay-alloc"], arguments].concat());
+        assert!(text.contains(word), "{arguments:?}: {text}");
+    }
+}
