@@ -329,7 +329,7 @@ fn version_and_help_are_for_strangers() {
 /// What a replay of allocations says, without what depends on the clock.
 fn allocations(arguments: &[&str]) -> [u64; 5] {
     let report = json(&[&["replay-alloc"], arguments].concat());
-    assert!(report["ns_per_operation"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["ns_per_operation"].as_f64().is_some_and(|ns| ns > 0.0), "{report}");
     ["allocations", "events", "streams", "refused", "peak_live_bytes"].map(|field| count(&report, field))
 }
 

@@ -446,9 +446,7 @@ impl Trainer {
         let parameters = self.parameters.clone();
         if is_first {
             for numbers in &parameters {
-                for _ in 0..3 {
-                    self.maker.take(numbers * 4);
-                }
+                [1, 2, 3].map(|_| self.maker.take(numbers * 4));
             }
         }
         for some in parameters.chunks(6) {

@@ -7,9 +7,9 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
+use kavern::sys::clock::now_ns;
 use serde::Serialize;
 
 use crate::abi::{Manager, Stream};
@@ -148,7 +148,7 @@ impl ReplayAlloc {
             (0..trace.stream_count()).map(|_| manager.create_stream()).collect::<Result<Vec<Stream>, _>>()?;
         let mut addresses = vec![0u64; trace.blocks.len()];
         let mut played = Played { refused: 0, peak_backed_bytes: 0, seconds: 0.0 };
-        let begin = Instant::now();
+        let begin = now_ns();
         for event in &trace.events {
             match *event {
                 Event::Allocate { block } => {
@@ -174,7 +174,7 @@ impl ReplayAlloc {
                 }
             }
         }
-        played.seconds = begin.elapsed().as_secs_f64();
+        played.seconds = (now_ns() - begin) as f64 / 1e9;
         for (address, block) in addresses.iter().zip(&trace.blocks).filter(|(address, _)| **address != 0) {
             manager.free(*address, &streams[block.stream as usize])?;
         }
