@@ -446,7 +446,7 @@ impl Trainer {
         let parameters = self.parameters.clone();
         if is_first {
             for numbers in &parameters {
-                [1, 2, 3].map(|_| self.maker.take(numbers * 4));
+                let _kept = [(); 3].map(|()| self.maker.take(numbers * 4));
             }
         }
         for some in parameters.chunks(6) {

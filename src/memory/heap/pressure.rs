@@ -158,8 +158,8 @@ impl Heap {
         }
     }
 
-    /// Puts all that was freed behind events, one for each stream. What is being captured records nothing outside of its
-    /// graph and is left alone.
+    /// Puts all that was freed behind events, one for each stream. What is being captured records nothing outside of
+    /// its graph and is left alone.
     pub(super) fn close_lanes(&self) -> Result<()> {
         let lanes = self.core.lock().order.streams();
         for lane in lanes {
