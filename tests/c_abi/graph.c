@@ -1,31 +1,9 @@
 /* A decode step of an engine captured into a CUDA graph: the step interface runs outside of it, the graph reads the
    tables at addresses that never move, and the writing of keys and values is inside. Needs a GPU. */
-#include "check.h"
-
-#include <dlfcn.h>
+#include "driver.h"
 
 enum { BATCH = 3, LAYERS = 2, HEADS = 2, CHANNELS = 64, STEPS = 20, BLOCK_TOKENS = 4 };
 enum { TOKEN_ELEMENTS = HEADS * CHANNELS };
-
-typedef int (*driver_call)();
-static void *library;
-
-static driver_call driver(const char *name) {
-    driver_call found = NULL;
-    void *symbol = dlsym(library, name);
-    CHECK(symbol != NULL);
-    memcpy(&found, &symbol, sizeof found);
-    return found;
-}
-
-#define DRIVER(name, ...)                                                                                         \
-    do {                                                                                                          \
-        int code_ = driver(#name)(__VA_ARGS__);                                                                   \
-        if (code_ != 0) {                                                                                         \
-            fprintf(stderr, "code %d\n", code_);                                                                  \
-            fail_at(__FILE__, __LINE__, #name);                                                                   \
-        }                                                                                                         \
-    } while (0)
 
 /* What the "model" gives for a token: every element tells where it belongs. */
 static float element(int what, int layer, int row, int step, int index) {
@@ -33,14 +11,8 @@ static float element(int what, int layer, int row, int step, int index) {
 }
 
 int main(void) {
-    const char *device = test_device();
-    if (strncmp(device, "cuda", 4) != 0) {
-        printf("left out: a graph needs KAVERN_TEST_DEVICE=cuda:0\n");
-        return 0;
-    }
-    library = dlopen("libcuda.so.1", RTLD_NOW);
-    CHECK(library != NULL);
-    kavern_manager *manager = open_manager(device);
+    if (!has_gpu()) return 0;
+    kavern_manager *manager = open_manager(test_device());
     OK(kavern_warmup(manager));
 
     kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_FULL, .layers = LAYERS,

@@ -1,29 +1,7 @@
 /* Device memory and CUDA graphs: what a capture allocates stays its own until it is given up, half-empty pages under an
    idle graph share memory and the graph still finds every byte, and a block that a second stream uses is nobody else's
    before that stream is past it. Needs a GPU. */
-#include "check.h"
-
-#include <dlfcn.h>
-
-typedef int (*driver_call)();
-static void *library;
-
-static driver_call driver(const char *name) {
-    driver_call found = NULL;
-    void *symbol = dlsym(library, name);
-    CHECK(symbol != NULL);
-    memcpy(&found, &symbol, sizeof found);
-    return found;
-}
-
-#define DRIVER(name, ...)                                                                                         \
-    do {                                                                                                          \
-        int code_ = driver(#name)(__VA_ARGS__);                                                                   \
-        if (code_ != 0) {                                                                                         \
-            fprintf(stderr, "code %d\n", code_);                                                                  \
-            fail_at(__FILE__, __LINE__, #name);                                                                   \
-        }                                                                                                         \
-    } while (0)
+#include "driver.h"
 
 enum { NOT_READY = 600, LAUNCHES = 5 };
 static const uint64_t SLOT = UINT64_C(64) << 10, PAGE = UINT64_C(2) << 20;
@@ -34,7 +12,6 @@ typedef struct {
     unsigned char value;
 } block;
 
-/* The driver is called without prototypes, so each argument has the exact type. */
 static void set(uint64_t address, unsigned char value, uint64_t bytes, void *stream) {
     DRIVER(cuMemsetD8Async, (unsigned long long)address, value, (size_t)bytes, stream);
 }
@@ -346,12 +323,7 @@ static void a_block_of_two_streams_is_reused_behind_both(uint64_t bytes, int soo
 }
 
 int main(void) {
-    if (strncmp(test_device(), "cuda", 4) != 0) {
-        printf("left out: a graph needs KAVERN_TEST_DEVICE=cuda:0\n");
-        return 0;
-    }
-    library = dlopen("libcuda.so.1", RTLD_NOW);
-    CHECK(library != NULL);
+    if (!has_gpu()) return 0;
     /* Streams and graphs of the program's own, in the primary context that the manager retains too. */
     kavern_manager *manager = open_manager(test_device());
     void *context = NULL;
