@@ -228,7 +228,8 @@ void Gguf::read_tensor(Cursor &cursor, std::vector<std::pair<std::string, uint64
         const auto side = cursor.read<uint64_t>("the shape of a tensor");
         // No element is smaller than half a byte, so more of them than twice the file's bytes cannot be there.
         if (side == 0 || side > 2 * size || elements > 2 * size / side) {
-            refuse("truncated or broken: tensor " + name + " has a side of " + std::to_string(side));
+            refuse("truncated or broken: tensor " + name + " has a side of " + std::to_string(side) +
+                   ", more than a file of " + std::to_string(size) + " bytes can hold");
         }
         elements *= side;
         tensor.shape.push_back(side);

@@ -253,7 +253,9 @@ impl Report {
         row("allocations", grouped(self.allocations), format!("on {} streams", self.streams));
         row("refused", grouped(self.refused), limit);
         row("live at peak", bytes(self.peak_live_bytes), "as it was asked for".into());
-        row("held at peak", bytes(self.peak_backed_bytes), format!("{held:+.1} %"));
+        // Beside all that was asked for, what a refused trace held says nothing.
+        let beside = if self.refused == 0 { format!("{held:+.1} %") } else { String::new() };
+        row("held at peak", bytes(self.peak_backed_bytes), beside);
         if let (Some(cap), Some(fragmentation)) = (self.cap_bytes, self.fragmentation) {
             let percent = format!("fragmentation {:.2} %", 100.0 * fragmentation);
             row("smallest limit", bytes(cap), percent);
