@@ -298,12 +298,35 @@ enum kavern_kv_op_kind
     KAVERN_OP_LOAD = 16,
     /** Later. */
     KAVERN_OP_STORE = 17,
+    /** Later. */
+    KAVERN_OP_ACCEPT = 18,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum kavern_kv_op_kind kavern_kv_op_kind;
 #else
 typedef uint32_t kavern_kv_op_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** What KAVERN_OP_PREEMPT does with the blocks, in kavern_kv_op.mode. */
+enum kavern_kv_preempt_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** The sequence keeps its blocks and its id, but leaves the row of the tables' batch. */
+    KAVERN_PREEMPT_KEEP = 1,
+    /** Its blocks are let go; committed ones stay findable until they are evicted. */
+    KAVERN_PREEMPT_DROP = 2,
+    /** Later: its blocks go to another tier. */
+    KAVERN_PREEMPT_SWAP = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_preempt_mode kavern_kv_preempt_mode;
+#else
+typedef uint32_t kavern_kv_preempt_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1279,6 +1302,21 @@ typedef struct kavern_kv_op {
     uint32_t key_bytes;
     /** Zero. */
     uint32_t reserved;
+    /** Operations on a range of tokens: the first of them, counted from the start of the sequence; 0 in all others. */
+    uint64_t offset;
+    /** RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others. */
+    uint64_t ttl_ms;
+    /** ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others. */
+    uint64_t expected_tokens;
+    /**
+     * RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
+     * others.
+     */
+    uint64_t lease;
+    /** RETAIN: 0 to 100, higher stays longer; 0 in all others. */
+    uint32_t priority;
+    /** PREEMPT: a KAVERN_PREEMPT_ value; 0 in all others. */
+    uint32_t mode;
 } kavern_kv_op;
 
 /** What became of an operation. */

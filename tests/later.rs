@@ -56,12 +56,12 @@ fn what_comes_with_later_versions_is_refused_and_not_ignored() {
     assert_eq!(create(plain, &|config| config.codec_remote = name).0, UNSUPPORTED);
     let (status, mut cache) = create(plain, &|_| ());
     assert_eq!(status, 0);
-    for kind in 6..=18 {
+    for kind in 6..=19 {
         let op = kavern_kv_op { struct_size: size_of::<kavern_kv_op>() as u32, kind, ..zeroed() };
         let mut result = kavern_kv_op_result::default();
         // SAFETY: one operation without pointers, room for its result.
         assert_eq!(unsafe { kavern_kv_step(cache, 1, 1, &raw const op, &raw mut result) }, 1);
-        assert_eq!(result.status, if kind == 18 { -1 } else { UNSUPPORTED }, "operation {kind}");
+        assert_eq!(result.status, if kind == 19 { -1 } else { UNSUPPORTED }, "operation {kind}");
     }
     // SAFETY: handles that were made above.
     assert_eq!(unsafe { kavern_kv_cache_destroy(&raw mut cache) }, 0);

@@ -16,31 +16,32 @@ use crate::types::Dtype;
 /// Longest salt.
 const SALT_LIMIT: u32 = 64;
 
+// Name, bytes of its first form, which callers may still pass, bytes now.
 macro_rules! c_struct {
-    ($($name:ident, $bytes:literal;)*) => {$(
+    ($($name:ident, $first:literal, $now:literal;)*) => {$(
         // SAFETY: numbers and pointers that are read with checks.
         unsafe impl CValue for $name {}
         // SAFETY: begins with struct_size.
         unsafe impl CStruct for $name {
             const NAME: &'static str = stringify!($name);
-            const FIRST_BYTES: usize = $bytes;
+            const FIRST_BYTES: usize = $first;
 
             fn defaults() -> Self {
                 config::zeroed()
             }
         }
-        const _: () = assert!(size_of::<$name>() == $bytes, "a struct grows only at its end; keep its first size");
+        const _: () = assert!(size_of::<$name>() == $now, "a struct grows only at its end; its first size stays");
     )*};
 }
 
 c_struct! {
-    kavern_kv_group, 88;
-    kavern_kv_request, 120;
-    kavern_kv_op, 80;
-    kavern_kv_step_tables, 80;
-    kavern_kv_description, 104;
-    kavern_kv_statistics, 200;
-    kavern_kv_append_args, 48;
+    kavern_kv_group, 88, 88;
+    kavern_kv_request, 120, 120;
+    kavern_kv_op, 80, 120;
+    kavern_kv_step_tables, 80, 80;
+    kavern_kv_description, 104, 104;
+    kavern_kv_statistics, 200, 200;
+    kavern_kv_append_args, 48, 48;
 }
 
 // SAFETY: numbers only.

@@ -138,6 +138,20 @@ pub enum kavern_kv_op_kind {
     KAVERN_OP_LOAD = 16,
     /// Later.
     KAVERN_OP_STORE = 17,
+    /// Later.
+    KAVERN_OP_ACCEPT = 18,
+}
+
+/// What KAVERN_OP_PREEMPT does with the blocks, in kavern_kv_op.mode.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_preempt_mode {
+    /// The sequence keeps its blocks and its id, but leaves the row of the tables' batch.
+    KAVERN_PREEMPT_KEEP = 1,
+    /// Its blocks are let go; committed ones stay findable until they are evicted.
+    KAVERN_PREEMPT_DROP = 2,
+    /// Later: its blocks go to another tier.
+    KAVERN_PREEMPT_SWAP = 3,
 }
 
 /// Kinds of kavern_kv_event.

@@ -203,6 +203,19 @@ pub struct kavern_kv_op {
     pub key_bytes: u32,
     /// Zero.
     pub reserved: u32,
+    /// Operations on a range of tokens: the first of them, counted from the start of the sequence; 0 in all others.
+    pub offset: u64,
+    /// RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others.
+    pub ttl_ms: u64,
+    /// ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others.
+    pub expected_tokens: u64,
+    /// RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
+    /// others.
+    pub lease: u64,
+    /// RETAIN: 0 to 100, higher stays longer; 0 in all others.
+    pub priority: u32,
+    /// PREEMPT: a KAVERN_PREEMPT_ value; 0 in all others.
+    pub mode: u32,
 }
 
 /// What became of an operation.

@@ -143,7 +143,7 @@ unsafe fn read_op<'a>(
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
-        6..=17 => {
+        6..=18 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }
         _ => return Err(Error::new(Status::InvalidArgument, "an unknown kind of operation")),

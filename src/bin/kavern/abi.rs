@@ -431,6 +431,12 @@ fn operation(kind: kavern_kv_op_kind, target: u64) -> kavern_kv_op {
         extra_count: 0,
         key_bytes: 0,
         reserved: 0,
+        offset: 0,
+        ttl_ms: 0,
+        expected_tokens: 0,
+        lease: 0,
+        priority: 0,
+        mode: 0,
     }
 }
 

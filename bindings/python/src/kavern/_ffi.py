@@ -82,6 +82,12 @@ KAVERN_OP_UNPIN = 14
 KAVERN_OP_RETAIN = 15
 KAVERN_OP_LOAD = 16
 KAVERN_OP_STORE = 17
+KAVERN_OP_ACCEPT = 18
+
+# kavern_kv_preempt_mode: What KAVERN_OP_PREEMPT does with the blocks, in kavern_kv_op.mode.
+KAVERN_PREEMPT_KEEP = 1
+KAVERN_PREEMPT_DROP = 2
+KAVERN_PREEMPT_SWAP = 3
 
 # kavern_kv_event_kind: Kinds of kavern_kv_event.
 KAVERN_EVENT_STORED = 1
@@ -447,6 +453,12 @@ kavern_kv_op._fields_ = [
     ("extra_count", _c.c_uint64),
     ("key_bytes", _c.c_uint32),
     ("reserved", _c.c_uint32),
+    ("offset", _c.c_uint64),
+    ("ttl_ms", _c.c_uint64),
+    ("expected_tokens", _c.c_uint64),
+    ("lease", _c.c_uint64),
+    ("priority", _c.c_uint32),
+    ("mode", _c.c_uint32),
 ]
 
 kavern_kv_op_result._fields_ = [
