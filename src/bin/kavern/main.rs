@@ -8,6 +8,8 @@
 mod abi;
 mod alloc_generate;
 mod alloc_trace;
+mod bound;
+mod curve;
 mod failure;
 mod generate;
 mod keys;
@@ -17,6 +19,7 @@ mod replay;
 mod replay_alloc;
 mod screen;
 mod summary;
+mod timed;
 mod trace;
 mod workload;
 mod zstd;
