@@ -438,3 +438,15 @@ fn a_plot_has_a_line_for_each_policy_and_none_above_the_bound() {
     let text = refused(&[&made[..6], &["/nowhere/hits.svg"]].concat());
     assert!(text.contains("/nowhere/hits.svg"), "{text}");
 }
+
+#[test]
+fn internet_traffic_is_the_same_each_time_and_hits_more_with_more_room() {
+    let made = ["replay", "--generate", "internet", "--requests", "4000", "--blocks"];
+    let [small, again, large] =
+        ["20000", "20000", "400000"].map(|blocks| json(&[&made[..], &[blocks]].concat()));
+    assert_eq!(count(&small, "hit_blocks"), count(&again, "hit_blocks"));
+    assert!(count(&small, "hit_blocks") < count(&large, "hit_blocks"), "{small} {large}");
+    assert!(count(&small, "evicted_blocks") > 0 && count(&large, "hostile_blocks") > 0);
+    assert!(refused(&["replay", "--generate", "internet", "--tokens"]).contains("--tokens"));
+    assert!(refused(&["replay", "--generate", "chat", "--requests", "100001"]).contains("--requests"));
+}

@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::generate::{self, Kind};
 use crate::keys::BLOCK_TOKENS;
 use crate::player::Player;
+use crate::scale;
 use crate::screen;
 use crate::timed;
 use crate::trace;
@@ -36,7 +37,7 @@ pub(crate) struct Replay {
 
     /// How many requests to generate
     #[arg(long, value_name = "N", requires = "generate", default_value_t = generate::DEFAULT_REQUESTS as u64,
-          value_parser = clap::value_parser!(u64).range(1..=100_000))]
+          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     requests: u64,
 
     /// Blocks that the cache holds [default with --generate: 20000]
@@ -116,6 +117,8 @@ Examples:
       kavern replay conversation_trace.jsonl.zst --blocks 10000 --no-bytes --json
   The trace in its own time: arrivals, waiting, outputs that hold blocks
       kavern replay conversation_trace.jsonl.zst --blocks 10000 --timed
+  Ten million blocks, thousands of tenants, about 10^8 touches
+      kavern replay --generate internet --requests 1000000 --blocks 10000000
   Compare policies: one, or all in a picture
       kavern replay --generate chat --blocks 5000 --policy fifo
       kavern replay conversation_trace.jsonl.zst --plot hits.svg
@@ -136,6 +139,14 @@ impl Replay {
                 &refusal,
             )
         })?;
+        if self.generate == Some(Kind::Internet) {
+            if self.tokens || self.plot.is_some() {
+                let text =
+                    "--generate internet is counted by keys alone; expected neither --tokens nor --plot";
+                return Err(Failure::Input(text.into()));
+            }
+            return scale::run(self, &manager, self.limit.unwrap_or(u64::MAX).min(self.requests));
+        }
         let workload = self.workload()?;
         if let Some(path) = &self.plot {
             return curve::run(self, &manager, &workload, path);
@@ -154,6 +165,11 @@ impl Replay {
         let limit = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         match (&self.trace, self.generate) {
             (Some(path), _) => trace::read(path, limit),
+            (None, Some(_)) if self.requests > generate::MOST_REQUESTS => Err(Failure::Input(format!(
+                "--requests {}: expected at most {}, which lie in memory; internet takes any number",
+                self.requests,
+                generate::MOST_REQUESTS
+            ))),
             (None, Some(kind)) => Ok(generate::generate(kind, limit.min(self.requests as usize), self.seed)),
             (None, None) => Err(Failure::Input("expected a trace file or --generate".into())),
         }
