@@ -1,4 +1,4 @@
-//! Plays the traffic of the internet against the bookkeeping of a cache of any size: hit rate, memory, latency of steps.
+//! Plays the traffic of the internet against the bookkeeping of a cache of any size: hits, memory, latency of steps.
 //!
 //! Requests come in lists of sixteen, run for some steps and end; nothing is kept of them but their sequence. No bytes
 //! move.

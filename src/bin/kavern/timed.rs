@@ -1,10 +1,10 @@
-//! Plays a trace in its own time: requests arrive, wait, run and end by a model of an engine, and hold blocks meanwhile.
+//! Plays a trace in its own time: requests arrive, wait, run and end by a model of an engine, and hold blocks.
 //!
-//! The model is the second level of the reference replays: requests start in the order of arrival, each with all blocks
-//! of its prompt and its output reserved; only full blocks of the prompt are shared; a prompt that is found whole
-//! computes its last block again; the first token comes 10 ms + 0.05 ms for each computed token after the start, each
-//! further one 20 ms later. Time is counted, not waited for, and no bytes move. Invariant: the same trace, size and
-//! policy give the same numbers in every run.
+//! The model is the second level of the reference replays: requests start in the order of arrival, each with all
+//! blocks of its prompt and its output reserved; only full blocks of the prompt are shared; a prompt that is found
+//! whole computes its last block again; the first token comes 10 ms + 0.05 ms for each computed token after the start,
+//! each further one 20 ms later. Time is counted, not waited for, and no bytes move. Invariant: the same trace, size
+//! and policy give the same numbers in every run.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,6 +1,7 @@
 //! Reads request traces into a workload: Mooncake's JSON lines and Azure's CSV, plain or packed with zstd.
 //!
-//! The form is told by the content, not by the name. Timestamps are read from JSON lines only. Every complaint names the file, the line, and what was expected there.
+//! The form is told by the content, not by the name. Timestamps are read from JSON lines only. Every complaint names
+//! the file, the line, and what was expected there.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
