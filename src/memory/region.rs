@@ -92,8 +92,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Pages of the device behind a part of the region.
-    fn pages(&self, offset: u64, bytes: u64) -> (u64, u64) {
+    /// Pages of the device behind a part of the region: the first, and the one after.
+    pub(super) fn pages(&self, offset: u64, bytes: u64) -> (u64, u64) {
         let page_bytes = self.page_bytes;
         let first = (self.lead + offset) / page_bytes;
         (first, first + bytes / page_bytes)

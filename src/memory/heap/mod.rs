@@ -21,6 +21,7 @@ mod plain;
 mod planted;
 mod pressure;
 mod report;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod uses;
@@ -262,18 +263,16 @@ impl Heap {
         let is_captured = self.is_capturing(stream)?;
         let (region, index, class) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
-                let index = self.climb(bytes, is_captured, |may_wait| {
-                    self.take_block(stream, class, alignment, is_captured, may_wait)
-                })?;
+                let attempt = |may_wait| self.take_block(stream, class, alignment, is_captured, may_wait);
+                let index = self.climb(bytes, is_captured, attempt, || Ok(None))?;
                 let number = class.index().min(MIDDLE);
                 let region =
                     self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
                 (region, index, class.index() as u8)
             }
             None => {
-                let index = self.climb(bytes, is_captured, |may_wait| {
-                    self.take_large(stream, bytes, is_captured, may_wait)
-                })?;
+                let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
+                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
                 let region =
                     self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
                 (region, index, core::LARGE as u8)
@@ -435,6 +434,8 @@ impl Heap {
         self.close_lanes()?;
         self.collect()?;
         self.trim()?;
+        // Pages that have moved before their old addresses were left are the device's only after that.
+        self.physical.collect();
         Ok(self.physical.trim(0))
     }
 

@@ -35,6 +35,8 @@ pub struct LadderCounts {
     pub host_waits: u64,
     /// Requests that were refused after all of it.
     pub refusals: u64,
+    /// Pages of the device that went from free blocks to a large one without being unmapped first.
+    pub moved_pages: u64,
 }
 
 #[derive(Default)]
@@ -46,6 +48,7 @@ pub(super) struct Ladder {
     rooms: AtomicU64,
     host_waits: AtomicU64,
     refusals: AtomicU64,
+    pub(super) moved_pages: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -60,6 +63,13 @@ enum Step {
 
 const STEPS: [Step; 6] =
     [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits];
+
+impl Step {
+    /// Whether it ends with taking what is empty.
+    fn trims(self) -> bool {
+        matches!(self, Self::Trim | Self::Rooms | Self::HostWaits)
+    }
+}
 
 impl Ladder {
     fn count(&self, step: Step) {
@@ -84,17 +94,20 @@ impl Ladder {
             rooms: read(&self.rooms),
             host_waits: read(&self.host_waits),
             refusals: read(&self.refusals),
+            moved_pages: read(&self.moved_pages),
         }
     }
 }
 
 impl Heap {
-    /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait.
+    /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait. `take_over` is tried before
+    /// empty pages are unmapped: it may do with them as they are.
     pub(super) fn climb<T>(
         &self,
         bytes: u64,
         is_captured: bool,
         attempt: impl Fn(bool) -> Result<Option<T>>,
+        take_over: impl Fn() -> Result<Option<T>>,
     ) -> Result<T> {
         let mut last = match tried(&attempt, false)? {
             Ok(found) => return Ok(found),
@@ -109,6 +122,13 @@ impl Heap {
             self.ladder.count(step);
             may_wait |= matches!(step, Step::StreamWaits);
             self.take_step(step, bytes)?;
+            if step.trims() {
+                // What a graph captures keeps its addresses for long; it gets memory in the plain way.
+                if !is_captured && let Some(found) = take_over()? {
+                    return Ok(found);
+                }
+                self.trim()?;
+            }
             last = match tried(&attempt, may_wait)? {
                 Ok(found) => return Ok(found),
                 Err(refusal) => refusal,
@@ -118,6 +138,8 @@ impl Heap {
         Err(self.refusal(bytes, &last))
     }
 
+    /// All of a step but the trim at its end. What a trim leaves in the pool of pages stays there: the next attempt
+    /// takes it, or gives it to the device itself where it needs the bytes in another form.
     fn take_step(&self, step: Step, bytes: u64) -> Result<()> {
         match step {
             Step::OwnCaches => {
@@ -125,25 +147,15 @@ impl Heap {
                 self.close_lanes()
             }
             Step::Fences => self.collect().map(drop),
-            Step::Trim => {
-                self.trim()?;
-                self.physical.trim(0);
-                Ok(())
-            }
-            Step::StreamWaits => Ok(()),
+            Step::Trim | Step::StreamWaits => Ok(()),
             Step::Rooms => {
                 self.rooms.ask(self.missing_bytes(bytes));
-                self.trim()?;
-                self.physical.trim(0);
                 Ok(())
             }
             Step::HostWaits => {
                 self.close_lanes()?;
                 self.wait_for_streams()?;
-                self.collect()?;
-                self.trim()?;
-                self.physical.trim(0);
-                Ok(())
+                self.collect().map(drop)
             }
         }
     }

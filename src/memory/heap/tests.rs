@@ -1,5 +1,7 @@
 //! The heap against a naive model, on the host and on simulated streams.
 
+mod takeover;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
