@@ -64,6 +64,8 @@ enum kavern_device_capability
     KAVERN_DEVICE_CAPTURE = 8,
     /** The device reports races between streams. */
     KAVERN_DEVICE_RACE_DETECTION = 16,
+    /** The CPU and the device may touch memory at the same time under one address; for KAVERN_POOL_MANAGED. */
+    KAVERN_DEVICE_MANAGED_MEMORY = 32,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -390,6 +392,28 @@ enum kavern_pool_rounding
 typedef enum kavern_pool_rounding kavern_pool_rounding;
 #else
 typedef uint32_t kavern_pool_rounding;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Where the blocks of a pool lie; for kavern_pool_config.memory_kind. */
+enum kavern_pool_memory
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Memory of the device. */
+    KAVERN_POOL_DEVICE = 0,
+    /**
+     * Managed memory: the CPU and the device use a block's address, each where the other's work on it is known to be
+     * done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free.
+     */
+    KAVERN_POOL_MANAGED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_pool_memory kavern_pool_memory;
+#else
+typedef uint32_t kavern_pool_memory;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1011,6 +1035,10 @@ typedef struct kavern_pool_config {
     const char *name;
     /** Zero. */
     uint64_t reserved[4];
+    /** KAVERN_POOL_DEVICE or KAVERN_POOL_MANAGED. */
+    uint32_t memory_kind;
+    /** Zero. */
+    uint32_t reserved_tail;
 } kavern_pool_config;
 
 /** What was handed out. It will never grow, so it carries no size. */
@@ -1063,6 +1091,8 @@ typedef struct kavern_pool_statistics {
     double utilisation;
     /** Share of the held bytes that are free and cannot serve a request, the mean over the requests so far. */
     double fragmentation;
+    /** Those of the bytes held that lie in managed memory: all or none. */
+    uint64_t managed_bytes;
 } kavern_pool_statistics;
 
 /** What one class of a pool has and did. It will never grow, so it carries no size. */
@@ -2201,8 +2231,9 @@ kavern_status kavern_pool_config_init(kavern_pool_config *config,
 /**
  * Makes a pool with its initial blocks.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
- * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (classes of more than 1 MiB in managed memory too), KAVERN_ERR_UNSUPPORTED for
+ * managed memory on a device without it (KAVERN_DEVICE_MANAGED_MEMORY), KAVERN_ERR_OUT_OF_MEMORY,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
  * Threads: any; blocks while memory is allocated.
  * Owner: destroy with kavern_pool_destroy; it keeps its manager alive.
  * Since: 0.1

@@ -44,7 +44,9 @@ pub use page_class::{
 };
 pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
-pub use pool::{ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolStatistics, Sizes};
+pub use pool::{
+    ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolMemory, PoolStatistics, Sizes,
+};
 pub use reclaim::Reclaim;
 pub use rooms::Room;
 pub use shared::{ModelStatistics, SharedConfig, SharedPool, SharedStatistics};
@@ -247,9 +249,24 @@ impl Memory {
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.
     pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
         let make = || self.strategy.allocate(self.device.as_ref(), bytes);
-        let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, make))?;
+        self.own(bytes, tag, make, false)
+    }
+
+    /// Device memory that the CPU reaches under the same address; refused where the device has none such. May block.
+    pub fn allocate_managed(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
+        self.own(bytes, tag, || self.device.managed_allocate(bytes), true)
+    }
+
+    fn own(
+        self: &Arc<Self>,
+        bytes: u64,
+        tag: &str,
+        make: impl Fn() -> Result<DeviceSlice>,
+        is_managed: bool,
+    ) -> Result<Allocation> {
+        let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, &make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
-        let allocation = Allocation { memory: Arc::clone(self), slice, entry };
+        let allocation = Allocation { memory: Arc::clone(self), slice, entry, is_managed };
         self.relax();
         Ok(allocation)
     }
@@ -315,6 +332,8 @@ pub struct Allocation {
     memory: Arc<Memory>,
     slice: DeviceSlice,
     entry: u64,
+    /// It came from the device, past the strategy.
+    is_managed: bool,
 }
 
 impl Allocation {
@@ -331,7 +350,11 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        let freed = self.memory.strategy.free(self.memory.device.as_ref(), self.slice);
+        let device = self.memory.device.as_ref();
+        let freed = match self.is_managed {
+            true => device.memory_free(self.slice),
+            false => self.memory.strategy.free(device, self.slice),
+        };
         self.memory.leave(Where::Device, self.slice.bytes(), self.entry, freed);
     }
 }

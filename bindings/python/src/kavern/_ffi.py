@@ -19,6 +19,7 @@ KAVERN_DEVICE_STREAM_ORDERED = 2
 KAVERN_DEVICE_HOST_ADDRESSABLE = 4
 KAVERN_DEVICE_CAPTURE = 8
 KAVERN_DEVICE_RACE_DETECTION = 16
+KAVERN_DEVICE_MANAGED_MEMORY = 32
 
 # kavern_elastic_flags: Bits of kavern_elastic_config.flags and kavern_shared_pool_config.flags.
 KAVERN_ELASTIC_SINGLE_PAGES = 1
@@ -103,6 +104,10 @@ KAVERN_RESET_NAMESPACE = 2
 KAVERN_POOL_CLASSES = 0
 KAVERN_POOL_FIXED = 1
 KAVERN_POOL_LADDER = 2
+
+# kavern_pool_memory: Where the blocks of a pool lie; for kavern_pool_config.memory_kind.
+KAVERN_POOL_DEVICE = 0
+KAVERN_POOL_MANAGED = 1
 
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
@@ -694,6 +699,8 @@ kavern_pool_config._fields_ = [
     ("idle_ns", _c.c_uint64),
     ("name", _c.c_char_p),
     ("reserved", _c.c_uint64 * 4),
+    ("memory_kind", _c.c_uint32),
+    ("reserved_tail", _c.c_uint32),
 ]
 
 kavern_pool_statistics._fields_ = [
@@ -717,6 +724,7 @@ kavern_pool_statistics._fields_ = [
     ("hit_rate", _c.c_double),
     ("utilisation", _c.c_double),
     ("fragmentation", _c.c_double),
+    ("managed_bytes", _c.c_uint64),
 ]
 
 kavern_pool_class_statistics._fields_ = [
