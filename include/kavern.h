@@ -374,6 +374,27 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** Bits of kavern_manager_config.flags. */
+enum kavern_manager_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Before kavern_alloc refuses a request it does what kavern_manager_defragment does, without a limit, and tries
+     * once more. With this flag the program promises that, while an allocation runs, no other thread enqueues work on
+     * the device, launches a graph or captures one. Not done while a stream that has allocated is being captured.
+     */
+    KAVERN_MANAGER_MESH_ON_SHORTAGE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_manager_flag kavern_manager_flag;
+#else
+typedef uint32_t kavern_manager_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** How a pool finds the block for a request; for kavern_pool_config.rounding. */
 enum kavern_pool_rounding
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -880,7 +901,7 @@ typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, 
 typedef struct kavern_manager_config {
     /** sizeof(kavern_manager_config). */
     uint32_t struct_size;
-    /** Zero. */
+    /** KAVERN_MANAGER_ bits. */
     uint32_t flags;
     /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
     const char *device;
@@ -1451,6 +1472,8 @@ typedef struct kavern_memory_statistics {
     uint64_t ladder_refusals;
     /** Allocations ever that came straight from the device one by one, because it cannot map memory; 0 where it can. */
     uint64_t plain_allocations;
+    /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
+    uint64_t ladder_meshes;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */

@@ -57,7 +57,8 @@ impl Things {
     fn new(device: &Arc<dyn Device>) -> Self {
         let limits = Limits { device_limit_bytes: 192 * MIB, ..Limits::default() };
         let memory = Memory::new(Arc::clone(device), limits, Arc::new(NoSink));
-        let config = HeapConfig { front_cache_bytes: 8 * MIB, patience_ns: 1_000_000 };
+        let config =
+            HeapConfig { front_cache_bytes: 8 * MIB, patience_ns: 1_000_000, ..memory.heap_config() };
         let class = ClassConfig { block_bytes: MIB, initial_blocks: 0, growth_blocks: 2 };
         let pool = PoolConfig { sizes: Sizes::Classes(vec![class]), max_bytes: 0, ..PoolConfig::classes() };
         let range = ElasticConfig { capacity_bytes: 256 * MIB, page_bytes: 0, has_slabs: true };

@@ -181,6 +181,7 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("ordered_bytes", totals.ordered_bytes),
         ("largest_free_bytes", totals.largest_free_bytes),
         ("plain_allocations", totals.plain_allocations),
+        ("meshes", totals.ladder.meshes),
         ("refusals", totals.ladder.refusals),
     ]);
     json.key("live");

@@ -210,14 +210,19 @@ impl Memory {
         self.rooms.relax();
     }
 
-    /// A general allocator on the pool of physical pages.
-    pub fn make_heap(self: &Arc<Self>) -> Result<Arc<Heap>> {
+    /// What suits a general allocator on this memory.
+    pub fn heap_config(&self) -> HeapConfig {
         let total_bytes = self.device.description().total_bytes;
-        let config = HeapConfig {
+        HeapConfig {
             front_cache_bytes: (total_bytes / 128).clamp(1 << 20, 1 << 30),
             patience_ns: 1_000_000_000,
-        };
-        self.make_heap_with(config)
+            meshes_when_short: false,
+        }
+    }
+
+    /// A general allocator on the pool of physical pages.
+    pub fn make_heap(self: &Arc<Self>) -> Result<Arc<Heap>> {
+        self.make_heap_with(self.heap_config())
     }
 
     /// As `make_heap`, with settings.

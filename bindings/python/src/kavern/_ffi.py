@@ -100,6 +100,9 @@ KAVERN_REMOVE_REPLACED = 4
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
 
+# kavern_manager_flag: Bits of kavern_manager_config.flags.
+KAVERN_MANAGER_MESH_ON_SHORTAGE = 1
+
 # kavern_pool_rounding: How a pool finds the block for a request; for kavern_pool_config.rounding.
 KAVERN_POOL_CLASSES = 0
 KAVERN_POOL_FIXED = 1
@@ -651,6 +654,7 @@ kavern_memory_statistics._fields_ = [
     ("ladder_host_waits", _c.c_uint64),
     ("ladder_refusals", _c.c_uint64),
     ("plain_allocations", _c.c_uint64),
+    ("ladder_meshes", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [
