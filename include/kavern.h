@@ -978,6 +978,12 @@ typedef struct kavern_manager_statistics {
     uint64_t device_held_bytes;
     /** Soft limit of device memory, 0 for none. */
     uint64_t device_soft_limit_bytes;
+    /** Copies to the host that are running, as kavern_copies_begin and kavern_copies_end tell. */
+    uint64_t running_copies;
+    /** Calls of the device that changed page tables. */
+    uint64_t table_changes;
+    /** Those of them that could not wait for the end of a copy to the host. */
+    uint64_t loud_table_changes;
 } kavern_manager_statistics;
 
 /** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
@@ -1748,6 +1754,37 @@ kavern_status kavern_kv_events_snapshot(kavern_kv_cache *cache,
 kavern_status kavern_kv_append(kavern_kv_cache *cache,
                                void *stream,
                                const kavern_kv_append_args *args);
+
+/**
+ * Says that you are about to copy from the device to the host, by means of your own.
+ *
+ * Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
+ * waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
+ * needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
+ * are not worth the call.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block and does not call the device.
+ * Owner: end each with kavern_copies_end.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_copies_begin(kavern_manager *manager);
+
+/**
+ * Says that one copy is over once the stream is past this point; NULL says that it is over now.
+ *
+ * Which of the copies under way it was does not matter: they are counted.
+ * Stream: as for kavern_stream_synchronize, but for NULL; the default stream is KAVERN_STREAM_DEFAULT.
+ * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured; then end it by NULL when
+ * the graph is done. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
+ * Threads: any, also another than that of the begin; enqueues and returns.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_copies_end(kavern_manager *manager,
+                                void *stream);
 
 /**
  * Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.

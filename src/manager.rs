@@ -94,6 +94,10 @@ pub struct Totals {
     pub pending_tickets: u64,
     /// Caches.
     pub caches: u64,
+    /// Copies to the host that are running.
+    pub running_copies: u64,
+    /// Changes of page tables, and those of them beside a running copy.
+    pub table_changes: (u64, u64),
     /// Fallible calls of the device that a fault wrapper has counted.
     pub device_calls: u64,
     /// Races between streams that the device has found.
@@ -381,6 +385,8 @@ impl Manager {
             foreign_streams,
             pending_tickets: self.pending_tickets.load(Ordering::Relaxed),
             caches: self.caches.lock().len() as u64,
+            running_copies: self.memory.copies().running(),
+            table_changes: self.table_changes(),
             device_calls: self.device.call_count(),
             races: self.device.race_count(),
         }

@@ -121,6 +121,12 @@ pub struct kavern_manager_statistics {
     pub device_held_bytes: u64,
     /// Soft limit of device memory, 0 for none.
     pub device_soft_limit_bytes: u64,
+    /// Copies to the host that are running, as kavern_copies_begin and kavern_copies_end tell.
+    pub running_copies: u64,
+    /// Calls of the device that changed page tables.
+    pub table_changes: u64,
+    /// Those of them that could not wait for the end of a copy to the host.
+    pub loud_table_changes: u64,
 }
 
 // SAFETY: numbers only.
@@ -163,6 +169,9 @@ impl From<Totals> for kavern_manager_statistics {
             shared_bytes: totals.shared_bytes,
             device_held_bytes: totals.held_bytes,
             device_soft_limit_bytes: totals.limits.device_soft_limit_bytes,
+            running_copies: totals.running_copies,
+            table_changes: totals.table_changes.0,
+            loud_table_changes: totals.table_changes.1,
         }
     }
 }

@@ -8,6 +8,7 @@
 mod bitmap;
 mod budget;
 mod chores;
+mod copies;
 mod direct;
 mod elastic;
 mod fence;
@@ -36,6 +37,7 @@ mod upkeep;
 use std::sync::{Arc, Weak};
 
 pub use budget::{Limits, MachineBudget, Payer, Quota};
+pub use copies::Copies;
 pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
 pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
@@ -94,6 +96,7 @@ pub struct Memory {
     budget: Arc<Budget>,
     ledger: Ledger,
     rooms: Arc<Rooms>,
+    copies: Arc<Copies>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -133,11 +136,13 @@ impl Memory {
     ) -> Arc<Self> {
         let strategy = (strategy.make)();
         let budget = Arc::new(Budget::new(limits, machine));
+        let copies = Copies::new(Fences::new(Arc::clone(&device)));
         Arc::new(Self {
             device,
             strategy,
             sink,
             rooms: Rooms::new(Arc::clone(&budget)),
+            copies,
             budget,
             ledger: Ledger::default(),
             physical: Mutex::default(),
@@ -167,7 +172,25 @@ impl Memory {
         }
         let config = PhysicalConfig::of(self.device.as_ref());
         let made = Physical::new(Arc::clone(&self.device), self.payer(), config, Arc::clone(&self.sink))?;
+        self.hush(&made);
         Ok(Arc::clone(physical.insert(made)))
+    }
+
+    /// Copies to the host that are running, beside which page tables change as little as possible.
+    pub fn copies(&self) -> &Arc<Copies> {
+        &self.copies
+    }
+
+    /// Keeps the upkeep of pages away from running copies.
+    pub(super) fn hush(&self, physical: &Physical) {
+        let copies = Arc::clone(&self.copies);
+        physical.set_quiet(Some(Arc::new(move || copies.running() == 0)));
+    }
+
+    /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
+    pub fn table_changes(&self) -> (u64, u64) {
+        let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
+        statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
     }
 
     /// Gives idle physical pages to the device; returns their bytes.

@@ -171,6 +171,7 @@ impl SharedPool {
         // Everything that comes back is kept for the next model: moving it must not cost the driver's price.
         let kept = PhysicalConfig { high_bytes: config.limit_bytes, ..PhysicalConfig::of(device.as_ref()) };
         let physical = Physical::new(Arc::clone(device), account, kept, Arc::clone(memory.sink()))?;
+        memory.hush(&physical);
         let scrubber = Scrubber {
             device: Arc::clone(device),
             stream: device.stream_create()?,

@@ -622,6 +622,9 @@ kavern_manager_statistics._fields_ = [
     ("shared_bytes", _c.c_uint64),
     ("device_held_bytes", _c.c_uint64),
     ("device_soft_limit_bytes", _c.c_uint64),
+    ("running_copies", _c.c_uint64),
+    ("table_changes", _c.c_uint64),
+    ("loud_table_changes", _c.c_uint64),
 ]
 
 kavern_address_description._fields_ = [
@@ -815,6 +818,8 @@ FUNCTIONS = {
     "kavern_kv_events_read": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
     "kavern_kv_events_snapshot": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
     "kavern_kv_append": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.POINTER(kavern_kv_append_args)]),
+    "kavern_copies_begin": (kavern_status, [kavern_manager]),
+    "kavern_copies_end": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_device_count": (kavern_status, [_c.c_char_p, _c.POINTER(_c.c_uint32)]),
     "kavern_device_describe": (kavern_status, [_c.c_char_p, _c.POINTER(kavern_device_description)]),
     "kavern_elastic_config_init": (kavern_status, [_c.POINTER(kavern_elastic_config), _c.c_size_t]),
