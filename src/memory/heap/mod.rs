@@ -17,6 +17,8 @@ mod lane;
 mod large;
 mod leases;
 mod mesh;
+#[cfg(test)]
+mod mesh_tests;
 mod plain;
 mod planted;
 mod pressure;
@@ -67,6 +69,9 @@ pub struct HeapConfig {
     pub front_cache_bytes: u64,
     /// How long the last attempt before an error waits for work in flight, in nanoseconds.
     pub patience_ns: u64,
+    /// Whether a request that would be refused meshes pages first: while an allocation runs, no other thread enqueues
+    /// work, launches a graph or captures one.
+    pub meshes_when_short: bool,
 }
 
 /// Names that a record holds as a number.

@@ -2,7 +2,8 @@
 //!
 //! Each step gives back more than the one before and costs more: own caches, fences that were reached, empty pages,
 //! blocks of other streams behind a wait, what others hold and can spare (pools, idle models, the program's callbacks),
-//! and at last waiting for work in flight. After each step the request is tried again. Each step is counted.
+//! waiting for work in flight, and at last, where the program allows it, meshing half-empty pages. After each step the
+//! request is tried again. Each step is counted.
 //! What it does not: take from anybody who did not offer it. Invariant: no lock is held while somebody else is asked.
 
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub struct LadderCounts {
     pub rooms: u64,
     /// Waits of the host for work in flight.
     pub host_waits: u64,
+    /// Half-empty pages meshed; 0 where the program did not allow it.
+    pub meshes: u64,
     /// Requests that were refused after all of it.
     pub refusals: u64,
     /// Pages of the device that went from free blocks to a large one without being unmapped first.
@@ -47,6 +50,7 @@ pub(super) struct Ladder {
     stream_waits: AtomicU64,
     rooms: AtomicU64,
     host_waits: AtomicU64,
+    meshes: AtomicU64,
     refusals: AtomicU64,
     pub(super) moved_pages: AtomicU64,
 }
@@ -59,10 +63,11 @@ enum Step {
     StreamWaits,
     Rooms,
     HostWaits,
+    Mesh,
 }
 
-const STEPS: [Step; 6] =
-    [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits];
+const STEPS: [Step; 7] =
+    [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits, Step::Mesh];
 
 impl Step {
     /// Whether it ends with taking what is empty.
@@ -80,6 +85,7 @@ impl Ladder {
             Step::StreamWaits => &self.stream_waits,
             Step::Rooms => &self.rooms,
             Step::HostWaits => &self.host_waits,
+            Step::Mesh => &self.meshes,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -93,6 +99,7 @@ impl Ladder {
             stream_waits: read(&self.stream_waits),
             rooms: read(&self.rooms),
             host_waits: read(&self.host_waits),
+            meshes: read(&self.meshes),
             refusals: read(&self.refusals),
             moved_pages: read(&self.moved_pages),
         }
@@ -117,6 +124,9 @@ impl Heap {
         for step in STEPS {
             if is_captured && !matches!(step, Step::Rooms) {
                 // A capture forbids asking about events and waiting.
+                continue;
+            }
+            if matches!(step, Step::Mesh) && !self.may_mesh() {
                 continue;
             }
             self.ladder.count(step);
@@ -157,7 +167,18 @@ impl Heap {
                 self.wait_for_streams()?;
                 self.collect().map(drop)
             }
+            Step::Mesh => self.defragment(0).map(drop),
         }
+    }
+
+    /// Whether the program has promised what meshing needs. It waits for the whole device, which would break a capture.
+    fn may_mesh(&self) -> bool {
+        if !self.config.meshes_when_short || self.plain.is_some() {
+            return false;
+        }
+        let streams = self.names.read().streams.clone();
+        // A stream that is gone cannot be asked and captures nothing.
+        !streams.into_iter().any(|stream| matches!(self.is_capturing(stream), Ok(true)))
     }
 
     /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
