@@ -249,6 +249,9 @@ fn write_tables(
         batch_rows_host: tables.batch_rows()?.as_ptr(),
         batch_starts_host: tables.batch_starts()?.as_ptr(),
         sequence_lengths_host: tables.sequence_lengths().as_ptr(),
+        copies: tables.copies_address(),
+        copies_host: tables.copies().as_ptr().cast(),
+        copy_count: tables.copies().len() as u32,
         ..config::zeroed()
     })
 }

@@ -10,6 +10,7 @@
 mod batch;
 mod block;
 mod config;
+mod copies;
 mod events;
 mod evict;
 mod hash;
@@ -31,6 +32,7 @@ mod upload;
 mod write;
 
 pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};
+pub use copies::TokenCopy;
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;

@@ -7,6 +7,7 @@
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
+use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
@@ -68,6 +69,7 @@ pub(super) struct State {
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
+    pub(super) copies: Copies,
     /// Number of the running call of `step`.
     pub(super) call: u64,
 }
@@ -103,6 +105,7 @@ impl State {
                 counters: Counters::default(),
             },
             batch: Batch::new(geometry, config)?,
+            copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
             call: 0,
         })
     }
@@ -231,7 +234,10 @@ impl State {
             used_tokens: self.batch.used_tokens,
             used_slots: self.batch.used_slots,
             last_event: self.shared.events.last(),
-            metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
+            metadata_bytes: sum(&|s| s.bytes())
+                + self.holders.bytes()
+                + self.batch.bytes()
+                + self.copies.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
         }

@@ -128,6 +128,7 @@ impl State {
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
+            self.begin_copies();
         }
         self.call += 1;
         Ok(())

@@ -6,8 +6,8 @@
 //! cache's lock.
 
 use super::block::{
-    Block, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
-    Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published,
+    ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
@@ -110,6 +110,23 @@ impl Store {
         for block in self.zero_list.drain(..count) {
             self.blocks[block as usize].namespace_and_flags &= !ZERO_LISTED;
         }
+    }
+
+    /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.
+    /// Answers whether it must come after a copy that is listed already.
+    pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
+        let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
+        for block in [source, target] {
+            let block = &mut self.blocks[block as usize];
+            block.last_step = block.last_step.max(step);
+        }
+        self.blocks[target as usize].namespace_and_flags |= COPY_TARGET;
+        is_target
+    }
+
+    /// The copies into this block are enqueued.
+    pub(super) fn note_copied(&mut self, target: u32) {
+        self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
     }
 
     /// Hands out a block, evicting if none is free. The caller has checked `available`.
