@@ -223,6 +223,7 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
+        state.batch.is_tabled = true;
         state.take_copies(&|group| uploader.copies_planned[group]);
         read(&StepTables { uploader, state })
     }

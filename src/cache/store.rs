@@ -12,7 +12,7 @@ use super::block::{
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::Extras;
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
@@ -154,6 +154,7 @@ impl Store {
             self.zero_list.push(index as i32);
         }
         block.tenant = tenant;
+        block.key = Key::default();
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -273,9 +274,26 @@ impl Store {
         &self.tokens[block as usize * each..][..each]
     }
 
-    /// Keeps tokens of a block that is being filled, if this store compares them.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+    /// Forgets what a block was to be that its only holder fills anew from some token on.
+    pub(super) fn reopen(&mut self, block: u32) {
+        self.blocks[block as usize].key = Key::default();
+        if let Some(origin) = self.origins.get_mut(block as usize) {
+            origin.serial = NO_SERIAL;
+        }
+    }
+
+    /// Gives a block the kept tokens of another.
+    pub(super) fn copy_kept(&mut self, source: u32, target: u32) {
         if self.compares_tokens() {
+            let each = self.block_tokens as usize;
+            let from = source as usize * each;
+            self.tokens.copy_within(from..from + each, target as usize * each);
+        }
+    }
+
+    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
+    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+        if self.compares_tokens() && !self.block(block).is_findable() {
             let at = block as usize * self.block_tokens as usize + offset as usize;
             self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
         }
