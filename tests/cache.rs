@@ -4,9 +4,11 @@
 
 mod cache {
     mod bench;
+    mod change;
     mod events;
     mod faults;
     mod isolation;
+    mod ops;
     mod prefix;
     mod steps;
     mod tables;

@@ -9,17 +9,24 @@
 
 mod batch;
 mod block;
+mod branch;
+mod change;
 mod config;
+mod copies;
+mod edit;
 mod events;
 mod evict;
 mod hash;
 mod index;
 mod kernels;
+mod kin;
 mod kv_cache;
 mod list;
 mod lookup;
 mod namespace;
 mod pattern;
+mod preempt;
+mod rewind;
 mod sequence;
 mod session;
 mod state;
@@ -27,10 +34,13 @@ mod step;
 mod steps;
 mod store;
 mod table;
+mod trunks;
 mod upload;
 mod write;
 
+pub use change::{Change, PreemptMode};
 pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};
+pub use copies::TokenCopy;
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;
