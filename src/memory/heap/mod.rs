@@ -12,6 +12,7 @@
 //! No driver call under `core`.
 
 mod core;
+mod fitted;
 mod grow;
 mod lane;
 mod large;
@@ -36,7 +37,7 @@ use super::front_cache::{Counts, Leased};
 use super::order::Freed;
 use super::physical::Physical;
 use super::records::{Facts, Record};
-use super::region::{MIDDLE_GRANULE_BYTES, Region, Regions};
+use super::region::{MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Region, Regions};
 use super::rooms::Rooms;
 use super::size_class::{self, Class};
 use crate::device::{Device, Stream};
@@ -109,6 +110,8 @@ pub struct Heap {
     /// Freed blocks that a graph may use, by the stream of the capture.
     captured: Mutex<HashMap<u64, Vec<Freed>>>,
     ladder: pressure::Ladder,
+    /// Whether more is held than can still be had; see `fitted`.
+    is_short: AtomicBool,
     is_closed: AtomicBool,
     /// Which mistake a test planted.
     #[cfg(test)]
@@ -154,6 +157,7 @@ impl Heap {
             shared: Mutex::default(),
             captured: Mutex::default(),
             ladder: pressure::Ladder::default(),
+            is_short: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
@@ -260,15 +264,17 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+        let (region, index, class) = match size_class::class_of(bytes, alignment)
+            .filter(|_| !self.has_own_pages(bytes))
+        {
             Some(class) => {
-                let index = self.climb(bytes, is_captured, |may_wait| {
-                    self.take_block(stream, class, alignment, is_captured, may_wait)
+                let (class, index) = self.climb(bytes, is_captured, |may_wait| {
+                    self.take_block(stream, (bytes, class), alignment, is_captured, may_wait)
                 })?;
-                let number = class.index().min(MIDDLE);
+                let number = (class as usize).min(MIDDLE);
                 let region =
                     self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, class.index() as u8)
+                (region, index, class as u8)
             }
             None => {
                 let index = self.climb(bytes, is_captured, |may_wait| {
@@ -290,8 +296,39 @@ impl Heap {
         Ok(region.address_of(index))
     }
 
-    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait.
+    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
+    /// and index.
     fn take_block(
+        &self,
+        stream: Stream,
+        (bytes, class): (u64, Class),
+        alignment: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<(u32, u32)>> {
+        let wanted = class.index() as u32;
+        if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
+            return Ok(Some((wanted, index)));
+        }
+        if (self.is_short() || self.weigh()) && self.core.lock().is_fitted(class, bytes) {
+            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
+            if run.is_some() {
+                self.core.lock().count_rare(bytes, true);
+            }
+            return Ok(run.map(|start| (core::FITTED, start)));
+        }
+        let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
+        let grown = if class.is_small() {
+            self.grow(stream, class)?
+        } else {
+            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+            self.grow_middle(count, granules.max(core::CLASS_ALIGNMENT))?
+        };
+        Ok(grown.map(|index| (wanted, index)))
+    }
+
+    /// A block of the class out of what is there.
+    fn take_of_class(
         &self,
         stream: Stream,
         class: Class,
@@ -299,21 +336,24 @@ impl Heap {
         is_captured: bool,
         may_wait: bool,
     ) -> Result<Option<u32>> {
-        // Every slot is aligned as its size is; a run of granules only to its granules.
-        let granules = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
-        if !class.is_small() && granules > 1 {
-            return self.take_aligned(class, granules);
+        // Every slot is aligned as its size is; a run of granules only to its step.
+        if !class.is_small() && alignment > MIDDLE_STEP_BYTES {
+            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+            let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
+            return self.core.lock().middle.allocate(count, granules);
         }
         let wanted = class.index() as u32;
         if is_captured && let Some(block) = self.take_captured(stream, wanted, 0) {
             return Ok(Some(block.id as u32));
         }
+        let is_fitted = !class.is_small() && self.is_short();
         {
             let mut core = self.core.lock();
             // What a graph captures must not be anybody's later, so it takes nothing that is only free for a stream.
             let own = if is_captured { None } else { core.order.take_same(stream, wanted) };
             let found = match own {
                 Some(block) => Some(block.id as u32),
+                None if is_fitted => return Ok(None),
                 None if is_captured => core.take_free(class)?,
                 None => core.take_line(stream, class)?,
             };
@@ -333,15 +373,7 @@ impl Heap {
         {
             return Ok(Some(block.id as u32));
         }
-        self.grow(stream, class)
-    }
-
-    fn take_aligned(&self, class: Class, granules: u32) -> Result<Option<u32>> {
-        let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
-        if let Some(index) = self.core.lock().middle.allocate(count, granules)? {
-            return Ok(Some(index));
-        }
-        self.grow_middle(count, granules)
+        Ok(None)
     }
 
     /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
@@ -392,6 +424,7 @@ impl Heap {
         let class = u32::from(facts.class);
         let bytes = match Class::at(facts.class.into()) {
             Some(class) => size_class::bytes_of(class),
+            None if class == core::FITTED => self.run_bytes(index)?,
             None => self.large_bytes(index)?,
         };
         let block = Freed { class, id: index.into(), bytes };
@@ -419,6 +452,9 @@ impl Heap {
             return Ok(());
         }
         let mut core = self.core.lock();
+        if class == core::FITTED {
+            core.count_rare(facts.bytes, false);
+        }
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
         } else if fences.is_empty() {
