@@ -96,14 +96,6 @@ impl Heap {
             }
             core.order.bytes()
         };
-        if !is_captured && ordered_bytes >= run_bytes {
-            self.flush(None);
-            self.close_lanes()?;
-            self.collect()?;
-            if let Some(start) = self.core.lock().middle.take_lowest(count, alignment)? {
-                return Ok(Some(start));
-            }
-        }
         if may_reuse && may_wait {
             let mut own = self.core.lock().order.take_same_run(stream, MIDDLE as u32, run_bytes);
             if own.is_none() {
@@ -111,6 +103,14 @@ impl Heap {
             }
             if let Some(block) = own {
                 return self.core.lock().cut(stream, block, count).map(Some);
+            }
+        }
+        if !is_captured && ordered_bytes >= run_bytes {
+            self.flush(None);
+            self.close_lanes()?;
+            self.collect()?;
+            if let Some(start) = self.core.lock().middle.take_lowest(count, alignment)? {
+                return Ok(Some(start));
             }
         }
         self.grow_fitted(count, alignment)
