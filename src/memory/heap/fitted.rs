@@ -14,7 +14,7 @@ use super::super::free_list::{FreeList, State};
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES};
 use super::super::size_class::{self, Class};
-use super::core::{Core, FITTED};
+use super::core::{CLASS_ALIGNMENT, Core, FITTED};
 use super::{Heap, MIDDLE};
 use crate::device::Stream;
 use crate::error::{Error, Result};
@@ -59,6 +59,37 @@ impl Heap {
     /// Whether a request that a class would hold has addresses of its own.
     pub(super) fn has_own_pages(&self, bytes: u64) -> bool {
         bytes > OWN_PAGES_BYTES && self.is_short()
+    }
+
+    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
+    /// and index.
+    pub(super) fn take_block(
+        &self,
+        stream: Stream,
+        (bytes, class): (u64, Class),
+        alignment: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<(u32, u32)>> {
+        let wanted = class.index() as u32;
+        if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
+            return Ok(Some((wanted, index)));
+        }
+        if (self.is_short() || self.weigh()) && self.core.lock().is_fitted(class, bytes) {
+            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
+            if run.is_some() {
+                self.core.lock().count_rare(bytes, true);
+            }
+            return Ok(run.map(|start| (FITTED, start)));
+        }
+        let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
+        let grown = if class.is_small() {
+            self.grow(stream, class)?
+        } else {
+            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+            self.grow_middle(count, granules.max(CLASS_ALIGNMENT))?
+        };
+        Ok(grown.map(|index| (wanted, index)))
     }
 
     /// Size of the run of a fitted block.

@@ -3,7 +3,8 @@
 //! Four layers, each asked only when the one before has nothing: the thread's front cache for the stream
 //! (`front_cache`), blocks freed on the same stream or free for all (`core`), new pages (`grow`), and the ladder of
 //! what can be done when memory is short (`pressure`). Small blocks (to 256 KiB) are slots in pages of 2 MiB, middle
-//! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own.
+//! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own. Where memory is short, what
+//! would need a new page is cut to its own length instead (`fitted`).
 //! A device that cannot map memory gets allocations one by one instead (`plain`).
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
@@ -294,37 +295,6 @@ impl Heap {
             self.rooms.relax();
         }
         Ok(region.address_of(index))
-    }
-
-    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
-    /// and index.
-    fn take_block(
-        &self,
-        stream: Stream,
-        (bytes, class): (u64, Class),
-        alignment: u64,
-        is_captured: bool,
-        may_wait: bool,
-    ) -> Result<Option<(u32, u32)>> {
-        let wanted = class.index() as u32;
-        if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
-            return Ok(Some((wanted, index)));
-        }
-        if (self.is_short() || self.weigh()) && self.core.lock().is_fitted(class, bytes) {
-            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
-            if run.is_some() {
-                self.core.lock().count_rare(bytes, true);
-            }
-            return Ok(run.map(|start| (core::FITTED, start)));
-        }
-        let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
-        let grown = if class.is_small() {
-            self.grow(stream, class)?
-        } else {
-            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
-            self.grow_middle(count, granules.max(core::CLASS_ALIGNMENT))?
-        };
-        Ok(grown.map(|index| (wanted, index)))
     }
 
     /// A block of the class out of what is there.
