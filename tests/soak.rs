@@ -223,7 +223,7 @@ fn a_thousand_million_operations_leave_nothing_behind() {
     let device = registry::open("host").unwrap();
     let limits = Limits { device_limit_bytes: LIMIT_BYTES, ..Limits::default() };
     let memory = Memory::new(device, limits, Arc::new(NoSink));
-    let config = HeapConfig { front_cache_bytes: 4 * MIB, patience_ns: 1_000_000 };
+    let config = HeapConfig { front_cache_bytes: 4 * MIB, patience_ns: 1_000_000, meshes_when_short: false };
     let heap = memory.make_heap_with(config).unwrap();
     let shelf = [const { AtomicU64::new(0) }; SHELF];
     let shared = Shared { memory, heap, shelf, checked: AtomicU64::new(0), refused: AtomicU64::new(0) };

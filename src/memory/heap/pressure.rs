@@ -13,7 +13,7 @@ use super::super::fence::Fence;
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
 use super::planted::Mistake;
-use super::{Heap, PlainBlocks};
+use super::{Heap, MIDDLE, PlainBlocks};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 use crate::sync::pause;
@@ -217,9 +217,17 @@ impl Heap {
 
     /// A block that was freed on another stream, after `stream` was made to wait for it.
     pub(super) fn take_behind_wait(&self, stream: Stream, class: u32, bytes: u64) -> Result<Option<Freed>> {
-        let Some((owner, fence, block)) = self.core.lock().order.take_other(stream, class, bytes) else {
-            return Ok(None);
-        };
+        let taken = self.core.lock().order.take_other(stream, class, bytes);
+        taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
+    }
+
+    /// As `take_behind_wait`, any run of granules that is long enough.
+    pub(super) fn take_run_behind_wait(&self, stream: Stream, bytes: u64) -> Result<Option<Freed>> {
+        let taken = self.core.lock().order.take_other_run(stream, MIDDLE as u32, bytes);
+        taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
+    }
+
+    fn hold_back(&self, stream: Stream, (owner, fence, block): (Stream, Arc<Fence>, Freed)) -> Result<Freed> {
         let held = match (self.has(Mistake::WaitForgotten), self.has(Mistake::WaitTooOld)) {
             (false, false) => fence.hold_back(self.enqueued(stream)),
             (true, _) => Ok(()),
@@ -228,7 +236,7 @@ impl Heap {
             }
         };
         match held {
-            Ok(()) => Ok(Some(block)),
+            Ok(()) => Ok(block),
             Err(error) => {
                 self.core.lock().order.put_back(owner, fence, block);
                 Err(error)

@@ -278,7 +278,9 @@ fn random_requests_on_several_streams_never_overlap_and_all_come_back() {
 /// Races that a random program finds: several streams, short memory, blocks that a second stream reads.
 fn races(seed: u64, operations: usize, mistake: Option<Mistake>) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed);
-    let heap = heap(&format!("sim?seed={}", seed >> 16), 64 * MIB);
+    // How short memory is decides which step of the ladder serves a request.
+    let limit_bytes = [24, 40, 64][random.usize(..3)] * MIB;
+    let heap = heap(&format!("sim?seed={}", seed >> 16), limit_bytes);
     heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
     let sim = Arc::clone(&heap.device);
     let simulator = sim.simulator().unwrap();
@@ -335,7 +337,7 @@ fn no_schedule_of_simulated_streams_finds_memory_in_two_hands() {
 fn every_planted_mistake_in_the_order_of_streams_is_found() {
     let first = seed();
     for mistake in Mistake::ALL {
-        let found = (0..400)
+        let found = (0..4_000)
             .find(|&round: &u64| races(first.wrapping_add(round << 16 | round), 400, Some(mistake)) > 0);
         assert!(found.is_some(), "{mistake:?} was not found by 4000 seeds from {first} on");
     }
