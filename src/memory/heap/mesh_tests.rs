@@ -94,8 +94,10 @@ fn half_empty_pages(heap: &Arc<Heap>, bytes: u64, pages: usize) -> Vec<u64> {
 fn a_request_that_would_be_refused_meshes_where_the_program_allows_it() {
     const BYTES: u64 = 64 << 10;
     for allows in [false, true] {
-        let heap = heap_with("host", 32 * MIB, |config| config.meshes_when_short = allows);
+        let heap = heap_with("host", 128 * MIB, |config| config.meshes_when_short = allows);
         let kept = half_empty_pages(&heap, BYTES, 16);
+        // Only now: where memory is short, blocks of this size would not lie in slots.
+        let rest = heap.allocate(Stream::DEFAULT, 96 * MIB, 0, 0).unwrap();
         let large = heap.allocate(Stream::DEFAULT, 16 * MIB, 0, 0);
         let ladder = heap.statistics().ladder;
         assert_eq!((ladder.meshes, ladder.refusals), if allows { (1, 0) } else { (0, 1) });
@@ -109,7 +111,7 @@ fn a_request_that_would_be_refused_meshes_where_the_program_allows_it() {
             Err(error) if !allows => assert_eq!(error.status, Status::OutOfMemory),
             other => panic!("allowed {allows}: {other:?}"),
         }
-        kept.iter().for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
+        kept.iter().chain([&rest]).for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
         heap.validate().unwrap();
         heap.defragment(0).unwrap();
         assert_eq!(heap.statistics().backed_bytes, 0);
