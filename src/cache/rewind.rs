@@ -117,8 +117,8 @@ impl State {
             }
             let block = rows.row(row)[(boundary / each) as usize - 1] as u32;
             let (entry, origin) = (store.block(block), store.origin(block));
-            if !has_extras && entry.key != Key::default() {
-                return Some((entry.key, Extras::NONE));
+            if let Some(key) = entry.name().filter(|_| !has_extras) {
+                return Some((key, Extras::NONE));
             }
             if has_extras && entry.is_findable() && origin.serial != NO_SERIAL {
                 return Some((entry.key, Extras(origin.extras)));
