@@ -18,6 +18,8 @@ use kavern::format::{BlockShape, Layout};
 use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
+use super::until_ok;
+
 const SHAPES: [(&[u32], HashKind, Layout); 4] = [
     (&[4], HashKind::Blake3, Layout::Nhd),
     (&[4, 8], HashKind::Xxh3, Layout::Hnd),
@@ -445,9 +447,9 @@ impl Run {
 
     /// The step's work: everything that was written is there, and what is scheduled is written.
     fn work(&mut self, step: u64) {
-        let tables = self
-            .cache
-            .tables(step, self.stream, |tables| {
+        // A failed call repeats everything, copies too.
+        let tables = until_ok(|| {
+            self.cache.tables(step, self.stream, |tables| {
                 let group = |group: usize| {
                     let view = tables.group(group).unwrap();
                     (view.block_table.to_vec(), view.row_cells as usize, view.slot_mapping.to_vec())
@@ -457,12 +459,12 @@ impl Run {
                 let groups: Vec<_> = (0..self.block_tokens.len()).map(group).collect();
                 Ok((groups, rows, starts, tables.sequence_lengths().to_vec()))
             })
-            .unwrap();
-        self.device.stream_synchronize(self.stream).unwrap();
+        });
+        until_ok(|| self.device.stream_synchronize(self.stream));
         let (groups, rows, starts, lengths) = tables;
         for (group, (table, cells, slots)) in groups.iter().enumerate() {
             let mut bytes = vec![0; self.pool(group).bytes() as usize];
-            self.device.read(self.pool(group), &mut bytes).unwrap();
+            until_ok(|| self.device.read(self.pool(group), &mut bytes));
             let held = || self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop));
             let each = self.block_tokens[group];
             for sequence in held() {
@@ -491,7 +493,7 @@ impl Run {
                     }
                 }
             }
-            self.device.write(self.pool(group), &bytes).unwrap();
+            until_ok(|| self.device.write(self.pool(group), &bytes));
         }
         self.live
             .iter_mut()
@@ -533,12 +535,13 @@ fn change(id: u64, change: Change<'_>) -> Op<'_> {
 
 fn play(seed: u64, operations: u64) -> [u64; 12] {
     let (block_tokens, hash, layout) = SHAPES[seed as usize % SHAPES.len()];
-    let device = registry::open("host").unwrap();
+    let spec = format!("host?memory_bytes=67108864&fail_rate=0.005&seed={seed}&error=oom");
+    let device = until_ok(|| registry::open(&spec));
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-    let cache = KvCache::new(&memory, &config(block_tokens, hash, layout)).unwrap();
+    let cache = until_ok(|| KvCache::new(&memory, &config(block_tokens, hash, layout)));
     let mut run = Run {
         random: Rng::with_seed(seed),
-        stream: device.stream_create().unwrap(),
+        stream: until_ok(|| device.stream_create()),
         link: cache.hash_block_tokens() as usize,
         cache,
         device,
