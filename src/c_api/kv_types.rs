@@ -183,19 +183,22 @@ pub struct kavern_kv_op {
     pub kind: u32,
     /// Sequence id, KAVERN_SEQ_OF_OP(i), or lease.
     pub target: u64,
-    /// ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final.
+    /// ADMIT, APPEND, RESUME: tokens to schedule. COMMIT: tokens that are final. ROLLBACK: those that stay. FORK:
+    /// those of the child, 0 for all. EDIT: those that go.
     pub tokens: u64,
-    /// ADMIT, APPEND: tokens beyond those for which blocks are held ready.
+    /// ADMIT, APPEND, RESUME, ROLLBACK: tokens beyond those for which blocks are held ready; they stay from step to
+    /// step.
     pub lookahead: u32,
-    /// ADMIT: row of the tables, or -1 to let the library choose.
+    /// ADMIT, FORK: row of the tables, or -1 to let the library choose.
     pub row: i32,
-    /// COMMIT in a token namespace: the `tokens` ids.
+    /// COMMIT in a token namespace: the `tokens` ids. ROLLBACK: null, or the ids of its last `tokens` %
+    /// hash_block_tokens.
     pub token_ids: *const i32,
     /// COMMIT in a key namespace: one key for each link that these tokens complete.
     pub keys: *const u8,
     /// How many.
     pub key_count: u64,
-    /// COMMIT: extras whose token_offset lies in these tokens.
+    /// COMMIT, ROLLBACK: extras whose token_offset lies in these tokens.
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
@@ -226,7 +229,7 @@ pub struct kavern_kv_op_result {
     pub status: i32,
     /// Row of the tables, -1 if none.
     pub row: i32,
-    /// The sequence.
+    /// The sequence; the child of FORK, the parent of ACCEPT.
     pub sequence: u64,
     /// Blocks that the sequence got, all groups together.
     pub blocks_added: u32,

@@ -18,6 +18,8 @@ use kavern::format::{BlockShape, Layout};
 use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
+use super::until_ok;
+
 const SHAPES: [(&[u32], HashKind, Layout); 4] = [
     (&[4], HashKind::Blake3, Layout::Nhd),
     (&[4, 8], HashKind::Xxh3, Layout::Hnd),
@@ -445,9 +447,9 @@ impl Run {
 
     /// The step's work: everything that was written is there, and what is scheduled is written.
     fn work(&mut self, step: u64) {
-        let tables = self
-            .cache
-            .tables(step, self.stream, |tables| {
+        // A failed call repeats everything, copies too.
+        let tables = until_ok(|| {
+            self.cache.tables(step, self.stream, |tables| {
                 let group = |group: usize| {
                     let view = tables.group(group).unwrap();
                     (view.block_table.to_vec(), view.row_cells as usize, view.slot_mapping.to_vec())
@@ -457,25 +459,17 @@ impl Run {
                 let groups: Vec<_> = (0..self.block_tokens.len()).map(group).collect();
                 Ok((groups, rows, starts, tables.sequence_lengths().to_vec()))
             })
-            .unwrap();
-        self.device.stream_synchronize(self.stream).unwrap();
+        });
+        until_ok(|| self.device.stream_synchronize(self.stream));
         let (groups, rows, starts, lengths) = tables;
         for (group, (table, cells, slots)) in groups.iter().enumerate() {
             let mut bytes = vec![0; self.pool(group).bytes() as usize];
-            self.device.read(self.pool(group), &mut bytes).unwrap();
-            for sequence in self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop)) {
+            until_ok(|| self.device.read(self.pool(group), &mut bytes));
+            let held = || self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop));
+            let each = self.block_tokens[group];
+            for sequence in held() {
                 assert_eq!(lengths[sequence.row] as usize, sequence.tokens.len());
                 let row = &table[sequence.row * cells..][..*cells];
-                for token in 0..sequence.written {
-                    for at in self.places(group, row, token) {
-                        let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                        let what = format!(
-                            "group {group}, token {token} of {sequence_id:x}",
-                            sequence_id = sequence.id
-                        );
-                        assert_eq!(seen, sequence.numbers[token], "{what}");
-                    }
-                }
                 let pending = sequence.tokens.len() - sequence.written;
                 let mut of_step: Vec<i64> = Vec::new();
                 for (at, _) in rows.iter().enumerate().filter(|(_, row)| **row as usize == sequence.row) {
@@ -483,14 +477,23 @@ impl Run {
                 }
                 assert_eq!(of_step.len(), pending, "tokens of {:x} in the batch", sequence.id);
                 for (token, slot) in (sequence.written..).zip(of_step) {
-                    let each = self.block_tokens[group];
                     assert_eq!(slot as usize, row[token / each] as usize * each + token % each);
                     for at in self.places(group, row, token) {
                         bytes[at..at + 4].copy_from_slice(&sequence.numbers[token].to_le_bytes());
                     }
                 }
             }
-            self.device.write(self.pool(group), &bytes).unwrap();
+            // After all writes: one may have found what another writes in the same step, and none may be overwritten.
+            for sequence in held() {
+                let row = &table[sequence.row * cells..][..*cells];
+                for (token, &number) in sequence.numbers.iter().enumerate() {
+                    for at in self.places(group, row, token) {
+                        let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+                        assert_eq!(seen, number, "group {group}, token {token} of {:x}", sequence.id);
+                    }
+                }
+            }
+            until_ok(|| self.device.write(self.pool(group), &bytes));
         }
         self.live
             .iter_mut()
@@ -532,12 +535,13 @@ fn change(id: u64, change: Change<'_>) -> Op<'_> {
 
 fn play(seed: u64, operations: u64) -> [u64; 12] {
     let (block_tokens, hash, layout) = SHAPES[seed as usize % SHAPES.len()];
-    let device = registry::open("host").unwrap();
+    let spec = format!("host?memory_bytes=67108864&fail_rate=0.005&seed={seed}&error=oom");
+    let device = until_ok(|| registry::open(&spec));
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-    let cache = KvCache::new(&memory, &config(block_tokens, hash, layout)).unwrap();
+    let cache = until_ok(|| KvCache::new(&memory, &config(block_tokens, hash, layout)));
     let mut run = Run {
         random: Rng::with_seed(seed),
-        stream: device.stream_create().unwrap(),
+        stream: until_ok(|| device.stream_create()),
         link: cache.hash_block_tokens() as usize,
         cache,
         device,
