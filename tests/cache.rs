@@ -6,8 +6,11 @@ mod cache {
     mod bench;
     mod events;
     mod faults;
+    mod groups;
+    mod groups_model;
     mod isolation;
     mod prefix;
+    mod states;
     mod steps;
     mod tables;
     mod write;

@@ -73,6 +73,7 @@ unsafe fn match_one(
     result.lease = found.lease.0;
     result.hit_tokens = found.hit_tokens;
     result.block_count = found.block_count;
+    result.cross_groups = found.cross_groups;
     if request.block_ids.is_null() {
         return Ok(());
     }
@@ -143,6 +144,10 @@ unsafe fn read_op<'a>(
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
+        8 => {
+            kv_config::check_trim(op)?;
+            Op::Trim { target: target(op, index, done)?, offset: op.offset }
+        }
         6..=18 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }

@@ -72,21 +72,23 @@ pub struct Match {
     pub hit_tokens: u64,
     /// Blocks found, all groups together.
     pub block_count: u64,
+    /// Groups of cross-attention whose whole input was found, as bits.
+    pub cross_groups: u32,
 }
 
 /// Walks the links of a request, giving the key of each.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     naming: Naming<'a>,
     hash: super::config::HashKind,
     link_tokens: usize,
     extras_seen: usize,
     position: usize,
-    key: Key,
-    extras: Extras,
+    pub(super) key: Key,
+    pub(super) extras: Extras,
 }
 
 impl Walk<'_> {
-    fn link_count(&self) -> usize {
+    pub(super) fn link_count(&self) -> usize {
         match self.naming {
             Naming::Tokens(tokens, _) => tokens.len() / self.link_tokens,
             Naming::Keys { bytes, key_bytes } => bytes.len() / key_bytes as usize,
@@ -94,7 +96,7 @@ impl Walk<'_> {
     }
 
     /// Goes on by one link.
-    fn next(&mut self) {
+    pub(super) fn next(&mut self) {
         match self.naming {
             Naming::Tokens(tokens, all_extras) => {
                 let from = self.position * self.link_tokens;
@@ -117,7 +119,7 @@ impl Walk<'_> {
 }
 
 impl State {
-    fn walk<'a>(&self, request: &Request<'a>, root: Key) -> Walk<'a> {
+    pub(super) fn walk<'a>(&self, request: &Request<'a>, root: Key) -> Walk<'a> {
         Walk {
             naming: request.naming,
             hash: self.hash,
@@ -171,21 +173,28 @@ impl State {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
+        let mut cross_groups = 0;
         let (hit_tokens, key) = match request.no_read {
             true => (0, root),
-            false => {
+            false if self.is_plain => {
                 self.find_prefix(request, namespace, root, lease);
                 self.settle_hits(request, lease, root)
+            }
+            false => {
+                let (hit_tokens, key, inputs) = self.find_mixed(request, namespace, root, lease);
+                cross_groups = inputs;
+                (hit_tokens, key)
             }
         };
         let mut block_count = 0;
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
-            let blocks = rows.row(lease);
+            let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
             for &block in blocks {
                 store.acquire(block as u32, &mut self.shared);
             }
-            self.shared.counters.lookup_blocks += request.token_count / u64::from(store.block_tokens);
+            self.shared.counters.lookup_blocks +=
+                store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
         self.shared.counters.lookups += 1;
         self.shared.counters.hit_blocks += block_count;
@@ -196,7 +205,8 @@ impl State {
             before.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
         }
         let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
-        Ok(Match { lease: self.holders.open_lease(lease, holder, hit_tokens), hit_tokens, block_count })
+        let lease = self.holders.open_lease(lease, holder, hit_tokens);
+        Ok(Match { lease, hit_tokens, block_count, cross_groups })
     }
 
     /// Fills the lease's rows with the blocks of the longest prefix, not yet acquired.
@@ -269,6 +279,6 @@ impl State {
     /// The blocks of a lease, one group after the other.
     pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
-        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.row(index).iter().copied()))
+        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.held(index).iter().copied()))
     }
 }

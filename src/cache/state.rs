@@ -9,9 +9,11 @@ use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
+use super::group::Reach;
 use super::hash::Key;
+use super::hybrid::ChainLink;
 use super::namespace::Namespaces;
-use super::sequence::Holders;
+use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
 use crate::device::Event;
@@ -47,6 +49,7 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub held_tokens: u64,
 }
 
 /// What a reset forgets.
@@ -70,6 +73,12 @@ pub(super) struct State {
     pub(super) batch: Batch,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    /// All groups are of full attention that nothing trims.
+    pub(super) is_plain: bool,
+    /// See [`Geometry::anchor`].
+    pub(super) anchor: Option<usize>,
+    /// Links of the prompt that is being looked up; empty in a plain cache.
+    pub(super) chain: Vec<ChainLink>,
 }
 
 impl State {
@@ -84,6 +93,7 @@ impl State {
             compares_tokens: config.hash == HashKind::Xxh3,
             keeps_events: config.event_capacity > 0,
         };
+        let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
             let policy = evict::make(&config.policy, group.blocks)?;
@@ -104,6 +114,9 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             call: 0,
+            is_plain: geometry.is_plain(),
+            anchor: geometry.anchor,
+            chain: filled(if geometry.is_plain() { 0 } else { links as usize }, ChainLink::default())?,
         })
     }
 
@@ -120,7 +133,7 @@ impl State {
     pub(super) fn release_row(&mut self, of_lease: bool, row: usize, last_step: u64) {
         for (group, store) in self.stores.iter_mut().enumerate() {
             let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
-            for &block in rows.row(row).iter().rev() {
+            for &block in rows.held(row).iter().rev() {
                 store.release(block as u32, last_step, &mut self.shared);
             }
         }
@@ -131,7 +144,7 @@ impl State {
         for row in 0..self.holders.sequences.len() {
             self.batch.set_length(row, self.holders.sequences[row].length);
             for (group, rows) in self.holders.rows.iter().enumerate() {
-                self.batch.mark_cells(group, row, 0, rows.count(row));
+                self.batch.mark_cells(group, row, 0, rows.shown(row));
             }
         }
     }
@@ -231,10 +244,24 @@ impl State {
             used_tokens: self.batch.used_tokens,
             used_slots: self.batch.used_slots,
             last_event: self.shared.events.last(),
-            metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
+            metadata_bytes: sum(&|s| s.bytes())
+                + self.holders.bytes()
+                + self.batch.bytes()
+                + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            held_tokens: self.held_tokens(),
         }
+    }
+
+    /// Tokens for which a sequence holds a slot, summed over the groups.
+    fn held_tokens(&self) -> u64 {
+        let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
+            Reach::State { .. } => 0,
+            Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
+            _ => self.batch.used_tokens - rows.holes() * u64::from(store.block_tokens),
+        };
+        self.stores.iter().zip(&self.holders.rows).map(of_group).sum()
     }
 
     /// Proves every invariant by walking everything.
@@ -257,7 +284,8 @@ impl State {
         let rows = [&self.holders.rows[group], &self.holders.lease_rows[group]];
         let row_counts = [self.holders.sequences.len(), self.holders.leases.len()];
         for (rows, count) in rows.iter().zip(row_counts) {
-            (0..count).flat_map(|row| rows.row(row)).for_each(|&block| refs[block as usize] += 1);
+            (0..count).flat_map(|row| rows.held(row)).for_each(|&block| refs[block as usize] += 1);
+            rows.validate(store.reach)?;
         }
         let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {

@@ -5,6 +5,7 @@
 
 use super::batch::BatchEntry;
 use super::block::{Publication, Published, ROOT_SERIAL};
+use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
@@ -64,6 +65,13 @@ pub enum Op<'a> {
         /// The lease.
         lease: Id,
     },
+    /// Lets go of blocks before a token, in the groups that can do without them.
+    Trim {
+        /// The sequence.
+        target: Target,
+        /// First token that is still needed.
+        offset: u64,
+    },
 }
 
 /// What became of an operation.
@@ -86,7 +94,7 @@ pub struct OpResult {
 }
 
 impl OpResult {
-    const DONE: Self = Self {
+    pub(super) const DONE: Self = Self {
         status: Status::Ok,
         row: -1,
         sequence: 0,
@@ -103,10 +111,10 @@ impl OpResult {
 }
 
 /// Why an operation is refused: a status, and how many blocks are missing where.
-struct Refusal {
-    status: Status,
-    missing: u32,
-    group: u32,
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) missing: u32,
+    pub(super) group: u32,
 }
 
 impl From<Error> for Refusal {
@@ -121,7 +129,7 @@ impl From<Status> for Refusal {
     }
 }
 
-type OpOutcome = std::result::Result<OpResult, Refusal>;
+pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
@@ -141,6 +149,7 @@ impl State {
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
+            Op::Trim { target, offset } => self.trim(target, offset),
         };
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
@@ -155,7 +164,9 @@ impl State {
 
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
     fn note_refused(&mut self, op: &Op<'_>) {
-        let (Op::Append { target, .. } | Op::Commit { target, .. }) = op else { return };
+        let (Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. }) = op else {
+            return;
+        };
         if let Ok(row) = self.find_target(*target) {
             self.holders.sequences[row].refused_in_call = self.call;
         }
@@ -169,7 +180,7 @@ impl State {
     }
 
     /// The row of a sequence on which no earlier operation of this call was refused.
-    fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
         let row = self.find_target(target)?;
         if self.holders.sequences[row].refused_in_call == self.call {
             return Err(Status::Dependency.into());
@@ -251,15 +262,22 @@ impl State {
         let hit_tokens = self.holders.leases[lease].hit_tokens;
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
+        let blocks_added = match self.is_plain {
+            true => self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?,
+            false => self.check_growth(Grower::Lease(lease), &growth)?,
+        };
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
-            self.batch.mark_cells(group, row, 0, rows.count(row));
-            self.batch.used_slots += rows.count(row) as u64 * u64::from(self.stores[group].block_tokens);
+            self.batch.mark_cells(group, row, 0, rows.shown(row));
+            self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
         }
         self.batch.used_tokens += hit_tokens;
-        self.grow(row, reserve);
+        match self.is_plain {
+            true => self.grow(row, reserve),
+            false => self.grow_mixed(row, &growth),
+        }
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -275,11 +293,22 @@ impl State {
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let is_new_entry = sequence.last_step != self.batch.step;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
-        self.check_batch(tokens, is_new_entry)?;
-        if blocks_added > 0 {
-            self.grow(row, reserve);
-        }
+        let length = sequence.length;
+        let blocks_added = if self.is_plain {
+            let added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+            self.check_batch(tokens, is_new_entry)?;
+            if added > 0 {
+                self.grow(row, reserve);
+            }
+            added
+        } else {
+            let first = self.computed_from(row).unwrap_or(length);
+            let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
+            let added = self.check_growth(Grower::Row(row), &growth)?;
+            self.check_batch(tokens, is_new_entry)?;
+            self.grow_mixed(row, &growth);
+            added
+        };
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -294,7 +323,7 @@ impl State {
         let sequence = self.holders.sequences[row];
         let id = self.holders.sequence_id(row);
         for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
-            self.batch.used_slots -= rows.count(row) as u64 * u64::from(store.block_tokens);
+            self.batch.used_slots -= rows.held(row).len() as u64 * store.slots();
         }
         self.batch.used_tokens -= sequence.length;
         self.release_row(false, row, sequence.last_step);
@@ -345,7 +374,11 @@ impl State {
             _ => return Err(Status::KeyMode.into()),
         }
         let blocks_committed = match *naming {
-            Naming::Tokens(ids, extras) => self.commit_tokens(row, ids, extras),
+            Naming::Tokens(ids, extras) => {
+                let is_start = first == 0 && tokens > 0 && !self.is_plain;
+                let inputs = if is_start { self.publish_inputs(row, extras) } else { 0 };
+                inputs + self.commit_tokens(row, ids, extras)
+            }
             Naming::Keys { bytes, key_bytes } => {
                 let mut committed = 0;
                 for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
@@ -401,8 +434,9 @@ impl State {
 
     fn keep_tokens(&mut self, row: usize, first: u64, tokens: &[i32]) {
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
-            if store.compares_tokens() {
-                let block = rows.row(row)[(first / u64::from(store.block_tokens)) as usize];
+            let position = (first / u64::from(store.block_tokens)) as usize;
+            if store.compares_tokens() && position >= rows.first(row) {
+                let block = rows.row(row)[position];
                 store.keep_tokens(block as u32, (first % u64::from(store.block_tokens)) as u32, tokens);
             }
         }
@@ -410,6 +444,9 @@ impl State {
 
     /// A link of the chain is complete: publishes the blocks that end with it.
     fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+        if !self.is_plain {
+            return self.complete_link_mixed(row, link, key, has_tokens);
+        }
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
         let Holder { namespace, no_store, extras, .. } = sequence.holder;

@@ -12,6 +12,7 @@ use super::block::{
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
+use super::group::Reach;
 use super::hash::Extras;
 use super::index::Index;
 use super::namespace::Namespaces;
@@ -19,10 +20,27 @@ use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
+/// What proves that a block found by its key is the wanted content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// The key.
+    Key,
+    /// Its tokens, extras and the identity of the block before it.
+    Chain,
+    /// The identity of the full group's block that ends with it.
+    Anchor,
+    /// The digest of the extras.
+    Extras,
+}
+
 /// The blocks of one group.
 pub(super) struct Store {
     pub(super) group: u32,
     pub(super) block_tokens: u32,
+    pub(super) reach: Reach,
+    /// State: a snapshot is kept at multiples of so many tokens.
+    pub(super) snapshot_tokens: u64,
+    proof: Proof,
     blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     origins: Vec<Origin>,
@@ -49,14 +67,24 @@ impl Store {
     ) -> Result<Self> {
         let blocks = geometry.blocks;
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
+        let proof = match (options.compares_tokens, geometry.reach) {
+            (false, _) => Proof::Key,
+            (true, Reach::All | Reach::Untrimmed) => Proof::Chain,
+            (true, Reach::Cross { .. }) => Proof::Extras,
+            (true, _) => Proof::Anchor,
+        };
+        let keeps_tokens = proof == Proof::Chain;
         let mut free = room(blocks as usize)?;
         free.extend((0..blocks).rev());
         Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
+            reach: geometry.reach,
+            snapshot_tokens: geometry.snapshot_tokens,
+            proof,
             blocks: filled(blocks as usize, Block::EMPTY)?,
             origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
-            tokens: filled(count_if(options.compares_tokens, geometry.block_tokens as usize), 0)?,
+            tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
@@ -95,6 +123,17 @@ impl Store {
 
     pub(super) fn compares_tokens(&self) -> bool {
         !self.tokens.is_empty()
+    }
+
+    /// Places for tokens in one block.
+    pub(super) fn slots(&self) -> u64 {
+        if matches!(self.reach, Reach::State { .. }) { 0 } else { self.block_tokens.into() }
+    }
+
+    /// Whether a block that one more `release` with this step lets go of could be handed out at once.
+    pub(super) fn returns_at_once(&self, index: u32, last_step: u64, completed: u64) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.last_step.max(last_step) <= completed
     }
 
     pub(super) fn origin(&self, block: u32) -> Origin {
@@ -244,14 +283,22 @@ impl Store {
 
     /// Whether tokens and ancestry of this content are compared.
     fn compares(&self, wanted: &Publication) -> bool {
-        self.compares_tokens() && wanted.has_tokens
+        self.proof != Proof::Key && wanted.has_tokens
     }
 
     fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        self.kept_tokens(block) == tokens && self.origin(block).extras == extras.0
+        let has_extras = || self.origin(block).extras == extras.0;
+        match self.proof {
+            Proof::Key | Proof::Anchor => true,
+            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
+            Proof::Extras => has_extras(),
+        }
     }
 
     fn kept_tokens(&self, block: u32) -> &[i32] {
+        if !self.compares_tokens() {
+            return &[];
+        }
         let each = self.block_tokens as usize;
         &self.tokens[block as usize * each..][..each]
     }

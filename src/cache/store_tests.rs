@@ -18,6 +18,8 @@ fn store() -> (Store, Shared, u32) {
 fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     let geometry = GroupGeometry {
         content: crate::cache::Content::Opaque { block_bytes: 16 },
+        reach: Reach::All,
+        snapshot_tokens: 0,
         strides: Strides::default(),
         block_tokens: 2,
         blocks: 4,

@@ -32,6 +32,9 @@ KAVERN_GROUP_CROSS = 5
 KAVERN_GROUP_MLA = 6
 KAVERN_GROUP_OPAQUE = 7
 
+# kavern_kv_group_flag: Bits of kavern_kv_group.flags.
+KAVERN_GROUP_TRIMMABLE = 1
+
 # kavern_dtype: Element type of keys and values.
 KAVERN_F32 = 1
 KAVERN_F16 = 2
@@ -195,6 +198,10 @@ class kavern_kv_group(_c.Structure):
     """One group of layers that share block size and layout."""
 
 
+class kavern_kv_description(_c.Structure):
+    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
+
+
 class kavern_kv_cache_config(_c.Structure):
     """How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes."""
 
@@ -229,10 +236,6 @@ class kavern_kv_step_tables(_c.Structure):
 
 class kavern_kv_completion(_c.Structure):
     """A finished load or store of another tier."""
-
-
-class kavern_kv_description(_c.Structure):
-    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
 
 
 class kavern_kv_statistics(_c.Structure):
@@ -374,6 +377,32 @@ kavern_kv_group._fields_ = [
     ("window_tokens", _c.c_uint32),
     ("slot_classes", _c.c_uint32),
     ("reserved", _c.c_uint64 * 2),
+    ("token_bytes", _c.c_uint32),
+    ("cross_tokens", _c.c_uint32),
+    ("snapshot_blocks", _c.c_uint32),
+    ("flags", _c.c_uint32),
+]
+
+kavern_kv_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("layers", _c.c_uint32),
+    ("kv_heads", _c.c_uint32),
+    ("head_dim", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("layout", _c.c_uint32),
+    ("base_address", _c.c_uint64),
+    ("block_count", _c.c_uint64),
+    ("block_bytes", _c.c_uint64),
+    ("block_stride", _c.c_uint64),
+    ("layer_stride", _c.c_uint64),
+    ("kv_stride", _c.c_uint64),
+    ("token_stride", _c.c_uint64),
+    ("head_stride", _c.c_uint64),
+    ("row_cells", _c.c_uint64),
+    ("null_block", _c.c_int32),
+    ("window_tokens", _c.c_uint32),
 ]
 
 kavern_kv_cache_config._fields_ = [
@@ -430,7 +459,7 @@ kavern_kv_request._fields_ = [
 
 kavern_kv_match_result._fields_ = [
     ("status", _c.c_int32),
-    ("reserved", _c.c_uint32),
+    ("cross_groups", _c.c_uint32),
     ("lease", _c.c_uint64),
     ("hit_tokens", _c.c_uint64),
     ("hit_tokens_ram", _c.c_uint64),
@@ -511,26 +540,6 @@ kavern_kv_completion._fields_ = [
     ("bytes", _c.c_uint64),
 ]
 
-kavern_kv_description._fields_ = [
-    ("struct_size", _c.c_uint32),
-    ("kind", _c.c_uint32),
-    ("layers", _c.c_uint32),
-    ("kv_heads", _c.c_uint32),
-    ("head_dim", _c.c_uint32),
-    ("dtype", _c.c_uint32),
-    ("block_tokens", _c.c_uint32),
-    ("layout", _c.c_uint32),
-    ("base_address", _c.c_uint64),
-    ("block_count", _c.c_uint64),
-    ("block_bytes", _c.c_uint64),
-    ("block_stride", _c.c_uint64),
-    ("layer_stride", _c.c_uint64),
-    ("kv_stride", _c.c_uint64),
-    ("token_stride", _c.c_uint64),
-    ("head_stride", _c.c_uint64),
-    ("row_cells", _c.c_uint64),
-]
-
 kavern_kv_statistics._fields_ = [
     ("struct_size", _c.c_uint32),
     ("steps_in_flight", _c.c_uint32),
@@ -558,6 +567,7 @@ kavern_kv_statistics._fields_ = [
     ("metadata_bytes", _c.c_uint64),
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
+    ("held_tokens", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
