@@ -3,7 +3,7 @@
 //! A sequence is a row of the block tables; its id carries the row and a generation. A lease holds the hits of a
 //! lookup in a row of its own until ADMIT copies it or RELEASE drops it. Rows never move and nothing is allocated
 //! after creation. Invariant: `committed <= length`; of the first `counts[row]` cells of a row those before
-//! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`, -1 for none.
+//! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`.
 
 use super::config::{Geometry, GroupGeometry};
 use super::group::Reach;
