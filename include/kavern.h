@@ -387,6 +387,8 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_RESET = 3,
     /** Newer content with the same key took its place. */
     KAVERN_REMOVE_REPLACED = 4,
+    /** The sequence that was to write it was cancelled or rolled back before. */
+    KAVERN_REMOVE_CANCELLED = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1424,6 +1426,29 @@ typedef struct kavern_kv_group_tables {
     uint64_t blocks_zeroed;
 } kavern_kv_group_tables;
 
+/**
+ * A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
+ *
+ * A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
+ */
+typedef struct kavern_kv_token_copy {
+    /** The group. */
+    uint32_t group;
+    /** Row of the sequence that it is for. */
+    int32_t row;
+    /** First slot that is read. */
+    int64_t source_slot;
+    /** First slot that is written. */
+    int64_t target_slot;
+    /** Tokens. */
+    uint32_t tokens;
+    /**
+     * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
+     * those in the target slots by it before attention reads them.
+     */
+    int32_t shift;
+} kavern_kv_token_copy;
+
 /** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
 typedef struct kavern_kv_step_tables {
     /** sizeof(kavern_kv_step_tables). */
@@ -1452,6 +1477,14 @@ typedef struct kavern_kv_step_tables {
     const int32_t *batch_starts_host;
     /** sequence_lengths as the host sees it, as of the latest step. */
     const int32_t *sequence_lengths_host;
+    /** kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group. */
+    uint64_t copies;
+    /** copies as the host sees it; valid until the next kavern_kv_tables or the next step. */
+    const kavern_kv_token_copy *copies_host;
+    /** How many. */
+    uint32_t copy_count;
+    /** Zero. */
+    uint32_t reserved2;
 } kavern_kv_step_tables;
 
 /** A finished load or store of another tier. */

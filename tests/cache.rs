@@ -4,11 +4,13 @@
 
 mod cache {
     mod bench;
+    mod change;
     mod events;
     mod faults;
     mod groups;
     mod groups_model;
     mod isolation;
+    mod ops;
     mod prefix;
     mod states;
     mod steps;

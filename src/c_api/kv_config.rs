@@ -35,7 +35,7 @@ c_struct! {
     kavern_kv_group, 88, 104;
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
-    kavern_kv_step_tables, 80, 80;
+    kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
     kavern_kv_statistics, 200, 208;
     kavern_kv_append_args, 48, 48;

@@ -189,6 +189,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_RESET = 3,
     /// Newer content with the same key took its place.
     KAVERN_REMOVE_REPLACED = 4,
+    /// The sequence that was to write it was cancelled or rolled back before.
+    KAVERN_REMOVE_CANCELLED = 7,
 }
 
 /// What kavern_kv_reset forgets.

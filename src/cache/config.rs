@@ -6,7 +6,7 @@
 use super::group::Reach;
 use crate::device::DeviceSlice;
 use crate::error::{Error, Result, Status};
-use crate::format::{BlockShape, LatentShape, Strides};
+use crate::format::{BlockShape, LatentShape, Layout, Strides};
 
 /// What the blocks of a group hold.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +132,16 @@ impl GroupGeometry {
     /// Blocks of the pool, the null block among them.
     pub(super) fn pool_blocks(&self) -> u64 {
         u64::from(self.blocks) + u64::from(self.reach.has_holes())
+    }
+
+    /// Bytes of the parts of a block in which its tokens lie one after the other, evenly.
+    pub(super) fn plane_bytes(&self) -> u64 {
+        match self.content {
+            Content::Attention(BlockShape { layout: Layout::Nhd, .. }) => self.strides.kv,
+            Content::Attention(BlockShape { layout: Layout::Hnd, .. }) => self.strides.head,
+            Content::Latent(_) => self.strides.layer,
+            Content::Opaque { block_bytes } => block_bytes,
+        }
     }
 }
 

@@ -1,16 +1,14 @@
 //! How rows grow and let go in a cache that has other groups than full ones.
 //!
 //! What it does: counts the blocks that ADMIT and APPEND need in each kind of group, lets go of what a window has left
-//! behind, takes the new ones; TRIM; publishes what a link of the chain completes. What it does not: states, which are
-//! in `snapshots`. Invariant: a token that the open step computes never loses a block that it reaches, and a block
-//! that a step in flight may read waits for it like any other. Caches of full groups alone never come here.
+//! behind, takes the new ones; TRIM; refuses what mixed groups cannot do. What it does not: states, which are in
+//! `snapshots`. Invariant: a token that the open step computes never loses a block that it reaches, and a block that a
+//! step in flight may read waits for it like any other. Caches of full groups alone never come here.
 
-use super::block::{Publication, Published, ROOT_SERIAL};
+use super::change::{Change, PreemptMode};
 use super::group::Reach;
-use super::hash::{Extras, Key};
-use super::hybrid::input_of;
-use super::lookup::Extra;
-use super::sequence::{Holder, LetGo, Rows};
+use super::hash::Key;
+use super::sequence::LetGo;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::store::Store;
@@ -43,20 +41,6 @@ impl Growth {
         let end = self.length + self.tokens + store.reach.reserve(self.lookahead);
         (end.div_ceil(each) as usize, (store.reach.first_needed(self.first) / each) as usize)
     }
-}
-
-/// Identity of the content that ends at token `end`, as the group knows it whose ancestors are never let go.
-pub(super) fn anchor_serial(
-    anchor: Option<usize>,
-    stores: &[Store],
-    rows: &[Rows],
-    row: usize,
-    end: u64,
-) -> u64 {
-    anchor.map_or(ROOT_SERIAL, |anchor| {
-        let position = end / u64::from(stores[anchor].block_tokens) - 1;
-        stores[anchor].origin(rows[anchor].cell(row, position as usize) as u32).serial
-    })
 }
 
 impl State {
@@ -171,106 +155,34 @@ impl State {
         Ok(OpResult { row: row as i32, sequence, ..OpResult::DONE })
     }
 
-    /// A link of the chain is complete: publishes the blocks and states that end with it.
-    pub(super) fn complete_link_mixed(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
-        let sequence = &mut self.holders.sequences[row];
-        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
-            return 0;
+    /// Refuses what the groups of a mixed cache cannot do: share parts of rows, or have back what they let go.
+    pub(super) fn check_mixed_change(&self, target: Target, change: &Change<'_>) -> Result<(), Refusal> {
+        if self.is_plain {
+            return Ok(());
         }
-        let end = (link + 1) * u64::from(self.link_tokens);
-        let mut committed = 0;
-        // Chains first: their blocks prove the others.
-        let groups = self.stores.len();
-        for turn in 0..2 * groups {
-            let (is_prefix, group) = (turn < groups, turn % groups);
-            let store = &self.stores[group];
-            if store.reach.is_prefix() != is_prefix {
-                continue;
-            }
-            if matches!(store.reach, Reach::Cross { .. }) {
-                if link == 0 && !has_tokens {
-                    committed += self.publish_cross(row, group, key, Extras::NONE, false);
+        let row = self.find_target(target)?;
+        let sequence = &self.holders.sequences[row];
+        match *change {
+            Change::Fork { .. } | Change::Accept | Change::Edit { .. } => Err(Status::Unsupported.into()),
+            Change::Rollback { tokens, .. } => {
+                let has_states =
+                    || self.stores.iter().any(|store| matches!(store.reach, Reach::State { .. }));
+                if tokens < sequence.committed || (tokens < sequence.length && has_states()) {
+                    return Err(Status::Unsupported.into());
                 }
-                continue;
+                let has_let_go = self.stores.iter().zip(&self.holders.rows).any(|(store, rows)| {
+                    // What TRIM let go is not needed, but the place of the next token is.
+                    let needed =
+                        if store.reach.is_window() { store.reach.first_needed(tokens) } else { tokens };
+                    (needed / u64::from(store.block_tokens)) < rows.first(row) as u64
+                });
+                if has_let_go { Err(Status::WrongState.into()) } else { Ok(()) }
             }
-            if !end.is_multiple_of(u64::from(store.block_tokens)) {
-                continue;
+            Change::Cancel | Change::Preempt { mode: PreemptMode::Drop } => {
+                let is_unwritten = !self.unwritten_commits(row, 0).is_empty();
+                if is_unwritten { Err(Status::WrongState.into()) } else { Ok(()) }
             }
-            let position = (end / u64::from(store.block_tokens) - 1) as usize;
-            let rows = &self.holders.rows[group];
-            let mut before = None;
-            let block = if matches!(store.reach, Reach::State { .. }) {
-                let Some(block) = self.state_at(group, row, end) else { continue };
-                block
-            } else {
-                if position < rows.first(row) {
-                    continue;
-                }
-                before = match position.checked_sub(1) {
-                    Some(parent) if parent >= rows.first(row) => {
-                        let parent = rows.cell(row, parent) as u32;
-                        Some(LetGo { serial: store.origin(parent).serial, key: store.block(parent).key })
-                    }
-                    Some(_) => Some(rows.before(row)),
-                    None => None,
-                };
-                rows.cell(row, position) as u32
-            };
-            let parent_key = match before {
-                Some(_) if store.block_tokens == self.link_tokens => parent_link_key,
-                before => before.map_or(Key::default(), |before| before.key),
-            };
-            let parent_serial = match is_prefix {
-                true => before.map_or(ROOT_SERIAL, |before| before.serial),
-                false => anchor_serial(self.anchor, &self.stores, &self.holders.rows, row, end),
-            };
-            let as_what = Publication {
-                key,
-                namespace,
-                parent_key,
-                parent_serial,
-                extras,
-                position: position as u64,
-                has_tokens,
-            };
-            let published = self.stores[group].publish(block, &as_what, &mut self.shared);
-            committed += u32::from(published == Published::Stored);
+            Change::Preempt { .. } | Change::Resume { .. } => Ok(()),
         }
-        committed
-    }
-
-    /// The first tokens of a sequence are final: publishes what it holds of other inputs, if those have a name.
-    pub(super) fn publish_inputs(&mut self, row: usize, extras: &[Extra]) -> u32 {
-        let holder = self.holders.sequences[row].holder;
-        let input = input_of(extras);
-        if input == Extras::NONE || holder.no_store {
-            return 0;
-        }
-        let root = self.shared.namespaces.get(holder.namespace).root;
-        let mut committed = 0;
-        for group in 0..self.stores.len() {
-            if matches!(self.stores[group].reach, Reach::Cross { .. }) {
-                committed += self.publish_cross(row, group, root, input, true);
-            }
-        }
-        committed
-    }
-
-    fn publish_cross(&mut self, row: usize, group: usize, base: Key, input: Extras, has_tokens: bool) -> u32 {
-        let namespace = self.holders.sequences[row].holder.namespace;
-        let mut committed = 0;
-        for position in 0..self.holders.rows[group].count(row) {
-            let block = self.holders.rows[group].cell(row, position) as u32;
-            let store = &mut self.stores[group];
-            if store.block(block).is_findable() {
-                continue;
-            }
-            let as_what =
-                Publication::of_input(self.hash, base, namespace, input, position as u64, has_tokens);
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
-        }
-        committed
     }
 }

@@ -8,9 +8,9 @@
 
 use super::block::{Publication, ROOT_SERIAL};
 use super::group::Reach;
-use super::growth::anchor_serial;
 use super::hash::{self, Extras, Key};
 use super::lookup::{Extra, Naming, Request};
+use super::publish::anchor_serial;
 use super::state::State;
 
 /// Most groups of a cache.
@@ -188,7 +188,7 @@ impl State {
                         has_tokens,
                     );
                     let found = store.find(&wanted, &[], &mut self.shared.counters);
-                    found.map(|block| rows.set(search.lease, position, block as i32)).is_some()
+                    found.map(|block| rows.put(search.lease, position, block as i32)).is_some()
                 })
             });
             inputs |= u32::from(is_found) << group;
@@ -264,7 +264,7 @@ impl State {
                 return Some(from - 1);
             };
             from -= 1;
-            self.holders.lease_rows[group].set(search.lease, from, block as i32);
+            self.holders.lease_rows[group].put(search.lease, from, block as i32);
         }
         search.found[group] = (from, cells);
         None

@@ -7,6 +7,7 @@
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
+use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::group::Reach;
@@ -16,9 +17,10 @@ use super::namespace::Namespaces;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
+use super::trunks::Trunks;
 use crate::device::Event;
 use crate::error::{Error, Result};
-use crate::sys::reserve::filled;
+use crate::sys::reserve::{filled, room};
 
 /// What a cache holds and did; see the C header for each field.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +73,10 @@ pub(super) struct State {
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
+    pub(super) copies: Copies,
+    pub(super) trunks: Trunks,
+    /// New blocks of an edited tail, before they take the place of the old ones.
+    pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
     pub(super) call: u64,
     /// All groups are of full attention that nothing trims.
@@ -113,6 +119,9 @@ impl State {
                 counters: Counters::default(),
             },
             batch: Batch::new(geometry, config)?,
+            copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
+            trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
             is_plain: geometry.is_plain(),
             anchor: geometry.anchor,
@@ -129,12 +138,11 @@ impl State {
         }
     }
 
-    /// Lets go of a row of blocks, leaf first, so that the root becomes the newest.
-    pub(super) fn release_row(&mut self, of_lease: bool, row: usize, last_step: u64) {
+    /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
+    pub(super) fn release_lease(&mut self, lease: usize) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
-            for &block in rows.held(row).iter().rev() {
-                store.release(block as u32, last_step, &mut self.shared);
+            for &block in self.holders.lease_rows[group].held(lease).iter().rev() {
+                store.release(block as u32, 0, &mut self.shared);
             }
         }
     }
@@ -247,6 +255,8 @@ impl State {
             metadata_bytes: sum(&|s| s.bytes())
                 + self.holders.bytes()
                 + self.batch.bytes()
+                + self.copies.bytes()
+                + self.trunks.bytes()
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
@@ -267,6 +277,8 @@ impl State {
     /// Proves every invariant by walking everything.
     pub(super) fn validate(&self) -> Result<()> {
         self.holders.validate()?;
+        self.holders.validate_kin()?;
+        self.validate_trunks()?;
         let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
@@ -281,12 +293,12 @@ impl State {
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
         let mut refs = filled(store.block_count() as usize, 0u32)?;
-        let rows = [&self.holders.rows[group], &self.holders.lease_rows[group]];
-        let row_counts = [self.holders.sequences.len(), self.holders.leases.len()];
-        for (rows, count) in rows.iter().zip(row_counts) {
-            (0..count).flat_map(|row| rows.held(row)).for_each(|&block| refs[block as usize] += 1);
-            rows.validate(store.reach)?;
-        }
+        self.count_row_refs(group, &mut refs)?;
+        let leases =
+            (0..self.holders.leases.len()).flat_map(|lease| self.holders.lease_rows[group].held(lease));
+        leases.for_each(|&block| refs[block as usize] += 1);
+        self.holders.rows[group].validate(store.reach)?;
+        self.holders.lease_rows[group].validate(store.reach)?;
         let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -4,12 +4,12 @@
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
 use super::batch::BatchEntry;
-use super::block::{Publication, Published, ROOT_SERIAL};
+use super::change::Change;
 use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
-use super::sequence::Holder;
+use super::sequence::{Holder, Pause};
 use super::state::State;
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
@@ -71,6 +71,13 @@ pub enum Op<'a> {
         target: Target,
         /// First token that is still needed.
         offset: u64,
+    },
+    /// Changes a sequence otherwise than at its end.
+    Change {
+        /// The sequence.
+        target: Target,
+        /// How.
+        change: Change<'a>,
     },
 }
 
@@ -136,6 +143,7 @@ impl State {
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
+            self.begin_copies();
         }
         self.call += 1;
         Ok(())
@@ -150,6 +158,7 @@ impl State {
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
             Op::Trim { target, offset } => self.trim(target, offset),
+            Op::Change { target, ref change } => self.change(target, change),
         };
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
@@ -164,32 +173,41 @@ impl State {
 
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
     fn note_refused(&mut self, op: &Op<'_>) {
-        let (Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. }) = op else {
-            return;
+        let target = match op {
+            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => target,
+            Op::Change { target, change } if change.has_dependants() => target,
+            _ => return,
         };
         if let Ok(row) = self.find_target(*target) {
             self.holders.sequences[row].refused_in_call = self.call;
         }
     }
 
-    fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
         match target {
             Target::Id(id) | Target::Admitted(Ok(id)) => Ok(self.holders.find_sequence(id)?),
             Target::Admitted(Err(_)) => Err(Status::Dependency.into()),
         }
     }
 
-    /// The row of a sequence on which no earlier operation of this call was refused.
+    /// The row of a running sequence on which no earlier operation of this call was refused.
     pub(super) fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
         let row = self.find_target(target)?;
         if self.holders.sequences[row].refused_in_call == self.call {
             return Err(Status::Dependency.into());
         }
+        if self.holders.sequences[row].pause != Pause::Running {
+            return Err(Status::WrongState.into());
+        }
         Ok(row)
     }
 
     /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
-    fn check_blocks(&self, tokens: u64, held: impl Fn(usize) -> usize) -> std::result::Result<u32, Refusal> {
+    pub(super) fn check_blocks(
+        &self,
+        tokens: u64,
+        held: impl Fn(usize) -> usize,
+    ) -> std::result::Result<u32, Refusal> {
         if tokens > self.max_sequence_tokens {
             return Err(Status::InvalidArgument.into());
         }
@@ -206,7 +224,7 @@ impl State {
         Ok(added)
     }
 
-    fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
+    pub(super) fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
         let room = u64::from(self.batch.max_tokens - self.batch.tokens);
         if tokens > room || (is_new_entry && self.batch.entries.len() == self.batch.max_entries as usize) {
             return Err(Status::LimitReached.into());
@@ -215,7 +233,7 @@ impl State {
     }
 
     /// Hands a sequence the blocks that `check_blocks` found room for.
-    fn grow(&mut self, row: usize, tokens: u64) {
+    pub(super) fn grow(&mut self, row: usize, tokens: u64) {
         let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
         for (group, store) in self.stores.iter_mut().enumerate() {
             let needed = tokens.div_ceil(u64::from(store.block_tokens)) as usize;
@@ -234,7 +252,7 @@ impl State {
     }
 
     /// Schedules the next tokens of a sequence that has blocks for them.
-    fn schedule(&mut self, row: usize, tokens: u64) {
+    pub(super) fn schedule(&mut self, row: usize, tokens: u64) {
         let sequence = &mut self.holders.sequences[row];
         let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
         if is_in_batch {
@@ -287,16 +305,23 @@ impl State {
         })
     }
 
-    fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
+    pub(super) fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
         let row = self.find_ready(target)?;
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let is_new_entry = sequence.last_step != self.batch.step;
         let length = sequence.length;
+        let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
-            let added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+            let added = match may_share {
+                true => self.check_shared_append(row, reserve)?,
+                false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+            };
             self.check_batch(tokens, is_new_entry)?;
+            if may_share {
+                self.own_open_blocks(row);
+            }
             if added > 0 {
                 self.grow(row, reserve);
             }
@@ -320,23 +345,34 @@ impl State {
 
     fn free(&mut self, target: Target) -> OpOutcome {
         let row = self.find_target(target)?;
+        Ok(self.end_sequence(row))
+    }
+
+    /// Ends a sequence and lets go of everything that it holds.
+    pub(super) fn end_sequence(&mut self, row: usize) -> OpResult {
         let sequence = self.holders.sequences[row];
         let id = self.holders.sequence_id(row);
+        self.empty_row(row);
+        self.holders.leave_kin(row);
+        self.holders.close_sequence(row);
+        self.shared.namespaces.drop_use(sequence.holder.namespace);
+        OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE }
+    }
+
+    /// Lets go of all blocks of a row.
+    pub(super) fn empty_row(&mut self, row: usize) {
         for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
             self.batch.used_slots -= rows.held(row).len() as u64 * store.slots();
         }
-        self.batch.used_tokens -= sequence.length;
-        self.release_row(false, row, sequence.last_step);
-        self.holders.close_sequence(row);
-        self.shared.namespaces.drop_use(sequence.holder.namespace);
+        self.batch.used_tokens -= self.holders.sequences[row].length;
+        self.release_sequence(row);
         self.batch.set_length(row, 0);
-        Ok(OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE })
     }
 
     fn release(&mut self, lease: Id) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
         let namespace = self.holders.leases[lease].holder.namespace;
-        self.release_row(true, lease, 0);
+        self.release_lease(lease);
         self.holders.close_lease(lease);
         self.shared.namespaces.drop_use(namespace);
         Ok(OpResult::DONE)
@@ -440,45 +476,5 @@ impl State {
                 store.keep_tokens(block as u32, (first % u64::from(store.block_tokens)) as u32, tokens);
             }
         }
-    }
-
-    /// A link of the chain is complete: publishes the blocks that end with it.
-    fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
-        if !self.is_plain {
-            return self.complete_link_mixed(row, link, key, has_tokens);
-        }
-        let sequence = &mut self.holders.sequences[row];
-        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
-            return 0;
-        }
-        let mut committed = 0;
-        for (group, store) in self.stores.iter_mut().enumerate() {
-            let links = u64::from(store.block_tokens / self.link_tokens);
-            if !(link + 1).is_multiple_of(links) {
-                continue;
-            }
-            let position = ((link + 1) / links - 1) as usize;
-            let blocks = self.holders.rows[group].row(row);
-            let block = blocks[position] as u32;
-            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
-            let parent_key = match parent {
-                Some(_) if links == 1 => parent_link_key,
-                Some(parent) => store.block(parent).key,
-                None => Key::default(),
-            };
-            let as_what = Publication {
-                key,
-                namespace,
-                parent_key,
-                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
-                extras,
-                position: position as u64,
-                has_tokens,
-            };
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
-        }
-        committed
     }
 }

@@ -6,14 +6,14 @@
 //! cache's lock.
 
 use super::block::{
-    Block, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
-    Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published,
+    ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
 use super::group::Reach;
-use super::hash::Extras;
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
@@ -151,6 +151,23 @@ impl Store {
         }
     }
 
+    /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.
+    /// Answers whether it must come after a copy that is listed already.
+    pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
+        let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
+        for block in [source, target] {
+            let block = &mut self.blocks[block as usize];
+            block.last_step = block.last_step.max(step);
+        }
+        self.blocks[target as usize].namespace_and_flags |= COPY_TARGET;
+        is_target
+    }
+
+    /// The copies into this block are enqueued.
+    pub(super) fn note_copied(&mut self, target: u32) {
+        self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
+    }
+
     /// Hands out a block, evicting if none is free. The caller has checked `available`.
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
@@ -176,6 +193,7 @@ impl Store {
             self.zero_list.push(index as i32);
         }
         block.tenant = tenant;
+        block.key = Key::default();
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -303,9 +321,26 @@ impl Store {
         &self.tokens[block as usize * each..][..each]
     }
 
-    /// Keeps tokens of a block that is being filled, if this store compares them.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+    /// Forgets what a block was to be that its only holder fills anew from some token on.
+    pub(super) fn reopen(&mut self, block: u32) {
+        self.blocks[block as usize].key = Key::default();
+        if let Some(origin) = self.origins.get_mut(block as usize) {
+            origin.serial = NO_SERIAL;
+        }
+    }
+
+    /// Gives a block the kept tokens of another.
+    pub(super) fn copy_kept(&mut self, source: u32, target: u32) {
         if self.compares_tokens() {
+            let each = self.block_tokens as usize;
+            let from = source as usize * each;
+            self.tokens.copy_within(from..from + each, target as usize * each);
+        }
+    }
+
+    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
+    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+        if self.compares_tokens() && !self.block(block).is_findable() {
             let at = block as usize * self.block_tokens as usize + offset as usize;
             self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
         }

@@ -103,6 +103,7 @@ KAVERN_REMOVE_EVICTED = 1
 KAVERN_REMOVE_REQUESTED = 2
 KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
+KAVERN_REMOVE_CANCELLED = 7
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -200,6 +201,10 @@ class kavern_kv_group(_c.Structure):
 
 class kavern_kv_description(_c.Structure):
     """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
+
+
+class kavern_kv_token_copy(_c.Structure):
+    """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
 
 
 class kavern_kv_cache_config(_c.Structure):
@@ -405,6 +410,15 @@ kavern_kv_description._fields_ = [
     ("window_tokens", _c.c_uint32),
 ]
 
+kavern_kv_token_copy._fields_ = [
+    ("group", _c.c_uint32),
+    ("row", _c.c_int32),
+    ("source_slot", _c.c_int64),
+    ("target_slot", _c.c_int64),
+    ("tokens", _c.c_uint32),
+    ("shift", _c.c_int32),
+]
+
 kavern_kv_cache_config._fields_ = [
     ("struct_size", _c.c_uint32),
     ("flags", _c.c_uint32),
@@ -530,6 +544,10 @@ kavern_kv_step_tables._fields_ = [
     ("batch_rows_host", _c.POINTER(_c.c_int32)),
     ("batch_starts_host", _c.POINTER(_c.c_int32)),
     ("sequence_lengths_host", _c.POINTER(_c.c_int32)),
+    ("copies", _c.c_uint64),
+    ("copies_host", _c.POINTER(kavern_kv_token_copy)),
+    ("copy_count", _c.c_uint32),
+    ("reserved2", _c.c_uint32),
 ]
 
 kavern_kv_completion._fields_ = [
