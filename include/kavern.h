@@ -237,6 +237,11 @@ enum kavern_kv_cache_flag
     KAVERN_KV_RAGGED_TABLES = 2,
     /** A namespace without a salt is refused. */
     KAVERN_KV_REQUIRE_SALT = 4,
+    /**
+     * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+     */
+    KAVERN_KV_PARTIAL_HITS = 64,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -801,6 +806,8 @@ typedef struct kavern_kv_statistics {
      * blocks are, windows and TRIM included.
      */
     uint64_t held_tokens;
+    /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
+    uint64_t copied_tokens;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1315,7 +1322,10 @@ typedef struct kavern_kv_match_result {
     uint32_t cross_groups;
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
-    /** Tokens whose blocks are in device memory, in every group. */
+    /**
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
+     * block, of which ADMIT gives the sequence a copy.
+     */
     uint64_t hit_tokens;
     /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
     uint64_t hit_tokens_ram;

@@ -11,6 +11,7 @@ mod cache {
     mod groups_model;
     mod isolation;
     mod ops;
+    mod partial;
     mod prefix;
     mod states;
     mod steps;

@@ -119,6 +119,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         metadata_only: false,
         ragged: variant.ragged,
         require_salt: false,
+        partial_hits: false,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

@@ -152,6 +152,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             pool_bytes: s.pool_bytes,
             last_step: s.last_step,
             held_tokens: s.held_tokens,
+            copied_tokens: s.copied_tokens,
         }
     }
 }

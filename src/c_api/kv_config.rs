@@ -37,7 +37,7 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 208;
+    kavern_kv_statistics, 200, 216;
     kavern_kv_append_args, 48, 48;
 }
 
@@ -115,7 +115,9 @@ pub(super) unsafe fn cache_config(
     let metadata_only = kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
-    config::check_flags(settings.flags, metadata_only | ragged | require_salt, "kavern_kv_cache_config")?;
+    let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
+    let known = metadata_only | ragged | require_salt | partial_hits;
+    config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
         settings.fingerprint,
@@ -166,6 +168,7 @@ pub(super) unsafe fn cache_config(
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
+        partial_hits: settings.flags & partial_hits != 0,
     })
 }
 

@@ -90,6 +90,9 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_RAGGED_TABLES = 2,
     /// A namespace without a salt is refused.
     KAVERN_KV_REQUIRE_SALT = 4,
+    /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+    /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+    KAVERN_KV_PARTIAL_HITS = 64,
 }
 
 /// Bits of kavern_kv_request.flags.

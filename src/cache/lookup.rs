@@ -7,6 +7,7 @@
 use super::block::{Publication, ROOT_SERIAL};
 use super::events::RemoveReason;
 use super::hash::{self, Extras, Key};
+use super::hybrid::ChainLink;
 use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
@@ -178,7 +179,10 @@ impl State {
             true => (0, root),
             false if self.is_plain => {
                 self.find_prefix(request, namespace, root, lease);
-                self.settle_hits(request, lease, root)
+                match self.finds_partial {
+                    true => self.settle_partial(request, namespace, lease, root),
+                    false => self.settle_hits(request, lease, root),
+                }
             }
             false => {
                 let (hit_tokens, key, inputs) = self.find_mixed(request, namespace, root, lease);
@@ -197,7 +201,13 @@ impl State {
                 store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
         self.shared.counters.lookups += 1;
-        self.shared.counters.hit_blocks += block_count;
+        // A block that is copied is no hit; its tokens are.
+        let ends_inside = |store: &&super::store::Store| hit_tokens % u64::from(store.block_tokens) > 0;
+        let sources = match self.finds_partial {
+            true => self.stores.iter().filter(ends_inside).count() as u64,
+            false => 0,
+        };
+        self.shared.counters.hit_blocks += block_count - sources;
         self.shared.counters.hit_tokens += hit_tokens;
         let mut extras = Extras::NONE;
         if let Naming::Tokens(_, all_extras) = request.naming {
@@ -216,6 +226,9 @@ impl State {
         let single = self.stores.len() == 1 && self.stores[0].block_tokens == self.link_tokens;
         'links: for link in 0..walk.link_count().min(most) {
             walk.next();
+            if let Some(at) = self.chain.get_mut(link) {
+                *at = ChainLink { key: walk.key, extras: walk.extras.0 };
+            }
             for (group, store) in self.stores.iter().enumerate() {
                 let links = (store.block_tokens / self.link_tokens) as usize;
                 if !single && (link + 1) % links != 0 {
@@ -249,7 +262,7 @@ impl State {
     }
 
     /// Cuts the rows to the largest length that all groups share; answers it with the key of its last link.
-    fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
+    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
         let rows = &mut self.holders.lease_rows;
         let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
             rows.count(lease) as u64 * u64::from(store.block_tokens)

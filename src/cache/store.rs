@@ -9,6 +9,7 @@ use super::block::{
     Block, COPY_TARGET, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published,
     ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
+use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
@@ -49,6 +50,8 @@ pub(super) struct Store {
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
+    /// Only where hits may end inside a block.
+    children: Option<Children>,
     policy: Box<dyn Policy>,
     inactive: u32,
     waiting: u32,
@@ -73,7 +76,7 @@ impl Store {
             (true, Reach::Cross { .. }) => Proof::Extras,
             (true, _) => Proof::Anchor,
         };
-        let keeps_tokens = proof == Proof::Chain;
+        let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         let mut free = room(blocks as usize)?;
         free.extend((0..blocks).rev());
         Ok(Self {
@@ -83,11 +86,15 @@ impl Store {
             snapshot_tokens: geometry.snapshot_tokens,
             proof,
             blocks: filled(blocks as usize, Block::EMPTY)?,
-            origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
+            origins: filled(
+                count_if(options.compares_tokens || options.keeps_events || options.finds_partial, 1),
+                Origin::default(),
+            )?,
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
+            children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
             inactive: 0,
             waiting: 0,
@@ -294,6 +301,26 @@ impl Store {
         (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
     }
 
+    /// Whether found content is proved by its ancestors too.
+    pub(super) fn proves_ancestry(&self) -> bool {
+        self.proof == Proof::Chain
+    }
+
+    fn parent_of(&self, block: u32) -> Parent {
+        Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
+    }
+
+    /// The newest findable block after a parent.
+    pub(super) fn first_child(&self, parent: &Parent) -> Option<u32> {
+        let is_child = |block| self.parent_of(block) == *parent;
+        self.children.as_ref()?.first(parent, is_child)
+    }
+
+    /// The one after it.
+    pub(super) fn next_child(&self, block: u32) -> Option<u32> {
+        self.children.as_ref()?.next(block)
+    }
+
     fn has_key(&self, block: u32, wanted: &Publication) -> bool {
         let block = &self.blocks[block as usize];
         block.namespace() == wanted.namespace && block.key == wanted.key
@@ -313,7 +340,7 @@ impl Store {
         }
     }
 
-    fn kept_tokens(&self, block: u32) -> &[i32] {
+    pub(super) fn kept_tokens(&self, block: u32) -> &[i32] {
         if !self.compares_tokens() {
             return &[];
         }
@@ -385,6 +412,7 @@ impl Store {
                 parent_key: as_what.parent_key,
                 extras: as_what.extras.0,
                 position: as_what.position,
+                step: shared.steps.newest(),
             };
             self.next_serial += 1;
         }
@@ -393,6 +421,15 @@ impl Store {
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
         self.index.insert(hash, index);
+        if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
+            let (blocks, origins) = (&self.blocks, &self.origins);
+            let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
+            let is_child = |block: u32| {
+                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
+                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
+            };
+            children.add(index, &parent, is_child);
+        }
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);
         shared.counters.committed_blocks += 1;
@@ -432,6 +469,10 @@ impl Store {
             shared.events.push(event);
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
+        let parent = self.parent_of(index);
+        if let Some(children) = &mut self.children {
+            children.remove(index, &parent);
+        }
         self.index.remove(self.index.hash(&key, namespace), index);
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
         shared.namespaces.drop_use(namespace);
@@ -465,6 +506,7 @@ impl Store {
             + self.origins.len() as u64 * size_of::<Origin>() as u64
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
+            + self.children.as_ref().map_or(0, Children::bytes)
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -474,6 +516,9 @@ impl Store {
             block.is_findable() && block.refs == 0 && !block.is_waiting()
         };
         self.policy.validate(&released, &|index| self.block(index).is_findable())?;
+        if let Some(children) = &self.children {
+            children.validate(|index| self.block(index).is_findable().then(|| self.parent_of(index)))?;
+        }
         Ok(&self.free)
     }
 }
@@ -484,6 +529,7 @@ pub(super) struct StoreOptions {
     pub(super) scrub: Scrub,
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
+    pub(super) finds_partial: bool,
 }
 
 #[cfg(test)]

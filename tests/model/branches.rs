@@ -65,6 +65,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         metadata_only: false,
         ragged: true,
         require_salt: false,
+        partial_hits: false,
     }
 }
 
@@ -530,7 +531,9 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
     let (block_tokens, hash, layout) = SHAPES[seed as usize % SHAPES.len()];
     let device = registry::open("host").unwrap();
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-    let cache = KvCache::new(&memory, &config(block_tokens, hash, layout)).unwrap();
+    let partial_hits = seed as usize / SHAPES.len() % 2 == 1;
+    let config = CacheConfig { partial_hits, ..config(block_tokens, hash, layout) };
+    let cache = KvCache::new(&memory, &config).unwrap();
     let mut run = Run {
         random: Rng::with_seed(seed),
         stream: device.stream_create().unwrap(),

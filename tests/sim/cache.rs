@@ -47,6 +47,7 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        partial_hits: false,
     }
 }
 

@@ -60,6 +60,7 @@ KAVERN_SCRUB_ALWAYS = 3
 KAVERN_KV_METADATA_ONLY = 1
 KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
+KAVERN_KV_PARTIAL_HITS = 64
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -586,6 +587,7 @@ kavern_kv_statistics._fields_ = [
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
     ("held_tokens", _c.c_uint64),
+    ("copied_tokens", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
