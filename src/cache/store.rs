@@ -6,8 +6,8 @@
 //! cache's lock.
 
 use super::block::{
-    Block, COPY_TARGET, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published,
-    ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
+    Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
@@ -170,6 +170,19 @@ impl Store {
         is_target
     }
 
+    /// One more holder of a held block, whatever it holds.
+    pub(super) fn hold_twice(&mut self, index: u32) {
+        let block = &mut self.blocks[index as usize];
+        block.refs += 1;
+        block.namespace_and_flags |= HELD_TWICE;
+    }
+
+    /// Whether one holder has the block, it is not findable, and nobody else ever held it but together with that one.
+    pub(super) fn is_exclusive(&self, index: u32) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0
+    }
+
     /// The copies into this block are enqueued.
     pub(super) fn note_copied(&mut self, target: u32) {
         self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
@@ -201,6 +214,7 @@ impl Store {
         }
         block.tenant = tenant;
         block.key = Key::default();
+        block.namespace_and_flags &= !HELD_TWICE;
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
