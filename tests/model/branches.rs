@@ -468,16 +468,6 @@ impl Run {
             for sequence in self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop)) {
                 assert_eq!(lengths[sequence.row] as usize, sequence.tokens.len());
                 let row = &table[sequence.row * cells..][..*cells];
-                for token in 0..sequence.written {
-                    for at in self.places(group, row, token) {
-                        let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                        let what = format!(
-                            "group {group}, token {token} of {sequence_id:x}",
-                            sequence_id = sequence.id
-                        );
-                        assert_eq!(seen, sequence.numbers[token], "{what}");
-                    }
-                }
                 let pending = sequence.tokens.len() - sequence.written;
                 let mut of_step: Vec<i64> = Vec::new();
                 for (at, _) in rows.iter().enumerate().filter(|(_, row)| **row as usize == sequence.row) {
@@ -489,6 +479,20 @@ impl Run {
                     assert_eq!(slot as usize, row[token / each] as usize * each + token % each);
                     for at in self.places(group, row, token) {
                         bytes[at..at + 4].copy_from_slice(&sequence.numbers[token].to_le_bytes());
+                    }
+                }
+            }
+            // A hit may lie in what another sequence writes in the same step, so all is checked behind the writes.
+            for sequence in self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop)) {
+                let row = &table[sequence.row * cells..][..*cells];
+                for token in 0..sequence.tokens.len() {
+                    for at in self.places(group, row, token) {
+                        let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+                        let what = format!(
+                            "group {group}, token {token} of {sequence_id:x}",
+                            sequence_id = sequence.id
+                        );
+                        assert_eq!(seen, sequence.numbers[token], "{what}");
                     }
                 }
             }
