@@ -103,15 +103,15 @@ enum kavern_kv_group_kind
  {
     /** Keys and values of full attention. */
     KAVERN_GROUP_FULL = 1,
-    /** Sliding-window attention. Not yet served. */
+    /** Sliding-window attention: window_tokens latest tokens. */
     KAVERN_GROUP_SLIDING = 2,
-    /** Chunked attention. Not yet served. */
+    /** Chunked attention: the tokens of the same chunk of window_tokens. */
     KAVERN_GROUP_CHUNKED = 3,
-    /** Recurrent state. Not yet served. */
+    /** Recurrent state: block_bytes a state, one running state a sequence, and snapshots. */
     KAVERN_GROUP_STATE = 4,
-    /** Cross-attention. Not yet served. */
+    /** Cross-attention: cross_tokens of another input, taken whole at ADMIT. */
     KAVERN_GROUP_CROSS = 5,
-    /** Multi-head latent attention. Not yet served. */
+    /** Multi-head latent attention: token_bytes a token and layer, of everything before. */
     KAVERN_GROUP_MLA = 6,
     /** Bytes that only the engine understands: block_bytes a block, no slots per token. */
     KAVERN_GROUP_OPAQUE = 7,
@@ -121,6 +121,23 @@ enum kavern_kv_group_kind
 typedef enum kavern_kv_group_kind kavern_kv_group_kind;
 #else
 typedef uint32_t kavern_kv_group_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of kavern_kv_group.flags. */
+enum kavern_kv_group_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** KAVERN_GROUP_FULL, _MLA, _OPAQUE: TRIM may let go of its blocks. Windows always may. */
+    KAVERN_GROUP_TRIMMABLE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_group_flag kavern_kv_group_flag;
+#else
+typedef uint32_t kavern_kv_group_flag;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -222,6 +239,11 @@ enum kavern_kv_cache_flag
     KAVERN_KV_RAGGED_TABLES = 2,
     /** A namespace without a salt is refused. */
     KAVERN_KV_REQUIRE_SALT = 4,
+    /**
+     * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+     */
+    KAVERN_KV_PARTIAL_HITS = 64,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -291,7 +313,10 @@ enum kavern_kv_op_kind
      * tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
      */
     KAVERN_OP_FORK = 7,
-    /** Later. */
+    /**
+     * Lets go of the blocks of sequence `target` that lie wholly before token `offset`, in windows and in groups with
+     * KAVERN_GROUP_TRIMMABLE; their cells show the null block. Again with the same offset it does nothing.
+     */
     KAVERN_OP_TRIM = 8,
     /**
      * Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
@@ -642,8 +667,10 @@ typedef struct kavern_address_description {
 /**
  * One group of layers that share block size and layout.
  *
- * A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...]. A group of kind
- * KAVERN_GROUP_OPAQUE has `block_bytes` instead of layers, heads and dtype.
+ * A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...], or latent rows
+ * [layer][token][token_bytes] in a group of kind KAVERN_GROUP_MLA, which has layers and token_bytes. Groups of kind
+ * KAVERN_GROUP_OPAQUE and KAVERN_GROUP_STATE have block_bytes instead of layers, heads and dtype; windows and
+ * cross-attention may have any of the three. docs/abi.md says what each kind holds, finds and shows in its table.
  */
 typedef struct kavern_kv_group {
     /** sizeof(kavern_kv_group). */
@@ -662,20 +689,37 @@ typedef struct kavern_kv_group {
     uint32_t block_tokens;
     /** KAVERN_NHD or KAVERN_HND. */
     uint32_t layout;
-    /** Bytes of a block of an opaque group, a multiple of 16; 0 in all others. */
+    /**
+     * Bytes of a block of an opaque group or of a state, a multiple of 16; 0 where layers, heads and dtype or
+     * token_bytes say it.
+     */
     uint64_t block_bytes;
     /** Blocks of this group; 0 takes the cache's capacity_blocks. */
     uint64_t capacity_blocks;
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
-    /** Bytes there, at least capacity_blocks x bytes of a block. */
+    /** Bytes there, at least capacity_blocks x bytes of a block, and one block more where null_block is not -1. */
     uint64_t region_bytes;
-    /** Later: tokens of a sliding window. 0. */
+    /**
+     * KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
+     * in all others.
+     */
     uint32_t window_tokens;
     /** Later: formats of slots beside raw ones. 0. */
     uint32_t slot_classes;
     /** Zero. */
     uint64_t reserved[2];
+    /** KAVERN_GROUP_MLA, and windows over such rows: bytes of one token in one layer, 1 to 65536; 0 in all others. */
+    uint32_t token_bytes;
+    /** KAVERN_GROUP_CROSS: tokens of the other input, the same for each sequence; 0 in all others. */
+    uint32_t cross_tokens;
+    /**
+     * KAVERN_GROUP_STATE: a snapshot may be kept at multiples of so many blocks; 0 takes the lengths at which hits of
+     * all groups can end. 0 in all others.
+     */
+    uint32_t snapshot_blocks;
+    /** KAVERN_GROUP_ bits of kavern_kv_group_flag. */
+    uint32_t flags;
 } kavern_kv_group;
 
 /** How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes. */
@@ -773,6 +817,10 @@ typedef struct kavern_kv_description {
     uint64_t head_stride;
     /** Cells in a row of the block table. */
     uint64_t row_cells;
+    /** The block that cells show whose block was let go: zeros, never handed out; -1 where nothing is let go early. */
+    int32_t null_block;
+    /** Tokens of the window or chunk; 0 if there is none. */
+    uint32_t window_tokens;
 } kavern_kv_description;
 
 /** What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups. */
@@ -829,6 +877,13 @@ typedef struct kavern_kv_statistics {
     uint64_t pool_bytes;
     /** Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it. */
     uint64_t last_step;
+    /**
+     * Tokens that sequences hold in slots, summed over the groups: held_tokens / used_slots tells how full their
+     * blocks are, windows and TRIM included.
+     */
+    uint64_t held_tokens;
+    /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
+    uint64_t copied_tokens;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -861,15 +916,18 @@ typedef struct kavern_kv_append_args {
     uint32_t group;
     /** Layer, counted inside the group. */
     uint32_t layer;
-    /** Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them. */
+    /**
+     * Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them;
+     * KAVERN_I8 for latent rows, whose bytes are written as they are.
+     */
     uint32_t dtype;
     /** Tokens. */
     uint32_t tokens;
     /** Zero. */
     uint32_t reserved;
-    /** Device address of the keys, [tokens][kv_heads][head_dim]. */
+    /** Device address of the keys, [tokens][kv_heads][head_dim]; of latent rows, [tokens][token_bytes]. */
     uint64_t keys;
-    /** Device address of the values, [tokens][kv_heads][head_dim]. */
+    /** Device address of the values, [tokens][kv_heads][head_dim]; 0 for latent rows. */
     uint64_t values;
     /** Device address of the slots, i64 [tokens]; a slot below 0 is skipped. */
     uint64_t slot_mapping;
@@ -1348,11 +1406,14 @@ typedef struct kavern_kv_request {
 typedef struct kavern_kv_match_result {
     /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
     int32_t status;
-    /** Zero. */
-    uint32_t reserved;
+    /** Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. */
+    uint32_t cross_groups;
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
-    /** Tokens whose blocks are in device memory, in every group. */
+    /**
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
+     * block, of which ADMIT gives the sequence a copy.
+     */
     uint64_t hit_tokens;
     /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
     uint64_t hit_tokens_ram;
@@ -1401,7 +1462,10 @@ typedef struct kavern_kv_op {
     uint32_t key_bytes;
     /** Zero. */
     uint32_t reserved;
-    /** Operations on a range of tokens: the first of them, counted from the start of the sequence; 0 in all others. */
+    /**
+     * Operations on a range of tokens: the first of them, counted from the start of the sequence; TRIM: the first
+     * token that is still needed; 0 in all others.
+     */
     uint64_t offset;
     /** RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others. */
     uint64_t ttl_ms;
@@ -1438,7 +1502,10 @@ typedef struct kavern_kv_op_result {
 
 /** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
 typedef struct kavern_kv_group_tables {
-    /** i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids. */
+    /**
+     * i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids; those of blocks
+     * that were let go hold null_block. A row of states is the current one and the one to start from, -1 for none.
+     */
     uint64_t block_table;
     /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
     uint64_t slot_mapping;

@@ -7,9 +7,13 @@ mod cache {
     mod change;
     mod events;
     mod faults;
+    mod groups;
+    mod groups_model;
     mod isolation;
     mod ops;
+    mod partial;
     mod prefix;
+    mod states;
     mod steps;
     mod tables;
     mod write;

@@ -15,8 +15,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult, Request, ResetScope,
-    Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult, Reach, Request,
+    ResetScope, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -95,6 +95,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
             }),
         },
         block_tokens,
+        reach: Reach::All,
         capacity_blocks: 0,
         region: None,
     };
@@ -118,6 +119,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         metadata_only: false,
         ragged: variant.ragged,
         require_salt: false,
+        partial_hits: false,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

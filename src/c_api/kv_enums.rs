@@ -8,18 +8,26 @@
 pub enum kavern_kv_group_kind {
     /// Keys and values of full attention.
     KAVERN_GROUP_FULL = 1,
-    /// Sliding-window attention. Not yet served.
+    /// Sliding-window attention: window_tokens latest tokens.
     KAVERN_GROUP_SLIDING = 2,
-    /// Chunked attention. Not yet served.
+    /// Chunked attention: the tokens of the same chunk of window_tokens.
     KAVERN_GROUP_CHUNKED = 3,
-    /// Recurrent state. Not yet served.
+    /// Recurrent state: block_bytes a state, one running state a sequence, and snapshots.
     KAVERN_GROUP_STATE = 4,
-    /// Cross-attention. Not yet served.
+    /// Cross-attention: cross_tokens of another input, taken whole at ADMIT.
     KAVERN_GROUP_CROSS = 5,
-    /// Multi-head latent attention. Not yet served.
+    /// Multi-head latent attention: token_bytes a token and layer, of everything before.
     KAVERN_GROUP_MLA = 6,
     /// Bytes that only the engine understands: block_bytes a block, no slots per token.
     KAVERN_GROUP_OPAQUE = 7,
+}
+
+/// Bits of kavern_kv_group.flags.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_group_flag {
+    /// KAVERN_GROUP_FULL, _MLA, _OPAQUE: TRIM may let go of its blocks. Windows always may.
+    KAVERN_GROUP_TRIMMABLE = 1,
 }
 
 /// Element type of keys and values.
@@ -82,6 +90,9 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_RAGGED_TABLES = 2,
     /// A namespace without a salt is refused.
     KAVERN_KV_REQUIRE_SALT = 4,
+    /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+    /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+    KAVERN_KV_PARTIAL_HITS = 64,
 }
 
 /// Bits of kavern_kv_request.flags.
@@ -125,7 +136,8 @@ pub enum kavern_kv_op_kind {
     /// blocks; the first that appends into the shared open block copies it. `sequence` of the result is the child. Only
     /// tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
     KAVERN_OP_FORK = 7,
-    /// Later.
+    /// Lets go of the blocks of sequence `target` that lie wholly before token `offset`, in windows and in groups with
+    /// KAVERN_GROUP_TRIMMABLE; their cells show the null block. Again with the same offset it does nothing.
     KAVERN_OP_TRIM = 8,
     /// Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
     /// block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run

@@ -74,6 +74,7 @@ unsafe fn match_one(
     result.lease = found.lease.0;
     result.hit_tokens = found.hit_tokens;
     result.block_count = found.block_count;
+    result.cross_groups = found.cross_groups;
     if request.block_ids.is_null() {
         return Ok(());
     }
@@ -118,12 +119,16 @@ unsafe fn read_op<'a>(
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
+        8 => {
+            kv_config::check_trim(op)?;
+            Op::Trim { target: target(op, index, done)?, offset: op.offset }
+        }
         6 | 7 | 9..=12 | 18 => {
             let target = target(op, index, done)?;
             // SAFETY: the caller's promise.
             Op::Change { target, change: unsafe { kv_ops::change(op, link_tokens) }? }
         }
-        8 | 13..=17 => {
+        13..=17 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }
         _ => return Err(Error::new(Status::InvalidArgument, "an unknown kind of operation")),

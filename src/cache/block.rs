@@ -85,6 +85,8 @@ pub(super) struct Origin {
     pub(super) parent_key: Key,
     pub(super) extras: [u64; 4],
     pub(super) position: u64,
+    /// Step in which it became findable; its bytes are written before that step's end.
+    pub(super) step: u64,
 }
 
 /// What a block is published as.
@@ -133,4 +135,5 @@ pub(super) struct Counters {
     pub(super) evicted_blocks: u64,
     pub(super) collisions: u64,
     pub(super) refused_ops: u64,
+    pub(super) copied_tokens: u64,
 }

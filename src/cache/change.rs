@@ -77,6 +77,7 @@ impl Change<'_> {
 
 impl State {
     pub(super) fn change(&mut self, target: Target, change: &Change<'_>) -> OpOutcome {
+        self.check_mixed_change(target, change)?;
         match *change {
             Change::Rollback { tokens, lookahead, open_tokens, extras } => {
                 self.rollback(target, tokens, lookahead, open_tokens, extras)

@@ -7,6 +7,7 @@
 use super::block::{Publication, ROOT_SERIAL};
 use super::events::RemoveReason;
 use super::hash::{self, Extras, Key};
+use super::hybrid::ChainLink;
 use super::namespace::KeyMode;
 use super::sequence::Holder;
 use super::state::State;
@@ -72,21 +73,23 @@ pub struct Match {
     pub hit_tokens: u64,
     /// Blocks found, all groups together.
     pub block_count: u64,
+    /// Groups of cross-attention whose whole input was found, as bits.
+    pub cross_groups: u32,
 }
 
 /// Walks the links of a request, giving the key of each.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     naming: Naming<'a>,
     hash: super::config::HashKind,
     link_tokens: usize,
     extras_seen: usize,
     position: usize,
-    key: Key,
-    extras: Extras,
+    pub(super) key: Key,
+    pub(super) extras: Extras,
 }
 
 impl Walk<'_> {
-    fn link_count(&self) -> usize {
+    pub(super) fn link_count(&self) -> usize {
         match self.naming {
             Naming::Tokens(tokens, _) => tokens.len() / self.link_tokens,
             Naming::Keys { bytes, key_bytes } => bytes.len() / key_bytes as usize,
@@ -94,7 +97,7 @@ impl Walk<'_> {
     }
 
     /// Goes on by one link.
-    fn next(&mut self) {
+    pub(super) fn next(&mut self) {
         match self.naming {
             Naming::Tokens(tokens, all_extras) => {
                 let from = self.position * self.link_tokens;
@@ -117,7 +120,7 @@ impl Walk<'_> {
 }
 
 impl State {
-    fn walk<'a>(&self, request: &Request<'a>, root: Key) -> Walk<'a> {
+    pub(super) fn walk<'a>(&self, request: &Request<'a>, root: Key) -> Walk<'a> {
         Walk {
             naming: request.naming,
             hash: self.hash,
@@ -171,24 +174,40 @@ impl State {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
+        let mut cross_groups = 0;
         let (hit_tokens, key) = match request.no_read {
             true => (0, root),
-            false => {
+            false if self.is_plain => {
                 self.find_prefix(request, namespace, root, lease);
-                self.settle_hits(request, lease, root)
+                match self.finds_partial {
+                    true => self.settle_partial(request, namespace, lease, root),
+                    false => self.settle_hits(request, lease, root),
+                }
+            }
+            false => {
+                let (hit_tokens, key, inputs) = self.find_mixed(request, namespace, root, lease);
+                cross_groups = inputs;
+                (hit_tokens, key)
             }
         };
         let mut block_count = 0;
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
-            let blocks = rows.row(lease);
+            let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
             for &block in blocks {
                 store.acquire(block as u32, &mut self.shared);
             }
-            self.shared.counters.lookup_blocks += request.token_count / u64::from(store.block_tokens);
+            self.shared.counters.lookup_blocks +=
+                store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
         self.shared.counters.lookups += 1;
-        self.shared.counters.hit_blocks += block_count;
+        // A block that is copied is no hit; its tokens are.
+        let ends_inside = |store: &&super::store::Store| hit_tokens % u64::from(store.block_tokens) > 0;
+        let sources = match self.finds_partial {
+            true => self.stores.iter().filter(ends_inside).count() as u64,
+            false => 0,
+        };
+        self.shared.counters.hit_blocks += block_count - sources;
         self.shared.counters.hit_tokens += hit_tokens;
         let mut extras = Extras::NONE;
         if let Naming::Tokens(_, all_extras) = request.naming {
@@ -196,7 +215,8 @@ impl State {
             before.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
         }
         let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
-        Ok(Match { lease: self.holders.open_lease(lease, holder, hit_tokens), hit_tokens, block_count })
+        let lease = self.holders.open_lease(lease, holder, hit_tokens);
+        Ok(Match { lease, hit_tokens, block_count, cross_groups })
     }
 
     /// Fills the lease's rows with the blocks of the longest prefix, not yet acquired.
@@ -206,6 +226,9 @@ impl State {
         let single = self.stores.len() == 1 && self.stores[0].block_tokens == self.link_tokens;
         'links: for link in 0..walk.link_count().min(most) {
             walk.next();
+            if let Some(at) = self.chain.get_mut(link) {
+                *at = ChainLink { key: walk.key, extras: walk.extras.0 };
+            }
             for (group, store) in self.stores.iter().enumerate() {
                 let links = (store.block_tokens / self.link_tokens) as usize;
                 if !single && (link + 1) % links != 0 {
@@ -239,7 +262,7 @@ impl State {
     }
 
     /// Cuts the rows to the largest length that all groups share; answers it with the key of its last link.
-    fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
+    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
         let rows = &mut self.holders.lease_rows;
         let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
             rows.count(lease) as u64 * u64::from(store.block_tokens)
@@ -269,6 +292,6 @@ impl State {
     /// The blocks of a lease, one group after the other.
     pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
-        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.row(index).iter().copied()))
+        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.held(index).iter().copied()))
     }
 }

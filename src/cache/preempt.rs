@@ -1,6 +1,7 @@
 //! Preempt and resume: a sequence stops and goes on, with its blocks or by a new lookup of its tokens.
 
 use super::change::PreemptMode;
+use super::growth::{Grower, Growth};
 use super::sequence::Pause;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Target};
@@ -65,18 +66,31 @@ impl State {
         let hit_tokens = self.holders.leases[lease].hit_tokens;
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
+        let blocks_added = match self.is_plain {
+            true => {
+                let held = |group: usize| self.holders.lease_rows[group].count(lease);
+                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+            }
+            false => self.check_growth(Grower::Lease(lease), &growth)?,
+        };
         self.check_batch(tokens, true)?;
         self.holders.refill(lease, row);
         self.shared.namespaces.drop_use(namespace);
         for (group, rows) in self.holders.rows.iter().enumerate() {
-            self.batch.mark_cells(group, row, 0, rows.count(row));
-            self.batch.used_slots += rows.count(row) as u64 * u64::from(self.stores[group].block_tokens);
+            self.batch.mark_cells(group, row, 0, rows.shown(row));
+            self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
         }
         self.batch.used_tokens += hit_tokens;
         let sequence = &mut self.holders.sequences[row];
         (sequence.pause, sequence.may_share) = (Pause::Running, false);
-        self.grow(row, reserve);
+        if self.finds_partial {
+            self.adopt_partial(row, tokens);
+        }
+        match self.is_plain {
+            true => self.grow(row, reserve),
+            false => self.grow_mixed(row, &growth),
+        }
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,

@@ -43,6 +43,9 @@ impl State {
         for (group, keep) in keep.iter_mut().enumerate().take(self.stores.len()) {
             let each = u64::from(self.stores[group].block_tokens);
             let count = self.holders.rows[group].count(row);
+            if !self.stores[group].reach.is_by_token() {
+                continue;
+            }
             let cells = |tokens: u64| (tokens.div_ceil(each) as usize).min(count);
             let own_from = self.own_from(row, group);
             let mut kept = cells(tokens);
@@ -129,7 +132,7 @@ impl State {
     }
 
     /// Committed tokens of a row from `tokens` on that the open step is yet to write.
-    fn unwritten_commits(&self, row: usize, tokens: u64) -> std::ops::Range<u64> {
+    pub(super) fn unwritten_commits(&self, row: usize, tokens: u64) -> std::ops::Range<u64> {
         let committed = self.holders.sequences[row].committed;
         match self.batch.is_tabled {
             // The work of the step may be under way: what is committed will be written.

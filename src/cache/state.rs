@@ -10,9 +10,11 @@ use super::config::{CacheConfig, Geometry, HashKind};
 use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
+use super::group::Reach;
 use super::hash::Key;
+use super::hybrid::ChainLink;
 use super::namespace::Namespaces;
-use super::sequence::Holders;
+use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
 use super::trunks::Trunks;
@@ -49,6 +51,8 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub held_tokens: u64,
+    pub copied_tokens: u64,
 }
 
 /// What a reset forgets.
@@ -76,6 +80,14 @@ pub(super) struct State {
     pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    /// All groups are of full attention that nothing trims.
+    pub(super) is_plain: bool,
+    /// See [`Geometry::anchor`].
+    pub(super) anchor: Option<usize>,
+    /// Links of the prompt that is being looked up; empty where nobody needs them.
+    pub(super) chain: Vec<ChainLink>,
+    /// Hits may end inside a block.
+    pub(super) finds_partial: bool,
 }
 
 impl State {
@@ -89,7 +101,10 @@ impl State {
             scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
             compares_tokens: config.hash == HashKind::Xxh3,
             keeps_events: config.event_capacity > 0,
+            finds_partial: config.partial_hits,
         };
+        let keeps_chain = !geometry.is_plain() || config.partial_hits;
+        let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
             let policy = evict::make(&config.policy, group.blocks)?;
@@ -113,6 +128,10 @@ impl State {
             trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
+            is_plain: geometry.is_plain(),
+            anchor: geometry.anchor,
+            chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
+            finds_partial: config.partial_hits,
         })
     }
 
@@ -128,7 +147,7 @@ impl State {
     /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
     pub(super) fn release_lease(&mut self, lease: usize) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            for &block in self.holders.lease_rows[group].row(lease).iter().rev() {
+            for &block in self.holders.lease_rows[group].held(lease).iter().rev() {
                 store.release(block as u32, 0, &mut self.shared);
             }
         }
@@ -139,7 +158,7 @@ impl State {
         for row in 0..self.holders.sequences.len() {
             self.batch.set_length(row, self.holders.sequences[row].length);
             for (group, rows) in self.holders.rows.iter().enumerate() {
-                self.batch.mark_cells(group, row, 0, rows.count(row));
+                self.batch.mark_cells(group, row, 0, rows.shown(row));
             }
         }
     }
@@ -243,10 +262,23 @@ impl State {
                 + self.holders.bytes()
                 + self.batch.bytes()
                 + self.copies.bytes()
-                + self.trunks.bytes(),
+                + self.trunks.bytes()
+                + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            held_tokens: self.held_tokens(),
+            copied_tokens: counters.copied_tokens,
         }
+    }
+
+    /// Tokens for which a sequence holds a slot, summed over the groups.
+    fn held_tokens(&self) -> u64 {
+        let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
+            Reach::State { .. } => 0,
+            Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
+            _ => self.batch.used_tokens - rows.holes() * u64::from(store.block_tokens),
+        };
+        self.stores.iter().zip(&self.holders.rows).map(of_group).sum()
     }
 
     /// Proves every invariant by walking everything.
@@ -270,8 +302,10 @@ impl State {
         let mut refs = filled(store.block_count() as usize, 0u32)?;
         self.count_row_refs(group, &mut refs)?;
         let leases =
-            (0..self.holders.leases.len()).flat_map(|lease| self.holders.lease_rows[group].row(lease));
+            (0..self.holders.leases.len()).flat_map(|lease| self.holders.lease_rows[group].held(lease));
         leases.for_each(|&block| refs[block as usize] += 1);
+        self.holders.rows[group].validate(store.reach)?;
+        self.holders.lease_rows[group].validate(store.reach)?;
         let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -4,8 +4,8 @@
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
 use super::batch::BatchEntry;
-use super::block::{Publication, Published, ROOT_SERIAL};
 use super::change::Change;
+use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
@@ -64,6 +64,13 @@ pub enum Op<'a> {
     Release {
         /// The lease.
         lease: Id,
+    },
+    /// Lets go of blocks before a token, in the groups that can do without them.
+    Trim {
+        /// The sequence.
+        target: Target,
+        /// First token that is still needed.
+        offset: u64,
     },
     /// Changes a sequence otherwise than at its end.
     Change {
@@ -150,6 +157,7 @@ impl State {
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
+            Op::Trim { target, offset } => self.trim(target, offset),
             Op::Change { target, ref change } => self.change(target, change),
         };
         outcome.unwrap_or_else(|refusal| {
@@ -166,7 +174,7 @@ impl State {
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
     fn note_refused(&mut self, op: &Op<'_>) {
         let target = match op {
-            Op::Append { target, .. } | Op::Commit { target, .. } => target,
+            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => target,
             Op::Change { target, change } if change.has_dependants() => target,
             _ => return,
         };
@@ -272,15 +280,28 @@ impl State {
         let hit_tokens = self.holders.leases[lease].hit_tokens;
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
+        let blocks_added = match self.is_plain {
+            true => {
+                let held = |group: usize| self.holders.lease_rows[group].count(lease);
+                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+            }
+            false => self.check_growth(Grower::Lease(lease), &growth)?,
+        };
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
-            self.batch.mark_cells(group, row, 0, rows.count(row));
-            self.batch.used_slots += rows.count(row) as u64 * u64::from(self.stores[group].block_tokens);
+            self.batch.mark_cells(group, row, 0, rows.shown(row));
+            self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
         }
         self.batch.used_tokens += hit_tokens;
-        self.grow(row, reserve);
+        if self.finds_partial {
+            self.adopt_partial(row, tokens);
+        }
+        match self.is_plain {
+            true => self.grow(row, reserve),
+            false => self.grow_mixed(row, &growth),
+        }
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -296,18 +317,29 @@ impl State {
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let is_new_entry = sequence.last_step != self.batch.step;
+        let length = sequence.length;
         let may_share = sequence.may_share && tokens > 0;
-        let blocks_added = match may_share {
-            true => self.check_shared_append(row, reserve)?,
-            false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+        let blocks_added = if self.is_plain {
+            let added = match may_share {
+                true => self.check_shared_append(row, reserve)?,
+                false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+            };
+            self.check_batch(tokens, is_new_entry)?;
+            if may_share {
+                self.own_open_blocks(row);
+            }
+            if added > 0 {
+                self.grow(row, reserve);
+            }
+            added
+        } else {
+            let first = self.computed_from(row).unwrap_or(length);
+            let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
+            let added = self.check_growth(Grower::Row(row), &growth)?;
+            self.check_batch(tokens, is_new_entry)?;
+            self.grow_mixed(row, &growth);
+            added
         };
-        self.check_batch(tokens, is_new_entry)?;
-        if may_share {
-            self.own_open_blocks(row);
-        }
-        if blocks_added > 0 {
-            self.grow(row, reserve);
-        }
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -336,7 +368,7 @@ impl State {
     /// Lets go of all blocks of a row.
     pub(super) fn empty_row(&mut self, row: usize) {
         for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
-            self.batch.used_slots -= rows.count(row) as u64 * u64::from(store.block_tokens);
+            self.batch.used_slots -= rows.held(row).len() as u64 * store.slots();
         }
         self.batch.used_tokens -= self.holders.sequences[row].length;
         self.release_sequence(row);
@@ -384,7 +416,11 @@ impl State {
             _ => return Err(Status::KeyMode.into()),
         }
         let blocks_committed = match *naming {
-            Naming::Tokens(ids, extras) => self.commit_tokens(row, ids, extras),
+            Naming::Tokens(ids, extras) => {
+                let is_start = first == 0 && tokens > 0 && !self.is_plain;
+                let inputs = if is_start { self.publish_inputs(row, extras) } else { 0 };
+                inputs + self.commit_tokens(row, ids, extras)
+            }
             Naming::Keys { bytes, key_bytes } => {
                 let mut committed = 0;
                 for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
@@ -440,52 +476,11 @@ impl State {
 
     fn keep_tokens(&mut self, row: usize, first: u64, tokens: &[i32]) {
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
-            if store.compares_tokens() {
-                let block = rows.row(row)[(first / u64::from(store.block_tokens)) as usize];
+            let position = (first / u64::from(store.block_tokens)) as usize;
+            if store.compares_tokens() && position >= rows.first(row) {
+                let block = rows.row(row)[position];
                 store.keep_tokens(block as u32, (first % u64::from(store.block_tokens)) as u32, tokens);
             }
         }
-    }
-
-    /// A link of the chain is complete: publishes the blocks that end with it.
-    fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
-        let sequence = &mut self.holders.sequences[row];
-        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
-            return 0;
-        }
-        let mut committed = 0;
-        for (group, store) in self.stores.iter_mut().enumerate() {
-            let links = u64::from(store.block_tokens / self.link_tokens);
-            if !(link + 1).is_multiple_of(links) {
-                continue;
-            }
-            let position = ((link + 1) / links - 1) as usize;
-            let blocks = self.holders.rows[group].row(row);
-            let block = blocks[position] as u32;
-            if store.block(block).is_findable() {
-                // A sequence that shares it was faster. What follows other tokens than it told must not be found.
-                self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
-                continue;
-            }
-            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
-            let parent_key = match parent {
-                Some(_) if links == 1 => parent_link_key,
-                Some(parent) => store.block(parent).key,
-                None => Key::default(),
-            };
-            let as_what = Publication {
-                key,
-                namespace,
-                parent_key,
-                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
-                extras,
-                position: position as u64,
-                has_tokens,
-            };
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
-        }
-        committed
     }
 }

@@ -9,20 +9,39 @@ use super::block::{
     Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin,
     Publication, Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
+use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::Extras;
+use super::group::Reach;
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
+/// What proves that a block found by its key is the wanted content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// The key.
+    Key,
+    /// Its tokens, extras and the identity of the block before it.
+    Chain,
+    /// The identity of the full group's block that ends with it.
+    Anchor,
+    /// The digest of the extras.
+    Extras,
+}
+
 /// The blocks of one group.
 pub(super) struct Store {
     pub(super) group: u32,
     pub(super) block_tokens: u32,
+    pub(super) reach: Reach,
+    /// State: a snapshot is kept at multiples of so many tokens.
+    pub(super) snapshot_tokens: u64,
+    proof: Proof,
     blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     origins: Vec<Origin>,
@@ -31,6 +50,8 @@ pub(super) struct Store {
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
+    /// Only where hits may end inside a block.
+    children: Option<Children>,
     policy: Box<dyn Policy>,
     inactive: u32,
     waiting: u32,
@@ -49,17 +70,31 @@ impl Store {
     ) -> Result<Self> {
         let blocks = geometry.blocks;
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
+        let proof = match (options.compares_tokens, geometry.reach) {
+            (false, _) => Proof::Key,
+            (true, Reach::All | Reach::Untrimmed) => Proof::Chain,
+            (true, Reach::Cross { .. }) => Proof::Extras,
+            (true, _) => Proof::Anchor,
+        };
+        let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         let mut free = room(blocks as usize)?;
         free.extend((0..blocks).rev());
         Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
+            reach: geometry.reach,
+            snapshot_tokens: geometry.snapshot_tokens,
+            proof,
             blocks: filled(blocks as usize, Block::EMPTY)?,
-            origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
-            tokens: filled(count_if(options.compares_tokens, geometry.block_tokens as usize), 0)?,
+            origins: filled(
+                count_if(options.compares_tokens || options.keeps_events || options.finds_partial, 1),
+                Origin::default(),
+            )?,
+            tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
+            children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
             inactive: 0,
             waiting: 0,
@@ -95,6 +130,17 @@ impl Store {
 
     pub(super) fn compares_tokens(&self) -> bool {
         !self.tokens.is_empty()
+    }
+
+    /// Places for tokens in one block.
+    pub(super) fn slots(&self) -> u64 {
+        if matches!(self.reach, Reach::State { .. }) { 0 } else { self.block_tokens.into() }
+    }
+
+    /// Whether a block that one more `release` with this step lets go of could be handed out at once.
+    pub(super) fn returns_at_once(&self, index: u32, last_step: u64, completed: u64) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.last_step.max(last_step) <= completed
     }
 
     pub(super) fn origin(&self, block: u32) -> Origin {
@@ -268,6 +314,26 @@ impl Store {
         (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
     }
 
+    /// Whether found content is proved by its ancestors too.
+    pub(super) fn proves_ancestry(&self) -> bool {
+        self.proof == Proof::Chain
+    }
+
+    fn parent_of(&self, block: u32) -> Parent {
+        Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
+    }
+
+    /// The newest findable block after a parent.
+    pub(super) fn first_child(&self, parent: &Parent) -> Option<u32> {
+        let is_child = |block| self.parent_of(block) == *parent;
+        self.children.as_ref()?.first(parent, is_child)
+    }
+
+    /// The one after it.
+    pub(super) fn next_child(&self, block: u32) -> Option<u32> {
+        self.children.as_ref()?.next(block)
+    }
+
     fn has_key(&self, block: u32, wanted: &Publication) -> bool {
         let block = &self.blocks[block as usize];
         block.namespace() == wanted.namespace && block.key == wanted.key
@@ -275,14 +341,22 @@ impl Store {
 
     /// Whether tokens and ancestry of this content are compared.
     fn compares(&self, wanted: &Publication) -> bool {
-        self.compares_tokens() && wanted.has_tokens
+        self.proof != Proof::Key && wanted.has_tokens
     }
 
     fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        self.kept_tokens(block) == tokens && self.origin(block).extras == extras.0
+        let has_extras = || self.origin(block).extras == extras.0;
+        match self.proof {
+            Proof::Key | Proof::Anchor => true,
+            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
+            Proof::Extras => has_extras(),
+        }
     }
 
-    fn kept_tokens(&self, block: u32) -> &[i32] {
+    pub(super) fn kept_tokens(&self, block: u32) -> &[i32] {
+        if !self.compares_tokens() {
+            return &[];
+        }
         let each = self.block_tokens as usize;
         &self.tokens[block as usize * each..][..each]
     }
@@ -352,6 +426,7 @@ impl Store {
                 parent_key: as_what.parent_key,
                 extras: as_what.extras.0,
                 position: as_what.position,
+                step: shared.steps.newest(),
             };
             self.next_serial += 1;
         }
@@ -360,6 +435,15 @@ impl Store {
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
         self.index.insert(hash, index);
+        if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
+            let (blocks, origins) = (&self.blocks, &self.origins);
+            let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
+            let is_child = |block: u32| {
+                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
+                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
+            };
+            children.add(index, &parent, is_child);
+        }
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);
         shared.counters.committed_blocks += 1;
@@ -399,6 +483,10 @@ impl Store {
             shared.events.push(event);
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
+        let parent = self.parent_of(index);
+        if let Some(children) = &mut self.children {
+            children.remove(index, &parent);
+        }
         self.index.remove(self.index.hash(&key, namespace), index);
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
         shared.namespaces.drop_use(namespace);
@@ -432,6 +520,7 @@ impl Store {
             + self.origins.len() as u64 * size_of::<Origin>() as u64
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
+            + self.children.as_ref().map_or(0, Children::bytes)
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -441,6 +530,9 @@ impl Store {
             block.is_findable() && block.refs == 0 && !block.is_waiting()
         };
         self.policy.validate(&released, &|index| self.block(index).is_findable())?;
+        if let Some(children) = &self.children {
+            children.validate(|index| self.block(index).is_findable().then(|| self.parent_of(index)))?;
+        }
         Ok(&self.free)
     }
 }
@@ -451,6 +543,7 @@ pub(super) struct StoreOptions {
     pub(super) scrub: Scrub,
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
+    pub(super) finds_partial: bool,
 }
 
 #[cfg(test)]

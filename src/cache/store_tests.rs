@@ -18,13 +18,16 @@ fn store() -> (Store, Shared, u32) {
 fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     let geometry = GroupGeometry {
         content: crate::cache::Content::Opaque { block_bytes: 16 },
+        reach: Reach::All,
+        snapshot_tokens: 0,
         strides: Strides::default(),
         block_tokens: 2,
         blocks: 4,
         block_bytes: 16,
         row_cells: 4,
     };
-    let options = StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true };
+    let options =
+        StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true, finds_partial: false };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
         namespaces: Namespaces::new([0; 32], false, 4).unwrap(),

@@ -125,7 +125,8 @@ impl State {
             self.release_cells(
                 row,
                 group,
-                self.own_from(row, group)..self.holders.rows[group].count(row),
+                self.own_from(row, group).max(self.holders.rows[group].first(row))
+                    ..self.holders.rows[group].count(row),
                 last_step,
             );
         }
@@ -258,7 +259,8 @@ impl State {
             if self.trunks.end(tip, group) > cells.len() {
                 return Err(Error::internal(format!("row {row} is shorter than its trunk")));
             }
-            cells[self.trunks.end(tip, group)..].iter().for_each(|&block| refs[block as usize] += 1);
+            let own_from = self.trunks.end(tip, group).max(rows.first(row));
+            cells[own_from..].iter().for_each(|&block| refs[block as usize] += 1);
             let mut number = tip;
             while number != 0 {
                 let part = self.trunks.start(number, group)..self.trunks.end(number, group);

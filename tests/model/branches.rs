@@ -43,6 +43,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
             layout,
         }),
         block_tokens,
+        reach: kavern::cache::Reach::All,
         capacity_blocks: 0,
         region: None,
     };
@@ -66,6 +67,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         metadata_only: false,
         ragged: true,
         require_salt: false,
+        partial_hits: false,
     }
 }
 
@@ -538,7 +540,9 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
     let spec = format!("host?memory_bytes=67108864&fail_rate=0.005&seed={seed}&error=oom");
     let device = until_ok(|| registry::open(&spec));
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-    let cache = until_ok(|| KvCache::new(&memory, &config(block_tokens, hash, layout)));
+    let partial_hits = seed as usize / SHAPES.len() % 2 == 1;
+    let config = CacheConfig { partial_hits, ..config(block_tokens, hash, layout) };
+    let cache = until_ok(|| KvCache::new(&memory, &config));
     let mut run = Run {
         random: Rng::with_seed(seed),
         stream: until_ok(|| device.stream_create()),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, Reach, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
 use kavern::error::Status;
@@ -23,6 +23,7 @@ fn config() -> CacheConfig {
     let group = GroupConfig {
         content: Content::Opaque { block_bytes: BLOCK_BYTES },
         block_tokens: BLOCK_TOKENS,
+        reach: Reach::All,
         capacity_blocks: 0,
         region: None,
     };
@@ -46,6 +47,7 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        partial_hits: false,
     }
 }
 

@@ -33,6 +33,9 @@ KAVERN_GROUP_CROSS = 5
 KAVERN_GROUP_MLA = 6
 KAVERN_GROUP_OPAQUE = 7
 
+# kavern_kv_group_flag: Bits of kavern_kv_group.flags.
+KAVERN_GROUP_TRIMMABLE = 1
+
 # kavern_dtype: Element type of keys and values.
 KAVERN_F32 = 1
 KAVERN_F16 = 2
@@ -58,6 +61,7 @@ KAVERN_SCRUB_ALWAYS = 3
 KAVERN_KV_METADATA_ONLY = 1
 KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
+KAVERN_KV_PARTIAL_HITS = 64
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -200,12 +204,16 @@ class kavern_elastic_statistics(_c.Structure):
     """What an elastic range has. You set struct_size; the call fills the rest."""
 
 
-class kavern_kv_token_copy(_c.Structure):
-    """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
-
-
 class kavern_kv_group(_c.Structure):
     """One group of layers that share block size and layout."""
+
+
+class kavern_kv_description(_c.Structure):
+    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
+
+
+class kavern_kv_token_copy(_c.Structure):
+    """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
 
 
 class kavern_kv_cache_config(_c.Structure):
@@ -242,10 +250,6 @@ class kavern_kv_step_tables(_c.Structure):
 
 class kavern_kv_completion(_c.Structure):
     """A finished load or store of another tier."""
-
-
-class kavern_kv_description(_c.Structure):
-    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
 
 
 class kavern_kv_statistics(_c.Structure):
@@ -371,15 +375,6 @@ kavern_elastic_statistics._fields_ = [
     ("pins", _c.c_uint64),
 ]
 
-kavern_kv_token_copy._fields_ = [
-    ("group", _c.c_uint32),
-    ("row", _c.c_int32),
-    ("source_slot", _c.c_int64),
-    ("target_slot", _c.c_int64),
-    ("tokens", _c.c_uint32),
-    ("shift", _c.c_int32),
-]
-
 kavern_kv_group._fields_ = [
     ("struct_size", _c.c_uint32),
     ("kind", _c.c_uint32),
@@ -396,6 +391,41 @@ kavern_kv_group._fields_ = [
     ("window_tokens", _c.c_uint32),
     ("slot_classes", _c.c_uint32),
     ("reserved", _c.c_uint64 * 2),
+    ("token_bytes", _c.c_uint32),
+    ("cross_tokens", _c.c_uint32),
+    ("snapshot_blocks", _c.c_uint32),
+    ("flags", _c.c_uint32),
+]
+
+kavern_kv_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("layers", _c.c_uint32),
+    ("kv_heads", _c.c_uint32),
+    ("head_dim", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("layout", _c.c_uint32),
+    ("base_address", _c.c_uint64),
+    ("block_count", _c.c_uint64),
+    ("block_bytes", _c.c_uint64),
+    ("block_stride", _c.c_uint64),
+    ("layer_stride", _c.c_uint64),
+    ("kv_stride", _c.c_uint64),
+    ("token_stride", _c.c_uint64),
+    ("head_stride", _c.c_uint64),
+    ("row_cells", _c.c_uint64),
+    ("null_block", _c.c_int32),
+    ("window_tokens", _c.c_uint32),
+]
+
+kavern_kv_token_copy._fields_ = [
+    ("group", _c.c_uint32),
+    ("row", _c.c_int32),
+    ("source_slot", _c.c_int64),
+    ("target_slot", _c.c_int64),
+    ("tokens", _c.c_uint32),
+    ("shift", _c.c_int32),
 ]
 
 kavern_kv_cache_config._fields_ = [
@@ -452,7 +482,7 @@ kavern_kv_request._fields_ = [
 
 kavern_kv_match_result._fields_ = [
     ("status", _c.c_int32),
-    ("reserved", _c.c_uint32),
+    ("cross_groups", _c.c_uint32),
     ("lease", _c.c_uint64),
     ("hit_tokens", _c.c_uint64),
     ("hit_tokens_ram", _c.c_uint64),
@@ -537,26 +567,6 @@ kavern_kv_completion._fields_ = [
     ("bytes", _c.c_uint64),
 ]
 
-kavern_kv_description._fields_ = [
-    ("struct_size", _c.c_uint32),
-    ("kind", _c.c_uint32),
-    ("layers", _c.c_uint32),
-    ("kv_heads", _c.c_uint32),
-    ("head_dim", _c.c_uint32),
-    ("dtype", _c.c_uint32),
-    ("block_tokens", _c.c_uint32),
-    ("layout", _c.c_uint32),
-    ("base_address", _c.c_uint64),
-    ("block_count", _c.c_uint64),
-    ("block_bytes", _c.c_uint64),
-    ("block_stride", _c.c_uint64),
-    ("layer_stride", _c.c_uint64),
-    ("kv_stride", _c.c_uint64),
-    ("token_stride", _c.c_uint64),
-    ("head_stride", _c.c_uint64),
-    ("row_cells", _c.c_uint64),
-]
-
 kavern_kv_statistics._fields_ = [
     ("struct_size", _c.c_uint32),
     ("steps_in_flight", _c.c_uint32),
@@ -584,6 +594,8 @@ kavern_kv_statistics._fields_ = [
     ("metadata_bytes", _c.c_uint64),
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
+    ("held_tokens", _c.c_uint64),
+    ("copied_tokens", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
