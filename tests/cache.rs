@@ -7,6 +7,8 @@ mod cache {
     mod events;
     mod faults;
     mod isolation;
+    mod limits;
+    mod plans;
     mod prefix;
     mod steps;
     mod tables;

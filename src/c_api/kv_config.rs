@@ -7,6 +7,8 @@ use super::kv_enums::{
     kavern_kv_cache_flag, kavern_kv_group_kind, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub,
 };
 use super::kv_types::*;
+use super::namespace::kavern_kv_namespace_statistics;
+use super::plan::kavern_kv_plan_info;
 use crate::cache::{CacheConfig, Content, Extra, GroupConfig, HashKind, Naming, Request, Scrub};
 use crate::device::{Device, DeviceSlice};
 use crate::error::{Error, Result, Status};
@@ -40,7 +42,9 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 80;
     kavern_kv_description, 104, 104;
-    kavern_kv_statistics, 200, 200;
+    kavern_kv_statistics, 200, 240;
+    kavern_kv_namespace_statistics, 112, 112;
+    kavern_kv_plan_info, 56, 56;
     kavern_kv_append_args, 48, 48;
 }
 
@@ -162,7 +166,9 @@ pub(super) unsafe fn cache_config(
     let metadata_only = kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
-    config::check_flags(settings.flags, metadata_only | ragged | require_salt, "kavern_kv_cache_config")?;
+    let worker = kavern_kv_cache_flag::KAVERN_KV_WORKER as u32;
+    let known = metadata_only | ragged | require_salt | worker;
+    config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
         settings.fingerprint,
@@ -213,6 +219,7 @@ pub(super) unsafe fn cache_config(
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
+        worker: settings.flags & worker != 0,
     })
 }
 

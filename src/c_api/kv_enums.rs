@@ -82,6 +82,8 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_RAGGED_TABLES = 2,
     /// A namespace without a salt is refused.
     KAVERN_KV_REQUIRE_SALT = 4,
+    /// The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself.
+    KAVERN_KV_WORKER = 256,
 }
 
 /// Bits of kavern_kv_request.flags.
@@ -180,6 +182,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_RESET = 3,
     /// Newer content with the same key took its place.
     KAVERN_REMOVE_REPLACED = 4,
+    /// Its namespace had more cached blocks than kavern_kv_namespace_limit allows.
+    KAVERN_REMOVE_LIMIT = 5,
 }
 
 /// What kavern_kv_reset forgets.

@@ -122,4 +122,6 @@ pub(super) struct Counters {
     pub(super) evicted_blocks: u64,
     pub(super) collisions: u64,
     pub(super) refused_ops: u64,
+    pub(super) missed_blocks: u64,
+    pub(super) skipped_blocks: u64,
 }

@@ -130,6 +130,7 @@ impl State {
     }
 
     fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
+        self.check_decides()?;
         let mode = match request.naming {
             Naming::Tokens(_, extras) => {
                 if !extras.is_sorted_by_key(|extra| extra.token_offset) {
@@ -171,8 +172,8 @@ impl State {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
-        let (hit_tokens, key) = match request.no_read {
-            true => (0, root),
+        let (found_tokens, hit_tokens, key) = match request.no_read {
+            true => (0, 0, root),
             false => {
                 self.find_prefix(request, namespace, root, lease);
                 self.settle_hits(request, lease, root)
@@ -185,24 +186,23 @@ impl State {
             for &block in blocks {
                 store.acquire(block as u32, &mut self.shared);
             }
-            self.shared.counters.lookup_blocks += request.token_count / u64::from(store.block_tokens);
         }
-        self.shared.counters.lookups += 1;
-        self.shared.counters.hit_blocks += block_count;
-        self.shared.counters.hit_tokens += hit_tokens;
+        self.count_lookup(request, namespace, found_tokens, hit_tokens, block_count);
         let mut extras = Extras::NONE;
         if let Naming::Tokens(_, all_extras) = request.naming {
             let before = all_extras.iter().take_while(|extra| extra.token_offset < hit_tokens);
             before.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
         }
-        let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
+        let epoch = self.shared.namespaces.epoch(namespace);
+        let holder =
+            Holder { namespace, no_store: request.no_store, key, extras, epoch, ..Holder::default() };
         Ok(Match { lease: self.holders.open_lease(lease, holder, hit_tokens), hit_tokens, block_count })
     }
 
     /// Fills the lease's rows with the blocks of the longest prefix, not yet acquired.
     fn find_prefix(&mut self, request: &Request<'_>, namespace: u32, root: Key, lease: usize) {
         let mut walk = self.walk(request, root);
-        let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
+        let most = self.most_links();
         let single = self.stores.len() == 1 && self.stores[0].block_tokens == self.link_tokens;
         'links: for link in 0..walk.link_count().min(most) {
             walk.next();
@@ -238,13 +238,53 @@ impl State {
         }
     }
 
-    /// Cuts the rows to the largest length that all groups share; answers it with the key of its last link.
-    fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
+    /// Links of the longest sequence: what is beyond them is not looked for.
+    fn most_links(&self) -> usize {
+        (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize
+    }
+
+    /// Counts each full block of a request to one outcome: hit, missed, or skipped, which is found but left out at the
+    /// request's wish, or not looked for.
+    fn count_lookup(
+        &mut self,
+        request: &Request<'_>,
+        namespace: u32,
+        found_tokens: u64,
+        hit_tokens: u64,
+        hit_blocks: u64,
+    ) {
+        let links = self.walk(request, Key::default()).link_count().min(self.most_links()) as u64;
+        let looked_tokens = if request.no_read { 0 } else { links * u64::from(self.link_tokens) };
+        let (mut blocks, mut missed) = (0, 0);
+        for each in self.stores.iter().map(|store| u64::from(store.block_tokens)) {
+            blocks += request.token_count / each;
+            missed += looked_tokens / each - (found_tokens / each).min(looked_tokens / each);
+        }
+        let counters = &mut self.shared.counters;
+        counters.lookups += 1;
+        counters.lookup_blocks += blocks;
+        counters.hit_blocks += hit_blocks;
+        counters.hit_tokens += hit_tokens;
+        counters.missed_blocks += missed;
+        counters.skipped_blocks += blocks - hit_blocks - missed;
+        let owner = self.shared.namespaces.get(namespace).owner;
+        let counts = self.shared.namespaces.owners.counts(owner);
+        counts.lookups += 1;
+        counts.lookup_blocks += blocks;
+        counts.hit_blocks += hit_blocks;
+        counts.lookup_tokens += request.token_count;
+        counts.hit_tokens += hit_tokens;
+    }
+
+    /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
+    /// with the key of the last link.
+    fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, u64, Key) {
         let rows = &mut self.holders.lease_rows;
         let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
             rows.count(lease) as u64 * u64::from(store.block_tokens)
         };
-        let mut hit_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
+        let reached_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
+        let mut hit_tokens = reached_tokens;
         if request.keep_one_token {
             hit_tokens = hit_tokens.min(request.token_count.saturating_sub(1));
         }
@@ -255,6 +295,7 @@ impl State {
                 return tokens;
             }
         };
+        let found_tokens = align(reached_tokens);
         hit_tokens = align(hit_tokens);
         if request.drop_last && hit_tokens > 0 {
             hit_tokens = align(hit_tokens - 1);
@@ -263,7 +304,7 @@ impl State {
             rows.truncate(lease, (hit_tokens / u64::from(store.block_tokens)) as usize);
         }
         let key = rows[0].row(lease).last().map_or(root, |&block| self.stores[0].block(block as u32).key);
-        (hit_tokens, key)
+        (found_tokens, hit_tokens, key)
     }
 
     /// The blocks of a lease, one group after the other.

@@ -11,6 +11,8 @@ use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
 use super::namespace::Namespaces;
+use super::owners::Owners;
+use super::plan_steps::PlanChain;
 use super::sequence::Holders;
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -47,6 +49,8 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub missed_blocks: u64,
+    pub skipped_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -70,6 +74,9 @@ pub(super) struct State {
     pub(super) batch: Batch,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    /// Another cache decides, this one has its tables.
+    pub(super) is_worker: bool,
+    pub(super) plans: PlanChain,
 }
 
 impl State {
@@ -80,9 +87,10 @@ impl State {
         seed: [u64; 4],
     ) -> Result<Self> {
         let options = StoreOptions {
-            scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
+            scrub: config.scrub,
             compares_tokens: config.hash == HashKind::Xxh3,
             keeps_events: config.event_capacity > 0,
+            owners: Owners::capacity(config.max_namespaces),
         };
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
@@ -104,16 +112,20 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             call: 0,
+            is_worker: false,
+            plans: PlanChain::new(seed[3]),
         })
     }
 
     /// Gives back the blocks that waited for steps which are complete.
     pub(super) fn give_back_complete(&mut self) {
-        while let Some(slot) = self.shared.steps.pop_complete() {
+        let Shared { steps, namespaces, .. } = &mut self.shared;
+        while let Some(slot) = steps.pop_complete() {
             for (store, waiting) in self.stores.iter_mut().zip(&mut slot.waiting) {
-                store.give_back_waiting(waiting);
+                store.give_back_waiting(waiting, &mut namespaces.owners);
             }
         }
+        self.settle_limits();
     }
 
     /// Lets go of a row of blocks, leaf first, so that the root becomes the newest.
@@ -141,41 +153,6 @@ impl State {
         (0..count)
             .take_while(|_| self.stores[group].evict_one(RemoveReason::Requested, &mut self.shared))
             .count() as u64
-    }
-
-    /// Sequences and leases in scope publish nothing more: what they compute belongs to what is being forgotten.
-    pub(super) fn silence_holders(&mut self, scope: ResetScope) {
-        let sequences = self.holders.sequences.iter_mut().map(|sequence| &mut sequence.holder);
-        let leases = self.holders.leases.iter_mut().map(|lease| &mut lease.holder);
-        for holder in sequences.chain(leases).filter(|holder| holder.is_live) {
-            holder.no_store |= match scope {
-                ResetScope::All => true,
-                ResetScope::Namespace(id) => self.shared.namespaces.get(holder.namespace).id() == id,
-            };
-        }
-    }
-
-    /// Makes findable blocks of a stretch of one group unfindable; answers how many.
-    pub(super) fn reset_stretch(
-        &mut self,
-        group: usize,
-        stretch: std::ops::Range<u32>,
-        scope: ResetScope,
-    ) -> u64 {
-        let mut removed = 0;
-        for index in stretch {
-            let block = self.stores[group].block(index);
-            let in_scope = block.is_findable()
-                && match scope {
-                    ResetScope::All => true,
-                    ResetScope::Namespace(id) => self.shared.namespaces.get(block.namespace()).id() == id,
-                };
-            if in_scope {
-                self.stores[group].remove(index, RemoveReason::Reset, &mut self.shared);
-                removed += 1;
-            }
-        }
-        removed
     }
 
     /// Tells consumers that a reset is over.
@@ -231,14 +208,22 @@ impl State {
             used_tokens: self.batch.used_tokens,
             used_slots: self.batch.used_slots,
             last_event: self.shared.events.last(),
-            metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
+            metadata_bytes: sum(&|s| s.bytes())
+                + self.holders.bytes()
+                + self.batch.bytes()
+                + self.shared.namespaces.owners.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            missed_blocks: counters.missed_blocks,
+            skipped_blocks: counters.skipped_blocks,
         }
     }
 
     /// Proves every invariant by walking everything.
     pub(super) fn validate(&self) -> Result<()> {
+        if self.is_worker {
+            return self.validate_worker();
+        }
         self.holders.validate()?;
         let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
@@ -249,7 +234,15 @@ impl State {
             self.validate_store(group, store, &mut namespace_uses)
                 .map_err(|error| error.context(&format!("group {group}")))?;
         }
-        self.shared.namespaces.validate(&namespace_uses)
+        self.shared.namespaces.validate(&namespace_uses)?;
+        self.validate_owners()?;
+        let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
+        if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
+            return Err(Error::internal(format!(
+                "{lookup_blocks} blocks looked up: {hit_blocks} hit, {missed_blocks} missed, {skipped_blocks} skipped"
+            )));
+        }
+        Ok(())
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {

@@ -103,10 +103,10 @@ impl OpResult {
 }
 
 /// Why an operation is refused: a status, and how many blocks are missing where.
-struct Refusal {
-    status: Status,
-    missing: u32,
-    group: u32,
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) missing: u32,
+    pub(super) group: u32,
 }
 
 impl From<Error> for Refusal {
@@ -126,6 +126,7 @@ type OpOutcome = std::result::Result<OpResult, Refusal>;
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
+        self.check_decides()?;
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
         }
@@ -142,6 +143,7 @@ impl State {
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
         };
+        self.settle_limits();
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
             self.note_refused(op);
@@ -252,6 +254,7 @@ impl State {
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        self.check_limit(self.holders.leases[lease].holder.namespace, blocks_added)?;
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
@@ -278,6 +281,7 @@ impl State {
         let blocks_added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
         self.check_batch(tokens, is_new_entry)?;
         if blocks_added > 0 {
+            self.check_limit(self.holders.sequences[row].holder.namespace, blocks_added)?;
             self.grow(row, reserve);
         }
         self.schedule(row, tokens);
@@ -412,8 +416,8 @@ impl State {
     fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
+        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
+        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
             return 0;
         }
         let mut committed = 0;
