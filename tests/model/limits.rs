@@ -34,10 +34,10 @@ impl Group {
     }
 
     /// Blocks of a namespace in the order in which a wipe lets them go.
-    pub(crate) fn wiped(&self, namespace: u64, is_limited: bool) -> Vec<u32> {
+    pub(crate) fn wiped(&self, namespace: u64, is_ordered: bool) -> Vec<u32> {
         let all = self.cached_order.iter().chain(&self.held_order).copied();
         let mut blocks: Vec<u32> = all.filter(|&block| self.namespace_of(block) == Some(namespace)).collect();
-        if !is_limited {
+        if !is_ordered {
             blocks.sort_by_key(|&block| self.published[block as usize]);
         }
         blocks

@@ -417,7 +417,10 @@ impl Naive {
         for group in &mut self.groups {
             let blocks = match namespace {
                 None => (0..group.blocks.len() as u32).collect(),
-                Some(namespace) => group.wiped(namespace, self.limits.contains_key(&namespace)),
+                Some(namespace) => {
+                    let is_ordered = self.limits.get(&namespace).is_some_and(|limit| limit.1 != u64::MAX);
+                    group.wiped(namespace, is_ordered)
+                }
             };
             for block in blocks {
                 if group.blocks[block as usize].content.is_none() {
