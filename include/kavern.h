@@ -370,7 +370,9 @@ enum kavern_kv_remove_reason
     /** Newer content with the same key took its place. */
     KAVERN_REMOVE_REPLACED = 4,
     /** Its namespace had more cached blocks than kavern_kv_namespace_limit allows. */
-    KAVERN_REMOVE_LIMIT = 5,
+    KAVERN_REMOVE_LIMIT = 6,
+    /** The sequence that was to write it was cancelled or rolled back before. */
+    KAVERN_REMOVE_CANCELLED = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1118,6 +1120,29 @@ typedef struct kavern_kv_group_tables {
     uint64_t blocks_zeroed;
 } kavern_kv_group_tables;
 
+/**
+ * A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
+ *
+ * A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
+ */
+typedef struct kavern_kv_token_copy {
+    /** The group. */
+    uint32_t group;
+    /** Row of the sequence that it is for. */
+    int32_t row;
+    /** First slot that is read. */
+    int64_t source_slot;
+    /** First slot that is written. */
+    int64_t target_slot;
+    /** Tokens. */
+    uint32_t tokens;
+    /**
+     * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
+     * those in the target slots by it before attention reads them.
+     */
+    int32_t shift;
+} kavern_kv_token_copy;
+
 /** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
 typedef struct kavern_kv_step_tables {
     /** sizeof(kavern_kv_step_tables). */
@@ -1146,6 +1171,14 @@ typedef struct kavern_kv_step_tables {
     const int32_t *batch_starts_host;
     /** sequence_lengths as the host sees it, as of the latest step. */
     const int32_t *sequence_lengths_host;
+    /** kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group. */
+    uint64_t copies;
+    /** copies as the host sees it; valid until the next kavern_kv_tables or the next step. */
+    const kavern_kv_token_copy *copies_host;
+    /** How many. */
+    uint32_t copy_count;
+    /** Zero. */
+    uint32_t reserved2;
 } kavern_kv_step_tables;
 
 /** A size class of a pool. It will never grow, so it carries no size. */
@@ -1751,7 +1784,7 @@ kavern_status kavern_kv_validate(const kavern_kv_cache *cache);
  * `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
  * `removed` (may be null) receives how many blocks it were.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; lets others in after every 256 blocks. A namespace costs in proportion to what it has findable.
+ * Threads: any; lets others in after every 64 blocks. A namespace costs in proportion to what it has findable.
  * Since: 0.1
  *
  * Safety: `removed` must be null or point to a writable value.
@@ -2260,7 +2293,7 @@ kavern_status kavern_kv_namespace_list(const kavern_kv_cache *cache,
  * stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
  * Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
  * cache, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; makes what is cached beyond the limit go, 256 blocks at a time under the cache's lock.
+ * Threads: any; makes what is cached beyond the limit go, 64 blocks at a time under the cache's lock.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null.

@@ -4,10 +4,12 @@
 
 mod cache {
     mod bench;
+    mod change;
     mod events;
     mod faults;
     mod isolation;
     mod limits;
+    mod ops;
     mod plans;
     mod prefix;
     mod steps;

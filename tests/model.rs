@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what is missing in a model test is the fault that it looks for")]
 
+#[path = "model/branches.rs"]
+mod branches;
 #[path = "model/limits.rs"]
 mod limits;
 #[path = "model/naive.rs"]

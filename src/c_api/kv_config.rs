@@ -40,7 +40,7 @@ c_struct! {
     kavern_kv_group, 88, 88;
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
-    kavern_kv_step_tables, 80, 80;
+    kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 104;
     kavern_kv_statistics, 200, 240;
     kavern_kv_namespace_statistics, 112, 112;

@@ -183,7 +183,9 @@ pub enum kavern_kv_remove_reason {
     /// Newer content with the same key took its place.
     KAVERN_REMOVE_REPLACED = 4,
     /// Its namespace had more cached blocks than kavern_kv_namespace_limit allows.
-    KAVERN_REMOVE_LIMIT = 5,
+    KAVERN_REMOVE_LIMIT = 6,
+    /// The sequence that was to write it was cancelled or rolled back before.
+    KAVERN_REMOVE_CANCELLED = 7,
 }
 
 /// What kavern_kv_reset forgets.

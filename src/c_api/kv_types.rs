@@ -300,6 +300,14 @@ pub struct kavern_kv_step_tables {
     pub batch_starts_host: *const i32,
     /// sequence_lengths as the host sees it, as of the latest step.
     pub sequence_lengths_host: *const i32,
+    /// kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group.
+    pub copies: u64,
+    /// copies as the host sees it; valid until the next kavern_kv_tables or the next step.
+    pub copies_host: *const super::kv_ops::kavern_kv_token_copy,
+    /// How many.
+    pub copy_count: u32,
+    /// Zero.
+    pub reserved2: u32,
 }
 
 /// A finished load or store of another tier.

@@ -5,7 +5,7 @@
 
 use crate::device::DeviceSlice;
 use crate::error::{Error, Result, Status};
-use crate::format::{BlockShape, Strides};
+use crate::format::{BlockShape, Layout, Strides};
 
 /// What the blocks of a group hold.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +116,15 @@ pub(super) struct GroupGeometry {
 impl GroupGeometry {
     pub(super) fn has_slots(&self) -> bool {
         matches!(self.content, Content::Attention(_))
+    }
+
+    /// Bytes of the parts of a block in which its tokens lie one after the other, evenly.
+    pub(super) fn plane_bytes(&self) -> u64 {
+        match self.content {
+            Content::Attention(BlockShape { layout: Layout::Nhd, .. }) => self.strides.kv,
+            Content::Attention(BlockShape { layout: Layout::Hnd, .. }) => self.strides.head,
+            Content::Opaque { block_bytes } => block_bytes,
+        }
     }
 }
 

@@ -34,7 +34,9 @@ pub enum RemoveReason {
     /// Newer content with the same key took its place.
     Replaced = 4,
     /// Its namespace had more cached blocks than it may.
-    Limit = 5,
+    Limit = 6,
+    /// The sequence that was to write it was cancelled or rolled back first.
+    Cancelled = 7,
 }
 
 /// One change.

@@ -235,6 +235,8 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
+        state.batch.is_tabled = true;
+        state.take_copies(&|group| uploader.copies_planned[group]);
         read(&StepTables { uploader, state })
     }
 
@@ -264,7 +266,7 @@ impl KvCache {
             for event in &waits[..wait_count] {
                 self.device().stream_wait_event(stream, *event)?;
             }
-            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group].block_bytes);
+            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group]);
             uploader.enqueue(self.device(), stream, words, &pools)?;
             if is_all {
                 return Ok(());
@@ -277,6 +279,7 @@ impl KvCache {
     pub fn step_done(&self, step: u64, stream: Option<Stream>) -> Result<()> {
         let begun = {
             let mut state = self.state.lock();
+            state.copies.check_done(step, state.plans.is_used())?;
             state.shared.steps.begin_done(step)?
         };
         let Some((at, event)) = begun else { return Ok(()) };

@@ -2,12 +2,14 @@
 //!
 //! Little-endian words of 32 bits; 64-bit numbers are two of them. A head of [`HEAD_WORDS`]; the batch, 4 words an
 //! entry: row, tokens, first token, length of the row; changed lengths, 2 words each: row, length; for each group a
-//! head of 4 words (changed ranges, their cells, blocks to zero, 0), the ranges, 3 words each: row, first cell, cells,
-//! then the cells and the blocks; last a checksum of everything before it. Whoever reads checks every number before
-//! anything is done, so a message that was cut, changed or made for another geometry does nothing.
+//! head of 4 words (changed ranges, their cells, blocks to zero, copies), the ranges, 3 words each: row, first cell,
+//! cells, then the cells, the blocks, and the copies as the device reads them; last a checksum of everything before it.
+//! Whoever reads checks every number before anything is done, so a message that was cut, changed or made for another
+//! geometry does nothing.
 
 use xxhash_rust::xxh3;
 
+use super::copies::{COPY_WORDS, TokenCopy};
 use crate::error::{Error, Result, Status};
 
 /// First bytes of every plan.
@@ -55,6 +57,8 @@ pub(super) struct GroupShape {
     pub(super) blocks: u32,
     pub(super) row_cells: u32,
     pub(super) has_slots: bool,
+    /// Most copies of a step.
+    pub(super) copies: u32,
 }
 
 /// The geometry as far as plans depend on it. Heads, types and bytes of a block are not part of it: workers that
@@ -84,7 +88,8 @@ impl Shape {
             scrubs.into(),
         ];
         for group in &groups {
-            let numbers = [group.block_tokens, group.blocks, group.row_cells, group.has_slots.into()];
+            let has_slots = u32::from(group.has_slots);
+            let numbers = [group.block_tokens, group.blocks, group.row_cells, has_slots, group.copies];
             words.extend(numbers.map(u64::from));
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -177,6 +182,15 @@ pub(super) struct GroupPlan<'a> {
     pub(super) cells: Words<'a>,
     /// Blocks to fill with zeros.
     pub(super) zeros: Words<'a>,
+    /// Copies before the step's work, in their order.
+    copies: Words<'a>,
+}
+
+impl<'a> GroupPlan<'a> {
+    /// Copies before the step's work, in their order.
+    pub(super) fn copies(&self) -> impl Iterator<Item = TokenCopy> + use<'a> {
+        self.copies.entries::<COPY_WORDS>().map(|words| TokenCopy::from_words(words.map(|word| word as i32)))
+    }
 }
 
 /// A message whose every number was checked.
@@ -302,6 +316,20 @@ impl<'a> Plan<'a> {
             {
                 return Err(bad("a block to fill with zeros"));
             }
+            let is_good = |copy: TokenCopy| {
+                let lies = |slot: i64| {
+                    let (each, count) = (i64::from(group.block_tokens), i64::from(copy.tokens));
+                    (0..each * i64::from(group.blocks)).contains(&slot) && slot % each + count <= each
+                };
+                copy.group == index as u32
+                    && u32::try_from(copy.row).is_ok_and(|row| row < shape.max_sequences)
+                    && copy.tokens > 0
+                    && lies(copy.source_slot)
+                    && lies(copy.target_slot)
+            };
+            if plan.copies.len() > COPY_WORDS * group.copies as usize || !plan.copies().all(is_good) {
+                return Err(bad("a copy"));
+            }
         }
         if rest.len() > 0 {
             return Err(broken("there is more than it says"));
@@ -322,11 +350,12 @@ impl<'a> Plan<'a> {
 
 fn split_group(words: Words<'_>) -> Option<(GroupPlan<'_>, Words<'_>)> {
     let (head, rest) = words.split_at(4)?;
-    let [ranges, cells, zeros, zero] = std::array::from_fn(|word| head.get(word) as usize);
+    let [ranges, cells, zeros, copies] = std::array::from_fn(|word| head.get(word) as usize);
     let (ranges, rest) = rest.split_at(3 * ranges)?;
     let (cells, rest) = rest.split_at(cells)?;
     let (zeros, rest) = rest.split_at(zeros)?;
-    (zero == 0).then_some((GroupPlan { ranges, cells, zeros }, rest))
+    let (copies, rest) = rest.split_at(COPY_WORDS * copies)?;
+    Some((GroupPlan { ranges, cells, zeros, copies }, rest))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 use super::batch::{Batch, BatchEntry};
 use super::config::{CacheConfig, Geometry, Scrub};
+use super::copies::COPY_WORDS;
 use super::kv_cache::KvCache;
 use super::plan::{Counts, GroupShape, Plan, PlanInfo, Shape, Writer, message_bytes};
 use super::session::StepTables;
@@ -32,11 +33,18 @@ impl PlanChain {
     pub(super) fn new(scheduler: u64) -> Self {
         Self { scheduler: scheduler.max(1), ..Self::default() }
     }
+
+    /// Whether plans were made, so that each step's must be.
+    pub(super) fn is_used(&self) -> bool {
+        self.number > 0
+    }
 }
 
 /// What plans of a cache depend on.
 pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
-    let group = |group: &super::config::GroupGeometry| GroupShape {
+    let copies = super::copies::capacities(geometry, config.max_sequences);
+    let group = |(group, copies): (&super::config::GroupGeometry, usize)| GroupShape {
+        copies: copies as u32,
         block_tokens: group.block_tokens,
         blocks: group.blocks,
         row_cells: group.row_cells,
@@ -47,7 +55,7 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
         config.max_batch_tokens,
         geometry.max_sequence_tokens,
         config.scrub != Scrub::None,
-        geometry.groups.iter().map(group).collect(),
+        geometry.groups.iter().zip(copies).map(group).collect(),
     )
 }
 
@@ -96,7 +104,7 @@ impl State {
         };
         let mut words = 4 * batch + 2 * lengths;
         for (group, store) in self.stores.iter().enumerate() {
-            words += 4 + store.zero_list().len();
+            words += 4 + store.zero_list().len() + COPY_WORDS * self.copies.listed(group).len();
             self.told_ranges(group, is_full).for_each(|(_, from, to)| words += 3 + (to - from) as usize);
         }
         let counts =
@@ -159,7 +167,8 @@ impl State {
             let (ranges, cells) = self
                 .told_ranges(group, is_full)
                 .fold((0, 0), |(ranges, cells), (_, from, to)| (ranges + 1, cells + to - from));
-            writer.words(&[ranges, cells, store.zero_list().len() as u32, 0]);
+            let copies = self.copies.listed(group);
+            writer.words(&[ranges, cells, store.zero_list().len() as u32, copies.len() as u32]);
             self.told_ranges(group, is_full)
                 .for_each(|(row, from, to)| writer.words(&[row, from, to - from]));
             let rows = &self.holders.rows[group];
@@ -168,6 +177,7 @@ impl State {
                 writer.cells(&rows.cells()[first + from as usize..first + to as usize]);
             }
             writer.cells(store.zero_list());
+            copies.iter().for_each(|copy| writer.cells(&copy.words()));
         }
         writer.finish();
         self.note_told();
@@ -181,6 +191,7 @@ impl State {
         while self.batch.pop_dirty_length().is_some() {}
         self.batch.dirty.iter_mut().for_each(super::batch::Dirty::clear);
         self.stores.iter_mut().for_each(|store| store.zeroed(store.zero_list().len()));
+        self.take_copies(&|_| usize::MAX);
     }
 
     /// Checks that a plan comes next.
@@ -233,8 +244,10 @@ impl State {
             self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count });
             self.batch.tokens += count;
         }
-        let State { stores, holders, batch, .. } = self;
+        // Copies that a failed upload left: they come again.
+        self.take_copies(&|_| usize::MAX);
         for (group, part) in plan.groups().enumerate() {
+            let State { stores, holders, batch, .. } = self;
             let mut cells = part.cells.iter();
             for [row, first, count] in part.ranges.entries() {
                 let (row, first, count) = (row as usize, first as usize, count as usize);
@@ -242,6 +255,7 @@ impl State {
                 batch.mark_cells(group, row, first, first + count);
             }
             part.zeros.iter().for_each(|block| stores[group].list_zero(block));
+            part.copies().for_each(|copy| self.list_copy(copy));
         }
         Ok(())
     }

@@ -3,8 +3,13 @@
 use super::*;
 
 fn shape() -> Shape {
-    let group =
-        |block_tokens, blocks, row_cells| GroupShape { block_tokens, blocks, row_cells, has_slots: true };
+    let group = |block_tokens, blocks, row_cells| GroupShape {
+        block_tokens,
+        blocks,
+        row_cells,
+        has_slots: true,
+        copies: 2,
+    };
     Shape::new(8, 64, 100, true, vec![group(4, 32, 25), group(8, 16, 13)])
 }
 
@@ -17,20 +22,28 @@ const GOOD: Parts<'static> = (
     [(&[3, 0, 2, 0, 24, 1], &[31, -1, 4], &[0, 31]), (&[3, 0, 1], &[15], &[])],
 );
 
-fn message_of(info: &PlanInfo, (batch, lengths, groups): Parts<'_>) -> Vec<u8> {
+fn message_of(info: &PlanInfo, parts: Parts<'_>) -> Vec<u8> {
+    message_with(info, parts, &[])
+}
+
+/// The copies are those of the first group.
+fn message_with(info: &PlanInfo, (batch, lengths, groups): Parts<'_>, copies: &[TokenCopy]) -> Vec<u8> {
     let part =
         |(ranges, cells, zeros): &(&[u32], &[i32], &[i32])| 4 + ranges.len() + cells.len() + zeros.len();
-    let words = batch.len() + lengths.len() + groups.iter().map(part).sum::<usize>();
+    let words =
+        batch.len() + lengths.len() + groups.iter().map(part).sum::<usize>() + COPY_WORDS * copies.len();
     let mut out = vec![0; message_bytes(words)];
     let counts = Counts { groups: 2, batch: batch.len() as u32 / 4, lengths: lengths.len() as u32 / 2 };
     let mut writer = Writer::new(&mut out, info, counts);
     writer.words(batch);
     writer.words(lengths);
-    for (ranges, cells, zeros) in groups {
-        writer.words(&[ranges.len() as u32 / 3, cells.len() as u32, zeros.len() as u32, 0]);
+    for (group, (ranges, cells, zeros)) in groups.into_iter().enumerate() {
+        let copies = if group == 0 { copies } else { &[] };
+        writer.words(&[ranges.len() as u32 / 3, cells.len() as u32, zeros.len() as u32, copies.len() as u32]);
         writer.words(ranges);
         writer.cells(cells);
         writer.cells(zeros);
+        copies.iter().for_each(|copy| writer.cells(&copy.words()));
     }
     writer.finish();
     out
@@ -91,6 +104,34 @@ fn a_cut_message_and_every_flipped_bit_are_refused() {
 }
 
 #[test]
+fn copies_are_read_back_and_lie_inside_their_blocks() {
+    let copy = TokenCopy { group: 0, row: 7, source_slot: 125, target_slot: 0, tokens: 3, shift: -9 };
+    let message = message_with(&info(), GOOD, &[copy, copy]);
+    let plan = Plan::read(&message, &shape()).unwrap();
+    let read: Vec<Vec<TokenCopy>> = plan.groups().map(|group| group.copies().collect()).collect();
+    assert_eq!(read, [vec![copy, copy], vec![]]);
+    let far = TokenCopy { source_slot: 5 << 32, ..copy };
+    assert_eq!(TokenCopy::from_words(far.words()), far);
+    let bad = [
+        TokenCopy { group: 1, ..copy },
+        TokenCopy { row: -1, ..copy },
+        TokenCopy { row: 8, ..copy },
+        TokenCopy { tokens: 0, ..copy },
+        TokenCopy { tokens: 4, ..copy },
+        TokenCopy { tokens: u32::MAX, ..copy },
+        TokenCopy { source_slot: 128, ..copy },
+        TokenCopy { source_slot: -4, ..copy },
+        TokenCopy { target_slot: i64::MAX, ..copy },
+        TokenCopy { target_slot: 2, ..copy },
+        far,
+    ];
+    for copy in bad {
+        assert!(refused(&message_with(&info(), GOOD, &[copy])).text.contains("a copy"), "{copy:?}");
+    }
+    assert!(refused(&message_with(&info(), GOOD, &[copy; 3])).text.contains("a copy"));
+}
+
+#[test]
 fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_is_right() {
     let (batch, lengths, [one, two]) = GOOD;
     let bad: &[(&str, Parts<'_>)] = &[
@@ -124,7 +165,7 @@ fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_i
 
 #[test]
 fn the_digest_knows_every_number_that_a_plan_depends_on() {
-    let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true };
+    let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true, copies: 2 };
     let of = |sequences, batch, longest, scrubs, groups| {
         Shape::new(sequences, batch, longest, scrubs, groups).digest
     };
@@ -139,6 +180,7 @@ fn the_digest_knows_every_number_that_a_plan_depends_on() {
         of(8, 64, 100, true, vec![GroupShape { blocks: 33, ..group }]),
         of(8, 64, 100, true, vec![GroupShape { row_cells: 26, ..group }]),
         of(8, 64, 100, true, vec![GroupShape { has_slots: false, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { copies: 3, ..group }]),
     ];
     let count = digests.len();
     digests.sort_unstable();

@@ -6,6 +6,7 @@
 
 use super::config::Geometry;
 use super::hash::{Extras, Key};
+use super::kin::Kin;
 use super::list::List;
 use crate::error::{Error, Result, Status};
 use crate::sys::reserve::{Zeroed, filled, room};
@@ -55,6 +56,19 @@ impl Rows {
     pub(super) fn set_cells(&mut self, row: usize, first: usize, cells: impl Iterator<Item = i32>) {
         let target = &mut self.cells[row * self.row_cells + first..(row + 1) * self.row_cells];
         target.iter_mut().zip(cells).for_each(|(cell, value)| *cell = value);
+    }
+
+    /// Puts a block into a cell of a row, within or right behind its blocks.
+    pub(super) fn set(&mut self, row: usize, at: usize, block: u32) {
+        self.cells[row * self.row_cells + at] = block as i32;
+        self.counts[row] = self.counts[row].max(at as u32 + 1);
+    }
+
+    /// Makes a row begin with so many cells of another and end there.
+    pub(super) fn copy_row(&mut self, from: usize, to: usize, count: usize) {
+        let first = from * self.row_cells;
+        self.cells.copy_within(first..first + count, to * self.row_cells);
+        self.counts[to] = count as u32;
     }
 
     pub(super) fn truncate(&mut self, row: usize, count: usize) {
@@ -108,11 +122,27 @@ pub(super) struct Sequence {
     pub(super) refused_in_call: u64,
     /// Its place in the batch of `last_step`.
     pub(super) batch_position: u32,
+    /// Its open block may be another's too, or findable: the next append looks.
+    pub(super) may_share: bool,
+    pub(super) pause: Pause,
+}
+
+/// Whether a sequence runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Pause {
+    #[default]
+    Running,
+    /// Preempted with its blocks.
+    Kept,
+    /// Preempted without.
+    Dropped,
 }
 
 /// All sequences and leases of a cache.
 pub(super) struct Holders {
     pub(super) sequences: Vec<Sequence>,
+    /// By row: what it shares with others that were forked from it or it from them.
+    pub(super) kin: Vec<Kin>,
     /// One for each group.
     pub(super) rows: Vec<Rows>,
     free_rows: List,
@@ -140,6 +170,7 @@ impl Holders {
         (0..max_sequences).for_each(|row| free_rows.push_newest(row));
         Ok(Self {
             sequences: filled(max_sequences as usize, Sequence::default())?,
+            kin: filled(max_sequences as usize, Kin::default())?,
             rows: rows(max_sequences)?,
             free_rows,
             leases: filled(max_leases as usize, Lease::default())?,
@@ -228,15 +259,33 @@ impl Holders {
 
     /// Turns a lease into a sequence in a free row: the hits change hands.
     pub(super) fn admit(&mut self, lease: usize, row: usize) {
-        self.free_rows.unlink(row as u32);
+        let generation = self.open_row(row);
         let Lease { holder, hit_tokens } = self.leases[lease];
-        let generation = next_generation(self.sequences[row].holder.generation);
         self.sequences[row] = Sequence {
             holder: Holder { generation, ..holder },
             length: hit_tokens,
             committed: hit_tokens,
             ..Sequence::default()
         };
+        for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {
+            rows.copy_from(row, lease_rows, lease);
+        }
+        self.close_lease(lease);
+    }
+
+    /// Takes a free row for a new sequence; answers its generation.
+    pub(super) fn open_row(&mut self, row: usize) -> u32 {
+        self.free_rows.unlink(row as u32);
+        self.kin[row] = Kin::default();
+        next_generation(self.sequences[row].holder.generation)
+    }
+
+    /// Fills the row of a sequence that holds nothing with the hits of a lease.
+    pub(super) fn refill(&mut self, lease: usize, row: usize) {
+        let Lease { holder, hit_tokens } = self.leases[lease];
+        let sequence = &mut self.sequences[row];
+        sequence.holder = Holder { generation: sequence.holder.generation, ..holder };
+        (sequence.length, sequence.committed) = (hit_tokens, hit_tokens);
         for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {
             rows.copy_from(row, lease_rows, lease);
         }
@@ -256,9 +305,16 @@ impl Holders {
         &mut self.open_tokens[row * self.link_tokens..][..self.link_tokens]
     }
 
+    /// Gives a row the tokens of another's open link.
+    pub(super) fn copy_open_tokens(&mut self, from: usize, to: usize) {
+        let each = self.link_tokens;
+        self.open_tokens.copy_within(from * each..(from + 1) * each, to * each);
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         let rows: u64 = self.rows.iter().chain(&self.lease_rows).map(Rows::bytes).sum();
-        let sequences = self.sequences.len() * size_of::<Sequence>() + self.open_tokens.len() * 4;
+        let sequences =
+            self.sequences.len() * (size_of::<Sequence>() + size_of::<Kin>()) + self.open_tokens.len() * 4;
         rows + (sequences + self.leases.len() * size_of::<Lease>()) as u64
     }
 

@@ -7,6 +7,7 @@
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
+use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
@@ -16,9 +17,10 @@ use super::plan_steps::PlanChain;
 use super::sequence::Holders;
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
+use super::trunks::Trunks;
 use crate::device::Event;
 use crate::error::{Error, Result};
-use crate::sys::reserve::filled;
+use crate::sys::reserve::{filled, room};
 
 /// What a cache holds and did; see the C header for each field.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +74,10 @@ pub(super) struct State {
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
+    pub(super) copies: Copies,
+    pub(super) trunks: Trunks,
+    /// New blocks of an edited tail, before they take the place of the old ones.
+    pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
     pub(super) call: u64,
     /// Another cache decides, this one has its tables.
@@ -111,6 +117,9 @@ impl State {
                 counters: Counters::default(),
             },
             batch: Batch::new(geometry, config)?,
+            copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
+            trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
             is_worker: false,
             plans: PlanChain::new(seed[3]),
@@ -128,12 +137,11 @@ impl State {
         self.settle_limits();
     }
 
-    /// Lets go of a row of blocks, leaf first, so that the root becomes the newest.
-    pub(super) fn release_row(&mut self, of_lease: bool, row: usize, last_step: u64) {
+    /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
+    pub(super) fn release_lease(&mut self, lease: usize) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
-            for &block in rows.row(row).iter().rev() {
-                store.release(block as u32, last_step, &mut self.shared);
+            for &block in self.holders.lease_rows[group].row(lease).iter().rev() {
+                store.release(block as u32, 0, &mut self.shared);
             }
         }
     }
@@ -211,7 +219,9 @@ impl State {
             metadata_bytes: sum(&|s| s.bytes())
                 + self.holders.bytes()
                 + self.batch.bytes()
-                + self.shared.namespaces.owners.bytes(),
+                + self.shared.namespaces.owners.bytes()
+                + self.copies.bytes()
+                + self.trunks.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
             missed_blocks: counters.missed_blocks,
@@ -225,6 +235,8 @@ impl State {
             return self.validate_worker();
         }
         self.holders.validate()?;
+        self.holders.validate_kin()?;
+        self.validate_trunks()?;
         let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
@@ -247,11 +259,10 @@ impl State {
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
         let mut refs = filled(store.block_count() as usize, 0u32)?;
-        let rows = [&self.holders.rows[group], &self.holders.lease_rows[group]];
-        let row_counts = [self.holders.sequences.len(), self.holders.leases.len()];
-        for (rows, count) in rows.iter().zip(row_counts) {
-            (0..count).flat_map(|row| rows.row(row)).for_each(|&block| refs[block as usize] += 1);
-        }
+        self.count_row_refs(group, &mut refs)?;
+        let leases =
+            (0..self.holders.leases.len()).flat_map(|lease| self.holders.lease_rows[group].row(lease));
+        leases.for_each(|&block| refs[block as usize] += 1);
         let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -5,10 +5,11 @@
 
 use super::batch::BatchEntry;
 use super::block::{Publication, Published, ROOT_SERIAL};
+use super::change::Change;
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
-use super::sequence::Holder;
+use super::sequence::{Holder, Pause};
 use super::state::State;
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
@@ -64,6 +65,13 @@ pub enum Op<'a> {
         /// The lease.
         lease: Id,
     },
+    /// Changes a sequence otherwise than at its end.
+    Change {
+        /// The sequence.
+        target: Target,
+        /// How.
+        change: Change<'a>,
+    },
 }
 
 /// What became of an operation.
@@ -86,7 +94,7 @@ pub struct OpResult {
 }
 
 impl OpResult {
-    const DONE: Self = Self {
+    pub(super) const DONE: Self = Self {
         status: Status::Ok,
         row: -1,
         sequence: 0,
@@ -121,7 +129,7 @@ impl From<Status> for Refusal {
     }
 }
 
-type OpOutcome = std::result::Result<OpResult, Refusal>;
+pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
@@ -129,6 +137,7 @@ impl State {
         self.check_decides()?;
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
+            self.begin_copies();
         }
         self.call += 1;
         Ok(())
@@ -142,6 +151,7 @@ impl State {
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
+            Op::Change { target, ref change } => self.change(target, change),
         };
         self.settle_limits();
         outcome.unwrap_or_else(|refusal| {
@@ -157,30 +167,41 @@ impl State {
 
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
     fn note_refused(&mut self, op: &Op<'_>) {
-        let (Op::Append { target, .. } | Op::Commit { target, .. }) = op else { return };
+        let target = match op {
+            Op::Append { target, .. } | Op::Commit { target, .. } => target,
+            Op::Change { target, change } if change.has_dependants() => target,
+            _ => return,
+        };
         if let Ok(row) = self.find_target(*target) {
             self.holders.sequences[row].refused_in_call = self.call;
         }
     }
 
-    fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
         match target {
             Target::Id(id) | Target::Admitted(Ok(id)) => Ok(self.holders.find_sequence(id)?),
             Target::Admitted(Err(_)) => Err(Status::Dependency.into()),
         }
     }
 
-    /// The row of a sequence on which no earlier operation of this call was refused.
-    fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    /// The row of a running sequence on which no earlier operation of this call was refused.
+    pub(super) fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
         let row = self.find_target(target)?;
         if self.holders.sequences[row].refused_in_call == self.call {
             return Err(Status::Dependency.into());
+        }
+        if self.holders.sequences[row].pause != Pause::Running {
+            return Err(Status::WrongState.into());
         }
         Ok(row)
     }
 
     /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
-    fn check_blocks(&self, tokens: u64, held: impl Fn(usize) -> usize) -> std::result::Result<u32, Refusal> {
+    pub(super) fn check_blocks(
+        &self,
+        tokens: u64,
+        held: impl Fn(usize) -> usize,
+    ) -> std::result::Result<u32, Refusal> {
         if tokens > self.max_sequence_tokens {
             return Err(Status::InvalidArgument.into());
         }
@@ -197,7 +218,7 @@ impl State {
         Ok(added)
     }
 
-    fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
+    pub(super) fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
         let room = u64::from(self.batch.max_tokens - self.batch.tokens);
         if tokens > room || (is_new_entry && self.batch.entries.len() == self.batch.max_entries as usize) {
             return Err(Status::LimitReached.into());
@@ -206,7 +227,7 @@ impl State {
     }
 
     /// Hands a sequence the blocks that `check_blocks` found room for.
-    fn grow(&mut self, row: usize, tokens: u64) {
+    pub(super) fn grow(&mut self, row: usize, tokens: u64) {
         let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
         for (group, store) in self.stores.iter_mut().enumerate() {
             let needed = tokens.div_ceil(u64::from(store.block_tokens)) as usize;
@@ -225,7 +246,7 @@ impl State {
     }
 
     /// Schedules the next tokens of a sequence that has blocks for them.
-    fn schedule(&mut self, row: usize, tokens: u64) {
+    pub(super) fn schedule(&mut self, row: usize, tokens: u64) {
         let sequence = &mut self.holders.sequences[row];
         let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
         if is_in_batch {
@@ -272,16 +293,25 @@ impl State {
         })
     }
 
-    fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
+    pub(super) fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
         let row = self.find_ready(target)?;
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let is_new_entry = sequence.last_step != self.batch.step;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+        let may_share = sequence.may_share && tokens > 0;
+        let blocks_added = match may_share {
+            true => self.check_shared_append(row, reserve)?,
+            false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+        };
         self.check_batch(tokens, is_new_entry)?;
         if blocks_added > 0 {
             self.check_limit(self.holders.sequences[row].holder.namespace, blocks_added)?;
+        }
+        if may_share {
+            self.own_open_blocks(row);
+        }
+        if blocks_added > 0 {
             self.grow(row, reserve);
         }
         self.schedule(row, tokens);
@@ -295,23 +325,34 @@ impl State {
 
     fn free(&mut self, target: Target) -> OpOutcome {
         let row = self.find_target(target)?;
+        Ok(self.end_sequence(row))
+    }
+
+    /// Ends a sequence and lets go of everything that it holds.
+    pub(super) fn end_sequence(&mut self, row: usize) -> OpResult {
         let sequence = self.holders.sequences[row];
         let id = self.holders.sequence_id(row);
+        self.empty_row(row);
+        self.holders.leave_kin(row);
+        self.holders.close_sequence(row);
+        self.shared.namespaces.drop_use(sequence.holder.namespace);
+        OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE }
+    }
+
+    /// Lets go of all blocks of a row.
+    pub(super) fn empty_row(&mut self, row: usize) {
         for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
             self.batch.used_slots -= rows.count(row) as u64 * u64::from(store.block_tokens);
         }
-        self.batch.used_tokens -= sequence.length;
-        self.release_row(false, row, sequence.last_step);
-        self.holders.close_sequence(row);
-        self.shared.namespaces.drop_use(sequence.holder.namespace);
+        self.batch.used_tokens -= self.holders.sequences[row].length;
+        self.release_sequence(row);
         self.batch.set_length(row, 0);
-        Ok(OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE })
     }
 
     fn release(&mut self, lease: Id) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
         let namespace = self.holders.leases[lease].holder.namespace;
-        self.release_row(true, lease, 0);
+        self.release_lease(lease);
         self.holders.close_lease(lease);
         self.shared.namespaces.drop_use(namespace);
         Ok(OpResult::DONE)
@@ -429,6 +470,11 @@ impl State {
             let position = ((link + 1) / links - 1) as usize;
             let blocks = self.holders.rows[group].row(row);
             let block = blocks[position] as u32;
+            if store.block(block).is_findable() {
+                // A sequence that shares it was faster. What follows other tokens than it told must not be found.
+                self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
+                continue;
+            }
             let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
             let parent_key = match parent {
                 Some(_) if links == 1 => parent_link_key,

@@ -6,13 +6,13 @@
 //! cache's lock.
 
 use super::block::{
-    Block, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
-    Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
+    Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::Extras;
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::owner_lists::OwnerLists;
@@ -34,7 +34,7 @@ pub(super) struct Store {
     free: Vec<u32>,
     pub(super) index: Index,
     policy: Box<dyn Policy>,
-    inactive: u32,
+    pub(super) inactive: u32,
     waiting: u32,
     scrub: Scrub,
     /// Blocks to fill with zeros before the next step's work; each at most once.
@@ -126,6 +126,36 @@ impl Store {
         }
     }
 
+    /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.
+    /// Answers whether it must come after a copy that is listed already.
+    pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
+        let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
+        for block in [source, target] {
+            let block = &mut self.blocks[block as usize];
+            block.last_step = block.last_step.max(step);
+        }
+        self.blocks[target as usize].namespace_and_flags |= COPY_TARGET;
+        is_target
+    }
+
+    /// One more holder of a held block, whatever it holds.
+    pub(super) fn hold_twice(&mut self, index: u32) {
+        let block = &mut self.blocks[index as usize];
+        block.refs += 1;
+        block.namespace_and_flags |= HELD_TWICE;
+    }
+
+    /// Whether one holder has the block, it is not findable, and nobody else ever held it but together with that one.
+    pub(super) fn is_exclusive(&self, index: u32) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0
+    }
+
+    /// The copies into this block are enqueued.
+    pub(super) fn note_copied(&mut self, target: u32) {
+        self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
+    }
+
     /// Hands out a block, evicting if none is free. The caller has checked `available`.
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
@@ -147,6 +177,8 @@ impl Store {
             Scrub::Always => true,
         };
         block.tenant = tenant;
+        block.key = Key::default();
+        block.namespace_and_flags &= !HELD_TWICE;
         block.refs = 1;
         block.last_step = 0;
         shared.namespaces.owners.counts(owner_of(tenant)).held_blocks += 1;
@@ -179,14 +211,6 @@ impl Store {
                 self.by_owner.set_aside(owner, index);
             }
         }
-    }
-
-    /// A findable block that nobody holds is no longer one.
-    fn leave_cached(&mut self, index: u32, owners: &mut Owners) {
-        self.inactive -= 1;
-        let owner = owner_of(self.blocks[index as usize].tenant);
-        owners.counts(owner).cached_blocks -= 1;
-        self.by_owner.drop_cached(owner);
     }
 
     /// One holder less, which was scheduled last in `last_step`.
@@ -290,9 +314,26 @@ impl Store {
         &self.tokens[block as usize * each..][..each]
     }
 
-    /// Keeps tokens of a block that is being filled, if this store compares them.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+    /// Forgets what a block was to be that its only holder fills anew from some token on.
+    pub(super) fn reopen(&mut self, block: u32) {
+        self.blocks[block as usize].key = Key::default();
+        if let Some(origin) = self.origins.get_mut(block as usize) {
+            origin.serial = NO_SERIAL;
+        }
+    }
+
+    /// Gives a block the kept tokens of another.
+    pub(super) fn copy_kept(&mut self, source: u32, target: u32) {
         if self.compares_tokens() {
+            let each = self.block_tokens as usize;
+            let from = source as usize * each;
+            self.tokens.copy_within(from..from + each, target as usize * each);
+        }
+    }
+
+    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
+    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+        if self.compares_tokens() && !self.block(block).is_findable() {
             let at = block as usize * self.block_tokens as usize + offset as usize;
             self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
         }
@@ -356,18 +397,6 @@ impl Store {
         Published::Stored
     }
 
-    /// A held block became findable.
-    fn note_findable(&mut self, index: u32, owners: &mut Owners) {
-        let owner = owner_of(self.blocks[index as usize].tenant);
-        self.by_owner.push(owner, index);
-        if owners.get(owner).is_ordered() {
-            self.by_owner.set_aside(owner, index);
-        }
-        let counts = owners.counts(owner);
-        counts.findable_blocks += 1;
-        counts.stored_blocks += 1;
-    }
-
     /// What an event or a snapshot says about a findable block.
     pub(super) fn event(
         &self,
@@ -418,23 +447,6 @@ impl Store {
         self.forget(index, reason, shared);
         if was_inactive {
             self.free.push(index);
-        }
-    }
-
-    /// Makes the oldest cached block of an owner go. False if it has none here.
-    pub(super) fn evict_oldest_of(&mut self, owner: u32, shared: &mut Shared) -> bool {
-        if self.by_owner.cached(owner) == 0 {
-            return false;
-        }
-        loop {
-            match self.by_owner.oldest(owner) {
-                Some(oldest) if self.block(oldest).refs == 0 && !self.block(oldest).is_waiting() => {
-                    self.remove(oldest, RemoveReason::Limit, shared);
-                    return true;
-                }
-                Some(held) => self.by_owner.set_aside(owner, held),
-                None => self.by_owner.take_back(owner),
-            }
         }
     }
 

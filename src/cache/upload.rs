@@ -4,9 +4,11 @@
 //! `UPLOAD` reads this form. Invariant: a slot is written only when nothing reads it any more, also after a call that
 //! failed half way.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::batch::{Batch, BatchEntry};
+use super::copies::COPY_WORDS;
 use super::kernels::UPLOAD_HEAD;
 use super::state::State;
 use super::table::Places;
@@ -272,4 +274,38 @@ pub(super) fn pack_cells(packer: &mut Packer<'_>, state: &mut State, group: usiz
         sent += count as u64;
     }
     sent
+}
+
+/// Listed copies of a group from a place in its list on, as many as fit; answers how many. A launch ends where a run
+/// must come after those before it.
+pub(super) fn pack_copies(
+    packer: &mut Packer<'_>,
+    state: &State,
+    group: usize,
+    range: Range<usize>,
+    target: u64,
+    launches: &mut Vec<(usize, usize, usize)>,
+) -> usize {
+    if range.is_empty() {
+        return 0;
+    }
+    if packer.at % 2 == 1 {
+        packer.run(None, 1);
+    }
+    let count = range.len().min(packer.room() / COPY_WORDS);
+    let (first, words) = packer.run(Some(target), COPY_WORDS * count);
+    let copies = &state.copies.listed(group)[range.start..range.start + count];
+    for (copy, words) in copies.iter().zip(words.chunks_exact_mut(COPY_WORDS)) {
+        words.copy_from_slice(&copy.words());
+    }
+    let end = range.start + count;
+    let breaks = state.copies.breaks(group).iter().map(|&at| at as usize);
+    let mut from = range.start;
+    for to in breaks.filter(|at| (range.start + 1..end).contains(at)).chain([end]) {
+        if to > from {
+            launches.push((group, first + COPY_WORDS * (from - range.start), to - from));
+            from = to;
+        }
+    }
+    count
 }

@@ -50,7 +50,7 @@ fn a_namespace_counts_its_own_under_all_salts_and_adapters_and_is_forgotten_when
     assert_eq!((five.max_held_blocks, five.max_cached_blocks), (NO_LIMIT, NO_LIMIT));
     let six = bench.cache.namespace_statistics(6);
     assert_eq!((six.held_blocks, six.cached_blocks, six.lookups), (0, 3, 1));
-    hits.map(|hit| bench.release(hit.lease));
+    hits.iter().for_each(|hit| bench.release(hit.lease));
     bench.done();
     assert_eq!(ids(&bench, 1), [5, 6].into());
     assert_eq!(bench.cache.reset(ResetScope::Namespace(5)).unwrap(), 8);
@@ -121,7 +121,7 @@ fn cached_blocks_above_the_limit_go_oldest_first_and_others_stay() {
     let hits = [bench.look(&ask(&prompts[0])), bench.look(&ask(&prompts[2]))];
     bench.cache.limit_namespace(1, NO_LIMIT, 1).unwrap();
     assert_eq!(bench.cache.namespace_statistics(1).findable_blocks, 4);
-    hits.map(|hit| bench.release(hit.lease));
+    hits.iter().for_each(|hit| bench.release(hit.lease));
     bench.done();
     assert_eq!(bench.cache.namespace_statistics(1).cached_blocks, 1);
     assert_eq!(bench.hits(&ask(&prompts[2])), 4, "the root of the path that was let go last");
@@ -290,7 +290,7 @@ fn what_a_sequence_computed_before_a_reset_is_never_published_after_it() {
         // One that began after the reset publishes.
         let (_, fresh) = bench.start(&ask(&tokens[..8]), &tokens[..8]);
         assert_eq!(bench.statistics().indexed_blocks, 2);
-        [sequence, late, fresh].map(|sequence| bench.free(sequence));
+        [sequence, late, fresh].iter().for_each(|&sequence| bench.free(sequence));
         bench.done();
         assert_eq!(bench.cache.reset(ResetScope::All).unwrap(), 2);
     }

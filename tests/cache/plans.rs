@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kavern::cache::{CacheConfig, Op, PlanInfo, Scrub, Target};
+use kavern::cache::{CacheConfig, Change, Op, PlanInfo, Scrub, Target, TokenCopy};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -43,12 +43,14 @@ struct Seen {
     device: BTreeMap<String, Vec<i32>>,
     pools: Vec<Vec<u8>>,
     zeroed: Vec<u64>,
+    copies: Vec<TokenCopy>,
 }
 
 /// Takes the tables of the step, writes the step's mark into every scheduled slot, and reads all back.
 fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result<Seen> {
     let groups = bench.cache.group_count() as usize;
     let (mut host, mut slots, mut places, mut zeroed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut copies = Vec::new();
     let mut read = |tables: &kavern::cache::StepTables<'_>| {
         host.extend(
             [tables.batch_rows()?, tables.batch_starts()?, tables.sequence_lengths()].map(<[i32]>::to_vec),
@@ -57,6 +59,8 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
         places.push(("rows".to_owned(), rows, host[0].len()));
         places.push(("starts".to_owned(), starts, host[1].len()));
         places.push(("lengths".to_owned(), lengths, host[2].len()));
+        copies.extend_from_slice(tables.copies());
+        places.push(("copies".to_owned(), tables.copies_address(), 8 * copies.len()));
         for group in 0..groups {
             let (view, at) = (tables.group(group)?, tables.group_addresses(group));
             let parts = [view.block_table, view.page_indptr, view.page_indices, view.last_page_tokens];
@@ -94,7 +98,7 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
         }
         pools.push(bench.bytes(place.base_address, u64::from(place.blocks) * place.block_bytes));
     }
-    Ok(Seen { host, slots, device, pools, zeroed })
+    Ok(Seen { host, slots, device, pools, zeroed, copies })
 }
 
 /// The caches that decide; the same is done to all, and all must answer the same.
@@ -151,6 +155,84 @@ impl Deciders {
 
 fn deciders(settings: &CacheConfig) -> Deciders {
     Deciders { benches: [Bench::new(settings), scheduler(settings)], live: Vec::new() }
+}
+
+impl Deciders {
+    /// Forks, rewinds and edits running sequences, which makes copies.
+    fn branch(&mut self, random: &mut fastrand::Rng) {
+        for at in (0..self.live.len()).rev() {
+            let ((sequence, length), is_full) = (self.live[at], self.live.len() == 8);
+            let target = Target::Id(Id(sequence));
+            let mut change = |change: Change<'_>| {
+                self.both(|bench| {
+                    let result = bench.apply(&Op::Change { target, change });
+                    (result.status, result.sequence)
+                })
+            };
+            match random.u8(0..8) {
+                0 if !is_full => {
+                    let (status, child) = change(Change::Fork { tokens: 0, row: -1 });
+                    if status == Status::Ok {
+                        assert_ne!(child, sequence);
+                        self.live.push((child, length));
+                    }
+                }
+                1 if length > 12 => {
+                    let (offset, tokens) = (random.u64(0..8), random.u64(1..4));
+                    let (status, _) = change(Change::Edit { offset, tokens });
+                    self.live[at].1 -= if status == Status::Ok { tokens } else { 0 };
+                }
+                2 if length > 1 => {
+                    let keep = random.u64(1..length);
+                    let back = Change::Rollback { tokens: keep, lookahead: 0, open_tokens: &[], extras: &[] };
+                    let (status, _) = change(back);
+                    self.live[at].1 = if status == Status::Ok { keep } else { length };
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_of_forks_and_edits_are_part_of_the_plan() {
+    let settings = CacheConfig { groups: vec![group(4), group(8)], ..settings() };
+    let mut deciders = deciders(&settings);
+    let mut worker = worker(&settings);
+    let mut random = fastrand::Rng::with_seed(6);
+    let mut copied = 0;
+    for round in 0..200 {
+        deciders.both(Bench::begin);
+        deciders.branch(&mut random);
+        deciders.act(&mut random);
+        let message = export(&deciders.benches[1], false);
+        let expected = see(&deciders.benches[0], round as u8, None).unwrap();
+        copied += expected.copies.len();
+        assert_eq!(see(&worker, round as u8, Some(&message)).unwrap(), expected, "round {round}");
+        worker.step = deciders.benches[0].step;
+        worker.cache.step_done(worker.step, Some(worker.stream)).unwrap();
+        deciders.both(|bench| bench.done());
+    }
+    assert!(copied > 100, "{copied} copies");
+}
+
+#[test]
+fn a_step_with_copies_ends_only_after_its_plan() {
+    let settings = CacheConfig { groups: vec![group(4)], ..settings() };
+    let mut bench = scheduler(&settings);
+    bench.begin();
+    let tokens = prompt(1, 6);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    export(&bench, false);
+    bench.done();
+    bench.begin();
+    let fork = Op::Change { target: Target::Id(Id(sequence)), change: Change::Fork { tokens: 0, row: -1 } };
+    let child = bench.good(&fork).sequence;
+    bench.append(child, 1);
+    bench.append(sequence, 1);
+    assert_eq!(refused(bench.cache.step_done(bench.step, None)), Status::WrongState);
+    export(&bench, false);
+    bench.done();
 }
 
 #[test]

@@ -101,7 +101,8 @@ KAVERN_REMOVE_EVICTED = 1
 KAVERN_REMOVE_REQUESTED = 2
 KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
-KAVERN_REMOVE_LIMIT = 5
+KAVERN_REMOVE_LIMIT = 6
+KAVERN_REMOVE_CANCELLED = 7
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -194,6 +195,10 @@ class kavern_elastic_extent(_c.Structure):
 
 class kavern_elastic_statistics(_c.Structure):
     """What an elastic range has. You set struct_size; the call fills the rest."""
+
+
+class kavern_kv_token_copy(_c.Structure):
+    """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
 
 
 class kavern_kv_group(_c.Structure):
@@ -371,6 +376,15 @@ kavern_elastic_statistics._fields_ = [
     ("pins", _c.c_uint64),
 ]
 
+kavern_kv_token_copy._fields_ = [
+    ("group", _c.c_uint32),
+    ("row", _c.c_int32),
+    ("source_slot", _c.c_int64),
+    ("target_slot", _c.c_int64),
+    ("tokens", _c.c_uint32),
+    ("shift", _c.c_int32),
+]
+
 kavern_kv_group._fields_ = [
     ("struct_size", _c.c_uint32),
     ("kind", _c.c_uint32),
@@ -514,6 +528,10 @@ kavern_kv_step_tables._fields_ = [
     ("batch_rows_host", _c.POINTER(_c.c_int32)),
     ("batch_starts_host", _c.POINTER(_c.c_int32)),
     ("sequence_lengths_host", _c.POINTER(_c.c_int32)),
+    ("copies", _c.c_uint64),
+    ("copies_host", _c.POINTER(kavern_kv_token_copy)),
+    ("copy_count", _c.c_uint32),
+    ("reserved2", _c.c_uint32),
 ]
 
 kavern_kv_completion._fields_ = [
