@@ -1784,7 +1784,7 @@ kavern_status kavern_kv_validate(const kavern_kv_cache *cache);
  * `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
  * `removed` (may be null) receives how many blocks it were.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; lets others in after every 64 blocks. A namespace costs in proportion to what it has findable.
+ * Threads: any; lets others in after every 32 blocks. A namespace costs in proportion to what it has findable.
  * Since: 0.1
  *
  * Safety: `removed` must be null or point to a writable value.
@@ -2293,7 +2293,7 @@ kavern_status kavern_kv_namespace_list(const kavern_kv_cache *cache,
  * stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
  * Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
  * cache, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; makes what is cached beyond the limit go, 64 blocks at a time under the cache's lock.
+ * Threads: any; makes what is cached beyond the limit go, 32 blocks at a time under the cache's lock.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null.

@@ -223,7 +223,7 @@ pub unsafe extern "C" fn kavern_kv_validate(cache: *const kavern_kv_cache) -> ka
 /// `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
 /// `removed` (may be null) receives how many blocks it were.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; lets others in after every 64 blocks. A namespace costs in proportion to what it has findable.
+/// Threads: any; lets others in after every 32 blocks. A namespace costs in proportion to what it has findable.
 /// Since: 0.1
 ///
 /// # Safety

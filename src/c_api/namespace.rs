@@ -138,7 +138,7 @@ pub unsafe extern "C" fn kavern_kv_namespace_list(
 /// stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
 /// Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
 /// cache, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; makes what is cached beyond the limit go, 64 blocks at a time under the cache's lock.
+/// Threads: any; makes what is cached beyond the limit go, 32 blocks at a time under the cache's lock.
 /// Since: 0.1
 ///
 /// # Safety

@@ -14,7 +14,7 @@ const EVENT_PIECE: usize = 128;
 /// Blocks that a snapshot looks at under one hold of the lock.
 const SNAPSHOT_PIECE: u32 = 1024;
 /// Blocks that a reset looks at, or takes out, under one hold of the lock: each costs 1 us where memory is busy.
-const RESET_PIECE: u32 = 64;
+const RESET_PIECE: u32 = 32;
 
 /// A place for events that are about to be read.
 const EMPTY: CacheEvent = CacheEvent {

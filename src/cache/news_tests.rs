@@ -101,6 +101,7 @@ fn timed<R>(work: impl FnOnce() -> R) -> (u64, R) {
 }
 
 #[test]
+#[expect(clippy::disallowed_macros, reason = "a measurement says what it found")]
 fn no_piece_of_a_snapshot_or_of_the_events_holds_the_lock_for_long() {
     let state = filled_state();
     let mut buffer = [EMPTY; EVENT_PIECE];
@@ -131,6 +132,7 @@ fn no_piece_of_a_snapshot_or_of_the_events_holds_the_lock_for_long() {
 }
 
 #[test]
+#[expect(clippy::disallowed_macros, reason = "a measurement says what it found")]
 fn no_piece_of_a_wipe_holds_the_lock_for_long_and_only_its_own_blocks_are_touched() {
     let mut state = filled_state();
     let mut pieces = Vec::new();

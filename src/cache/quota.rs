@@ -12,7 +12,7 @@ use crate::error::{Error, Result, Status};
 use crate::sys::reserve::filled;
 
 /// Blocks that a new limit makes go under one hold of the lock.
-const LIMIT_PIECE: u32 = 64;
+const LIMIT_PIECE: u32 = 32;
 /// Ids that are copied under one hold of the lock.
 const ID_PIECE: usize = 256;
 
