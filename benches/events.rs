@@ -1,5 +1,5 @@
-//! How many events a second are produced and read, what a snapshot and a wipe cost for each block, and a plan for each
-//! sequence? In time of the thread.
+//! How many events a second are produced and read, and what do a snapshot and a wipe cost for each block? In time of the
+//! thread.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use kavern::sys::clock::thread_ns;
 use kavern::types::Id;
 
 #[path = "load/blocks.rs"]
+#[expect(dead_code, reason = "only its configuration is wanted here")]
 mod blocks;
 
 const BLOCKS: u64 = 1 << 16;

@@ -201,6 +201,12 @@ impl Owners {
         }
     }
 
+    /// Whether some owner may be over its limit of cached blocks.
+    #[inline]
+    pub(super) fn may_be_over(&self) -> bool {
+        !self.over.is_empty()
+    }
+
     /// Takes an owner that may be over its limit of cached blocks.
     pub(super) fn take_over(&mut self) -> Option<u32> {
         let owner = self.over.pop()?;

@@ -153,7 +153,9 @@ impl State {
             Op::Release { lease } => self.release(lease),
             Op::Change { target, ref change } => self.change(target, change),
         };
-        self.settle_limits();
+        if self.shared.namespaces.owners.may_be_over() {
+            self.settle_limits();
+        }
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
             self.note_refused(op);
