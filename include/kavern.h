@@ -244,6 +244,8 @@ enum kavern_kv_cache_flag
      * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
      */
     KAVERN_KV_PARTIAL_HITS = 64,
+    /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
+    KAVERN_KV_WORKER = 256,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -425,6 +427,8 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_RESET = 3,
     /** Newer content with the same key took its place. */
     KAVERN_REMOVE_REPLACED = 4,
+    /** Its namespace had more cached blocks than kavern_kv_namespace_limit allows. */
+    KAVERN_REMOVE_LIMIT = 6,
     /** The sequence that was to write it was cancelled or rolled back before. */
     KAVERN_REMOVE_CANCELLED = 7,
 };
@@ -473,6 +477,23 @@ enum kavern_manager_flag
 typedef enum kavern_manager_flag kavern_manager_flag;
 #else
 typedef uint32_t kavern_manager_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of the flags of kavern_kv_plan_export and kavern_kv_plan_info. */
+enum kavern_kv_plan_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Everything and not only what changed: for a worker that is new or missed a plan. */
+    KAVERN_PLAN_FULL = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_plan_flag kavern_kv_plan_flag;
+#else
+typedef uint32_t kavern_kv_plan_flag;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -847,9 +868,12 @@ typedef struct kavern_kv_statistics {
     uint64_t namespaces;
     /** Requests that were looked up. */
     uint64_t lookups;
-    /** Blocks that were looked up. */
+    /**
+     * Full blocks of those requests; each has one outcome: lookup_blocks equals hit_blocks + hit_blocks_ram +
+     * hit_blocks_disk + hit_blocks_remote + missed_blocks + skipped_blocks.
+     */
     uint64_t lookup_blocks;
-    /** Of those, found. */
+    /** Of those, found in device memory. */
     uint64_t hit_blocks;
     /** Tokens found. */
     uint64_t hit_tokens;
@@ -884,6 +908,19 @@ typedef struct kavern_kv_statistics {
     uint64_t held_tokens;
     /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
     uint64_t copied_tokens;
+    /** Blocks found in pinned memory. 0 until tiers exist. */
+    uint64_t hit_blocks_ram;
+    /** Blocks found on disk. 0 until tiers exist. */
+    uint64_t hit_blocks_disk;
+    /** Blocks found in the remote tier. 0 until tiers exist. */
+    uint64_t hit_blocks_remote;
+    /** Blocks that were looked for and not found, or found where another group lacks them. */
+    uint64_t missed_blocks;
+    /**
+     * Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
+     * read, beyond the keys, beyond the longest sequence).
+     */
+    uint64_t skipped_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1100,6 +1137,45 @@ typedef struct kavern_manager_statistics {
     uint64_t loud_table_changes;
 } kavern_manager_statistics;
 
+/**
+ * What a namespace holds, may hold and did, under all its salts and adapters, all groups together.
+ *
+ * Counts begin when the namespace comes into use or gets a limit, and end when neither is left. A block is counted
+ * once, however many sequences of the namespace share it.
+ */
+typedef struct kavern_kv_namespace_statistics {
+    /** sizeof(kavern_kv_namespace_statistics). */
+    uint32_t struct_size;
+    /** Zero. */
+    uint32_t reserved;
+    /** Blocks that its sequences and leases hold. */
+    uint64_t held_blocks;
+    /** Findable blocks that nobody holds and no step in flight may read. */
+    uint64_t cached_blocks;
+    /** Findable blocks, held or not. */
+    uint64_t findable_blocks;
+    /** Limit of held_blocks; UINT64_MAX if none. */
+    uint64_t max_held_blocks;
+    /** Limit of cached_blocks; UINT64_MAX if none. */
+    uint64_t max_cached_blocks;
+    /** Requests that were looked up. */
+    uint64_t lookups;
+    /** Full blocks of those requests. */
+    uint64_t lookup_blocks;
+    /** Of those, found. */
+    uint64_t hit_blocks;
+    /** Tokens of those requests. */
+    uint64_t lookup_tokens;
+    /** Of those, found. */
+    uint64_t hit_tokens;
+    /** Blocks that became findable. */
+    uint64_t stored_blocks;
+    /** Blocks evicted to make room, and those that went because of max_cached_blocks. */
+    uint64_t evicted_blocks;
+    /** Operations refused because of max_held_blocks. */
+    uint64_t refused_ops;
+} kavern_kv_namespace_statistics;
+
 /** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
 typedef struct kavern_pinned_statistics {
     /** sizeof(kavern_pinned_statistics). */
@@ -1133,6 +1209,120 @@ typedef struct kavern_pinned_statistics {
     /** Requests that needed a new chunk. */
     uint64_t misses;
 } kavern_pinned_statistics;
+
+/** What a plan is about. */
+typedef struct kavern_kv_plan_info {
+    /** sizeof(kavern_kv_plan_info). */
+    uint32_t struct_size;
+    /** KAVERN_PLAN_ bits. */
+    uint32_t flags;
+    /** The step. */
+    uint64_t step_id;
+    /** Rises by one from plan to plan of a scheduler. */
+    uint64_t number;
+    /** The plan that a worker must have applied before; 0 for a full one and for the first. */
+    uint64_t follows;
+    /** Names the scheduler's cache; drawn at random when that was made. */
+    uint64_t scheduler;
+    /** Digest of the geometry that scheduler and worker share. */
+    uint64_t geometry;
+    /** Bytes of the message. */
+    uint64_t bytes;
+} kavern_kv_plan_info;
+
+/** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
+typedef struct kavern_kv_group_tables {
+    /**
+     * i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids; those of blocks
+     * that were let go hold null_block. A row of states is the current one and the one to start from, -1 for none.
+     */
+    uint64_t block_table;
+    /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
+    uint64_t slot_mapping;
+    /** Ragged: i32 [batch_count + 1], 0 if not asked for. */
+    uint64_t page_indptr;
+    /** Ragged: i32 [page_indptr[batch_count]] block ids in batch order. */
+    uint64_t page_indices;
+    /** Ragged: i32 [batch_count] tokens in the last block. */
+    uint64_t last_page_tokens;
+    /** block_table as the host sees it, as of the latest step. */
+    const int32_t *block_table_host;
+    /** slot_mapping of this step. */
+    const int64_t *slot_mapping_host;
+    /** page_indptr of this step. */
+    const int32_t *page_indptr_host;
+    /** page_indices of this step. */
+    const int32_t *page_indices_host;
+    /** last_page_tokens of this step. */
+    const int32_t *last_page_tokens_host;
+    /** Cells in a row. */
+    uint64_t row_cells;
+    /** Cells of the block table that this call uploaded. */
+    uint64_t cells_uploaded;
+    /** Blocks that this call fills with zeros before the step's work. */
+    uint64_t blocks_zeroed;
+} kavern_kv_group_tables;
+
+/**
+ * A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
+ *
+ * A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
+ */
+typedef struct kavern_kv_token_copy {
+    /** The group. */
+    uint32_t group;
+    /** Row of the sequence that it is for. */
+    int32_t row;
+    /** First slot that is read. */
+    int64_t source_slot;
+    /** First slot that is written. */
+    int64_t target_slot;
+    /** Tokens. */
+    uint32_t tokens;
+    /**
+     * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
+     * those in the target slots by it before attention reads them.
+     */
+    int32_t shift;
+} kavern_kv_token_copy;
+
+/** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
+typedef struct kavern_kv_step_tables {
+    /** sizeof(kavern_kv_step_tables). */
+    uint32_t struct_size;
+    /** Elements in `groups`. */
+    uint32_t group_capacity;
+    /** Receives one element for each group; null if not wanted. */
+    kavern_kv_group_tables *groups;
+    /** Groups of the cache. */
+    uint32_t group_count;
+    /** Sequences scheduled in this step. */
+    uint32_t batch_count;
+    /** Tokens scheduled in this step. */
+    uint32_t token_count;
+    /** Zero. */
+    uint32_t reserved;
+    /** i32 [batch_count]: row of each batch position, in the order of the operations. */
+    uint64_t batch_rows;
+    /** i32 [batch_count + 1]: first token of each batch position. */
+    uint64_t batch_starts;
+    /** i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row. */
+    uint64_t sequence_lengths;
+    /** batch_rows as the host sees it; valid until steps_in_flight further steps began. */
+    const int32_t *batch_rows_host;
+    /** batch_starts as the host sees it. */
+    const int32_t *batch_starts_host;
+    /** sequence_lengths as the host sees it, as of the latest step. */
+    const int32_t *sequence_lengths_host;
+    /** kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group. */
+    uint64_t copies;
+    /** copies as the host sees it; valid until the next kavern_kv_tables or the next step. */
+    const kavern_kv_token_copy *copies_host;
+    /** How many. */
+    uint32_t copy_count;
+    /** Zero. */
+    uint32_t reserved2;
+} kavern_kv_step_tables;
 
 /** A size class of a pool. It will never grow, so it carries no size. */
 typedef struct kavern_pool_class {
@@ -1500,100 +1690,6 @@ typedef struct kavern_kv_op_result {
     uint32_t blocks_committed;
 } kavern_kv_op_result;
 
-/** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
-typedef struct kavern_kv_group_tables {
-    /**
-     * i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids; those of blocks
-     * that were let go hold null_block. A row of states is the current one and the one to start from, -1 for none.
-     */
-    uint64_t block_table;
-    /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
-    uint64_t slot_mapping;
-    /** Ragged: i32 [batch_count + 1], 0 if not asked for. */
-    uint64_t page_indptr;
-    /** Ragged: i32 [page_indptr[batch_count]] block ids in batch order. */
-    uint64_t page_indices;
-    /** Ragged: i32 [batch_count] tokens in the last block. */
-    uint64_t last_page_tokens;
-    /** block_table as the host sees it, as of the latest step. */
-    const int32_t *block_table_host;
-    /** slot_mapping of this step. */
-    const int64_t *slot_mapping_host;
-    /** page_indptr of this step. */
-    const int32_t *page_indptr_host;
-    /** page_indices of this step. */
-    const int32_t *page_indices_host;
-    /** last_page_tokens of this step. */
-    const int32_t *last_page_tokens_host;
-    /** Cells in a row. */
-    uint64_t row_cells;
-    /** Cells of the block table that this call uploaded. */
-    uint64_t cells_uploaded;
-    /** Blocks that this call fills with zeros before the step's work. */
-    uint64_t blocks_zeroed;
-} kavern_kv_group_tables;
-
-/**
- * A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
- *
- * A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
- */
-typedef struct kavern_kv_token_copy {
-    /** The group. */
-    uint32_t group;
-    /** Row of the sequence that it is for. */
-    int32_t row;
-    /** First slot that is read. */
-    int64_t source_slot;
-    /** First slot that is written. */
-    int64_t target_slot;
-    /** Tokens. */
-    uint32_t tokens;
-    /**
-     * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
-     * those in the target slots by it before attention reads them.
-     */
-    int32_t shift;
-} kavern_kv_token_copy;
-
-/** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
-typedef struct kavern_kv_step_tables {
-    /** sizeof(kavern_kv_step_tables). */
-    uint32_t struct_size;
-    /** Elements in `groups`. */
-    uint32_t group_capacity;
-    /** Receives one element for each group; null if not wanted. */
-    kavern_kv_group_tables *groups;
-    /** Groups of the cache. */
-    uint32_t group_count;
-    /** Sequences scheduled in this step. */
-    uint32_t batch_count;
-    /** Tokens scheduled in this step. */
-    uint32_t token_count;
-    /** Zero. */
-    uint32_t reserved;
-    /** i32 [batch_count]: row of each batch position, in the order of the operations. */
-    uint64_t batch_rows;
-    /** i32 [batch_count + 1]: first token of each batch position. */
-    uint64_t batch_starts;
-    /** i32 [max_sequences]: tokens of each row's sequence, with those of this step; 0 for a free row. */
-    uint64_t sequence_lengths;
-    /** batch_rows as the host sees it; valid until steps_in_flight further steps began. */
-    const int32_t *batch_rows_host;
-    /** batch_starts as the host sees it. */
-    const int32_t *batch_starts_host;
-    /** sequence_lengths as the host sees it, as of the latest step. */
-    const int32_t *sequence_lengths_host;
-    /** kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group. */
-    uint64_t copies;
-    /** copies as the host sees it; valid until the next kavern_kv_tables or the next step. */
-    const kavern_kv_token_copy *copies_host;
-    /** How many. */
-    uint32_t copy_count;
-    /** Zero. */
-    uint32_t reserved2;
-} kavern_kv_step_tables;
-
 /** A finished load or store of another tier. */
 typedef struct kavern_kv_completion {
     /** The work. */
@@ -1854,7 +1950,7 @@ kavern_status kavern_kv_validate(const kavern_kv_cache *cache);
  * `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
  * `removed` (may be null) receives how many blocks it were.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; lets others in between stretches of 4,096 blocks.
+ * Threads: any; lets others in after every 32 blocks. A namespace costs in proportion to what it has findable.
  * Since: 0.1
  *
  * Safety: `removed` must be null or point to a writable value.
@@ -1886,7 +1982,7 @@ kavern_status kavern_kv_evict(kavern_kv_cache *cache,
  * Errors: KAVERN_PARTIAL if events were overwritten before they were read: the first of `events` comes after the gap;
  * mend the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
  * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; takes the cache's lock for the copy.
+ * Threads: any; takes the cache's lock for 128 events at a time.
  * Since: 0.1
  *
  * Safety: `cursor` and `count` must be null or point to writable values, `events` to `max` writable elements.
@@ -1901,11 +1997,12 @@ kavern_status kavern_kv_events_read(kavern_kv_cache *cache,
  * Reads what is findable, piece by piece; start with `*position` 0 and go on until the answer is KAVERN_OK.
  *
  * Shapes: `events` [max] of kind KAVERN_EVENT_STORED; `count` receives how many were written. Their `number` is the
- * latest event that they include: afterwards read the events from the number of the first piece on, and let a later
- * event about a block overrule an earlier one.
+ * latest event that they include. While others go on, take last_event of kavern_kv_stats before the first piece,
+ * read the events from there on after the last one, and leave out each whose number is not above that of the
+ * snapshot's event about the same block; a removal of what is not there says nothing.
  * Errors: KAVERN_PARTIAL if there is more; KAVERN_ERR_INVALID_ARGUMENT if `max` is 0, KAVERN_ERR_NULL_POINTER,
  * KAVERN_ERR_INVALID_HANDLE. Parent keys and offsets are zero in a cache without event_capacity.
- * Threads: any; holds the cache's lock for the piece.
+ * Threads: any; takes the cache's lock for at most 128 events or 1,024 blocks at a time.
  * Since: 0.1
  *
  * Safety: `position` and `count` must be null or point to writable values, `events` to `max` writable elements.
@@ -2353,6 +2450,57 @@ kavern_status kavern_free_batch(kavern_manager *manager,
                                 kavern_status *statuses);
 
 /**
+ * Reads what a namespace holds and did; zeros without limits for one that is neither in use nor limited.
+ *
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; takes the cache's lock for a moment.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_kv_namespace_stats(const kavern_kv_cache *cache,
+                                        uint64_t namespace_id,
+                                        kavern_kv_namespace_statistics *out);
+
+/**
+ * Lists the namespaces that are in use or limited, piece by piece; start with `*position` 0 and go on until the answer
+ * is KAVERN_OK.
+ *
+ * Shapes: `namespace_ids` [max]; `count` receives how many were written. One that comes or goes meanwhile may be
+ * missing; none is listed twice unless it went and came again.
+ * Errors: KAVERN_PARTIAL if there is more; KAVERN_ERR_INVALID_ARGUMENT if `max` is 0, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; takes the cache's lock for a few hundred ids at a time.
+ * Since: 0.1
+ *
+ * Safety: `position` and `count` must be null or point to writable values, `namespace_ids` to `max` writable elements.
+ */
+kavern_status kavern_kv_namespace_list(const kavern_kv_cache *cache,
+                                       uint64_t *position,
+                                       size_t max,
+                                       uint64_t *namespace_ids,
+                                       size_t *count);
+
+/**
+ * Sets how many blocks a namespace may hold and how many it may keep cached; UINT64_MAX lifts a limit.
+ *
+ * Held blocks: an ADMIT or APPEND after which the namespace would hold more answers KAVERN_ERR_LIMIT_REACHED with the
+ * excess in blocks_missing; a lookup is never refused, but what it found counts until its lease is released. Cached
+ * blocks: when more come, the namespace's own oldest go, with KAVERN_REMOVE_LIMIT as their reason; blocks of others
+ * stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
+ * Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
+ * cache, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; makes what is cached beyond the limit go, 32 blocks at a time under the cache's lock.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_kv_namespace_limit(kavern_kv_cache *cache,
+                                        uint64_t namespace_id,
+                                        uint64_t max_held_blocks,
+                                        uint64_t max_cached_blocks);
+
+/**
  * Gives pinned host memory of exactly so many bytes, whose content is whatever was there before.
  *
  * Aligned to 256 bytes, from 64 KiB on to 4096. A range never reaches over two registrations, so one copy may touch
@@ -2453,6 +2601,71 @@ kavern_status kavern_pinned_trim(kavern_manager *manager, uint64_t *freed);
  * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
  */
 kavern_status kavern_pinned_stats(const kavern_manager *manager, kavern_pinned_statistics *out);
+
+/**
+ * Writes the plan of a step: what kavern_kv_tables would upload, as a message for caches that own the memory.
+ *
+ * The cache is metadata-only and makes the plan of its open step, after kavern_kv_step. The plan tells the batch and
+ * what changed since the plan before; every worker gets the same message, over whatever you have. `flags`: 0 or
+ * KAVERN_PLAN_FULL. A full plan right after the plan of the same step has the same number, so it brings one worker up
+ * to the others; made instead of it, it goes to all of them.
+ * Shapes: `buffer` [capacity] bytes; `needed` receives the bytes of the message, also if they do not fit.
+ * Errors: KAVERN_ERR_BUFFER_TOO_SMALL: nothing was written and no change counts as told; KAVERN_ERR_WRONG_STATE if the
+ * step is not the open one; KAVERN_ERR_UNSUPPORTED for a cache that owns memory; KAVERN_ERR_INVALID_ARGUMENT,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; host only; takes the cache's lock while the message is written.
+ * Since: 0.1
+ *
+ * Safety: `buffer` must be null with a capacity of 0 or point to `capacity` writable bytes, `needed` be null or point to a
+ * writable value.
+ */
+kavern_status kavern_kv_plan_export(kavern_kv_cache *cache,
+                                    uint64_t step_id,
+                                    uint32_t flags,
+                                    void *buffer,
+                                    uint64_t capacity,
+                                    uint64_t *needed);
+
+/**
+ * Reads what a plan is about, so that a worker knows its step; checks that the message is whole.
+ *
+ * Shapes: `message` [bytes].
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no whole and unchanged plan, KAVERN_ERR_UNSUPPORTED for one of
+ * another version, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `message` must point to `bytes` bytes, `out` be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_kv_plan_read(const void *message,
+                                  uint64_t bytes,
+                                  kavern_kv_plan_info *out);
+
+/**
+ * Applies a plan: uploads and fills what it tells and gives the tables of its step, as kavern_kv_tables does.
+ *
+ * The cache was made with KAVERN_KV_WORKER and with the groups, max_sequences, max_batch_tokens and scrubbing of its
+ * scheduler; heads, types and bytes of a block may differ. Call kavern_kv_step_done with the plan's step on this cache
+ * when its work is enqueued, and tell the scheduler, whose cache gets kavern_kv_step_done with a null stream when all
+ * workers are done.
+ * Shapes: `message` [bytes], read before the call returns; `out` as in kavern_kv_tables.
+ * Stream: as kavern_kv_tables.
+ * Errors: KAVERN_ERR_DEPENDENCY if a plan before it was missed, or if it is another scheduler's: ask for a full one.
+ * KAVERN_ERR_INVALID_ARGUMENT for a message that was cut or changed, whose numbers are out of range, or whose geometry
+ * is not this cache's; KAVERN_ERR_UNSUPPORTED for another version and for a cache that is no worker's;
+ * KAVERN_ERR_WRONG_STATE for a plan that was applied before and for a step that is over; KAVERN_ERR_TOO_MANY_STEPS;
+ * with all of these nothing has changed. KAVERN_ERR_DEVICE, after which the same plan may be applied again; the others
+ * of kavern_kv_tables.
+ * Threads: any, one at a time.
+ * Since: 0.1
+ *
+ * Safety: `message` must point to `bytes` bytes; `out` as in kavern_kv_tables.
+ */
+kavern_status kavern_kv_plan_apply(kavern_kv_cache *worker,
+                                   void *stream,
+                                   const void *message,
+                                   uint64_t bytes,
+                                   kavern_kv_step_tables *out);
 
 /**
  * Fills a configuration with its defaults: size classes 1 KiB x 32, 64 KiB x 16, 1 MiB x 8, growth by 4, no limit,

@@ -14,6 +14,7 @@ const SWEEP: &[&str] = &[
     "sweep.c",
     "sweep_abi.c",
     "sweep_kv.c",
+    "sweep_plan.c",
     "sweep_sim.c",
     "sweep_memory.c",
     "sweep_pool.c",
@@ -213,6 +214,16 @@ fn a_panic_in_any_function_is_a_status_and_the_process_lives() {
 fn the_child_of_a_fork_is_refused_and_the_parent_goes_on() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("fork", &["fork.c"])));
+    }
+}
+
+#[test]
+fn a_worker_in_another_process_holds_what_one_cache_would_hold() {
+    if let Some(mut program) = build_with_asan("plan_asan", &["plan.c"]) {
+        run(&mut program);
+    }
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("plan", &["plan.c"])));
     }
 }
 

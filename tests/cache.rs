@@ -10,8 +10,10 @@ mod cache {
     mod groups;
     mod groups_model;
     mod isolation;
+    mod limits;
     mod ops;
     mod partial;
+    mod plans;
     mod prefix;
     mod states;
     mod steps;

@@ -153,6 +153,11 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             last_step: s.last_step,
             held_tokens: s.held_tokens,
             copied_tokens: s.copied_tokens,
+            hit_blocks_ram: 0,
+            hit_blocks_disk: 0,
+            hit_blocks_remote: 0,
+            missed_blocks: s.missed_blocks,
+            skipped_blocks: s.skipped_blocks,
         }
     }
 }
@@ -198,7 +203,7 @@ pub unsafe extern "C" fn kavern_kv_validate(cache: *const kavern_kv_cache) -> ka
 /// `scope` is a KAVERN_RESET_ value; `namespace_id` is read for KAVERN_RESET_NAMESPACE and must be 0 otherwise;
 /// `removed` (may be null) receives how many blocks it were.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; lets others in between stretches of 4,096 blocks.
+/// Threads: any; lets others in after every 32 blocks. A namespace costs in proportion to what it has findable.
 /// Since: 0.1
 ///
 /// # Safety
@@ -279,7 +284,7 @@ impl From<&CacheEvent> for kavern_kv_event {
 /// Errors: KAVERN_PARTIAL if events were overwritten before they were read: the first of `events` comes after the gap;
 /// mend the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
 /// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; takes the cache's lock for the copy.
+/// Threads: any; takes the cache's lock for 128 events at a time.
 /// Since: 0.1
 ///
 /// # Safety
@@ -316,11 +321,12 @@ pub unsafe extern "C" fn kavern_kv_events_read(
 /// Reads what is findable, piece by piece; start with `*position` 0 and go on until the answer is KAVERN_OK.
 ///
 /// Shapes: `events` [max] of kind KAVERN_EVENT_STORED; `count` receives how many were written. Their `number` is the
-/// latest event that they include: afterwards read the events from the number of the first piece on, and let a later
-/// event about a block overrule an earlier one.
+/// latest event that they include. While others go on, take last_event of kavern_kv_stats before the first piece,
+/// read the events from there on after the last one, and leave out each whose number is not above that of the
+/// snapshot's event about the same block; a removal of what is not there says nothing.
 /// Errors: KAVERN_PARTIAL if there is more; KAVERN_ERR_INVALID_ARGUMENT if `max` is 0, KAVERN_ERR_NULL_POINTER,
 /// KAVERN_ERR_INVALID_HANDLE. Parent keys and offsets are zero in a cache without event_capacity.
-/// Threads: any; holds the cache's lock for the piece.
+/// Threads: any; takes the cache's lock for at most 128 events or 1,024 blocks at a time.
 /// Since: 0.1
 ///
 /// # Safety

@@ -6,6 +6,8 @@ use super::config::{self, CStruct, CValue, StructArray};
 use super::kv_enums::{kavern_kv_cache_flag, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub};
 use super::kv_group;
 use super::kv_types::*;
+use super::namespace::kavern_kv_namespace_statistics;
+use super::plan::kavern_kv_plan_info;
 use crate::cache::{CacheConfig, Extra, HashKind, Naming, Request, Scrub};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
@@ -37,7 +39,9 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 216;
+    kavern_kv_statistics, 200, 256;
+    kavern_kv_namespace_statistics, 112, 112;
+    kavern_kv_plan_info, 56, 56;
     kavern_kv_append_args, 48, 48;
 }
 
@@ -116,7 +120,8 @@ pub(super) unsafe fn cache_config(
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
     let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
-    let known = metadata_only | ragged | require_salt | partial_hits;
+    let worker = kavern_kv_cache_flag::KAVERN_KV_WORKER as u32;
+    let known = metadata_only | ragged | require_salt | partial_hits | worker;
     config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
@@ -169,6 +174,7 @@ pub(super) unsafe fn cache_config(
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
         partial_hits: settings.flags & partial_hits != 0,
+        worker: settings.flags & worker != 0,
     })
 }
 

@@ -93,6 +93,8 @@ pub enum kavern_kv_cache_flag {
     /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
     /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
     KAVERN_KV_PARTIAL_HITS = 64,
+    /// The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself.
+    KAVERN_KV_WORKER = 256,
 }
 
 /// Bits of kavern_kv_request.flags.
@@ -209,6 +211,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_RESET = 3,
     /// Newer content with the same key took its place.
     KAVERN_REMOVE_REPLACED = 4,
+    /// Its namespace had more cached blocks than kavern_kv_namespace_limit allows.
+    KAVERN_REMOVE_LIMIT = 6,
     /// The sequence that was to write it was cancelled or rolled back before.
     KAVERN_REMOVE_CANCELLED = 7,
 }

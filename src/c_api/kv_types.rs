@@ -320,9 +320,10 @@ pub struct kavern_kv_statistics {
     pub namespaces: u64,
     /// Requests that were looked up.
     pub lookups: u64,
-    /// Blocks that were looked up.
+    /// Full blocks of those requests; each has one outcome: lookup_blocks equals hit_blocks + hit_blocks_ram +
+    /// hit_blocks_disk + hit_blocks_remote + missed_blocks + skipped_blocks.
     pub lookup_blocks: u64,
-    /// Of those, found.
+    /// Of those, found in device memory.
     pub hit_blocks: u64,
     /// Tokens found.
     pub hit_tokens: u64,
@@ -355,6 +356,17 @@ pub struct kavern_kv_statistics {
     pub held_tokens: u64,
     /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block.
     pub copied_tokens: u64,
+    /// Blocks found in pinned memory. 0 until tiers exist.
+    pub hit_blocks_ram: u64,
+    /// Blocks found on disk. 0 until tiers exist.
+    pub hit_blocks_disk: u64,
+    /// Blocks found in the remote tier. 0 until tiers exist.
+    pub hit_blocks_remote: u64,
+    /// Blocks that were looked for and not found, or found where another group lacks them.
+    pub missed_blocks: u64,
+    /// Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
+    /// read, beyond the keys, beyond the longest sequence).
+    pub skipped_blocks: u64,
 }
 
 /// One numbered change of what is findable.

@@ -3,11 +3,12 @@
 use std::ffi::c_void;
 
 use super::cache::CacheObject;
-use super::config::{self, Out, OutArray, OutStruct, StructArray};
+use super::config::{self, Out, OutArray, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
 use super::kv_ops;
 use super::kv_types::*;
+use super::plan::fill_tables;
 use super::stream;
 use super::types::{kavern_kv_cache, kavern_status};
 use crate::cache::{GroupAddresses, GroupView, Op, OpResult, StepTables, Target};
@@ -217,7 +218,7 @@ fn group_tables(addresses: GroupAddresses, view: &GroupView<'_>) -> kavern_kv_gr
     }
 }
 
-fn write_tables(
+pub(super) fn write_tables(
     tables: &StepTables<'_>,
     group_count: u32,
     groups: &mut OutArray<kavern_kv_group_tables>,
@@ -267,27 +268,13 @@ pub unsafe extern "C" fn kavern_kv_tables(
     out: *mut kavern_kv_step_tables,
 ) -> kavern_status {
     guard_on("kavern_kv_tables", cache, |object| {
-        // SAFETY: the header asks for a struct that says its size, or null.
-        let out = unsafe { OutStruct::new(out, "out") }?;
-        let asked = out.read();
-        let group_count = object.cache.group_count();
-        let wanted = if asked.groups.is_null() { 0 } else { group_count };
-        if asked.group_capacity < wanted {
-            out.write(&kavern_kv_step_tables { group_count, ..asked });
-            let text = format!("room for {} groups, the cache has {group_count}", asked.group_capacity);
-            return Err(Error::new(Status::BufferTooSmall, text));
+        // SAFETY: the header's demands are passed on.
+        unsafe {
+            fill_tables(object, out, |read| {
+                let stream = stream::resolve(object.manager(), stream)?;
+                object.cache.tables(step_id, *stream, |tables| read(tables))
+            })
         }
-        // SAFETY: the header asks for group_capacity writable elements.
-        let mut groups = unsafe { OutArray::new(asked.groups, wanted as usize, "out->groups") }?;
-        let stream = stream::resolve(object.manager(), stream)?;
-        let written =
-            object.cache.tables(step_id, *stream, |tables| write_tables(tables, group_count, &mut groups))?;
-        out.write(&kavern_kv_step_tables {
-            group_capacity: asked.group_capacity,
-            groups: asked.groups,
-            ..written
-        });
-        Ok(Status::Ok)
     })
 }
 

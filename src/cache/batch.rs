@@ -1,4 +1,5 @@
-//! What is scheduled in the open step, and which cells of the tables changed since the device last heard of them.
+//! What is scheduled in the open step, and which cells of the tables changed since the device, or the workers of a
+//! cache without one, last heard of them.
 //!
 //! A batch position is one sequence with a run of new tokens. Changed cells of a row are one range, because a row
 //! only grows at its end until it is freed. All lists have fixed capacity.
@@ -48,6 +49,18 @@ impl Dirty {
         self.rows.last().map(|&row| (row, self.ranges[row as usize]))
     }
 
+    /// Row, first and end of each changed range.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+        self.rows.iter().map(|&row| (row, self.ranges[row as usize].0, self.ranges[row as usize].1))
+    }
+
+    /// Everybody knows everything.
+    pub(super) fn clear(&mut self) {
+        for row in self.rows.drain(..) {
+            self.ranges[row as usize] = (0, 0);
+        }
+    }
+
     /// The device knows the last row's range up to `known`.
     pub(super) fn note_known(&mut self, known: u32) {
         if let Some(&row) = self.rows.last() {
@@ -77,8 +90,6 @@ pub(super) struct Batch {
     is_length_dirty: Vec<bool>,
     /// One for each group.
     pub(super) dirty: Vec<Dirty>,
-    /// Nothing needs to learn the tables.
-    is_metadata_only: bool,
     pub(super) used_tokens: u64,
     pub(super) used_slots: u64,
 }
@@ -97,7 +108,6 @@ impl Batch {
             dirty_lengths: room(rows)?,
             is_length_dirty: filled(rows, false)?,
             dirty: geometry.groups.iter().map(|_| Dirty::new(rows)).collect::<Result<_>>()?,
-            is_metadata_only: config.metadata_only,
             used_tokens: 0,
             used_slots: 0,
         })
@@ -113,7 +123,7 @@ impl Batch {
 
     pub(super) fn set_length(&mut self, row: usize, length: u64) {
         self.lengths[row] = length as i32;
-        if !self.is_metadata_only && !std::mem::replace(&mut self.is_length_dirty[row], true) {
+        if !std::mem::replace(&mut self.is_length_dirty[row], true) {
             self.dirty_lengths.push(row as u32);
         }
     }
@@ -126,9 +136,7 @@ impl Batch {
     }
 
     pub(super) fn mark_cells(&mut self, group: usize, row: usize, from: usize, to: usize) {
-        if !self.is_metadata_only {
-            self.dirty[group].mark(row, from as u32, to as u32);
-        }
+        self.dirty[group].mark(row, from as u32, to as u32);
     }
 
     pub(super) fn bytes(&self) -> u64 {

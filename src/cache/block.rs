@@ -136,4 +136,6 @@ pub(super) struct Counters {
     pub(super) collisions: u64,
     pub(super) refused_ops: u64,
     pub(super) copied_tokens: u64,
+    pub(super) missed_blocks: u64,
+    pub(super) skipped_blocks: u64,
 }

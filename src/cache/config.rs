@@ -100,6 +100,8 @@ pub struct CacheConfig {
     pub require_salt: bool,
     /// Hits may end inside a block, whose tokens are then copied.
     pub partial_hits: bool,
+    /// Apply the plans of another cache instead of deciding.
+    pub worker: bool,
 }
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.
@@ -211,6 +213,9 @@ fn snapshot_tokens(groups: &[GroupGeometry]) -> u64 {
 impl CacheConfig {
     /// Checks everything that needs no device and works out the sizes.
     pub(super) fn geometry(&self) -> Result<Geometry> {
+        if self.worker && self.metadata_only {
+            return Err(Error::argument("a worker's cache owns memory; it cannot be metadata-only"));
+        }
         within("group_count", self.groups.len() as u64, 1, 16)?;
         within("max_sequences", self.max_sequences.into(), 1, 1 << 20)?;
         within("max_batch_tokens", self.max_batch_tokens.into(), 1, 1 << 28)?;

@@ -33,6 +33,19 @@ pub struct TokenCopy {
 }
 
 impl TokenCopy {
+    pub(super) fn from_words(words: [i32; COPY_WORDS]) -> Self {
+        let [group, row, s0, s1, t0, t1, tokens, shift] = words;
+        let slot = |low: i32, high: i32| i64::from(high) << 32 | i64::from(low as u32);
+        Self {
+            group: group as u32,
+            row,
+            source_slot: slot(s0, s1),
+            target_slot: slot(t0, t1),
+            tokens: tokens as u32,
+            shift,
+        }
+    }
+
     pub(super) fn words(&self) -> [i32; COPY_WORDS] {
         let halves = |slot: i64| [slot as i32, (slot >> 32) as i32];
         let ([s0, s1], [t0, t1]) = (halves(self.source_slot), halves(self.target_slot));
@@ -91,12 +104,12 @@ impl Copies {
     }
 
     /// Refuses the end of a step whose copies were never enqueued: its blocks would hold nothing.
-    pub(super) fn check_done(&self, step: u64) -> Result<()> {
-        if self.is_metadata_only || self.is_empty() || step < self.first_step {
+    pub(super) fn check_done(&self, step: u64, has_plans: bool) -> Result<()> {
+        if (self.is_metadata_only && !has_plans) || self.is_empty() || step < self.first_step {
             return Ok(());
         }
-        let text =
-            "operations of this step need copies of blocks; call kavern_kv_tables before kavern_kv_step_done";
+        let text = "operations of this step need copies of blocks; call kavern_kv_tables, or for workers \
+             kavern_kv_plan_export, before kavern_kv_step_done";
         Err(Error::new(Status::WrongState, text))
     }
 
@@ -132,7 +145,7 @@ impl State {
 
     /// A step begins: what nobody applies is dropped.
     pub(super) fn begin_copies(&mut self) {
-        if self.copies.is_metadata_only {
+        if self.copies.is_metadata_only && !self.plans.is_used() {
             self.take_copies(&|_| usize::MAX);
         }
     }

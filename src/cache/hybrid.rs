@@ -67,15 +67,16 @@ impl Publication {
 }
 
 impl State {
-    /// Fills the lease's rows with what the longest possible hit needs, not yet acquired; answers its length, the key
-    /// of its last link, and the cross-attention groups whose whole input was found, as bits.
+    /// Fills the lease's rows with what the longest possible hit needs, not yet acquired; answers what was found before
+    /// the request left out its end, the length of the hit, the key of its last link, and the cross-attention groups
+    /// whose whole input was found, as bits.
     pub(super) fn find_mixed(
         &mut self,
         request: &Request<'_>,
         namespace: u32,
         root: Key,
         lease: usize,
-    ) -> (u64, Key, u32) {
+    ) -> (u64, u64, Key, u32) {
         let mut search = Search { request, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
         let reached = self.walk_chain(&search, root);
         let (inputs, has_all) = self.find_inputs(&search, root);
@@ -84,6 +85,7 @@ impl State {
             limit = limit.min(request.token_count.saturating_sub(1));
         }
         let mut length = self.longest(&mut search, limit);
+        let found = length;
         if request.drop_last && length > 0 {
             length = self.longest(&mut search, length - 1);
         }
@@ -103,7 +105,7 @@ impl State {
             }
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
-        (length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
+        (found, length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
     }
 
     /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them

@@ -7,14 +7,15 @@
 use std::sync::Arc;
 
 use super::config::{CacheConfig, Content, Geometry};
-use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::group::Reach;
 use super::hash::Key;
 use super::kernels::KERNELS;
 use super::lookup::Request;
 use super::pattern::Pattern;
+use super::plan::Shape;
+use super::plan_steps;
 use super::session::{MatchSession, StepSession, StepTables};
-use super::state::{CacheStatistics, ResetScope, State};
+use super::state::{CacheStatistics, State};
 use super::steps::StepState;
 use super::table::Uploader;
 use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
@@ -23,8 +24,6 @@ use crate::format::Strides;
 use crate::memory::{Allocation, Memory};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Blocks that a reset looks at before it lets others in.
-const RESET_STRETCH: u32 = 4096;
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
 
@@ -60,20 +59,24 @@ pub struct GroupDescription {
 
 /// A KV cache. Thread-safe.
 pub struct KvCache {
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
     pub(super) memory: Arc<Memory>,
     pools: Vec<Pool>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
     /// Owners of the events in the steps.
     _events: Vec<OwnedEvent>,
     metadata_bytes: u64,
+    /// What plans depend on.
+    pub(super) shape: Shape,
 }
 
 impl KvCache {
     /// Makes a cache. Allocates everything it will ever need. Blocks.
     pub fn new(memory: &Arc<Memory>, config: &CacheConfig) -> Result<Self> {
+        let for_worker = plan_steps::worker_config(config);
+        let config = if config.worker { &for_worker } else { config };
         let geometry = config.geometry()?;
         let device = memory.device();
         let mut pools = Vec::new();
@@ -115,13 +118,17 @@ impl KvCache {
         let mut seed = [0u8; 32];
         crate::sys::random::fill(&mut seed)?;
         let raw_events: Vec<Event> = events.iter().map(OwnedEvent::event).collect();
-        let state = State::new(config, &geometry, &raw_events, bytemuck::cast(seed))?;
+        let mut state = State::new(config, &geometry, &raw_events, bytemuck::cast(seed))?;
+        if config.worker {
+            state.become_worker();
+        }
         let pattern = match config.metadata_only {
             true => None,
             false => Some(Pattern::new(memory, &config.name)?),
         };
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
+            shape: plan_steps::shape(config, &geometry),
             geometry,
             memory: Arc::clone(memory),
             pools,
@@ -162,6 +169,11 @@ impl KvCache {
         self.geometry.hash_block_tokens
     }
 
+    /// Whether there is no pool and no device table.
+    pub fn is_metadata_only(&self) -> bool {
+        self.pools.is_empty()
+    }
+
     /// Where and how the blocks of a group lie.
     pub fn describe(&self, group: u32) -> Result<GroupDescription> {
         let geometry = self.group(group)?;
@@ -191,7 +203,7 @@ impl KvCache {
     }
 
     /// Gives back the blocks of steps whose work is over; answers with the lock held.
-    fn reap(&self) -> Result<MutexGuard<'_, State>> {
+    pub(super) fn reap(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         let mut running = [(0, Event(0)); STEPS_MAX];
         let mut count = 0;
@@ -280,7 +292,7 @@ impl KvCache {
     pub fn step_done(&self, step: u64, stream: Option<Stream>) -> Result<()> {
         let begun = {
             let mut state = self.state.lock();
-            state.copies.check_done(step)?;
+            state.copies.check_done(step, state.plans.is_used())?;
             state.shared.steps.begin_done(step)?
         };
         let Some((at, event)) = begun else { return Ok(()) };
@@ -317,83 +329,9 @@ impl KvCache {
     /// Evicts up to `count` blocks that nobody holds; answers how many it were.
     pub fn evict(&self, group: u32, count: u64) -> Result<u64> {
         self.group(group)?;
-        Ok(self.reap()?.evict(group as usize, count))
-    }
-
-    /// Makes everything in scope unfindable; blocks that are held stay with their holders, which publish nothing more.
-    /// Lets other threads in between stretches of blocks, so what new sequences publish meanwhile may go or stay.
-    pub fn reset(&self, scope: ResetScope) -> Result<u64> {
-        self.reap()?.silence_holders(scope);
-        let mut removed = 0;
-        for (group, geometry) in self.geometry.groups.iter().enumerate() {
-            for from in (0..geometry.blocks).step_by(RESET_STRETCH as usize) {
-                let stretch = from..geometry.blocks.min(from + RESET_STRETCH);
-                removed += self.state.lock().reset_stretch(group, stretch, scope);
-            }
-        }
-        self.state.lock().note_reset(scope);
-        Ok(removed)
-    }
-
-    /// Whether events are kept.
-    pub fn keeps_events(&self) -> bool {
-        self.state.lock().shared.events.is_on()
-    }
-
-    /// Gives events after `cursor` to `take`, at most `most`. Answers the new cursor and whether events were lost.
-    pub fn read_events(
-        &self,
-        cursor: u64,
-        most: usize,
-        mut take: impl FnMut(usize, &CacheEvent),
-    ) -> (u64, bool) {
-        let state = self.state.lock();
-        let (mut cursor, mut lost) = (cursor, false);
-        let mut count = 0;
-        while count < most {
-            match state.shared.events.after(cursor) {
-                Ok(None) => break,
-                Ok(Some(event)) => {
-                    take(count, event);
-                    (cursor, count) = (event.number, count + 1);
-                }
-                Err(oldest) => (cursor, lost) = (oldest - 1, true),
-            }
-        }
-        (cursor, lost)
-    }
-
-    /// Gives what is findable from `position` on to `take`, as events numbered with the latest one that they include.
-    /// Answers the next position and whether that was all.
-    pub fn snapshot(
-        &self,
-        position: u64,
-        most: usize,
-        mut take: impl FnMut(usize, &CacheEvent),
-    ) -> (u64, bool) {
-        let state = self.state.lock();
-        let (mut group, mut index) = ((position >> 32) as usize, position as u32);
-        let mut count = 0;
-        while let Some(store) = state.stores.get(group) {
-            while index < store.block_count() {
-                if count == most {
-                    return ((group as u64) << 32 | u64::from(index), false);
-                }
-                if store.block(index).is_findable() {
-                    let event = store.event(
-                        index,
-                        CacheEventKind::Stored,
-                        RemoveReason::None,
-                        &state.shared.namespaces,
-                    );
-                    take(count, &CacheEvent { number: state.shared.events.last(), ..event });
-                    count += 1;
-                }
-                index += 1;
-            }
-            (group, index) = (group + 1, 0);
-        }
-        ((group as u64) << 32, true)
+        let mut state = self.reap()?;
+        state.check_decides()?;
+        Ok(state.evict(group as usize, count))
     }
 
     /// What the cache holds and did.

@@ -133,6 +133,7 @@ impl State {
     }
 
     fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
+        self.check_decides()?;
         let mode = match request.naming {
             Naming::Tokens(_, extras) => {
                 if !extras.is_sorted_by_key(|extra| extra.token_offset) {
@@ -175,8 +176,8 @@ impl State {
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
         let mut cross_groups = 0;
-        let (hit_tokens, key) = match request.no_read {
-            true => (0, root),
+        let (found_tokens, hit_tokens, key) = match request.no_read {
+            true => (0, 0, root),
             false if self.is_plain => {
                 self.find_prefix(request, namespace, root, lease);
                 match self.finds_partial {
@@ -185,9 +186,10 @@ impl State {
                 }
             }
             false => {
-                let (hit_tokens, key, inputs) = self.find_mixed(request, namespace, root, lease);
+                let (found_tokens, hit_tokens, key, inputs) =
+                    self.find_mixed(request, namespace, root, lease);
                 cross_groups = inputs;
-                (hit_tokens, key)
+                (found_tokens, hit_tokens, key)
             }
         };
         let mut block_count = 0;
@@ -197,24 +199,16 @@ impl State {
             for &block in blocks {
                 store.acquire(block as u32, &mut self.shared);
             }
-            self.shared.counters.lookup_blocks +=
-                store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
-        self.shared.counters.lookups += 1;
-        // A block that is copied is no hit; its tokens are.
-        let ends_inside = |store: &&super::store::Store| hit_tokens % u64::from(store.block_tokens) > 0;
-        let sources = match self.finds_partial {
-            true => self.stores.iter().filter(ends_inside).count() as u64,
-            false => 0,
-        };
-        self.shared.counters.hit_blocks += block_count - sources;
-        self.shared.counters.hit_tokens += hit_tokens;
+        self.count_lookup(request, namespace, lease, found_tokens, hit_tokens);
         let mut extras = Extras::NONE;
         if let Naming::Tokens(_, all_extras) = request.naming {
             let before = all_extras.iter().take_while(|extra| extra.token_offset < hit_tokens);
             before.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
         }
-        let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
+        let epoch = self.shared.namespaces.epoch(namespace);
+        let holder =
+            Holder { namespace, no_store: request.no_store, key, extras, epoch, ..Holder::default() };
         let lease = self.holders.open_lease(lease, holder, hit_tokens);
         Ok(Match { lease, hit_tokens, block_count, cross_groups })
     }
@@ -222,7 +216,7 @@ impl State {
     /// Fills the lease's rows with the blocks of the longest prefix, not yet acquired.
     fn find_prefix(&mut self, request: &Request<'_>, namespace: u32, root: Key, lease: usize) {
         let mut walk = self.walk(request, root);
-        let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
+        let most = self.most_links();
         let single = self.stores.len() == 1 && self.stores[0].block_tokens == self.link_tokens;
         'links: for link in 0..walk.link_count().min(most) {
             walk.next();
@@ -261,13 +255,20 @@ impl State {
         }
     }
 
-    /// Cuts the rows to the largest length that all groups share; answers it with the key of its last link.
-    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, Key) {
+    /// Links of the longest sequence: what is beyond them is not looked for.
+    pub(super) fn most_links(&self) -> usize {
+        (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize
+    }
+
+    /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
+    /// with the key of the last link.
+    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, u64, Key) {
         let rows = &mut self.holders.lease_rows;
         let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
             rows.count(lease) as u64 * u64::from(store.block_tokens)
         };
-        let mut hit_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
+        let reached_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
+        let mut hit_tokens = reached_tokens;
         if request.keep_one_token {
             hit_tokens = hit_tokens.min(request.token_count.saturating_sub(1));
         }
@@ -278,6 +279,7 @@ impl State {
                 return tokens;
             }
         };
+        let found_tokens = align(reached_tokens);
         hit_tokens = align(hit_tokens);
         if request.drop_last && hit_tokens > 0 {
             hit_tokens = align(hit_tokens - 1);
@@ -286,7 +288,7 @@ impl State {
             rows.truncate(lease, (hit_tokens / u64::from(store.block_tokens)) as usize);
         }
         let key = rows[0].row(lease).last().map_or(root, |&block| self.stores[0].block(block as u32).key);
-        (hit_tokens, key)
+        (found_tokens, hit_tokens, key)
     }
 
     /// The blocks of a lease, one group after the other.

@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 
 use super::hash::{Key, root_key, tenant_tag};
+use super::owners::{self, Owners};
 use crate::error::{Error, Result, Status};
-use crate::sys::reserve::room;
+use crate::sys::reserve::{filled, room};
 
 /// How the blocks of a namespace are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,9 @@ pub(super) struct Namespace {
     pub(super) mode: KeyMode,
     /// Start of the hash chain.
     pub(super) root: Key,
-    /// Whose bytes a slot holds, for scrubbing.
+    /// Whose bytes a slot holds, for scrubbing; names the owner too.
     pub(super) tenant: u64,
+    pub(super) owner: u32,
     uses: u64,
 }
 
@@ -50,6 +52,8 @@ pub(super) struct Namespaces {
     entries: Vec<Option<Namespace>>,
     free: Vec<u32>,
     by_name: HashMap<Name, u32>,
+    /// What each namespace id holds and may hold.
+    pub(super) owners: Owners,
 }
 
 impl Namespaces {
@@ -63,7 +67,7 @@ impl Namespaces {
         entries.resize_with(most as usize, || None);
         let mut free = room(most as usize)?;
         free.extend((0..most).rev());
-        Ok(Self { secret, require_salt, entries, free, by_name })
+        Ok(Self { secret, require_salt, entries, free, by_name, owners: Owners::new(most)? })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -72,6 +76,11 @@ impl Namespaces {
 
     pub(super) fn get(&self, index: u32) -> &Namespace {
         self.entries[index as usize].as_ref().expect("an index is handed out only while its entry is used")
+    }
+
+    /// What is computed under this epoch may be published while it is the same.
+    pub(super) fn epoch(&self, index: u32) -> u64 {
+        self.owners.epoch(self.get(index).owner)
     }
 
     /// Finds or makes the entry and counts one use of it.
@@ -94,8 +103,9 @@ impl Namespaces {
         let full = "max_namespaces namespaces hold blocks; reset one or raise the limit";
         let index = self.free.pop().ok_or(Error::new(Status::LimitReached, full))?;
         let root = root_key(&self.secret, id, adapter_id, salt);
-        let tenant = tenant_tag(&self.secret, id, salt);
-        self.entries[index as usize] = Some(Namespace { name, mode, root, tenant, uses: 1 });
+        let owner = self.owners.open(id);
+        let tenant = owners::tag(tenant_tag(&self.secret, id, salt), owner);
+        self.entries[index as usize] = Some(Namespace { name, mode, root, tenant, owner, uses: 1 });
         self.by_name.insert(name, index);
         Ok(index)
     }
@@ -108,8 +118,9 @@ impl Namespaces {
         let entry = self.entries[index as usize].as_mut().expect("only a used entry loses a use");
         entry.uses -= 1;
         if entry.uses == 0 {
-            let name = entry.name;
+            let (name, owner) = (entry.name, entry.owner);
             self.by_name.remove(&name);
+            self.owners.close(owner);
             self.entries[index as usize] = None;
             self.free.push(index);
         }
@@ -127,7 +138,9 @@ impl Namespaces {
         if self.by_name.len() + self.free.len() != self.entries.len() {
             return Err(Error::internal("namespace table lost an entry"));
         }
-        Ok(())
+        let mut namespaces = filled(self.owners.entry_count(), 0)?;
+        self.entries.iter().flatten().for_each(|entry| namespaces[entry.owner as usize] += 1);
+        self.owners.validate(&namespaces)
     }
 
     /// Entries in the table, used or not.

@@ -57,7 +57,7 @@ impl State {
         namespace: u32,
         lease: usize,
         root: Key,
-    ) -> (u64, Key) {
+    ) -> (u64, u64, Key) {
         let Naming::Tokens(tokens, extras) = request.naming else {
             return self.settle_hits(request, lease, root);
         };
@@ -66,6 +66,8 @@ impl State {
         }
         let keep = u64::from(request.keep_one_token);
         let mut length = (tokens.len() as u64).saturating_sub(keep).min(self.max_sequence_tokens);
+        let found = self.stores.iter().zip(&self.holders.lease_rows);
+        let found = found.map(|(store, rows)| rows.count(lease) as u64 * u64::from(store.block_tokens)).min();
         let open_step = self.shared.steps.oldest_open();
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &mut self.holders.lease_rows[group];
@@ -99,7 +101,7 @@ impl State {
             rows.truncate(lease, length.div_ceil(u64::from(store.block_tokens)) as usize);
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
-        (length, last.map_or(root, |link| self.chain[link as usize].key))
+        (found.unwrap_or(0), length, last.map_or(root, |link| self.chain[link as usize].key))
     }
 
     /// The largest length, at most `length`, that ends inside no block which an open step writes.

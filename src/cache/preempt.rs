@@ -74,6 +74,7 @@ impl State {
             }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };
+        self.check_limit(namespace, blocks_added)?;
         self.check_batch(tokens, true)?;
         self.holders.refill(lease, row);
         self.shared.namespaces.drop_use(namespace);

@@ -35,8 +35,8 @@ impl State {
         }
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
+        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
+        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
             return 0;
         }
         let mut committed = 0;
@@ -77,8 +77,8 @@ impl State {
     pub(super) fn complete_link_mixed(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
+        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
+        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
             return 0;
         }
         let end = (link + 1) * u64::from(self.link_tokens);

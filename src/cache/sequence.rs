@@ -143,6 +143,12 @@ impl Rows {
         self.counts[row] += 1;
     }
 
+    /// Writes cells of a row.
+    pub(super) fn set_cells(&mut self, row: usize, first: usize, cells: impl Iterator<Item = i32>) {
+        let target = &mut self.cells[row * self.row_cells + first..(row + 1) * self.row_cells];
+        target.iter_mut().zip(cells).for_each(|(cell, value)| *cell = value);
+    }
+
     /// Puts a block into a cell of a row, within or right behind its blocks.
     pub(super) fn set(&mut self, row: usize, at: usize, block: u32) {
         self.cells[row * self.row_cells + at] = block as i32;
@@ -216,6 +222,8 @@ pub(super) struct Holder {
     pub(super) key: Key,
     /// Digest of all extras so far.
     pub(super) extras: Extras,
+    /// What it computes may be published while this is its owner's epoch.
+    pub(super) epoch: u64,
 }
 
 /// Hits that are kept alive.

@@ -14,6 +14,8 @@ use super::group::Reach;
 use super::hash::Key;
 use super::hybrid::ChainLink;
 use super::namespace::Namespaces;
+use super::owners::Owners;
+use super::plan_steps::PlanChain;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -53,6 +55,8 @@ pub struct CacheStatistics {
     pub last_step: u64,
     pub held_tokens: u64,
     pub copied_tokens: u64,
+    pub missed_blocks: u64,
+    pub skipped_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -88,6 +92,9 @@ pub(super) struct State {
     pub(super) chain: Vec<ChainLink>,
     /// Hits may end inside a block.
     pub(super) finds_partial: bool,
+    /// Another cache decides, this one has its tables.
+    pub(super) is_worker: bool,
+    pub(super) plans: PlanChain,
 }
 
 impl State {
@@ -98,10 +105,11 @@ impl State {
         seed: [u64; 4],
     ) -> Result<Self> {
         let options = StoreOptions {
-            scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
+            scrub: config.scrub,
             compares_tokens: config.hash == HashKind::Xxh3,
             keeps_events: config.event_capacity > 0,
             finds_partial: config.partial_hits,
+            owners: Owners::capacity(config.max_namespaces),
         };
         let keeps_chain = !geometry.is_plain() || config.partial_hits;
         let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
@@ -132,16 +140,20 @@ impl State {
             anchor: geometry.anchor,
             chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
             finds_partial: config.partial_hits,
+            is_worker: false,
+            plans: PlanChain::new(seed[3]),
         })
     }
 
     /// Gives back the blocks that waited for steps which are complete.
     pub(super) fn give_back_complete(&mut self) {
-        while let Some(slot) = self.shared.steps.pop_complete() {
+        let Shared { steps, namespaces, .. } = &mut self.shared;
+        while let Some(slot) = steps.pop_complete() {
             for (store, waiting) in self.stores.iter_mut().zip(&mut slot.waiting) {
-                store.give_back_waiting(waiting);
+                store.give_back_waiting(waiting, &mut namespaces.owners);
             }
         }
+        self.settle_limits();
     }
 
     /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
@@ -168,41 +180,6 @@ impl State {
         (0..count)
             .take_while(|_| self.stores[group].evict_one(RemoveReason::Requested, &mut self.shared))
             .count() as u64
-    }
-
-    /// Sequences and leases in scope publish nothing more: what they compute belongs to what is being forgotten.
-    pub(super) fn silence_holders(&mut self, scope: ResetScope) {
-        let sequences = self.holders.sequences.iter_mut().map(|sequence| &mut sequence.holder);
-        let leases = self.holders.leases.iter_mut().map(|lease| &mut lease.holder);
-        for holder in sequences.chain(leases).filter(|holder| holder.is_live) {
-            holder.no_store |= match scope {
-                ResetScope::All => true,
-                ResetScope::Namespace(id) => self.shared.namespaces.get(holder.namespace).id() == id,
-            };
-        }
-    }
-
-    /// Makes findable blocks of a stretch of one group unfindable; answers how many.
-    pub(super) fn reset_stretch(
-        &mut self,
-        group: usize,
-        stretch: std::ops::Range<u32>,
-        scope: ResetScope,
-    ) -> u64 {
-        let mut removed = 0;
-        for index in stretch {
-            let block = self.stores[group].block(index);
-            let in_scope = block.is_findable()
-                && match scope {
-                    ResetScope::All => true,
-                    ResetScope::Namespace(id) => self.shared.namespaces.get(block.namespace()).id() == id,
-                };
-            if in_scope {
-                self.stores[group].remove(index, RemoveReason::Reset, &mut self.shared);
-                removed += 1;
-            }
-        }
-        removed
     }
 
     /// Tells consumers that a reset is over.
@@ -261,6 +238,7 @@ impl State {
             metadata_bytes: sum(&|s| s.bytes())
                 + self.holders.bytes()
                 + self.batch.bytes()
+                + self.shared.namespaces.owners.bytes()
                 + self.copies.bytes()
                 + self.trunks.bytes()
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
@@ -268,6 +246,8 @@ impl State {
             last_step: self.shared.steps.newest(),
             held_tokens: self.held_tokens(),
             copied_tokens: counters.copied_tokens,
+            missed_blocks: counters.missed_blocks,
+            skipped_blocks: counters.skipped_blocks,
         }
     }
 
@@ -283,6 +263,9 @@ impl State {
 
     /// Proves every invariant by walking everything.
     pub(super) fn validate(&self) -> Result<()> {
+        if self.is_worker {
+            return self.validate_worker();
+        }
         self.holders.validate()?;
         self.holders.validate_kin()?;
         self.validate_trunks()?;
@@ -295,7 +278,15 @@ impl State {
             self.validate_store(group, store, &mut namespace_uses)
                 .map_err(|error| error.context(&format!("group {group}")))?;
         }
-        self.shared.namespaces.validate(&namespace_uses)
+        self.shared.namespaces.validate(&namespace_uses)?;
+        self.validate_owners()?;
+        let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
+        if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
+            return Err(Error::internal(format!(
+                "{lookup_blocks} blocks looked up: {hit_blocks} hit, {missed_blocks} missed, {skipped_blocks} skipped"
+            )));
+        }
+        Ok(())
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {

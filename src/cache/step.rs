@@ -141,6 +141,7 @@ pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
+        self.check_decides()?;
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
             self.begin_copies();
@@ -160,6 +161,9 @@ impl State {
             Op::Trim { target, offset } => self.trim(target, offset),
             Op::Change { target, ref change } => self.change(target, change),
         };
+        if self.shared.namespaces.owners.may_be_over() {
+            self.settle_limits();
+        }
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
             self.note_refused(op);
@@ -288,6 +292,7 @@ impl State {
             }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };
+        self.check_limit(self.holders.leases[lease].holder.namespace, blocks_added)?;
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
@@ -325,6 +330,9 @@ impl State {
                 false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
             };
             self.check_batch(tokens, is_new_entry)?;
+            if added > 0 {
+                self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
+            }
             if may_share {
                 self.own_open_blocks(row);
             }
@@ -337,6 +345,7 @@ impl State {
             let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
             let added = self.check_growth(Grower::Row(row), &growth)?;
             self.check_batch(tokens, is_new_entry)?;
+            self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
             self.grow_mixed(row, &growth);
             added
         };

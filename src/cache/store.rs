@@ -14,9 +14,11 @@ use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
 use super::group::Reach;
-use super::hash::{Extras, Key};
+use super::hash::Extras;
 use super::index::Index;
 use super::namespace::Namespaces;
+use super::owner_lists::OwnerLists;
+use super::owners::{Owners, owner_of};
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
@@ -53,11 +55,13 @@ pub(super) struct Store {
     /// Only where hits may end inside a block.
     children: Option<Children>,
     policy: Box<dyn Policy>,
-    inactive: u32,
+    pub(super) inactive: u32,
     waiting: u32,
     scrub: Scrub,
     /// Blocks to fill with zeros before the next step's work; each at most once.
     zero_list: Vec<i32>,
+    /// Findable blocks by owner.
+    pub(super) by_owner: OwnerLists,
 }
 
 impl Store {
@@ -100,6 +104,7 @@ impl Store {
             waiting: 0,
             scrub: options.scrub,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
+            by_owner: OwnerLists::new(blocks, options.owners)?,
         })
     }
 
@@ -151,6 +156,15 @@ impl Store {
         &self.zero_list
     }
 
+    /// Lists a block that is to be filled with zeros.
+    pub(super) fn list_zero(&mut self, index: u32) {
+        let block = &mut self.blocks[index as usize];
+        if block.namespace_and_flags & ZERO_LISTED == 0 {
+            block.namespace_and_flags |= ZERO_LISTED;
+            self.zero_list.push(index as i32);
+        }
+    }
+
     /// Forgets the first blocks of the zero list; they are being filled.
     pub(super) fn zeroed(&mut self, count: usize) {
         for block in self.zero_list.drain(..count) {
@@ -195,7 +209,7 @@ impl Store {
             None => {
                 let victim = self.policy.victim().expect("the caller checked that a block is available");
                 shared.counters.evicted_blocks += 1;
-                self.inactive -= 1;
+                self.leave_cached(victim, &mut shared.namespaces.owners);
                 self.forget(victim, RemoveReason::Evicted, shared);
                 victim
             }
@@ -208,16 +222,16 @@ impl Store {
             Scrub::TenantChange => foreign,
             Scrub::Always => true,
         };
-        if wants_zeros && block.namespace_and_flags & ZERO_LISTED == 0 {
-            block.namespace_and_flags |= ZERO_LISTED;
-            self.zero_list.push(index as i32);
-        }
         block.tenant = tenant;
         block.namespace_and_flags &= !(HELD_TWICE | NAMED);
         block.refs = 1;
         block.last_step = 0;
+        shared.namespaces.owners.counts(owner_of(tenant)).held_blocks += 1;
         if let Some(origin) = self.origins.get_mut(index as usize) {
             origin.serial = NO_SERIAL;
+        }
+        if wants_zeros {
+            self.list_zero(index);
         }
         index
     }
@@ -229,13 +243,18 @@ impl Store {
         if block.refs > 1 {
             return;
         }
+        let owner = owner_of(block.tenant);
+        shared.namespaces.owners.counts(owner).held_blocks += 1;
         if block.is_waiting() {
             let last_step = block.last_step;
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.unlink_waiting(index, waiting);
         } else {
-            self.inactive -= 1;
+            self.leave_cached(index, &mut shared.namespaces.owners);
             self.policy.acquired(index);
+            if shared.namespaces.owners.get(owner).is_ordered() {
+                self.by_owner.set_aside(owner, index);
+            }
         }
     }
 
@@ -247,19 +266,26 @@ impl Store {
         if block.refs > 0 {
             return;
         }
+        shared.namespaces.owners.counts(owner_of(block.tenant)).held_blocks -= 1;
         if block.last_step > shared.steps.completed() {
             let last_step = block.last_step;
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.link_waiting(index, waiting);
         } else {
-            self.give_back(index);
+            self.give_back(index, &mut shared.namespaces.owners);
         }
     }
 
-    fn give_back(&mut self, index: u32) {
+    fn give_back(&mut self, index: u32, owners: &mut Owners) {
         if self.blocks[index as usize].is_findable() {
             self.inactive += 1;
             self.policy.released(index);
+            let owner = owner_of(self.blocks[index as usize].tenant);
+            owners.cached(owner);
+            self.by_owner.add_cached(owner);
+            if owners.get(owner).is_ordered() {
+                self.by_owner.renew(owner, index);
+            }
         } else {
             self.free.push(index);
         }
@@ -294,11 +320,11 @@ impl Store {
     }
 
     /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
-    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting) {
+    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, owners: &mut Owners) {
         while list.head != NONE {
             let index = list.head;
             self.unlink_waiting(index, list);
-            self.give_back(index);
+            self.give_back(index, owners);
         }
     }
 
@@ -415,7 +441,7 @@ impl Store {
                 return Published::Refused;
             }
             self.policy.removed(taken, true);
-            self.inactive -= 1;
+            self.leave_cached(taken, &mut shared.namespaces.owners);
             self.forget(taken, RemoveReason::Replaced, shared);
             self.free.push(taken);
         }
@@ -447,6 +473,7 @@ impl Store {
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);
         shared.counters.committed_blocks += 1;
+        self.note_findable(index, &mut shared.namespaces.owners);
         if shared.events.is_on() {
             let event = self.event(index, CacheEventKind::Stored, RemoveReason::None, &shared.namespaces);
             shared.events.push(event);
@@ -489,6 +516,11 @@ impl Store {
         }
         self.index.remove(self.index.hash(&key, namespace), index);
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        let owner = owner_of(self.block(index).tenant);
+        self.by_owner.unlink(owner, index);
+        let counts = shared.namespaces.owners.counts(owner);
+        counts.findable_blocks -= 1;
+        counts.evicted_blocks += u64::from(matches!(reason, RemoveReason::Evicted | RemoveReason::Limit));
         shared.namespaces.drop_use(namespace);
     }
 
@@ -497,9 +529,11 @@ impl Store {
         let block = self.block(index);
         let was_inactive = block.refs == 0 && !block.is_waiting();
         self.policy.removed(index, was_inactive);
+        if was_inactive {
+            self.leave_cached(index, &mut shared.namespaces.owners);
+        }
         self.forget(index, reason, shared);
         if was_inactive {
-            self.inactive -= 1;
             self.free.push(index);
         }
     }
@@ -507,7 +541,7 @@ impl Store {
     /// Evicts the policy's next victim. False if nothing is inactive.
     pub(super) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
         let Some(victim) = self.policy.victim() else { return false };
-        self.inactive -= 1;
+        self.leave_cached(victim, &mut shared.namespaces.owners);
         shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
         self.forget(victim, reason, shared);
         self.free.push(victim);
@@ -521,6 +555,7 @@ impl Store {
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
             + self.children.as_ref().map_or(0, Children::bytes)
+            + self.by_owner.bytes()
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -544,6 +579,8 @@ pub(super) struct StoreOptions {
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
     pub(super) finds_partial: bool,
+    /// Entries of the table of owners.
+    pub(super) owners: u32,
 }
 
 #[cfg(test)]

@@ -268,7 +268,8 @@ impl Uploader {
                 self.max_tokens,
             );
             pack_ragged(&mut packer, state, &self.places, &mut self.arrays, &mut self.ragged);
-            while let Some((row, length)) = state.batch.pop_dirty_length() {
+            // Without a device the notes stay, for the step's plan.
+            while let Some((row, length)) = is_device.then(|| state.batch.pop_dirty_length()).flatten() {
                 packer.changes.push([(self.places.lengths + u64::from(row)) as u32 as i32, length]);
             }
         }

@@ -170,7 +170,7 @@ impl Packer<'_> {
 }
 
 /// Entries of the batch whose sequence still runs.
-fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
+pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
     state.batch.entries.iter().filter(|entry| {
         let holder = &state.holders.sequences[entry.row as usize].holder;
         holder.is_live && holder.generation == entry.generation

@@ -61,6 +61,12 @@
     ON_CACHE(kavern_kv_fill_pattern, (cache, NULL, 0, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_check_pattern, (cache, NULL, 0, 0, NULL, NULL))                                            \
     ON_CACHE(kavern_kv_pattern_result, (cache, NULL))                                                             \
+    ON_CACHE(kavern_kv_namespace_stats, (cache, 0, NULL))                                                         \
+    ON_CACHE(kavern_kv_namespace_list, (cache, NULL, 0, NULL, NULL))                                              \
+    ON_CACHE(kavern_kv_namespace_limit, (cache, 0, 0, 0))                                                         \
+    ON_CACHE(kavern_kv_plan_export, (cache, 0, 0, NULL, 0, NULL))                                                 \
+    ON_NONE(kavern_kv_plan_read, (NULL, 0, NULL))                                                                 \
+    ON_CACHE(kavern_kv_plan_apply, (cache, NULL, NULL, 0, NULL))                                                  \
     ON_MANAGER(kavern_alloc, (manager, 0, 0, NULL, 0, NULL))                                                      \
     ON_MANAGER(kavern_alloc_zeroed, (manager, 0, 0, NULL, 0, NULL))                                               \
     ON_MANAGER(kavern_free, (manager, 0, NULL))                                                                   \

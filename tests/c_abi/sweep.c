@@ -223,6 +223,7 @@ int main(int argc, char **argv) {
     make_objects();
     run(sweep_abi, calls);
     run(sweep_kv, calls);
+    run(sweep_plan, calls);
     run(sweep_sim, calls);
     run(sweep_memory, calls);
     run(sweep_pool, calls);

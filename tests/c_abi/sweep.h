@@ -12,6 +12,7 @@ typedef struct {
 
 extern const sweep_entry sweep_abi[];
 extern const sweep_entry sweep_kv[];
+extern const sweep_entry sweep_plan[];
 extern const sweep_entry sweep_sim[];
 extern const sweep_entry sweep_memory[];
 extern const sweep_entry sweep_pool[];

@@ -69,6 +69,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         ragged: false,
         require_salt: false,
         partial_hits: false,
+        worker: false,
     }
 }
 
@@ -133,7 +134,7 @@ pub(super) fn refused<T>(result: Result<T>) -> Status {
 
 /// A cache, its device and its steps.
 pub(super) struct Bench {
-    pub(super) cache: KvCache,
+    pub(super) cache: Arc<KvCache>,
     pub(super) memory: Arc<Memory>,
     pub(super) device: Arc<dyn Device>,
     pub(super) stream: Stream,
@@ -151,7 +152,8 @@ impl Bench {
     pub(super) fn of(memory: Arc<Memory>, config: &CacheConfig) -> Self {
         let device = Arc::clone(memory.device());
         let stream = device.stream_create().unwrap();
-        Self { cache: KvCache::new(&memory, config).unwrap(), memory, device, stream, step: 0 }
+        let cache = Arc::new(KvCache::new(&memory, config).unwrap());
+        Self { cache, memory, device, stream, step: 0 }
     }
 
     /// One group of blocks of this many tokens.

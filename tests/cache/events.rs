@@ -1,9 +1,12 @@
 //! Numbered news about what is findable, and a mirror that is kept with it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kavern::cache::{
-    CacheConfig, CacheEvent, CacheEventKind, HashKind, Key, Op, RemoveReason, Request, ResetScope, Target,
+    CacheConfig, CacheEvent, CacheEventKind, HashKind, Key, KvCache, Op, RemoveReason, Request, ResetScope,
+    Target,
 };
 use kavern::types::Id;
 
@@ -17,6 +20,8 @@ type Entry = (u64, u64, Key, Key);
 struct Mirror {
     cursor: u64,
     blocks: BTreeMap<(u32, i32), Entry>,
+    /// What a snapshot that others did not wait for already includes, by place.
+    included: BTreeMap<(u32, i32), u64>,
     removed: BTreeMap<u32, u64>,
     cleared: u64,
 }
@@ -218,6 +223,93 @@ fn a_cache_without_events_numbers_nothing_and_still_has_a_snapshot() {
     assert_eq!((count, is_all), (3, true));
     bench.cache.reset(ResetScope::All).unwrap();
     assert_eq!(bench.statistics().last_event, 0);
+}
+
+/// A consumer of its own thread: reads while others go on, and repairs gaps while others go on.
+struct Follower {
+    cache: Arc<KvCache>,
+    mirror: Mirror,
+    gaps: u64,
+}
+
+impl Follower {
+    fn take(&mut self, event: &CacheEvent) {
+        let place = (event.group, event.block);
+        if self.mirror.included.get(&place).is_some_and(|&number| event.number <= number) {
+            return;
+        }
+        match event.kind {
+            CacheEventKind::Stored => _ = self.mirror.blocks.insert(place, entry(event)),
+            CacheEventKind::Removed => _ = self.mirror.blocks.remove(&place),
+            CacheEventKind::Cleared => {}
+        }
+    }
+
+    /// Reads until there is no news.
+    fn follow(&mut self) {
+        loop {
+            let mut events = Vec::new();
+            let (cursor, lost) =
+                self.cache.read_events(self.mirror.cursor, 100, |_, event| events.push(*event));
+            if lost {
+                self.gaps += 1;
+                self.repair();
+                continue;
+            }
+            self.mirror.cursor = cursor;
+            events.iter().for_each(|event| self.take(event));
+            if events.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn repair(&mut self) {
+        let before = self.cache.statistics().last_event;
+        let (mut position, mut is_all) = (0, false);
+        self.mirror.blocks.clear();
+        self.mirror.included.clear();
+        while !is_all {
+            let mut events = Vec::new();
+            (position, is_all) = self.cache.snapshot(position, 7, |_, event| events.push(*event));
+            for event in events {
+                self.mirror.included.insert((event.group, event.block), event.number);
+                self.mirror.blocks.insert((event.group, event.block), entry(&event));
+            }
+        }
+        self.mirror.cursor = before;
+    }
+}
+
+#[test]
+fn a_consumer_that_reads_and_repairs_while_others_go_on_ends_with_the_caches_index() {
+    let settings = CacheConfig { hash: HashKind::Xxh3, ..eventful(vec![group(4), opaque(8, 16)], 40, 64) };
+    let mut bench = Bench::new(&settings);
+    bench.begin();
+    let is_over = AtomicBool::new(false);
+    let mut follower = Follower { cache: Arc::clone(&bench.cache), mirror: Mirror::default(), gaps: 0 };
+    let gaps = std::thread::scope(|scope| {
+        let following = scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                follower.follow();
+            }
+            follower
+        });
+        let mut random = fastrand::Rng::with_seed(31);
+        let mut live = Vec::new();
+        for _ in 0..1_000_000 {
+            act(&mut bench, &mut random, &mut live);
+        }
+        is_over.store(true, Ordering::Release);
+        let mut follower = following.join().unwrap();
+        follower.follow();
+        let mut fresh = Mirror::default();
+        fresh.repair(&bench, 3);
+        assert_eq!(follower.mirror.blocks, fresh.blocks);
+        follower.gaps
+    });
+    assert!(gaps > 0, "the ring is small, and the reader slower than the writer");
+    bench.done();
 }
 
 /// One random operation; sequences that run are in `live` with namespace, tokens and how many are committed.

@@ -68,6 +68,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         ragged: true,
         require_salt: false,
         partial_hits: false,
+        worker: false,
     }
 }
 

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use kavern::error::Status;
 
+use super::limits::Limit;
+
 /// Namespace and all tokens up to the end of a block.
 pub(crate) type Content = (u64, Vec<i32>);
 
@@ -32,6 +34,12 @@ pub(crate) struct Group {
     pub(crate) next_serial: u64,
     pub(crate) waiting: BTreeMap<u64, Vec<u32>>,
     pub(crate) evicted: u64,
+    /// Findable blocks that nobody holds, oldest first.
+    pub(crate) cached_order: VecDeque<u32>,
+    /// Findable blocks that somebody holds or a step may still read, in the order in which they became that.
+    pub(crate) held_order: VecDeque<u32>,
+    /// By block: rises with each publication.
+    pub(crate) published: Vec<u64>,
 }
 
 impl Group {
@@ -61,7 +69,8 @@ impl Group {
         }
     }
 
-    fn forget(&mut self, block: u32) {
+    pub(crate) fn forget(&mut self, block: u32) {
+        self.note_gone(block);
         let content = self.blocks[block as usize].content.take().unwrap();
         assert_eq!(self.index.remove(&content), Some(block));
     }
@@ -85,8 +94,11 @@ impl Group {
         }
         if let Some(step) = entry.waits_for.take() {
             self.waiting.get_mut(&step).unwrap().retain(|&waiting| waiting != block);
-        } else if !self.is_fifo {
-            self.order.retain(|&listed| listed != block);
+        } else {
+            self.note_held(block);
+            if !self.is_fifo {
+                self.order.retain(|&listed| listed != block);
+            }
         }
     }
 
@@ -109,7 +121,10 @@ impl Group {
     fn give_back(&mut self, block: u32) {
         if self.blocks[block as usize].content.is_none() {
             self.free.push(block);
-        } else if !self.is_fifo {
+            return;
+        }
+        self.note_cached(block);
+        if !self.is_fifo {
             self.order.push_back(block);
         } else if !self.order.contains(&block) {
             self.order.push_front(block);
@@ -146,6 +161,8 @@ impl Group {
         entry.parent_serial = parent_serial;
         self.next_serial += 1;
         self.index.insert(content, block);
+        self.published[block as usize] = self.next_serial;
+        self.note_held(block);
         if self.is_fifo {
             self.order.push_back(block);
         }
@@ -185,6 +202,7 @@ pub(crate) struct Naive {
     pub(crate) batch: HashMap<u64, (usize, usize)>,
     pub(crate) batch_tokens: usize,
     pub(crate) batch_entries: usize,
+    pub(crate) limits: BTreeMap<u64, Limit>,
 }
 
 impl Naive {
@@ -306,6 +324,7 @@ impl Naive {
             return Err((Status::LimitReached, 0));
         }
         let added = self.check_blocks(holder.length + tokens + lookahead, &holder.blocks)?;
+        self.check_limit(holder.namespace, added)?;
         self.check_batch(tokens, true)?;
         Ok(Answer { added, ..Answer::default() })
     }
@@ -322,6 +341,9 @@ impl Naive {
         let reserve = holder.length + tokens + lookahead;
         let added = self.check_blocks(reserve, &holder.blocks)?;
         self.check_batch(tokens, !self.batch.contains_key(&id))?;
+        if added > 0 {
+            self.check_limit(holder.namespace, added)?;
+        }
         self.grow_and_schedule(id, reserve, tokens);
         Ok(Answer { added, ..Answer::default() })
     }
@@ -366,6 +388,7 @@ impl Naive {
                 group.release(block, holder.last_step, self.completed);
             }
         }
+        self.settle_limits();
     }
 
     pub(crate) fn complete(&mut self, steps: &[u64]) {
@@ -373,6 +396,7 @@ impl Naive {
             self.groups.iter_mut().for_each(|group| group.complete(step));
             self.completed = step;
         }
+        self.settle_limits();
     }
 
     pub(crate) fn evict(&mut self, group: usize, count: usize) -> usize {
@@ -391,9 +415,15 @@ impl Naive {
         }
         let mut removed = 0;
         for group in &mut self.groups {
-            for block in 0..group.blocks.len() as u32 {
-                let content = group.blocks[block as usize].content.clone();
-                if content.is_none_or(|(of, _)| namespace.is_some_and(|wanted| wanted != of)) {
+            let blocks = match namespace {
+                None => (0..group.blocks.len() as u32).collect(),
+                Some(namespace) => {
+                    let is_ordered = self.limits.get(&namespace).is_some_and(|limit| limit.1 != u64::MAX);
+                    group.wiped(namespace, is_ordered)
+                }
+            };
+            for block in blocks {
+                if group.blocks[block as usize].content.is_none() {
                     continue;
                 }
                 let was_released = group.is_released(block);

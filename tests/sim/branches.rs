@@ -61,6 +61,7 @@ fn config() -> CacheConfig {
         ragged: false,
         require_salt: false,
         partial_hits: false,
+        worker: false,
     }
 }
 

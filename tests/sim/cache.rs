@@ -48,6 +48,7 @@ fn config() -> CacheConfig {
         ragged: false,
         require_salt: false,
         partial_hits: false,
+        worker: false,
     }
 }
 

@@ -62,6 +62,7 @@ KAVERN_KV_METADATA_ONLY = 1
 KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
 KAVERN_KV_PARTIAL_HITS = 64
+KAVERN_KV_WORKER = 256
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -105,6 +106,7 @@ KAVERN_REMOVE_EVICTED = 1
 KAVERN_REMOVE_REQUESTED = 2
 KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
+KAVERN_REMOVE_LIMIT = 6
 KAVERN_REMOVE_CANCELLED = 7
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
@@ -113,6 +115,9 @@ KAVERN_RESET_NAMESPACE = 2
 
 # kavern_manager_flag: Bits of kavern_manager_config.flags.
 KAVERN_MANAGER_MESH_ON_SHORTAGE = 1
+
+# kavern_kv_plan_flag: Bits of the flags of kavern_kv_plan_export and kavern_kv_plan_info.
+KAVERN_PLAN_FULL = 1
 
 # kavern_pool_rounding: How a pool finds the block for a request; for kavern_pool_config.rounding.
 KAVERN_POOL_CLASSES = 0
@@ -288,8 +293,16 @@ class kavern_defragment_result(_c.Structure):
     """What kavern_manager_defragment did."""
 
 
+class kavern_kv_namespace_statistics(_c.Structure):
+    """What a namespace holds, may hold and did, under all its salts and adapters, all groups together."""
+
+
 class kavern_pinned_statistics(_c.Structure):
     """What the pool of pinned host memory has and did. You set struct_size; the call fills the rest."""
+
+
+class kavern_kv_plan_info(_c.Structure):
+    """What a plan is about."""
 
 
 class kavern_pool_class(_c.Structure):
@@ -596,6 +609,11 @@ kavern_kv_statistics._fields_ = [
     ("last_step", _c.c_uint64),
     ("held_tokens", _c.c_uint64),
     ("copied_tokens", _c.c_uint64),
+    ("hit_blocks_ram", _c.c_uint64),
+    ("hit_blocks_disk", _c.c_uint64),
+    ("hit_blocks_remote", _c.c_uint64),
+    ("missed_blocks", _c.c_uint64),
+    ("skipped_blocks", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
@@ -711,6 +729,24 @@ kavern_defragment_result._fields_ = [
     ("copied_bytes", _c.c_uint64),
 ]
 
+kavern_kv_namespace_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("held_blocks", _c.c_uint64),
+    ("cached_blocks", _c.c_uint64),
+    ("findable_blocks", _c.c_uint64),
+    ("max_held_blocks", _c.c_uint64),
+    ("max_cached_blocks", _c.c_uint64),
+    ("lookups", _c.c_uint64),
+    ("lookup_blocks", _c.c_uint64),
+    ("hit_blocks", _c.c_uint64),
+    ("lookup_tokens", _c.c_uint64),
+    ("hit_tokens", _c.c_uint64),
+    ("stored_blocks", _c.c_uint64),
+    ("evicted_blocks", _c.c_uint64),
+    ("refused_ops", _c.c_uint64),
+]
+
 kavern_pinned_statistics._fields_ = [
     ("struct_size", _c.c_uint32),
     ("node", _c.c_uint32),
@@ -727,6 +763,17 @@ kavern_pinned_statistics._fields_ = [
     ("ahead_bytes", _c.c_uint64),
     ("hits", _c.c_uint64),
     ("misses", _c.c_uint64),
+]
+
+kavern_kv_plan_info._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("flags", _c.c_uint32),
+    ("step_id", _c.c_uint64),
+    ("number", _c.c_uint64),
+    ("follows", _c.c_uint64),
+    ("scheduler", _c.c_uint64),
+    ("geometry", _c.c_uint64),
+    ("bytes", _c.c_uint64),
 ]
 
 kavern_pool_class._fields_ = [
@@ -888,6 +935,9 @@ FUNCTIONS = {
     "kavern_free": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_void_p]),
     "kavern_alloc_batch": (kavern_status, [kavern_manager, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_uint64, _c.c_void_p, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
     "kavern_free_batch": (kavern_status, [kavern_manager, _c.c_size_t, _c.POINTER(_c.c_uint64), _c.c_void_p, _c.POINTER(kavern_status)]),
+    "kavern_kv_namespace_stats": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.POINTER(kavern_kv_namespace_statistics)]),
+    "kavern_kv_namespace_list": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(_c.c_uint64), _c.POINTER(_c.c_size_t)]),
+    "kavern_kv_namespace_limit": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_uint64, _c.c_uint64]),
     "kavern_pinned_alloc": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_char_p, _c.POINTER(_c.c_void_p)]),
     "kavern_pinned_free": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_void_p]),
     "kavern_pinned_register": (kavern_status, [kavern_manager, _c.c_void_p, _c.c_uint64, _c.c_uint64]),
@@ -895,6 +945,9 @@ FUNCTIONS = {
     "kavern_pinned_reserve": (kavern_status, [kavern_manager, _c.c_uint64]),
     "kavern_pinned_trim": (kavern_status, [kavern_manager, _c.POINTER(_c.c_uint64)]),
     "kavern_pinned_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_pinned_statistics)]),
+    "kavern_kv_plan_export": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_uint32, _c.c_void_p, _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_plan_read": (kavern_status, [_c.c_void_p, _c.c_uint64, _c.POINTER(kavern_kv_plan_info)]),
+    "kavern_kv_plan_apply": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.c_void_p, _c.c_uint64, _c.POINTER(kavern_kv_step_tables)]),
     "kavern_pool_config_init": (kavern_status, [_c.POINTER(kavern_pool_config), _c.c_size_t]),
     "kavern_pool_create": (kavern_status, [kavern_manager, _c.POINTER(kavern_pool_config), _c.POINTER(kavern_pool)]),
     "kavern_pool_destroy": (kavern_status, [_c.POINTER(kavern_pool)]),

@@ -1,0 +1,131 @@
+//! The findable blocks of one group by owner, so that a wipe or a limit touches nobody else's.
+//!
+//! Two lists for each owner: the order list, oldest first, and those set aside. Blocks of an owner without a limit
+//! stand in the order list in the order of their publication. With a limit, a block that somebody holds is set aside
+//! and comes back as the newest when its last holder lets go, so the oldest of the order list is the next to go.
+//! Blocks that were held when the limit came stand in the order list until they are met there, once each.
+//! Invariant: each findable block stands in exactly one list, that of its owner. Every call is O(1).
+
+use crate::error::{Error, Result};
+use crate::sys::reserve::{Zeroed, filled};
+
+/// First of the two ends of the order list among an owner's words; ends are block + 1, 0 for none.
+const ORDER: usize = 0;
+/// First of the two ends of the list of those set aside.
+const ASIDE: usize = 2;
+/// Blocks that the policy may evict.
+const CACHED: usize = 4;
+
+/// The lists of all owners.
+pub(super) struct OwnerLists {
+    /// Pages come as owners do.
+    owners: Zeroed<[u32; 5]>,
+    /// By block: the one before and the one after, + 1.
+    links: Vec<[u32; 2]>,
+}
+
+impl OwnerLists {
+    pub(super) fn new(blocks: u32, owners: u32) -> Result<Self> {
+        Ok(Self { owners: Zeroed::new(owners as usize)?, links: filled(blocks as usize, [0; 2])? })
+    }
+
+    fn push_to(&mut self, owner: u32, list: usize, block: u32) {
+        let ends = &mut self.owners[owner as usize][list..list + 2];
+        let tail = ends[1];
+        ends[1] = block + 1;
+        match tail {
+            0 => ends[0] = block + 1,
+            tail => self.links[tail as usize - 1][1] = block + 1,
+        }
+        self.links[block as usize] = [tail, 0];
+    }
+
+    /// Takes a block out of the list in which it is.
+    pub(super) fn unlink(&mut self, owner: u32, block: u32) {
+        let [before, after] = std::mem::take(&mut self.links[block as usize]);
+        let ends = &mut self.owners[owner as usize];
+        // Only an end of a list tells which list it is, and only there it matters.
+        match before {
+            0 if ends[ORDER] == block + 1 => ends[ORDER] = after,
+            0 => ends[ASIDE] = after,
+            before => self.links[before as usize - 1][1] = after,
+        }
+        match after {
+            0 if ends[ORDER + 1] == block + 1 => ends[ORDER + 1] = before,
+            0 => ends[ASIDE + 1] = before,
+            after => self.links[after as usize - 1][0] = before,
+        }
+    }
+
+    /// A block becomes findable.
+    pub(super) fn push(&mut self, owner: u32, block: u32) {
+        self.push_to(owner, ORDER, block);
+    }
+
+    /// A listed block is held: it is not to be met in the order list.
+    pub(super) fn set_aside(&mut self, owner: u32, block: u32) {
+        self.unlink(owner, block);
+        self.push_to(owner, ASIDE, block);
+    }
+
+    /// A listed block becomes the newest.
+    pub(super) fn renew(&mut self, owner: u32, block: u32) {
+        self.unlink(owner, block);
+        self.push_to(owner, ORDER, block);
+    }
+
+    /// The oldest of the order list.
+    pub(super) fn oldest(&self, owner: u32) -> Option<u32> {
+        self.owners[owner as usize][ORDER].checked_sub(1)
+    }
+
+    /// Those set aside go back into the empty order list: some were released while the owner had no limit.
+    pub(super) fn take_back(&mut self, owner: u32) {
+        let ends = &mut self.owners[owner as usize];
+        debug_assert_eq!(ends[ORDER], 0, "the order list is empty");
+        (ends[ORDER], ends[ORDER + 1]) = (ends[ASIDE], ends[ASIDE + 1]);
+        (ends[ASIDE], ends[ASIDE + 1]) = (0, 0);
+    }
+
+    /// Any block of the owner.
+    pub(super) fn any(&self, owner: u32) -> Option<u32> {
+        let ends = &self.owners[owner as usize];
+        ends[ORDER].checked_sub(1).or(ends[ASIDE].checked_sub(1))
+    }
+
+    pub(super) fn cached(&self, owner: u32) -> u32 {
+        self.owners[owner as usize][CACHED]
+    }
+
+    pub(super) fn add_cached(&mut self, owner: u32) {
+        self.owners[owner as usize][CACHED] += 1;
+    }
+
+    pub(super) fn drop_cached(&mut self, owner: u32) {
+        self.owners[owner as usize][CACHED] -= 1;
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.links.len() as u64 * 8 + self.owners.len() as u64 * 20
+    }
+
+    /// Walks both lists of an owner, giving each block to `visit`.
+    pub(super) fn validate(&self, owner: u32, mut visit: impl FnMut(u32)) -> Result<()> {
+        let ends = &self.owners[owner as usize];
+        for list in [ORDER, ASIDE] {
+            let (mut at, mut before, mut seen) = (ends[list], 0, 0);
+            while at != 0 {
+                seen += 1;
+                if seen > self.links.len() || self.links[at as usize - 1][0] != before {
+                    return Err(Error::internal(format!("the list of owner {owner} is broken")));
+                }
+                visit(at - 1);
+                (before, at) = (at, self.links[at as usize - 1][1]);
+            }
+            if ends[list + 1] != before {
+                return Err(Error::internal(format!("the list of owner {owner} does not end at its tail")));
+            }
+        }
+        Ok(())
+    }
+}

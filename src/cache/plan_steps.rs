@@ -1,0 +1,304 @@
+//! Plans of a step between processes: a cache without memory makes them, caches that own memory apply them.
+//!
+//! The scheduler's cache notes what changes in its tables, as one with memory does for its device; a plan takes those
+//! notes. A worker's cache copies a plan into its own tables and then uploads them as every cache does, so both forms
+//! give the device the same words. A worker keeps no books of blocks: its rows are as long as they can be, and what
+//! may be handed out, found or evicted is the scheduler's business.
+//! Invariant: a worker's tables are those of the plan `number` of its scheduler, or an upload failed and the same plan
+//! comes again.
+
+use super::batch::{Batch, BatchEntry};
+use super::config::{CacheConfig, Geometry, Scrub};
+use super::copies::COPY_WORDS;
+use super::kv_cache::KvCache;
+use super::plan::{Counts, GroupShape, Plan, PlanInfo, Shape, Writer, message_bytes};
+use super::session::StepTables;
+use super::state::State;
+use super::upload::live_entries;
+use crate::device::Stream;
+use crate::error::{Error, Result, Status};
+
+/// Where a cache stands in the row of plans.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PlanChain {
+    /// The cache that makes the plans; 0 for a worker that has applied none.
+    scheduler: u64,
+    /// The latest plan that was made or applied.
+    number: u64,
+    /// Step and call of `step` whose outcome the latest plan told.
+    told: (u64, u64),
+}
+
+impl PlanChain {
+    pub(super) fn new(scheduler: u64) -> Self {
+        Self { scheduler: scheduler.max(1), ..Self::default() }
+    }
+
+    /// Whether plans were made, so that each step's must be.
+    pub(super) fn is_used(&self) -> bool {
+        self.number > 0
+    }
+}
+
+/// What plans of a cache depend on.
+pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
+    let copies = super::copies::capacities(geometry, config.max_sequences);
+    let group = |(group, copies): (&super::config::GroupGeometry, usize)| GroupShape {
+        copies: copies as u32,
+        block_tokens: group.block_tokens,
+        blocks: group.blocks,
+        row_cells: group.row_cells,
+        has_slots: group.has_slots(),
+    };
+    Shape::new(
+        config.max_sequences,
+        config.max_batch_tokens,
+        geometry.max_sequence_tokens,
+        config.scrub != Scrub::None,
+        geometry.groups.iter().zip(copies).map(group).collect(),
+    )
+}
+
+/// What a worker needs no room for.
+pub(super) fn worker_config(config: &CacheConfig) -> CacheConfig {
+    CacheConfig { max_leases: 1, max_namespaces: 1, event_capacity: 0, ..config.clone() }
+}
+
+impl State {
+    /// Makes this the state of a worker: rows as long as they can be, and no books.
+    pub(super) fn become_worker(&mut self) {
+        self.is_worker = true;
+        self.plans = PlanChain::default();
+        for row in 0..self.holders.sequences.len() {
+            self.holders.sequences[row].holder.is_live = true;
+            self.holders.rows.iter_mut().for_each(|rows| rows.truncate(row, rows.row_cells()));
+        }
+    }
+
+    /// Refuses what only the cache that decides can do.
+    pub(super) fn check_decides(&self) -> Result<()> {
+        match self.is_worker {
+            true => Err(Error::new(
+                Status::Unsupported,
+                "a worker's cache applies plans and decides nothing; ask its scheduler's",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// A worker's lengths are those of its rows; there is nothing else to prove.
+    pub(super) fn validate_worker(&self) -> Result<()> {
+        let rows = self.holders.sequences.iter().zip(&self.batch.lengths);
+        match rows.clone().all(|(sequence, &length)| sequence.length == length as u64) {
+            true => Ok(()),
+            false => Err(Error::internal("a worker's rows and lengths disagree")),
+        }
+    }
+
+    /// Words of a plan's body, and what its head counts.
+    fn plan_size(&self, is_full: bool) -> (usize, Counts) {
+        let batch = live_entries(self).count();
+        let lengths = match is_full {
+            true => self.holders.sequence_count() as usize,
+            false => self.batch.dirty_lengths.len(),
+        };
+        let mut words = 4 * batch + 2 * lengths;
+        for (group, store) in self.stores.iter().enumerate() {
+            words += 4 + store.zero_list().len() + COPY_WORDS * self.copies.listed(group).len();
+            self.told_ranges(group, is_full).for_each(|(_, from, to)| words += 3 + (to - from) as usize);
+        }
+        let counts =
+            Counts { groups: self.stores.len() as u32, batch: batch as u32, lengths: lengths as u32 };
+        (words, counts)
+    }
+
+    fn live_rows(&self) -> impl Iterator<Item = usize> + '_ {
+        let sequences = self.holders.sequences.iter().enumerate();
+        sequences.filter(|(_, sequence)| sequence.holder.is_live).map(|(row, _)| row)
+    }
+
+    /// Row, first and end of each range of cells that a plan tells.
+    fn told_ranges(&self, group: usize, is_full: bool) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+        let rows = &self.holders.rows[group];
+        let all = self.live_rows().map(|row| (row as u32, 0, rows.count(row) as u32));
+        let all = all.filter(move |range| is_full && range.2 > 0);
+        let changed = self.batch.dirty[group].ranges().filter(move |_| !is_full);
+        all.chain(changed)
+    }
+
+    /// Writes the plan of the open step and forgets what it tells, if it fits; answers its bytes.
+    fn write_plan(&mut self, step: u64, geometry: u64, is_full: bool, out: &mut [u8]) -> Result<usize> {
+        if !self.shared.steps.is_open(step) {
+            let text = "a plan is made of the step that was begun last and is not done";
+            return Err(Error::new(Status::WrongState, text));
+        }
+        let (words, counts) = self.plan_size(is_full);
+        let bytes = message_bytes(words);
+        let Some(out) = out.get_mut(..bytes) else { return Ok(bytes) };
+        let before = self.plans.number;
+        // A full plan after the delta of the same state is that plan once more, for those who missed some.
+        let is_same = is_full && before > 0 && self.plans.told == (step, self.call);
+        let number = before + u64::from(!is_same);
+        let info = PlanInfo {
+            bytes: bytes as u64,
+            scheduler: self.plans.scheduler,
+            geometry,
+            step,
+            number,
+            follows: if is_full { 0 } else { before },
+            is_full,
+        };
+        let mut writer = Writer::new(out, &info, counts);
+        for entry in live_entries(self) {
+            let length = self.batch.lengths[entry.row as usize] as u32;
+            writer.words(&[entry.row, entry.count, entry.first as u32, length]);
+        }
+        match is_full {
+            true => {
+                self.live_rows().for_each(|row| writer.words(&[row as u32, self.batch.lengths[row] as u32]))
+            }
+            false => {
+                let lengths = &self.batch.lengths;
+                let changed = self.batch.dirty_lengths.iter();
+                changed.for_each(|&row| writer.words(&[row, lengths[row as usize] as u32]));
+            }
+        }
+        for (group, store) in self.stores.iter().enumerate() {
+            let (ranges, cells) = self
+                .told_ranges(group, is_full)
+                .fold((0, 0), |(ranges, cells), (_, from, to)| (ranges + 1, cells + to - from));
+            let copies = self.copies.listed(group);
+            writer.words(&[ranges, cells, store.zero_list().len() as u32, copies.len() as u32]);
+            self.told_ranges(group, is_full)
+                .for_each(|(row, from, to)| writer.words(&[row, from, to - from]));
+            let rows = &self.holders.rows[group];
+            for (row, from, to) in self.told_ranges(group, is_full) {
+                let first = row as usize * rows.row_cells();
+                writer.cells(&rows.cells()[first + from as usize..first + to as usize]);
+            }
+            writer.cells(store.zero_list());
+            copies.iter().for_each(|copy| writer.cells(&copy.words()));
+        }
+        writer.finish();
+        self.note_told();
+        self.plans.number = number;
+        self.plans.told = (step, self.call);
+        Ok(bytes)
+    }
+
+    /// Everything that changed was told.
+    fn note_told(&mut self) {
+        while self.batch.pop_dirty_length().is_some() {}
+        self.batch.dirty.iter_mut().for_each(super::batch::Dirty::clear);
+        self.stores.iter_mut().for_each(|store| store.zeroed(store.zero_list().len()));
+        self.take_copies(&|_| usize::MAX);
+    }
+
+    /// Checks that a plan comes next.
+    fn check_chain(&self, info: &PlanInfo) -> Result<()> {
+        let PlanChain { scheduler, number, .. } = self.plans;
+        let is_known = scheduler == info.scheduler;
+        let wrong = |status, text: String| Err(Error::new(status, text));
+        if info.is_full {
+            return match is_known && info.number < number {
+                true => wrong(Status::WrongState, format!("plan {} after plan {number}", info.number)),
+                false => Ok(()),
+            };
+        }
+        if scheduler != 0 && !is_known {
+            return wrong(
+                Status::Dependency,
+                "the plan is another scheduler's; begin with a full one".to_owned(),
+            );
+        }
+        if info.number <= number {
+            return wrong(
+                Status::WrongState,
+                format!("plan {} was applied, {number} is the latest", info.number),
+            );
+        }
+        if info.follows != number {
+            let text = format!(
+                "plan {} follows plan {}, the latest here is {number}; ask for a full plan",
+                info.number, info.follows
+            );
+            return wrong(Status::Dependency, text);
+        }
+        Ok(())
+    }
+
+    /// Takes a checked plan over into the tables; the device learns it with the next upload.
+    fn take_plan(&mut self, plan: &Plan<'_>) -> Result<()> {
+        self.check_chain(&plan.info)?;
+        self.shared.steps.open(plan.info.step)?;
+        self.batch.begin(plan.info.step);
+        self.call += 1;
+        if plan.info.is_full {
+            (0..self.holders.sequences.len()).for_each(|row| self.take_length(row, 0));
+        }
+        for [row, length] in plan.lengths.entries() {
+            self.take_length(row as usize, length);
+        }
+        for [row, count, first, length] in plan.batch.entries() {
+            self.take_length(row as usize, length);
+            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count });
+            self.batch.tokens += count;
+        }
+        // Copies that a failed upload left: they come again.
+        self.take_copies(&|_| usize::MAX);
+        for (group, part) in plan.groups().enumerate() {
+            let State { stores, holders, batch, .. } = self;
+            let mut cells = part.cells.iter();
+            for [row, first, count] in part.ranges.entries() {
+                let (row, first, count) = (row as usize, first as usize, count as usize);
+                holders.rows[group].set_cells(row, first, cells.by_ref().take(count).map(|cell| cell as i32));
+                batch.mark_cells(group, row, first, first + count);
+            }
+            part.zeros.iter().for_each(|block| stores[group].list_zero(block));
+            part.copies().for_each(|copy| self.list_copy(copy));
+        }
+        Ok(())
+    }
+
+    fn take_length(&mut self, row: usize, length: u32) {
+        let sequence = &mut self.holders.sequences[row];
+        if sequence.length != u64::from(length) {
+            let Batch { used_tokens, .. } = &mut self.batch;
+            *used_tokens = *used_tokens + u64::from(length) - sequence.length;
+            sequence.length = length.into();
+            self.batch.set_length(row, length.into());
+        }
+    }
+}
+
+impl KvCache {
+    /// Writes the plan of the open step into `out` and forgets the changes that it tells, if it fits there. Answers
+    /// the bytes of the message. For a cache without memory.
+    pub fn export_plan(&self, step: u64, is_full: bool, out: &mut [u8]) -> Result<usize> {
+        if !self.is_metadata_only() {
+            let text = "a cache with memory uploads its own tables; plans are made by a metadata-only one";
+            return Err(Error::new(Status::Unsupported, text));
+        }
+        self.state.lock().write_plan(step, self.shape.digest, is_full, out)
+    }
+
+    /// Takes a plan over, uploads what it changes and gives the tables to `read`, which must not call the cache. For
+    /// a worker's cache.
+    pub fn apply_plan<R>(
+        &self,
+        stream: Stream,
+        message: &[u8],
+        read: impl FnOnce(&StepTables<'_>) -> Result<R>,
+    ) -> Result<R> {
+        if !self.reap()?.is_worker {
+            let text = "only a cache with the worker's flag applies plans";
+            return Err(Error::new(Status::Unsupported, text));
+        }
+        let plan = Plan::read(message, &self.shape)?;
+        self.state.lock().take_plan(&plan)?;
+        let answer = self.tables(plan.info.step, stream, read)?;
+        let PlanInfo { scheduler, number, .. } = plan.info;
+        self.state.lock().plans = PlanChain { scheduler, number, told: (0, 0) };
+        Ok(answer)
+    }
+}

@@ -1,0 +1,189 @@
+//! What a message says is read back, and what no scheduler wrote is refused.
+
+use super::*;
+
+fn shape() -> Shape {
+    let group = |block_tokens, blocks, row_cells| GroupShape {
+        block_tokens,
+        blocks,
+        row_cells,
+        has_slots: true,
+        copies: 2,
+    };
+    Shape::new(8, 64, 100, true, vec![group(4, 32, 25), group(8, 16, 13)])
+}
+
+/// Batch entries, lengths, and for each group ranges, cells and blocks to zero.
+type Parts<'a> = (&'a [u32], &'a [u32], [(&'a [u32], &'a [i32], &'a [i32]); 2]);
+
+const GOOD: Parts<'static> = (
+    &[3, 5, 2, 7, 0, 1, 99, 100],
+    &[3, 7, 5, 0, 0, 100],
+    [(&[3, 0, 2, 0, 24, 1], &[31, -1, 4], &[0, 31]), (&[3, 0, 1], &[15], &[])],
+);
+
+fn message_of(info: &PlanInfo, parts: Parts<'_>) -> Vec<u8> {
+    message_with(info, parts, &[])
+}
+
+/// The copies are those of the first group.
+fn message_with(info: &PlanInfo, (batch, lengths, groups): Parts<'_>, copies: &[TokenCopy]) -> Vec<u8> {
+    let part =
+        |(ranges, cells, zeros): &(&[u32], &[i32], &[i32])| 4 + ranges.len() + cells.len() + zeros.len();
+    let words =
+        batch.len() + lengths.len() + groups.iter().map(part).sum::<usize>() + COPY_WORDS * copies.len();
+    let mut out = vec![0; message_bytes(words)];
+    let counts = Counts { groups: 2, batch: batch.len() as u32 / 4, lengths: lengths.len() as u32 / 2 };
+    let mut writer = Writer::new(&mut out, info, counts);
+    writer.words(batch);
+    writer.words(lengths);
+    for (group, (ranges, cells, zeros)) in groups.into_iter().enumerate() {
+        let copies = if group == 0 { copies } else { &[] };
+        writer.words(&[ranges.len() as u32 / 3, cells.len() as u32, zeros.len() as u32, copies.len() as u32]);
+        writer.words(ranges);
+        writer.cells(cells);
+        writer.cells(zeros);
+        copies.iter().for_each(|copy| writer.cells(&copy.words()));
+    }
+    writer.finish();
+    out
+}
+
+fn info() -> PlanInfo {
+    PlanInfo {
+        bytes: 0,
+        scheduler: u64::MAX - 1,
+        geometry: shape().digest,
+        step: 1 << 40,
+        number: 9,
+        follows: 8,
+        is_full: false,
+    }
+}
+
+fn refused(message: &[u8]) -> Error {
+    match Plan::read(message, &shape()) {
+        Ok(_) => panic!("the message must be refused"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn a_message_is_read_back_word_by_word() {
+    let message = message_of(&info(), GOOD);
+    let plan = Plan::read(&message, &shape()).unwrap();
+    assert_eq!(plan.info, PlanInfo { bytes: message.len() as u64, ..info() });
+    assert_eq!(PlanInfo::read(&message).unwrap(), plan.info);
+    assert_eq!(plan.batch.iter().collect::<Vec<_>>(), GOOD.0);
+    assert_eq!(plan.lengths.entries().collect::<Vec<[u32; 2]>>(), [[3, 7], [5, 0], [0, 100]]);
+    let words = |words: Words<'_>| words.iter().map(|word| word as i32).collect::<Vec<_>>();
+    let mut count = 0;
+    for (group, (ranges, cells, zeros)) in plan.groups().zip(GOOD.2) {
+        assert_eq!(group.ranges.iter().collect::<Vec<_>>(), ranges);
+        assert_eq!((words(group.cells), words(group.zeros)), (cells.to_vec(), zeros.to_vec()));
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn a_cut_message_and_every_flipped_bit_are_refused() {
+    let message = message_of(&info(), GOOD);
+    for length in 0..message.len() {
+        assert!(!refused(&message[..length]).text.is_empty());
+    }
+    let mut longer = message.clone();
+    longer.extend([0; 4]);
+    refused(&longer);
+    for bit in 0..8 * message.len() {
+        let mut flipped = message.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let expected = if (32..64).contains(&bit) { Status::Unsupported } else { Status::InvalidArgument };
+        assert_eq!(refused(&flipped).status, expected, "bit {bit}");
+    }
+}
+
+#[test]
+fn copies_are_read_back_and_lie_inside_their_blocks() {
+    let copy = TokenCopy { group: 0, row: 7, source_slot: 125, target_slot: 0, tokens: 3, shift: -9 };
+    let message = message_with(&info(), GOOD, &[copy, copy]);
+    let plan = Plan::read(&message, &shape()).unwrap();
+    let read: Vec<Vec<TokenCopy>> = plan.groups().map(|group| group.copies().collect()).collect();
+    assert_eq!(read, [vec![copy, copy], vec![]]);
+    let far = TokenCopy { source_slot: 5 << 32, ..copy };
+    assert_eq!(TokenCopy::from_words(far.words()), far);
+    let bad = [
+        TokenCopy { group: 1, ..copy },
+        TokenCopy { row: -1, ..copy },
+        TokenCopy { row: 8, ..copy },
+        TokenCopy { tokens: 0, ..copy },
+        TokenCopy { tokens: 4, ..copy },
+        TokenCopy { tokens: u32::MAX, ..copy },
+        TokenCopy { source_slot: 128, ..copy },
+        TokenCopy { source_slot: -4, ..copy },
+        TokenCopy { target_slot: i64::MAX, ..copy },
+        TokenCopy { target_slot: 2, ..copy },
+        far,
+    ];
+    for copy in bad {
+        assert!(refused(&message_with(&info(), GOOD, &[copy])).text.contains("a copy"), "{copy:?}");
+    }
+    assert!(refused(&message_with(&info(), GOOD, &[copy; 3])).text.contains("a copy"));
+}
+
+#[test]
+fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_is_right() {
+    let (batch, lengths, [one, two]) = GOOD;
+    let bad: &[(&str, Parts<'_>)] = &[
+        ("a row of the batch", (&[8, 1, 0, 1], lengths, [one, two])),
+        ("tokens past the length", (&[3, 6, 2, 7], lengths, [one, two])),
+        ("a sequence too long", (&[3, 1, 100, 101], lengths, [one, two])),
+        ("too many tokens", (&[3, 33, 0, 33, 4, 32, 0, 32], lengths, [one, two])),
+        ("too many entries", (&[0; 36], lengths, [one, two])),
+        ("a row of a length", (batch, &[8, 1], [one, two])),
+        ("a length", (batch, &[7, 101], [one, two])),
+        ("a row of a range", (batch, lengths, [(&[8, 0, 1], &[0], &[]), two])),
+        ("a range past the row", (batch, lengths, [(&[1, 24, 2], &[0, 0], &[]), two])),
+        ("a range past everything", (batch, lengths, [(&[1, u32::MAX, 2], &[0, 0], &[]), two])),
+        ("fewer cells", (batch, lengths, [(&[1, 0, 2], &[0], &[]), two])),
+        ("a cell", (batch, lengths, [(&[1, 0, 1], &[32], &[]), two])),
+        ("a negative cell", (batch, lengths, [(&[1, 0, 1], &[-2], &[]), two])),
+        ("a block to zero", (batch, lengths, [one, (&[], &[], &[16])])),
+        ("a negative block to zero", (batch, lengths, [one, (&[], &[], &[-1])])),
+        ("too many blocks to zero", (batch, lengths, [one, (&[], &[], &[1; 17])])),
+    ];
+    for &(name, parts) in bad {
+        let error = refused(&message_of(&info(), parts));
+        assert_eq!(error.status, Status::InvalidArgument, "{name}: {error}");
+    }
+    for wrong in [PlanInfo { step: 0, ..info() }, PlanInfo { number: 0, ..info() }] {
+        refused(&message_of(&wrong, GOOD));
+    }
+    let other = message_of(&PlanInfo { geometry: 5, ..info() }, GOOD);
+    assert!(refused(&other).text.contains("geometry"));
+}
+
+#[test]
+fn the_digest_knows_every_number_that_a_plan_depends_on() {
+    let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true, copies: 2 };
+    let of = |sequences, batch, longest, scrubs, groups| {
+        Shape::new(sequences, batch, longest, scrubs, groups).digest
+    };
+    let mut digests = vec![
+        of(8, 64, 100, true, vec![group]),
+        of(9, 64, 100, true, vec![group]),
+        of(8, 65, 100, true, vec![group]),
+        of(8, 64, 101, true, vec![group]),
+        of(8, 64, 100, false, vec![group]),
+        of(8, 64, 100, true, vec![group, group]),
+        of(8, 64, 100, true, vec![GroupShape { block_tokens: 5, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { blocks: 33, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { row_cells: 26, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { has_slots: false, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { copies: 3, ..group }]),
+    ];
+    let count = digests.len();
+    digests.sort_unstable();
+    digests.dedup();
+    assert_eq!(digests.len(), count);
+}

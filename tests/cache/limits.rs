@@ -1,0 +1,297 @@
+//! What each namespace holds and did, what it may hold and keep, and to which outcome each looked-up block goes.
+
+use std::collections::BTreeSet;
+
+use kavern::cache::{
+    CacheConfig, CacheEventKind, NO_LIMIT, Naming, Op, RemoveReason, Request, ResetScope, Target,
+};
+use kavern::error::Status;
+use kavern::types::Id;
+
+use super::bench::{Bench, ask, ask_keys, commit, config, group, opaque, prompt, refused};
+
+fn of(namespace_id: u64, tokens: &[i32]) -> Request<'_> {
+    Request { namespace_id, ..ask(tokens) }
+}
+
+fn ids(bench: &Bench, most: usize) -> BTreeSet<u64> {
+    let (mut position, mut is_all, mut ids) = (0, false, BTreeSet::new());
+    while !is_all {
+        let mut count = 0;
+        (position, is_all) = bench.cache.namespace_ids(position, most, |at, id| {
+            assert_eq!(at, count);
+            assert!(ids.insert(id), "{id} twice");
+            count += 1;
+        });
+        assert!(count <= most);
+    }
+    ids
+}
+
+#[test]
+fn a_namespace_counts_its_own_under_all_salts_and_adapters_and_is_forgotten_when_nothing_is_left() {
+    let mut bench = Bench::simple(4, 32);
+    let tokens = prompt(1, 12);
+    bench.run(&of(5, &tokens));
+    bench.run(&Request { salt: b"other", ..of(5, &tokens) });
+    bench.run(&Request { adapter_id: 3, ..of(5, &tokens[..8]) });
+    bench.run(&of(6, &tokens));
+    bench.begin();
+    let hits = [bench.look(&of(5, &tokens)), bench.look(&of(5, &tokens))];
+    let five = bench.cache.namespace_statistics(5);
+    assert_eq!(
+        (five.held_blocks, five.cached_blocks, five.findable_blocks),
+        (3, 5, 8),
+        "shared blocks count once"
+    );
+    assert_eq!((five.lookups, five.lookup_blocks, five.hit_blocks), (5, 14, 6));
+    assert_eq!((five.lookup_tokens, five.hit_tokens), (56, 24));
+    assert_eq!((five.stored_blocks, five.evicted_blocks, five.refused_ops), (8, 0, 0));
+    assert_eq!((five.max_held_blocks, five.max_cached_blocks), (NO_LIMIT, NO_LIMIT));
+    let six = bench.cache.namespace_statistics(6);
+    assert_eq!((six.held_blocks, six.cached_blocks, six.lookups), (0, 3, 1));
+    hits.iter().for_each(|hit| bench.release(hit.lease));
+    bench.done();
+    assert_eq!(ids(&bench, 1), [5, 6].into());
+    assert_eq!(bench.cache.reset(ResetScope::Namespace(5)).unwrap(), 8);
+    assert_eq!(bench.cache.namespace_statistics(5).lookups, 0, "forgotten with its last block");
+    assert_eq!(ids(&bench, 9), [6].into());
+    assert_eq!(bench.hits(&of(6, &tokens)), 12, "another's blocks stay");
+}
+
+#[test]
+fn what_would_hold_more_than_the_limit_is_refused_and_changes_nothing() {
+    let mut bench = Bench::simple(4, 32);
+    bench.cache.limit_namespace(1, 3, NO_LIMIT).unwrap();
+    let tokens = prompt(1, 32);
+    bench.begin();
+    let hit = bench.look(&ask(&tokens));
+    let before = bench.statistics();
+    let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: 17, lookahead: 0, row: -1 });
+    assert_eq!((result.status, result.blocks_missing), (Status::LimitReached, 2));
+    let after = bench.statistics();
+    assert_eq!((after.free_blocks, after.sequences, after.leases), (before.free_blocks, 0, 1));
+    let sequence = bench.admit(hit.lease, 9).sequence;
+    bench.append(sequence, 3);
+    let target = Target::Id(Id(sequence));
+    let refused = bench.apply(&Op::Append { target, tokens: 1, lookahead: 0 });
+    assert_eq!((refused.status, refused.blocks_missing), (Status::LimitReached, 1));
+    assert_eq!(bench.cache.namespace_statistics(1).refused_ops, 2);
+    // Others are not concerned, and the same namespace may hold again what it let go.
+    let other = bench.look(&of(2, &tokens));
+    bench.admit(other.lease, 32);
+    bench.commit(sequence, &tokens[..12]);
+    bench.free(sequence);
+    bench.done();
+    bench.begin();
+    let hit = bench.look(&ask(&tokens));
+    assert_eq!(hit.tokens, 12);
+    let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: 1, lookahead: 0, row: -1 });
+    assert_eq!((result.status, result.blocks_missing), (Status::LimitReached, 1), "hits count as held");
+    bench.cache.limit_namespace(1, NO_LIMIT, NO_LIMIT).unwrap();
+    bench.admit(hit.lease, 1);
+    bench.done();
+}
+
+#[test]
+fn cached_blocks_above_the_limit_go_oldest_first_and_others_stay() {
+    let settings = CacheConfig { event_capacity: 1000, ..config(vec![group(4)], 64) };
+    let mut bench = Bench::new(&settings);
+    bench.cache.limit_namespace(1, NO_LIMIT, 4).unwrap();
+    let prompts: Vec<Vec<i32>> = (1..5).map(|seed| prompt(seed, 8)).collect();
+    prompts.iter().for_each(|tokens| assert_eq!(bench.run(&of(2, tokens)), 0));
+    bench.run(&ask(&prompts[0]));
+    bench.run(&ask(&prompts[1]));
+    bench.run(&ask(&prompts[0]));
+    bench.run(&ask(&prompts[2]));
+    let kept: Vec<u64> = prompts.iter().map(|tokens| bench.hits(&ask(tokens))).collect();
+    assert_eq!(kept, [8, 0, 8, 0], "used again is younger than published later");
+    let one = bench.cache.namespace_statistics(1);
+    assert_eq!((one.cached_blocks, one.evicted_blocks, one.max_cached_blocks), (4, 2, 4));
+    prompts.iter().for_each(|tokens| assert_eq!(bench.hits(&of(2, tokens)), 8, "another's stay"));
+    let mut reasons = Vec::new();
+    bench.cache.read_events(0, 1000, |_, event| {
+        if event.kind == CacheEventKind::Removed {
+            reasons.push((event.namespace_id, event.reason));
+        }
+    });
+    assert_eq!(reasons, [(1, RemoveReason::Limit); 2]);
+    // What is held is not cached: it goes only after it was let go.
+    bench.begin();
+    let hits = [bench.look(&ask(&prompts[0])), bench.look(&ask(&prompts[2]))];
+    bench.cache.limit_namespace(1, NO_LIMIT, 1).unwrap();
+    assert_eq!(bench.cache.namespace_statistics(1).findable_blocks, 4);
+    hits.iter().for_each(|hit| bench.release(hit.lease));
+    bench.done();
+    assert_eq!(bench.cache.namespace_statistics(1).cached_blocks, 1);
+    assert_eq!(bench.hits(&ask(&prompts[2])), 4, "the root of the path that was let go last");
+}
+
+#[test]
+fn a_limit_on_a_namespace_that_has_more_takes_effect_at_once_and_counts_tokens_over_groups() {
+    let mut bench = Bench::new(&config(vec![group(4), opaque(8, 16)], 64));
+    for seed in 0..4 {
+        bench.run(&ask(&prompt(seed, 32)));
+        bench.run(&of(2, &prompt(seed, 8)));
+    }
+    assert_eq!(bench.cache.namespace_statistics(1).cached_blocks, 48);
+    bench.begin();
+    let hit = bench.look(&ask(&prompt(0, 32)));
+    bench.cache.limit_namespace(1, NO_LIMIT, 12).unwrap();
+    let one = bench.cache.namespace_statistics(1);
+    assert_eq!((one.held_blocks, one.cached_blocks, one.findable_blocks), (12, 12, 24));
+    assert_eq!(bench.cache.namespace_statistics(2).cached_blocks, 12);
+    bench.cache.validate().unwrap();
+    bench.release(hit.lease);
+    bench.cache.limit_namespace(1, 0, 0).unwrap();
+    assert_eq!(bench.cache.namespace_statistics(1).findable_blocks, 0);
+    assert_eq!(ids(&bench, 3), [1, 2].into(), "a limit keeps the namespace known");
+    bench.cache.limit_namespace(1, NO_LIMIT, NO_LIMIT).unwrap();
+    assert_eq!(ids(&bench, 3), [2].into());
+    bench.done();
+}
+
+#[test]
+fn limits_are_set_for_as_many_namespaces_as_there_may_be_and_leave_those_their_place() {
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: 3, ..config(vec![group(4)], 32) });
+    (10..13).for_each(|id| bench.cache.limit_namespace(id, 9, 9).unwrap());
+    assert_eq!(refused(bench.cache.limit_namespace(13, 9, 9)), Status::LimitReached);
+    bench.cache.limit_namespace(12, 5, 5).unwrap();
+    (0..3).for_each(|id| assert_eq!(bench.run(&of(id, &prompt(1, 8))), 0));
+    assert_eq!(ids(&bench, 2), [0, 1, 2, 10, 11, 12].into());
+    bench.cache.limit_namespace(12, NO_LIMIT, NO_LIMIT).unwrap();
+    bench.cache.limit_namespace(13, 9, NO_LIMIT).unwrap();
+    assert_eq!(ids(&bench, 1), [0, 1, 2, 10, 11, 13].into());
+}
+
+/// Hit, missed, skipped and all blocks of one lookup.
+fn outcomes(bench: &mut Bench, request: &Request<'_>) -> [u64; 4] {
+    let of = |bench: &Bench| {
+        let s = bench.statistics();
+        [s.hit_blocks, s.missed_blocks, s.skipped_blocks, s.lookup_blocks]
+    };
+    let before = of(bench);
+    bench.hits(request);
+    let after = of(bench);
+    std::array::from_fn(|outcome| after[outcome] - before[outcome])
+}
+
+#[test]
+fn each_looked_up_block_has_exactly_one_outcome() {
+    let mut bench = Bench::new(&config(vec![group(4), opaque(8, 16)], 64));
+    let tokens = prompt(1, 36);
+    bench.run(&ask(&tokens[..24]));
+    // 9 blocks of 4 and 4 of 8 in the prompt; 6 and 3 are known.
+    assert_eq!(outcomes(&mut bench, &ask(&tokens)), [9, 4, 0, 13]);
+    assert_eq!(outcomes(&mut bench, &ask(&tokens[..24])), [9, 0, 0, 9]);
+    assert_eq!(outcomes(&mut bench, &Request { no_read: true, ..ask(&tokens) }), [0, 0, 13, 13]);
+    assert_eq!(outcomes(&mut bench, &Request { drop_last: true, ..ask(&tokens) }), [6, 4, 3, 13]);
+    let keep = Request { keep_one_token: true, ..ask(&tokens[..24]) };
+    assert_eq!(outcomes(&mut bench, &keep), [6, 0, 3, 9]);
+    // One more block in the first group alone is found, but of no use.
+    bench.run(&ask(&tokens[..28]));
+    assert_eq!(outcomes(&mut bench, &ask(&tokens)), [9, 4, 0, 13]);
+    // Beyond the longest sequence nothing is looked for.
+    let long = prompt(9, 520);
+    assert_eq!(outcomes(&mut bench, &ask(&long)), [0, 128 + 64, 3, 130 + 65]);
+    // Nor beyond the keys.
+    let keys = [7u8; 64];
+    let request = Request { namespace_id: 77, token_count: 16, ..ask_keys(&keys, 32, 4) };
+    assert_eq!(outcomes(&mut bench, &request), [0, 3, 3, 6]);
+    bench.cache.validate().unwrap();
+}
+
+#[test]
+fn outcomes_lists_and_counts_hold_over_random_operations_under_changing_limits() {
+    for policy in ["lru", "fifo"] {
+        let settings = CacheConfig { policy: policy.to_owned(), ..config(vec![group(4), opaque(8, 16)], 40) };
+        let mut bench = Bench::new(&settings);
+        let mut random = fastrand::Rng::with_seed(23);
+        let mut live: Vec<(u64, u64)> = Vec::new();
+        let mut refused = 0;
+        bench.begin();
+        for round in 0..6000 {
+            let id = random.u64(0..3);
+            match random.u8(0..12) {
+                0..=4 => {
+                    let length = random.usize(0..40);
+                    let tokens: Vec<i32> = (0..length).map(|_| i32::from(random.u8(0..16) == 0)).collect();
+                    let request = Request {
+                        no_read: random.u8(0..9) == 0,
+                        drop_last: random.u8(0..5) == 0,
+                        keep_one_token: random.bool(),
+                        ..of(id, &tokens)
+                    };
+                    let hit = bench.look(&request);
+                    let rest = &tokens[hit.tokens as usize..];
+                    let op = Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 0, row: -1 };
+                    let result = bench.apply(&op);
+                    refused += u32::from(result.status == Status::LimitReached && result.blocks_missing > 0);
+                    if result.sequence == 0 {
+                        bench.good(&Op::Release { lease: hit.lease });
+                    } else {
+                        bench.good(&commit(result.sequence, rest, &[]));
+                        live.push((id, result.sequence));
+                    }
+                }
+                5..=7 if !live.is_empty() => {
+                    let (_, sequence) = live.swap_remove(random.usize(0..live.len()));
+                    bench.free(sequence);
+                }
+                8 => {
+                    let limit = |random: &mut fastrand::Rng| match random.u8(0..3) {
+                        0 => NO_LIMIT,
+                        _ => random.u64(0..20),
+                    };
+                    let (held, cached) = (limit(&mut random), limit(&mut random));
+                    bench.cache.limit_namespace(id, held, cached).unwrap();
+                }
+                9 if random.u8(0..8) == 0 => _ = bench.cache.reset(ResetScope::Namespace(id)).unwrap(),
+                10 if random.u8(0..8) == 0 => _ = bench.cache.evict(0, 3).unwrap(),
+                _ => {
+                    bench.done();
+                    bench.begin();
+                }
+            }
+            for id in 0..3 {
+                let counts = bench.cache.namespace_statistics(id);
+                assert!(counts.cached_blocks <= counts.max_cached_blocks, "round {round}");
+            }
+            if round % 50 == 0 {
+                bench.cache.validate().unwrap();
+            }
+        }
+        let all = bench.statistics();
+        assert_eq!(all.lookup_blocks, all.hit_blocks + all.missed_blocks + all.skipped_blocks);
+        assert!(
+            refused > 50 && all.hit_blocks > 500 && all.skipped_blocks > 500,
+            "{refused} refused: {all:?}"
+        );
+        bench.done();
+    }
+}
+
+#[test]
+fn what_a_sequence_computed_before_a_reset_is_never_published_after_it() {
+    let mut bench = Bench::simple(4, 32);
+    let tokens = prompt(1, 16);
+    for scope in [ResetScope::Namespace(1), ResetScope::All] {
+        bench.begin();
+        let hit = bench.look(&ask(&tokens));
+        let waiting = bench.look(&ask(&tokens));
+        let sequence = bench.admit(hit.lease, 16).sequence;
+        bench.commit(sequence, &tokens[..4]);
+        assert_eq!(bench.cache.reset(scope).unwrap(), 1);
+        assert_eq!(bench.commit(sequence, &tokens[4..]).blocks_committed, 0);
+        let late = bench.admit(waiting.lease, 16).sequence;
+        let naming = Naming::Tokens(&tokens, &[]);
+        let op = Op::Commit { target: Target::Id(Id(late)), tokens: 16, naming };
+        assert_eq!(bench.good(&op).blocks_committed, 0);
+        // One that began after the reset publishes.
+        let (_, fresh) = bench.start(&ask(&tokens[..8]), &tokens[..8]);
+        assert_eq!(bench.statistics().indexed_blocks, 2);
+        [sequence, late, fresh].iter().for_each(|&sequence| bench.free(sequence));
+        bench.done();
+        assert_eq!(bench.cache.reset(ResetScope::All).unwrap(), 2);
+    }
+}
