@@ -22,6 +22,7 @@ const BLOCK_TOKENS: u32 = 16;
 pub(crate) struct Branches {
     cache: KvCache,
     parent: u64,
+    step: u64,
 }
 
 fn target(sequence: u64) -> Target {
@@ -76,12 +77,12 @@ impl Branches {
         let admit = Op::Admit { lease, tokens: TOKENS - 5, lookahead: 0, row: -1 };
         let parent = good(cache.step(1).expect("the first step").apply(&admit)).sequence;
         cache.step_done(1, None).expect("the step is open");
-        Self { cache, parent }
+        Self { cache, parent, step: 2 }
     }
 
     /// Forks all tokens and frees the child; answers the nanoseconds of the fork.
     pub(crate) fn fork(&mut self) -> u64 {
-        let mut step = self.cache.step(2).expect("the step stays open");
+        let mut step = self.cache.step(self.step).expect("steps complete at once");
         let fork = Op::Change { target: target(self.parent), change: Change::Fork { tokens: 0, row: -1 } };
         let start = now_ns();
         let child = step.apply(&fork);
@@ -90,9 +91,9 @@ impl Branches {
         elapsed
     }
 
-    /// Appends eight tokens to a child, of which a rollback drops six; answers the nanoseconds of the rollback.
+    /// Appends eight tokens, of which a rollback drops six; answers the nanoseconds of the rollback.
     pub(crate) fn rollback(&mut self) -> u64 {
-        let mut step = self.cache.step(2).expect("the step stays open");
+        let mut step = self.cache.step(self.step).expect("steps complete at once");
         good(step.apply(&Op::Append { target: target(self.parent), tokens: 8, lookahead: 0 }));
         let rollback = |tokens| Op::Change {
             target: target(self.parent),
@@ -103,6 +104,10 @@ impl Branches {
         let elapsed = now_ns() - start;
         good(result);
         good(step.apply(&rollback(TOKENS - 5)));
+        drop(step);
+        // The block that went waits for its step.
+        self.cache.step_done(self.step, None).expect("the step is open");
+        self.step += 1;
         elapsed
     }
 }

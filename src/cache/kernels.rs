@@ -135,11 +135,31 @@ const TOKENS_WORDS: usize = 4;
 /// stands twice, so that the order of the runs does not matter.
 pub(super) static TOKENS: Kernel = Kernel { name: "kavern_tokens_copy", cpu: copy_tokens };
 
+/// Runs up to which the reference proves that their order does not matter, as a device takes them in any.
+const TOKENS_CHECKED: usize = 64;
+
+fn check_independent(runs: &[u64]) {
+    let overlap = |a: u64, b: u64, a_tokens: u64, b_tokens: u64| a < b + b_tokens && b < a + a_tokens;
+    let tokens = |run: &[u64]| u64::from(run[3] as u32);
+    for (at, run) in runs.chunks_exact(TOKENS_WORDS).enumerate() {
+        for (other_at, other) in runs.chunks_exact(TOKENS_WORDS).enumerate() {
+            let (of_run, of_other) = (tokens(run), tokens(other));
+            assert!(!overlap(run[2], other[1], of_run, of_other), "a target of copied tokens is a source");
+            let is_twice = at != other_at && overlap(run[2], other[2], of_run, of_other);
+            assert!(!is_twice, "a target of copied tokens stands twice");
+        }
+    }
+}
+
 fn copy_tokens(args: &mut CpuArgs<'_>) {
     let (pool, reads) = args.write_and_read::<u8>(0);
     let [block_tokens, block_bytes, plane_bytes] = [2, 3, 4].map(|index| reads.number(index) as usize);
+    let runs = reads.read::<u64>(1);
+    if runs.len() <= TOKENS_CHECKED * TOKENS_WORDS {
+        check_independent(runs);
+    }
     reads.touch(0, 0, 0);
-    for run in reads.read::<u64>(1).chunks_exact(TOKENS_WORDS) {
+    for run in runs.chunks_exact(TOKENS_WORDS) {
         let tokens = run[3] as u32 as usize;
         let bytes = if tokens == block_tokens { plane_bytes } else { tokens * (plane_bytes / block_tokens) };
         let [source, target] = [run[1], run[2]].map(|slot| {
