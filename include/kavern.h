@@ -276,19 +276,46 @@ enum kavern_kv_op_kind
     KAVERN_OP_FREE = 4,
     /** Drops the lease `target`. */
     KAVERN_OP_RELEASE = 5,
-    /** Later. */
+    /**
+     * Sequence `target` keeps its first `tokens` tokens, and blocks for `lookahead` more as far as they are its own.
+     * Below its committed tokens it goes on publishing if the last complete link (hash_block_tokens) is known; where
+     * `tokens` lies inside a link, `token_ids` gives the ids behind that link's start (with `extras`). Published
+     * blocks stay findable; an append into one, or into one that others share, copies it first. What the open step
+     * has published of the dropped tokens is taken back until its tables are made; KAVERN_ERR_IN_USE if a lookup has
+     * found it.
+     */
     KAVERN_OP_ROLLBACK = 6,
-    /** Later. */
+    /**
+     * Makes a child of sequence `target` with its first `tokens` tokens (0: all) in `row` (-1: any). They share all
+     * blocks; the first that appends into the shared open block copies it. `sequence` of the result is the child. Only
+     * tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
+     */
     KAVERN_OP_FORK = 7,
     /** Later. */
     KAVERN_OP_TRIM = 8,
-    /** Later. */
+    /**
+     * Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
+     * block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
+     * with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
+     * has scheduled tokens of it; KAVERN_ERR_UNSUPPORTED where that would split a block of an opaque group.
+     */
     KAVERN_OP_EDIT = 9,
-    /** Later. */
+    /**
+     * Stops sequence `target` until RESUME, as `mode` says; its id stays. With KAVERN_PREEMPT_DROP it leaves the
+     * batch, and what the open step has published for it is taken back as by CANCEL; with KAVERN_PREEMPT_KEEP the
+     * open step still runs what it has scheduled. Operations on it other than RESUME, FREE and CANCEL answer
+     * KAVERN_ERR_WRONG_STATE.
+     */
     KAVERN_OP_PREEMPT = 10,
-    /** Later. */
+    /**
+     * Lets the preempted sequence `target` run again and schedules `tokens`: as APPEND if it kept its blocks, else as
+     * ADMIT of `lease`, the lease of a new lookup of its tokens in the same namespace.
+     */
     KAVERN_OP_RESUME = 11,
-    /** Later. */
+    /**
+     * Ends sequence `target` as FREE does, and takes back what the open step has published for it as long as the
+     * step's tables are not made. KAVERN_ERR_IN_USE if a lookup has found some of that: free it in the next step.
+     */
     KAVERN_OP_CANCEL = 12,
     /** Later. */
     KAVERN_OP_PIN = 13,
@@ -300,7 +327,11 @@ enum kavern_kv_op_kind
     KAVERN_OP_LOAD = 16,
     /** Later. */
     KAVERN_OP_STORE = 17,
-    /** Later. */
+    /**
+     * The content of sequence `target`, a child of FORK, becomes that of its parent, which keeps id and row. The
+     * child, the parent's other children and all that was forked from those end; children of `target` become the
+     * parent's. KAVERN_ERR_WRONG_STATE if the parent has ended or the open step has scheduled tokens of either.
+     */
     KAVERN_OP_ACCEPT = 18,
 };
 #ifndef __cplusplus
@@ -317,7 +348,7 @@ enum kavern_kv_preempt_mode
   : uint32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-    /** The sequence keeps its blocks and its id, but leaves the row of the tables' batch. */
+    /** The sequence keeps its blocks, its row and its id, and is in no batch until RESUME. */
     KAVERN_PREEMPT_KEEP = 1,
     /** Its blocks are let go; committed ones stay findable until they are evicted. */
     KAVERN_PREEMPT_DROP = 2,
@@ -1471,19 +1502,28 @@ typedef struct kavern_kv_op {
     uint32_t kind;
     /** Sequence id, KAVERN_SEQ_OF_OP(i), or lease. */
     uint64_t target;
-    /** ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final. */
+    /**
+     * ADMIT, APPEND, RESUME: tokens to schedule. COMMIT: tokens that are final. ROLLBACK: those that stay. FORK:
+     * those of the child, 0 for all. EDIT: those that go.
+     */
     uint64_t tokens;
-    /** ADMIT, APPEND: tokens beyond those for which blocks are held ready. */
+    /**
+     * ADMIT, APPEND, RESUME, ROLLBACK: tokens beyond those for which blocks are held ready; they stay from step to
+     * step.
+     */
     uint32_t lookahead;
-    /** ADMIT: row of the tables, or -1 to let the library choose. */
+    /** ADMIT, FORK: row of the tables, or -1 to let the library choose. */
     int32_t row;
-    /** COMMIT in a token namespace: the `tokens` ids. */
+    /**
+     * COMMIT in a token namespace: the `tokens` ids. ROLLBACK: null, or the ids of its last `tokens` %
+     * hash_block_tokens.
+     */
     const int32_t *token_ids;
     /** COMMIT in a key namespace: one key for each link that these tokens complete. */
     const uint8_t *keys;
     /** How many. */
     uint64_t key_count;
-    /** COMMIT: extras whose token_offset lies in these tokens. */
+    /** COMMIT, ROLLBACK: extras whose token_offset lies in these tokens. */
     const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
@@ -1514,7 +1554,7 @@ typedef struct kavern_kv_op_result {
     int32_t status;
     /** Row of the tables, -1 if none. */
     int32_t row;
-    /** The sequence. */
+    /** The sequence; the child of FORK, the parent of ACCEPT. */
     uint64_t sequence;
     /** Blocks that the sequence got, all groups together. */
     uint32_t blocks_added;
@@ -2899,13 +2939,14 @@ kavern_status kavern_kv_match(kavern_kv_cache *cache,
  * Applies a list of operations in order, each all or nothing.
  *
  * Shapes: `ops` [n], `results` [n]. `step_id` rises from step to step; the newest one may be used again until its
- * kavern_kv_step_done. An operation may name the sequence that an earlier ADMIT of the list makes by
- * KAVERN_SEQ_OF_OP(i).
+ * kavern_kv_step_done. An operation may name the sequence that an earlier ADMIT or FORK of the list makes by
+ * KAVERN_SEQ_OF_OP(i). A field that a kind of operation does not use is 0.
  * Errors: KAVERN_PARTIAL if an operation was refused, with the reason in its result: KAVERN_ERR_OUT_OF_BLOCKS with
  * what is missing, KAVERN_ERR_LIMIT_REACHED (rows, batch), KAVERN_ERR_STALE_ID, KAVERN_ERR_DEPENDENCY,
- * KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row), KAVERN_ERR_UNSUPPORTED, KAVERN_ERR_INVALID_ARGUMENT. The call
- * itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS, KAVERN_ERR_NULL_POINTER,
- * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row; or what would be taken back was found), KAVERN_ERR_WRONG_STATE (the
+ * sequence is preempted, or the open step is yet to write what is needed), KAVERN_ERR_UNSUPPORTED,
+ * KAVERN_ERR_INVALID_ARGUMENT. The call itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
  * Threads: any; host only, never waits for the device, grows no memory; takes the cache's lock for the list.
  * Since: 0.1
  *
@@ -2921,9 +2962,9 @@ kavern_status kavern_kv_step(kavern_kv_cache *cache,
  * Brings the device tables up to date with a step and tells where they are.
  *
  * Shapes: `out->groups` [at least the groups of the cache], or null.
- * Stream: enqueues zero fills, one copy of what changed and its spreading on `stream`, after the steps before it;
- * enqueue the step's work on the same stream. Addresses never change. Host pointers may be read until the next
- * kavern_kv_step, those of the batch until steps_in_flight further steps.
+ * Stream: enqueues zero fills, copies of tokens, one copy of what changed and its spreading on `stream`, after the
+ * steps before it; enqueue the step's work on the same stream. Addresses never change. Host pointers may be read
+ * until the next kavern_kv_step, those of the batch until steps_in_flight further steps.
  * Errors: KAVERN_ERR_WRONG_STATE if the step is not the open one, or if an earlier one runs on another stream without
  * its kavern_kv_step_done; KAVERN_ERR_BUFFER_TOO_SMALL with group_count set; KAVERN_ERR_IN_USE if another thread is
  * inside this call; KAVERN_ERR_DEVICE, after which the call may be repeated; KAVERN_ERR_INVALID_HANDLE,
@@ -2960,7 +3001,8 @@ kavern_status kavern_kv_poll(kavern_kv_cache *cache,
  * Blocks that these steps may read return when the stream is past this point.
  * Stream: records an event; null says that the work is already over, so name the default stream by
  * KAVERN_STREAM_DEFAULT.
- * Errors: KAVERN_ERR_WRONG_STATE (step not begun, or done before), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before, or with copies that kavern_kv_tables has not enqueued),
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
  * Threads: any; does not wait.
  * Since: 0.1
  *

@@ -158,6 +158,13 @@ fn pools_serve_streams_and_refuse_what_is_wrong() {
 }
 
 #[test]
+fn sequences_branch_are_cut_and_stopped_and_tell_what_is_copied() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("branches", &["branches.c"])));
+    }
+}
+
+#[test]
 fn pinned_memory_is_shared_out_and_a_range_of_the_callers_is_pinned() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("pinned", &["pinned.c"])));

@@ -86,7 +86,6 @@ fn branches_are_fast() {
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "heap allocations in forks and rollbacks");
     forks.sort_unstable();
     rollbacks.sort_unstable();
-    println!("fork of {} tokens: {} ns, rollback: {} ns", branches::TOKENS, forks[50], rollbacks[50]);
     // Goals 20 us and 1 us.
     assert!(forks[50] <= 60_000, "the 10th percentile of a fork is {} ns", forks[50]);
     assert!(rollbacks[50] <= 3_000, "the 10th percentile of a rollback is {} ns", rollbacks[50]);

@@ -116,19 +116,34 @@ pub enum kavern_kv_op_kind {
     KAVERN_OP_FREE = 4,
     /// Drops the lease `target`.
     KAVERN_OP_RELEASE = 5,
-    /// Later.
+    /// Sequence `target` keeps its first `tokens` tokens, and blocks for `lookahead` more as far as they are its own.
+    /// Below its committed tokens it goes on publishing if the last complete link (hash_block_tokens) is known; where
+    /// `tokens` lies inside a link, `token_ids` gives the ids behind that link's start (with `extras`). Published
+    /// blocks stay findable; an append into one, or into one that others share, copies it first. What the open step
+    /// has published of the dropped tokens is taken back until its tables are made; KAVERN_ERR_IN_USE if a lookup has
+    /// found it.
     KAVERN_OP_ROLLBACK = 6,
-    /// Later.
+    /// Makes a child of sequence `target` with its first `tokens` tokens (0: all) in `row` (-1: any). They share all
+    /// blocks; the first that appends into the shared open block copies it. `sequence` of the result is the child. Only
+    /// tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
     KAVERN_OP_FORK = 7,
     /// Later.
     KAVERN_OP_TRIM = 8,
-    /// Later.
+    /// Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
+    /// block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
+    /// with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
+    /// has scheduled tokens of it; KAVERN_ERR_UNSUPPORTED where that would split a block of an opaque group.
     KAVERN_OP_EDIT = 9,
-    /// Later.
+    /// Stops sequence `target` until RESUME, as `mode` says; its id stays. With KAVERN_PREEMPT_DROP it leaves the
+    /// batch, and what the open step has published for it is taken back as by CANCEL; with KAVERN_PREEMPT_KEEP the
+    /// open step still runs what it has scheduled. Operations on it other than RESUME, FREE and CANCEL answer
+    /// KAVERN_ERR_WRONG_STATE.
     KAVERN_OP_PREEMPT = 10,
-    /// Later.
+    /// Lets the preempted sequence `target` run again and schedules `tokens`: as APPEND if it kept its blocks, else as
+    /// ADMIT of `lease`, the lease of a new lookup of its tokens in the same namespace.
     KAVERN_OP_RESUME = 11,
-    /// Later.
+    /// Ends sequence `target` as FREE does, and takes back what the open step has published for it as long as the
+    /// step's tables are not made. KAVERN_ERR_IN_USE if a lookup has found some of that: free it in the next step.
     KAVERN_OP_CANCEL = 12,
     /// Later.
     KAVERN_OP_PIN = 13,
@@ -140,7 +155,9 @@ pub enum kavern_kv_op_kind {
     KAVERN_OP_LOAD = 16,
     /// Later.
     KAVERN_OP_STORE = 17,
-    /// Later.
+    /// The content of sequence `target`, a child of FORK, becomes that of its parent, which keeps id and row. The
+    /// child, the parent's other children and all that was forked from those end; children of `target` become the
+    /// parent's. KAVERN_ERR_WRONG_STATE if the parent has ended or the open step has scheduled tokens of either.
     KAVERN_OP_ACCEPT = 18,
 }
 
@@ -148,7 +165,7 @@ pub enum kavern_kv_op_kind {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum kavern_kv_preempt_mode {
-    /// The sequence keeps its blocks and its id, but leaves the row of the tables' batch.
+    /// The sequence keeps its blocks, its row and its id, and is in no batch until RESUME.
     KAVERN_PREEMPT_KEEP = 1,
     /// Its blocks are let go; committed ones stay findable until they are evicted.
     KAVERN_PREEMPT_DROP = 2,

@@ -4,6 +4,7 @@
 //! must be zero. Results have a fixed size for ever.
 
 pub use super::kv_enums::*;
+pub use super::kv_event::*;
 
 /// One group of layers that share block size and layout.
 ///
@@ -183,19 +184,22 @@ pub struct kavern_kv_op {
     pub kind: u32,
     /// Sequence id, KAVERN_SEQ_OF_OP(i), or lease.
     pub target: u64,
-    /// ADMIT, APPEND: tokens to schedule. COMMIT: tokens that are final.
+    /// ADMIT, APPEND, RESUME: tokens to schedule. COMMIT: tokens that are final. ROLLBACK: those that stay. FORK:
+    /// those of the child, 0 for all. EDIT: those that go.
     pub tokens: u64,
-    /// ADMIT, APPEND: tokens beyond those for which blocks are held ready.
+    /// ADMIT, APPEND, RESUME, ROLLBACK: tokens beyond those for which blocks are held ready; they stay from step to
+    /// step.
     pub lookahead: u32,
-    /// ADMIT: row of the tables, or -1 to let the library choose.
+    /// ADMIT, FORK: row of the tables, or -1 to let the library choose.
     pub row: i32,
-    /// COMMIT in a token namespace: the `tokens` ids.
+    /// COMMIT in a token namespace: the `tokens` ids. ROLLBACK: null, or the ids of its last `tokens` %
+    /// hash_block_tokens.
     pub token_ids: *const i32,
     /// COMMIT in a key namespace: one key for each link that these tokens complete.
     pub keys: *const u8,
     /// How many.
     pub key_count: u64,
-    /// COMMIT: extras whose token_offset lies in these tokens.
+    /// COMMIT, ROLLBACK: extras whose token_offset lies in these tokens.
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
@@ -226,7 +230,7 @@ pub struct kavern_kv_op_result {
     pub status: i32,
     /// Row of the tables, -1 if none.
     pub row: i32,
-    /// The sequence.
+    /// The sequence; the child of FORK, the parent of ACCEPT.
     pub sequence: u64,
     /// Blocks that the sequence got, all groups together.
     pub blocks_added: u32,
@@ -437,30 +441,6 @@ pub struct kavern_kv_statistics {
     /// Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
     /// read, beyond the keys, beyond the longest sequence).
     pub skipped_blocks: u64,
-}
-
-/// One numbered change of what is findable.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kavern_kv_event {
-    /// Rises by one with each event of the cache.
-    pub number: u64,
-    /// A KAVERN_EVENT_ value.
-    pub kind: u32,
-    /// A KAVERN_REMOVE_ value.
-    pub reason: u32,
-    /// Group of the block; the KAVERN_RESET_ scope for KAVERN_EVENT_CLEARED.
-    pub group: u32,
-    /// The block, -1 for KAVERN_EVENT_CLEARED.
-    pub block: i32,
-    /// Its namespace.
-    pub namespace_id: u64,
-    /// First token of the block, counted from the start of its sequence.
-    pub token_offset: u64,
-    /// Its key, zero-padded.
-    pub key: [u8; 32],
-    /// Key of the block before it, zero for the first.
-    pub parent_key: [u8; 32],
 }
 
 /// Result of kavern_kv_check_pattern, accumulated since it was last read.

@@ -148,13 +148,14 @@ impl From<OpResult> for kavern_kv_op_result {
 /// Applies a list of operations in order, each all or nothing.
 ///
 /// Shapes: `ops` [n], `results` [n]. `step_id` rises from step to step; the newest one may be used again until its
-/// kavern_kv_step_done. An operation may name the sequence that an earlier ADMIT of the list makes by
-/// KAVERN_SEQ_OF_OP(i).
+/// kavern_kv_step_done. An operation may name the sequence that an earlier ADMIT or FORK of the list makes by
+/// KAVERN_SEQ_OF_OP(i). A field that a kind of operation does not use is 0.
 /// Errors: KAVERN_PARTIAL if an operation was refused, with the reason in its result: KAVERN_ERR_OUT_OF_BLOCKS with
 /// what is missing, KAVERN_ERR_LIMIT_REACHED (rows, batch), KAVERN_ERR_STALE_ID, KAVERN_ERR_DEPENDENCY,
-/// KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row), KAVERN_ERR_UNSUPPORTED, KAVERN_ERR_INVALID_ARGUMENT. The call
-/// itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS, KAVERN_ERR_NULL_POINTER,
-/// KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
+/// KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row; or what would be taken back was found), KAVERN_ERR_WRONG_STATE (the
+/// sequence is preempted, or the open step is yet to write what is needed), KAVERN_ERR_UNSUPPORTED,
+/// KAVERN_ERR_INVALID_ARGUMENT. The call itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS,
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
 /// Threads: any; host only, never waits for the device, grows no memory; takes the cache's lock for the list.
 /// Since: 0.1
 ///
@@ -241,9 +242,9 @@ pub(super) fn write_tables(
 /// Brings the device tables up to date with a step and tells where they are.
 ///
 /// Shapes: `out->groups` [at least the groups of the cache], or null.
-/// Stream: enqueues zero fills, one copy of what changed and its spreading on `stream`, after the steps before it;
-/// enqueue the step's work on the same stream. Addresses never change. Host pointers may be read until the next
-/// kavern_kv_step, those of the batch until steps_in_flight further steps.
+/// Stream: enqueues zero fills, copies of tokens, one copy of what changed and its spreading on `stream`, after the
+/// steps before it; enqueue the step's work on the same stream. Addresses never change. Host pointers may be read
+/// until the next kavern_kv_step, those of the batch until steps_in_flight further steps.
 /// Errors: KAVERN_ERR_WRONG_STATE if the step is not the open one, or if an earlier one runs on another stream without
 /// its kavern_kv_step_done; KAVERN_ERR_BUFFER_TOO_SMALL with group_count set; KAVERN_ERR_IN_USE if another thread is
 /// inside this call; KAVERN_ERR_DEVICE, after which the call may be repeated; KAVERN_ERR_INVALID_HANDLE,
@@ -304,7 +305,8 @@ pub unsafe extern "C" fn kavern_kv_poll(
 /// Blocks that these steps may read return when the stream is past this point.
 /// Stream: records an event; null says that the work is already over, so name the default stream by
 /// KAVERN_STREAM_DEFAULT.
-/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, or done before), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before, or with copies that kavern_kv_tables has not enqueued),
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
 /// Threads: any; does not wait.
 /// Since: 0.1
 ///

@@ -1,7 +1,7 @@
 //! Who was forked from whom.
 //!
-//! A child knows the sequence that it was forked from as long as that one runs; a sequence knows its children. Links are
-//! rows plus one, 0 is none. Invariant: a child stands once in the list of its parent and in no other.
+//! A child knows the sequence that it was forked from as long as that one runs; a sequence knows its children. Links
+//! are rows plus one, 0 is none. Invariant: a child stands once in the list of its parent and in no other.
 
 use super::sequence::Holders;
 use crate::error::{Error, Result};

@@ -6,13 +6,13 @@
 //! cache's lock.
 
 use super::block::{
-    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
-    Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin,
+    Publication, Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::{Extras, Key};
+use super::hash::Extras;
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::owner_lists::OwnerLists;
@@ -177,8 +177,7 @@ impl Store {
             Scrub::Always => true,
         };
         block.tenant = tenant;
-        block.key = Key::default();
-        block.namespace_and_flags &= !HELD_TWICE;
+        block.namespace_and_flags &= !(HELD_TWICE | NAMED);
         block.refs = 1;
         block.last_step = 0;
         shared.namespaces.owners.counts(owner_of(tenant)).held_blocks += 1;
@@ -316,7 +315,7 @@ impl Store {
 
     /// Forgets what a block was to be that its only holder fills anew from some token on.
     pub(super) fn reopen(&mut self, block: u32) {
-        self.blocks[block as usize].key = Key::default();
+        self.blocks[block as usize].namespace_and_flags &= !NAMED;
         if let Some(origin) = self.origins.get_mut(block as usize) {
             origin.serial = NO_SERIAL;
         }
@@ -360,6 +359,7 @@ impl Store {
                 }
                 // The private block names its content too: events of what follows tell this key as their parent's.
                 self.blocks[index as usize].key = as_what.key;
+                self.blocks[index as usize].namespace_and_flags |= NAMED;
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
@@ -384,7 +384,7 @@ impl Store {
         let block = &mut self.blocks[index as usize];
         block.key = as_what.key;
         block.namespace_and_flags =
-            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
+            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
         self.index.insert(hash, index);
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);

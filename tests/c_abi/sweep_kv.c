@@ -187,9 +187,9 @@ static void bad_op(kavern_kv_op *op, size_t index) {
     op->target = bad_id();
     op->tokens = some_u64();
     op->lookahead = (uint32_t)some_u64();
-    switch (below(7)) {
-        case 0: op->kind = one_in(2) ? 0 : unknown_u32(17); break;
-        case 1: op->kind = 6 + (uint32_t)below(12); break;
+    switch (below(9)) {
+        case 0: op->kind = one_in(2) ? 0 : unknown_u32(18); break;
+        case 1: op->kind = 6 + (uint32_t)below(13); break;
         case 2: op->reserved = (uint32_t)some_u64() | 1; break;
         case 3:
             op->kind = 2 + (uint32_t)below(3);
@@ -205,6 +205,20 @@ static void bad_op(kavern_kv_op *op, size_t index) {
             op->key_bytes = 33 + (uint32_t)below(1000);
             op->key_count = 1;
             op->keys = bytes;
+            break;
+        case 6:
+            op->kind = KAVERN_OP_ROLLBACK;
+            op->token_ids = bad_pointer();
+            op->extras = one_in(2) ? bad_pointer() : extra_array;
+            op->extra_count = op->extras == extra_array ? bad_count(sizeof *extra_array) : 1;
+            break;
+        case 7:
+            op->kind = 9 + (uint32_t)below(4);
+            op->offset = some_u64();
+            op->lease = some_u64();
+            op->mode = (uint32_t)some_u64();
+            op->ttl_ms = some_u64();
+            op->priority = (uint32_t)some_u64();
             break;
         default: op->tokens = op->kind == KAVERN_OP_COMMIT ? 0 : op->tokens; break;
     }

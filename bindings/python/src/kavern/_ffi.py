@@ -197,6 +197,10 @@ class kavern_elastic_statistics(_c.Structure):
     """What an elastic range has. You set struct_size; the call fills the rest."""
 
 
+class kavern_kv_event(_c.Structure):
+    """One numbered change of what is findable."""
+
+
 class kavern_kv_token_copy(_c.Structure):
     """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
 
@@ -247,10 +251,6 @@ class kavern_kv_description(_c.Structure):
 
 class kavern_kv_statistics(_c.Structure):
     """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
-
-
-class kavern_kv_event(_c.Structure):
-    """One numbered change of what is findable."""
 
 
 class kavern_kv_check_result(_c.Structure):
@@ -374,6 +374,18 @@ kavern_elastic_statistics._fields_ = [
     ("mapped_pages", _c.c_uint64),
     ("handles", _c.c_uint64),
     ("pins", _c.c_uint64),
+]
+
+kavern_kv_event._fields_ = [
+    ("number", _c.c_uint64),
+    ("kind", _c.c_uint32),
+    ("reason", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("block", _c.c_int32),
+    ("namespace_id", _c.c_uint64),
+    ("token_offset", _c.c_uint64),
+    ("key", _c.c_uint8 * 32),
+    ("parent_key", _c.c_uint8 * 32),
 ]
 
 kavern_kv_token_copy._fields_ = [
@@ -594,18 +606,6 @@ kavern_kv_statistics._fields_ = [
     ("hit_blocks_remote", _c.c_uint64),
     ("missed_blocks", _c.c_uint64),
     ("skipped_blocks", _c.c_uint64),
-]
-
-kavern_kv_event._fields_ = [
-    ("number", _c.c_uint64),
-    ("kind", _c.c_uint32),
-    ("reason", _c.c_uint32),
-    ("group", _c.c_uint32),
-    ("block", _c.c_int32),
-    ("namespace_id", _c.c_uint64),
-    ("token_offset", _c.c_uint64),
-    ("key", _c.c_uint8 * 32),
-    ("parent_key", _c.c_uint8 * 32),
 ]
 
 kavern_kv_check_result._fields_ = [
