@@ -266,7 +266,7 @@ impl State {
         counters.hit_blocks += hit_blocks;
         counters.hit_tokens += hit_tokens;
         counters.missed_blocks += missed;
-        counters.skipped_blocks += blocks - hit_blocks - missed;
+        counters.skipped_blocks += blocks.saturating_sub(hit_blocks + missed);
         let owner = self.shared.namespaces.get(namespace).owner;
         let counts = self.shared.namespaces.owners.counts(owner);
         counts.lookups += 1;
