@@ -4,6 +4,7 @@
 //! must be zero. Results have a fixed size for ever.
 
 pub use super::kv_enums::*;
+pub use super::kv_event::*;
 pub use super::kv_group::{kavern_kv_description, kavern_kv_group};
 
 /// How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes.
@@ -367,30 +368,6 @@ pub struct kavern_kv_statistics {
     /// Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
     /// read, beyond the keys, beyond the longest sequence).
     pub skipped_blocks: u64,
-}
-
-/// One numbered change of what is findable.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kavern_kv_event {
-    /// Rises by one with each event of the cache.
-    pub number: u64,
-    /// A KAVERN_EVENT_ value.
-    pub kind: u32,
-    /// A KAVERN_REMOVE_ value.
-    pub reason: u32,
-    /// Group of the block; the KAVERN_RESET_ scope for KAVERN_EVENT_CLEARED.
-    pub group: u32,
-    /// The block, -1 for KAVERN_EVENT_CLEARED.
-    pub block: i32,
-    /// Its namespace.
-    pub namespace_id: u64,
-    /// First token of the block, counted from the start of its sequence.
-    pub token_offset: u64,
-    /// Its key, zero-padded.
-    pub key: [u8; 32],
-    /// Key of the block before it, zero for the first.
-    pub parent_key: [u8; 32],
 }
 
 /// Result of kavern_kv_check_pattern, accumulated since it was last read.

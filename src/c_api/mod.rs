@@ -19,6 +19,7 @@ mod guard;
 mod handle;
 mod kv_config;
 pub mod kv_enums;
+pub mod kv_event;
 pub mod kv_group;
 pub mod kv_ops;
 pub mod kv_types;

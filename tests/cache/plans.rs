@@ -85,9 +85,9 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
     let device =
         places.into_iter().map(|(name, address, count)| (name, bench.words(address, count))).collect();
     let mut pools = Vec::new();
-    for group in 0..groups {
+    for (group, slots) in slots.iter().enumerate() {
         let place = bench.cache.describe(group as u32).unwrap();
-        for &slot in &slots[group] {
+        for &slot in slots {
             let bytes = place.strides.token;
             let at = slot as u64 / u64::from(place.block_tokens) * place.block_bytes
                 + slot as u64 % u64::from(place.block_tokens) * bytes;

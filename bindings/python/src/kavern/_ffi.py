@@ -209,6 +209,10 @@ class kavern_elastic_statistics(_c.Structure):
     """What an elastic range has. You set struct_size; the call fills the rest."""
 
 
+class kavern_kv_event(_c.Structure):
+    """One numbered change of what is findable."""
+
+
 class kavern_kv_group(_c.Structure):
     """One group of layers that share block size and layout."""
 
@@ -259,10 +263,6 @@ class kavern_kv_completion(_c.Structure):
 
 class kavern_kv_statistics(_c.Structure):
     """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
-
-
-class kavern_kv_event(_c.Structure):
-    """One numbered change of what is findable."""
 
 
 class kavern_kv_check_result(_c.Structure):
@@ -386,6 +386,18 @@ kavern_elastic_statistics._fields_ = [
     ("mapped_pages", _c.c_uint64),
     ("handles", _c.c_uint64),
     ("pins", _c.c_uint64),
+]
+
+kavern_kv_event._fields_ = [
+    ("number", _c.c_uint64),
+    ("kind", _c.c_uint32),
+    ("reason", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("block", _c.c_int32),
+    ("namespace_id", _c.c_uint64),
+    ("token_offset", _c.c_uint64),
+    ("key", _c.c_uint8 * 32),
+    ("parent_key", _c.c_uint8 * 32),
 ]
 
 kavern_kv_group._fields_ = [
@@ -614,18 +626,6 @@ kavern_kv_statistics._fields_ = [
     ("hit_blocks_remote", _c.c_uint64),
     ("missed_blocks", _c.c_uint64),
     ("skipped_blocks", _c.c_uint64),
-]
-
-kavern_kv_event._fields_ = [
-    ("number", _c.c_uint64),
-    ("kind", _c.c_uint32),
-    ("reason", _c.c_uint32),
-    ("group", _c.c_uint32),
-    ("block", _c.c_int32),
-    ("namespace_id", _c.c_uint64),
-    ("token_offset", _c.c_uint64),
-    ("key", _c.c_uint8 * 32),
-    ("parent_key", _c.c_uint8 * 32),
 ]
 
 kavern_kv_check_result._fields_ = [
