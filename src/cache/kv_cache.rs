@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use super::config::{CacheConfig, Content, Geometry};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
-use super::hash::Key;
 use super::kernels::KERNELS;
-use super::lookup::Request;
 use super::pattern::Pattern;
+use super::prefix::Chain;
 use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, ResetScope, State};
 use super::steps::StepState;
@@ -58,6 +57,7 @@ pub struct KvCache {
     geometry: Geometry,
     pub(super) memory: Arc<Memory>,
     pools: Vec<Pool>,
+    pub(super) chain: Chain,
     state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
@@ -109,11 +109,18 @@ impl KvCache {
             true => None,
             false => Some(Pattern::new(memory, &config.name)?),
         };
+        let chain = Chain {
+            secret: config.hash_secret,
+            hash: config.hash,
+            link_tokens: geometry.hash_block_tokens,
+            max_sequence_tokens: geometry.max_sequence_tokens,
+        };
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
             geometry,
             memory: Arc::clone(memory),
             pools,
+            chain,
             state: Mutex::new(state),
             uploader: Mutex::new(Some(uploader)),
             pattern,
@@ -165,9 +172,9 @@ impl KvCache {
         })
     }
 
-    /// Opens a batch of lookups. Hold it no longer than the batch takes.
+    /// Opens a batch of lookups. Hold it no longer than the batch takes: from its first lookup on it holds the lock.
     pub fn lookups(&self) -> MatchSession<'_> {
-        MatchSession { state: self.state.lock() }
+        MatchSession { cache: self, state: None }
     }
 
     /// Opens a step, or goes on with the newest open one. Hold it no longer than the list of operations takes.
@@ -293,9 +300,8 @@ impl KvCache {
         self.reap().map(drop)
     }
 
-    /// Keys of all full links of a request, each given to `take`; answers how many there are.
-    pub fn keys(&self, request: &Request<'_>, take: impl FnMut(usize, Key)) -> Result<u64> {
-        self.state.lock().keys(request, take)
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Evicts up to `count` blocks that nobody holds; answers how many it were.

@@ -20,6 +20,8 @@ mod list;
 mod lookup;
 mod namespace;
 mod pattern;
+mod prefix;
+mod probe;
 mod sequence;
 mod session;
 mod state;

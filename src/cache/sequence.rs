@@ -109,7 +109,7 @@ pub(super) struct Holders {
     pub(super) rows: Vec<Rows>,
     free_rows: List,
     pub(super) leases: Vec<Lease>,
-    /// One for each group.
+    /// One for each group; with one row more than there are leases.
     pub(super) lease_rows: Vec<Rows>,
     free_leases: Vec<u32>,
     /// `[row][hash_block_tokens]`: tokens of the open link.
@@ -135,7 +135,7 @@ impl Holders {
             rows: rows(max_sequences)?,
             free_rows,
             leases: filled(max_leases as usize, Lease::default())?,
-            lease_rows: rows(max_leases)?,
+            lease_rows: rows(max_leases + 1)?,
             free_leases,
             open_tokens: Zeroed::new(max_sequences as usize * geometry.hash_block_tokens as usize)?,
             link_tokens: geometry.hash_block_tokens as usize,
@@ -180,6 +180,11 @@ impl Holders {
     pub(super) fn next_lease(&self) -> Result<usize> {
         let full = "max_leases leases are held; ADMIT or RELEASE one, or raise the limit";
         self.free_leases.last().map(|&index| index as usize).ok_or(Error::new(Status::LimitReached, full))
+    }
+
+    /// The row after those of the leases, in which lookups without a lease gather what they find; empty between calls.
+    pub(super) fn probe_row(&self) -> usize {
+        self.leases.len()
     }
 
     /// Makes the lease from `next_lease` live.

@@ -11,6 +11,7 @@ use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
 use super::namespace::Namespaces;
+use super::prefix::AHEAD;
 use super::sequence::Holders;
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -120,7 +121,9 @@ impl State {
     pub(super) fn release_row(&mut self, of_lease: bool, row: usize, last_step: u64) {
         for (group, store) in self.stores.iter_mut().enumerate() {
             let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
-            for &block in rows.row(row).iter().rev() {
+            let blocks = rows.row(row);
+            for (at, &block) in blocks.iter().enumerate().rev() {
+                store.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
                 store.release(block as u32, last_step, &mut self.shared);
             }
         }

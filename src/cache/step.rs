@@ -8,6 +8,7 @@ use super::block::{Publication, Published, ROOT_SERIAL};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
+use super::prefix::AHEAD;
 use super::sequence::Holder;
 use super::state::State;
 use crate::error::{Error, Result, Status};
@@ -350,6 +351,7 @@ impl State {
                 let mut committed = 0;
                 for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
                     let link = first / link + position as u64;
+                    self.fetch_key(row, bytes, key_bytes as usize, position + AHEAD);
                     committed += self.complete_link(row, link, Key::from_bytes(key), false);
                 }
                 committed
@@ -362,6 +364,15 @@ impl State {
             blocks_committed,
             ..OpResult::DONE
         })
+    }
+
+    /// Has the cells fetched into which a key goes that is published soon.
+    fn fetch_key(&self, row: usize, bytes: &[u8], key_bytes: usize, position: usize) {
+        let Some(key) = bytes.chunks_exact(key_bytes).nth(position) else { return };
+        let namespace = self.holders.sequences[row].holder.namespace;
+        self.stores
+            .iter()
+            .for_each(|store| store.index.fetch(store.index.hash(&Key::from_bytes(key), namespace)));
     }
 
     /// Chains token ids that follow the committed ones; answers how many blocks became findable.

@@ -12,12 +12,18 @@ use super::block::{
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::Extras;
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
+use crate::sys::prefetch;
 use crate::sys::reserve::{filled, room};
+
+/// Tokens in one line of the processor's cache.
+const TOKENS_OF_LINE: usize = 16;
+/// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
+const LINES_MOST: usize = 4;
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -225,9 +231,38 @@ impl Store {
         }
     }
 
+    /// Has all that `find` reads of the block under this hash fetched.
+    pub(super) fn fetch_found(&self, hash: u32) {
+        let Some(block) = self.index.find(hash, |_| true) else { return };
+        self.fetch_block(Some(block as i32));
+        if self.compares_tokens() {
+            prefetch::prefetch(&self.origins, block as usize);
+            prefetch::prefetch_part(&self.origins, block as usize, 64);
+            let first = block as usize * self.block_tokens as usize;
+            let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
+            (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
+        }
+    }
+
+    /// Has a block fetched that is acquired or released soon.
+    pub(super) fn fetch_block(&self, block: Option<i32>) {
+        block.into_iter().for_each(|block| prefetch::prefetch(&self.blocks, block as usize));
+    }
+
+    /// Whether a block is findable under this key, whatever came before it.
+    pub(super) fn has(&self, key: &Key, namespace: u32) -> bool {
+        let is_it = |block: u32| self.block(block).namespace() == namespace && self.block(block).key == *key;
+        self.index.find(self.index.hash(key, namespace), is_it).is_some()
+    }
+
     /// The findable block with this key, if it is proved to be this content with these tokens.
-    pub(super) fn find(&self, wanted: &Publication, tokens: &[i32], counters: &mut Counters) -> Option<u32> {
-        let hash = self.index.hash(&wanted.key, wanted.namespace);
+    pub(super) fn find(
+        &self,
+        hash: u32,
+        wanted: &Publication,
+        tokens: &[i32],
+        counters: &mut Counters,
+    ) -> Option<u32> {
         let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
         if !self.compares(wanted) {
             return Some(found);
