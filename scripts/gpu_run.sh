@@ -89,7 +89,9 @@ figures() {
     step figures-pinned ./pinned_figures "$device" 64
     step figures-memory ./memory_figures "$device"
     step figures-alloc ./alloc_figures "$device"
-    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log" "$logs/figures-alloc.log"
+    step figures-index ./index_figures "$device"
+    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log" "$logs/figures-alloc.log" \
+        "$logs/figures-index.log"
 }
 
 steady() {

@@ -20,7 +20,7 @@ export PATH=$tools:$PATH
 
 # The names of the test programs carry a hash, so cargo is asked for them.
 programs=$(cargo zigbuild --release --locked --target "$target.$glibc" --lib --bin kavern \
-    --example gpu_figures --example pinned_figures --example memory_figures --example alloc_figures \
+    --example gpu_figures --example pinned_figures --example memory_figures --example alloc_figures --example index_figures \
     --test contracts --test steady_state --test pool --test pinned --test elastic --message-format json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 
@@ -44,7 +44,7 @@ for program in smoke memory pool pinned elastic faults threads fork panic graph 
 done
 strip --strip-unneeded "$out"/lib/libkavern.so.0
 for program in contracts steady_state pool_test pinned_test elastic_test gpu_figures pinned_figures memory_figures \
-    alloc_figures kavern smoke memory pool pinned elastic faults threads fork panic graph graph_memory sweep; do
+    alloc_figures index_figures kavern smoke memory pool pinned elastic faults threads fork panic graph graph_memory sweep; do
     strip "$out/$program"
 done
 rm "$out/lib/libkavern.so"

@@ -4,6 +4,8 @@
 
 mod cache {
     mod bench;
+    mod chunks;
+    mod device_index;
     mod events;
     mod faults;
     mod isolation;

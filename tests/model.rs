@@ -13,8 +13,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult, Request, ResetScope,
-    Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, OpResult, Request,
+    ResetScope, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -116,6 +116,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         metadata_only: false,
         ragged: variant.ragged,
         require_salt: false,
+        index: IndexOptions::default(),
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

@@ -4,6 +4,7 @@
 mod sim {
     mod cache;
     mod correct;
+    mod index;
     mod planted;
     mod support;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target,
+    CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Request, Scrub, Target,
 };
 use kavern::device::registry;
 use kavern::error::Status;
@@ -42,6 +42,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         metadata_only: true,
         ragged: false,
         require_salt: false,
+        index: IndexOptions::default(),
     }
 }
 

@@ -7,7 +7,10 @@ use super::kv_enums::{
     kavern_kv_cache_flag, kavern_kv_group_kind, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub,
 };
 use super::kv_types::*;
-use crate::cache::{CacheConfig, Content, Extra, GroupConfig, HashKind, Naming, Request, Scrub};
+use super::lookup_types::kavern_kv_lookup_args;
+use crate::cache::{
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, Naming, Request, Scrub,
+};
 use crate::device::{Device, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::format::{BlockShape, Layout};
@@ -40,8 +43,9 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 80;
     kavern_kv_description, 104, 104;
-    kavern_kv_statistics, 200, 200;
+    kavern_kv_statistics, 200, 208;
     kavern_kv_append_args, 48, 48;
+    kavern_kv_lookup_args, 48, 48;
 }
 
 // SAFETY: numbers only.
@@ -162,7 +166,10 @@ pub(super) unsafe fn cache_config(
     let metadata_only = kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
-    config::check_flags(settings.flags, metadata_only | ragged | require_salt, "kavern_kv_cache_config")?;
+    let device_index = kavern_kv_cache_flag::KAVERN_KV_DEVICE_INDEX as u32;
+    let chunk_index = kavern_kv_cache_flag::KAVERN_KV_CHUNK_INDEX as u32;
+    let known = metadata_only | ragged | require_salt | device_index | chunk_index;
+    config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
         settings.fingerprint,
@@ -213,6 +220,10 @@ pub(super) unsafe fn cache_config(
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
+        index: IndexOptions {
+            device: settings.flags & device_index != 0,
+            chunks: settings.flags & chunk_index != 0,
+        },
     })
 }
 
@@ -236,6 +247,7 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         KAVERN_REQUEST_NO_STORE,
         KAVERN_REQUEST_DROP_LAST,
         KAVERN_REQUEST_KEEP_ONE_TOKEN,
+        KAVERN_REQUEST_CHUNKS,
     ];
     let has = |flag: kavern_kv_request_flag| request.flags & flag as u32 != 0;
     let known_bits = known.iter().fold(0, |bits, &flag| bits | flag as u32);
@@ -250,6 +262,9 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
     let (naming, token_count) = if request.key_bytes == 0 {
         if request.key_count != 0 {
             return Err(Error::new(Status::InvalidArgument, "keys without key_bytes"));
+        }
+        if has(KAVERN_REQUEST_CHUNKS) {
+            return Err(Error::new(Status::InvalidArgument, "KAVERN_REQUEST_CHUNKS goes with keys"));
         }
         // SAFETY: the caller's promise.
         let tokens = unsafe { config::array_u64(request.tokens, request.token_count, "tokens") }?;
@@ -273,7 +288,11 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         if token_count < in_keys {
             return Err(Error::new(Status::InvalidArgument, "token_count is less than the keys stand for"));
         }
-        (Naming::Keys { bytes, key_bytes: request.key_bytes }, token_count)
+        let key_bytes = request.key_bytes;
+        match has(KAVERN_REQUEST_CHUNKS) {
+            true => (Naming::Chunks { bytes, key_bytes }, token_count),
+            false => (Naming::Keys { bytes, key_bytes }, token_count),
+        }
     };
     Ok(Request {
         namespace_id: request.namespace_id,

@@ -139,7 +139,8 @@ pub struct kavern_kv_request {
     pub keys: *const u8,
     /// How many.
     pub key_count: u64,
-    /// In rising order of token_offset; only with tokens.
+    /// In rising order of token_offset; only with tokens. A prompt embedding is an extra whose id is a digest of its
+    /// values, at its first token; the token ids in its place may be anything that does not change.
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
@@ -417,6 +418,8 @@ pub struct kavern_kv_statistics {
     pub pool_bytes: u64,
     /// Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it.
     pub last_step: u64,
+    /// Cells of the index on the device that kavern_kv_tables has sent.
+    pub device_index_cells_sent: u64,
 }
 
 /// One numbered change of what is findable.

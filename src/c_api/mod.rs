@@ -20,6 +20,8 @@ mod kv_config;
 pub mod kv_enums;
 pub mod kv_types;
 pub mod log;
+pub mod lookup;
+pub mod lookup_types;
 pub mod manager;
 pub mod memory;
 pub mod memory_types;

@@ -218,9 +218,7 @@ impl KvCache {
         stream: Stream,
         read: impl FnOnce(&StepTables<'_>) -> Result<R>,
     ) -> Result<R> {
-        let busy = || Error::new(Status::InUse, "another thread is inside kavern_kv_tables of this cache");
-        let mut uploader =
-            Borrowed { home: &self.uploader, uploader: Some(self.uploader.lock().take().ok_or_else(busy)?) };
+        let mut uploader = self.borrow_uploader()?;
         let uploader = uploader.get();
         if let Err(error) = self.upload(uploader, step, stream) {
             uploader.forget_known(&mut self.state.lock());
@@ -231,6 +229,15 @@ impl KvCache {
             store.zeroed(count);
         }
         read(&StepTables { uploader, state })
+    }
+
+    /// Takes what enqueues the tables, for one thread at a time.
+    pub(super) fn borrow_uploader(&self) -> Result<Borrowed<'_>> {
+        let busy = || {
+            Error::new(Status::InUse, "another thread is inside kavern_kv_tables or a lookup on the device")
+        };
+        let uploader = self.uploader.lock().take().ok_or_else(busy)?;
+        Ok(Borrowed { home: &self.uploader, uploader: Some(uploader) })
     }
 
     fn upload(&self, uploader: &mut Uploader, step: u64, stream: Stream) -> Result<()> {
@@ -403,13 +410,13 @@ impl KvCache {
 }
 
 /// Puts the uploader back whatever happens.
-struct Borrowed<'a> {
+pub(super) struct Borrowed<'a> {
     home: &'a Mutex<Option<Box<Uploader>>>,
     uploader: Option<Box<Uploader>>,
 }
 
 impl Borrowed<'_> {
-    fn get(&mut self) -> &mut Uploader {
+    pub(super) fn get(&mut self) -> &mut Uploader {
         self.uploader.as_mut().expect("it is put back only on drop")
     }
 }

@@ -37,6 +37,13 @@ pub enum Naming<'a> {
         /// Bytes of one key.
         key_bytes: u32,
     },
+    /// The same in a namespace where a key names a block whatever comes before it; only requests say so.
+    Chunks {
+        /// All keys, one after the other.
+        bytes: &'a [u8],
+        /// Bytes of one key.
+        key_bytes: u32,
+    },
 }
 
 /// One prompt to look up.
@@ -74,7 +81,7 @@ pub struct Match {
 }
 
 impl State {
-    fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
+    pub(super) fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
         let mode = prefix::key_mode(request)?;
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         for _ in 0..EVICTIONS_FOR_A_NAMESPACE {
@@ -101,7 +108,8 @@ impl State {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
-        let (hit_tokens, key) = match request.no_read {
+        let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
+        let (hit_tokens, key) = match is_cold {
             true => (0, root),
             false => {
                 self.find_prefix(request, keys, namespace, lease);

@@ -9,15 +9,19 @@
 
 mod batch;
 mod block;
+mod chunks;
 mod config;
+mod device_index;
 mod events;
 mod evict;
 mod hash;
 mod index;
+mod index_kernels;
 mod kernels;
 mod kv_cache;
 mod list;
 mod lookup;
+mod mirror;
 mod namespace;
 mod pattern;
 mod prefix;
@@ -32,7 +36,9 @@ mod table;
 mod upload;
 mod write;
 
-pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};
+pub use chunks::ChunkHit;
+pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, IndexOptions, Scrub};
+pub use device_index::{DeviceLookup, LookupMode};
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
 pub use evict::policy_names;
 pub use hash::Key;

@@ -17,6 +17,8 @@ pub(super) enum KeyMode {
     Tokens,
     /// The caller chains keys of this many bytes.
     Keys(u32),
+    /// The same, and each key names a block whatever comes before it.
+    Chunks(u32),
 }
 
 const OTHER_MODE: &str = "the namespace holds blocks named the other way (tokens, or keys of another size)";

@@ -136,7 +136,7 @@ impl Chain {
         mut is_worth_it: impl FnMut(usize, &Key) -> bool,
     ) -> Result<LinkKeys<'a>> {
         let (tokens, extras) = match request.naming {
-            Naming::Keys { bytes, key_bytes } => {
+            Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
                 return Ok(LinkKeys::Given { bytes, key_bytes: key_bytes as usize });
             }
             Naming::Tokens(tokens, extras) => (tokens, extras),
@@ -167,6 +167,7 @@ pub(super) fn key_mode(request: &Request<'_>) -> Result<KeyMode> {
         }
         Naming::Tokens(..) => Ok(KeyMode::Tokens),
         Naming::Keys { key_bytes, .. } => Ok(KeyMode::Keys(key_bytes)),
+        Naming::Chunks { key_bytes, .. } => Ok(KeyMode::Chunks(key_bytes)),
     }
 }
 
@@ -204,7 +205,7 @@ impl Search<'_> {
                         let each = store.block_tokens as usize;
                         &tokens[position * each..][..each]
                     }
-                    Naming::Keys { .. } => &[],
+                    Naming::Keys { .. } | Naming::Chunks { .. } => &[],
                 };
                 let parent = rows.row(self.row).last();
                 let wanted = Publication {
@@ -255,7 +256,11 @@ impl State {
         let mode = key_mode(request)?;
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         let found = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode)?;
-        let Some(namespace) = found.filter(|_| !request.no_read) else { return Ok(0) };
+        let Some(namespace) =
+            found.filter(|_| !request.no_read && !matches!(request.naming, Naming::Chunks { .. }))
+        else {
+            return Ok(0);
+        };
         let row = self.holders.probe_row();
         self.find_prefix(request, keys, namespace, row);
         let (hit_tokens, _) = self.settle_hits(request, row, Key::default());

@@ -3,9 +3,10 @@
 //! An answer is exactly that of a match at the same moment: the same walk over every link, over keys that were chained
 //! before the lock was taken.
 
-use super::hash::Key;
+use super::hash::{self, Key};
 use super::kv_cache::KvCache;
 use super::lookup::Request;
+use super::mirror::BlockHash;
 use super::prefix::{self, LinkKeys, Scratch};
 use crate::error::Result;
 
@@ -36,6 +37,31 @@ impl KvCache {
             let keys = self.chain.keys(request, scratch, usize::MAX, |_, _| true)?;
             (0..keys.count()).for_each(|link| take(link, keys.key(link)));
             Ok(keys.count() as u64)
+        })
+    }
+}
+
+impl KvCache {
+    /// The hashes under which the full blocks of a group are found on the device, each given to `take`; answers how many
+    /// there are. A block's hash names it with its namespace.
+    pub fn block_hashes(
+        &self,
+        request: &Request<'_>,
+        group: u32,
+        mut take: impl FnMut(usize, [u64; 2]),
+    ) -> Result<u64> {
+        let links_each = (self.group(group)?.block_tokens / self.chain.link_tokens) as usize;
+        self.state().check_namespace(request)?;
+        let root = hash::root_key(&self.chain.secret, request.namespace_id, request.adapter_id, request.salt);
+        let mode = prefix::key_mode(request)?;
+        prefix::with_scratch(|scratch| {
+            let keys = self.chain.keys(request, scratch, usize::MAX, |_, _| true)?;
+            let blocks = keys.count() / links_each;
+            for block in 0..blocks {
+                let key = keys.key((block + 1) * links_each - 1);
+                take(block, BlockHash::new(&root, mode, &key).words());
+            }
+            Ok(blocks as u64)
         })
     }
 }

@@ -84,6 +84,8 @@ pub(super) struct Holder {
 pub(super) struct Lease {
     pub(super) holder: Holder,
     pub(super) hit_tokens: u64,
+    /// The blocks are no prefix: they are read where they lie, until the lease is released.
+    pub(super) is_chunks: bool,
 }
 
 /// A running sequence.
@@ -192,7 +194,8 @@ impl Holders {
         let popped = self.free_leases.pop();
         debug_assert_eq!(popped, Some(index as u32), "the lease that next_lease named");
         let generation = next_generation(self.leases[index].holder.generation);
-        self.leases[index] = Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens };
+        self.leases[index] =
+            Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens, is_chunks: false };
         Id::new(IdKind::Lease, generation, index as u32)
     }
 
@@ -226,7 +229,7 @@ impl Holders {
     /// Turns a lease into a sequence in a free row: the hits change hands.
     pub(super) fn admit(&mut self, lease: usize, row: usize) {
         self.free_rows.unlink(row as u32);
-        let Lease { holder, hit_tokens } = self.leases[lease];
+        let Lease { holder, hit_tokens, .. } = self.leases[lease];
         let generation = next_generation(self.sequences[row].holder.generation);
         self.sequences[row] = Sequence {
             holder: Holder { generation, ..holder },

@@ -10,6 +10,7 @@ use super::config::{CacheConfig, Geometry, HashKind};
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
+use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::prefix::AHEAD;
 use super::sequence::Holders;
@@ -48,6 +49,7 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub device_index_cells_sent: u64,
 }
 
 /// What a reset forgets.
@@ -66,6 +68,8 @@ pub(super) struct State {
     pub(super) stores: Vec<Store>,
     /// By group: whether tokens have slots of their own.
     pub(super) has_slots: Vec<bool>,
+    /// Namespaces may name blocks independently of what comes before them.
+    pub(super) has_chunks: bool,
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
@@ -83,7 +87,9 @@ impl State {
         let options = StoreOptions {
             scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
             compares_tokens: config.hash == HashKind::Xxh3,
-            keeps_events: config.event_capacity > 0,
+            // Chunks need the place where a block was stored, as events do.
+            keeps_events: config.event_capacity > 0 || config.index.chunks,
+            mirrors: config.index.device,
         };
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
@@ -95,6 +101,7 @@ impl State {
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
             stores,
+            has_chunks: config.index.chunks,
             has_slots: geometry.groups.iter().map(|group| group.has_slots()).collect(),
             holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
@@ -131,6 +138,7 @@ impl State {
 
     /// Everything must go to the device again.
     pub(super) fn mark_all_dirty(&mut self) {
+        self.stores.iter_mut().filter_map(Store::mirror_mut).for_each(Mirror::mark_all_dirty);
         for row in 0..self.holders.sequences.len() {
             self.batch.set_length(row, self.holders.sequences[row].length);
             for (group, rows) in self.holders.rows.iter().enumerate() {
@@ -237,6 +245,7 @@ impl State {
             metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            device_index_cells_sent: sum(&|s| s.mirror().map_or(0, Mirror::sent)),
         }
     }
 
@@ -293,10 +302,17 @@ impl State {
                 if store.index.find(hash, |found| found == index) != Some(index) {
                     return Err(Error::internal(format!("block {index} is findable but not in the index")));
                 }
+                let hash = BlockHash::of(self.shared.namespaces.get(block.namespace()), block);
+                if store.mirror().is_some_and(|mirror| mirror.find(hash) != Some(index)) {
+                    return Err(Error::internal(format!(
+                        "block {index} is not in the image of the device's index"
+                    )));
+                }
             }
         }
         if (inactive, waiting, findable)
             != (store.inactive_count(), store.waiting_count(), store.index.count())
+            || store.mirror().is_some_and(|mirror| mirror.count() != findable)
         {
             return Err(Error::internal("counts of inactive, waiting or findable blocks are wrong"));
         }

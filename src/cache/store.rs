@@ -14,6 +14,7 @@ use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
 use super::hash::{Extras, Key};
 use super::index::Index;
+use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
@@ -37,6 +38,8 @@ pub(super) struct Store {
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
+    /// Of the index on the device, if there is one.
+    mirror: Option<Mirror>,
     policy: Box<dyn Policy>,
     inactive: u32,
     waiting: u32,
@@ -66,6 +69,7 @@ impl Store {
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
+            mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             policy,
             inactive: 0,
             waiting: 0,
@@ -346,6 +350,10 @@ impl Store {
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
         self.index.insert(hash, index);
+        if let Some(mirror) = &mut self.mirror {
+            let namespace = shared.namespaces.get(as_what.namespace);
+            mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
+        }
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);
         shared.counters.committed_blocks += 1;
@@ -386,6 +394,10 @@ impl Store {
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
         self.index.remove(self.index.hash(&key, namespace), index);
+        if let Some(mirror) = &mut self.mirror {
+            let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
+            mirror.remove(hash, index);
+        }
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
         shared.namespaces.drop_use(namespace);
     }
@@ -418,6 +430,16 @@ impl Store {
             + self.origins.len() as u64 * size_of::<Origin>() as u64
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
+            + self.mirror.as_ref().map_or(0, Mirror::bytes)
+    }
+
+    /// The image of the index on the device.
+    pub(super) fn mirror(&self) -> Option<&Mirror> {
+        self.mirror.as_ref()
+    }
+
+    pub(super) fn mirror_mut(&mut self) -> Option<&mut Mirror> {
+        self.mirror.as_mut()
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -437,6 +459,8 @@ pub(super) struct StoreOptions {
     pub(super) scrub: Scrub,
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
+    /// The index has a copy on the device.
+    pub(super) mirrors: bool,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! after creation; a step whose changes exceed a slot goes in several pieces, which may wait for an earlier one.
 
 use super::config::{CacheConfig, Geometry};
+use super::device_index::DeviceIndex;
 use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO, grid};
 use super::state::State;
 use super::upload::{
@@ -128,6 +129,7 @@ pub(super) struct Uploader {
     pub(super) cells_uploaded: Vec<u64>,
     pub(super) blocks_zeroed: Vec<usize>,
     zero_runs: Vec<(usize, usize)>,
+    pub(super) index: Option<DeviceIndex>,
     max_tokens: usize,
 }
 
@@ -181,6 +183,10 @@ impl Uploader {
             cells_uploaded: vec![0; groups],
             blocks_zeroed: vec![0; groups],
             zero_runs: vec![(0, 0); groups],
+            index: match config.index.device {
+                true => Some(DeviceIndex::new(memory, geometry, &config.name)?),
+                false => None,
+            },
             max_tokens: config.max_batch_tokens as usize,
         })
     }
@@ -194,6 +200,9 @@ impl Uploader {
                 let slots = arena.slice().part(4 * places.slots, 8 * self.max_tokens as u64)?;
                 device.memset(Stream::DEFAULT, slots, 0xff)?;
             }
+        }
+        if let Some(index) = &self.index {
+            index.clear(device, Stream::DEFAULT)?;
         }
         device.stream_synchronize(Stream::DEFAULT)
     }
@@ -275,6 +284,9 @@ impl Uploader {
                 let sent = pack_cells(&mut packer, state, group, places.table);
                 self.cells_uploaded[group] += sent;
                 is_all &= state.batch.dirty[group].last().is_none();
+                if let Some(index) = &mut self.index {
+                    is_all &= index.pack(&mut packer, group, &mut state.stores[group]);
+                }
             }
         }
         Ok((packer.finish(), is_all))
@@ -292,6 +304,7 @@ impl Uploader {
             return Ok(());
         };
         let (zero_runs, blocks_zeroed) = (&self.zero_runs, &mut self.blocks_zeroed);
+        let index = &mut self.index;
         staging.send(device, stream, words, |packed| {
             for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {
                 let (pool, block_bytes) = pools(group);
@@ -300,6 +313,9 @@ impl Uploader {
                 let grid = grid(count, block_bytes);
                 device.launch(stream, &Launch { kernel: &ZERO, grid, block: 256, args: &args })?;
                 blocks_zeroed[group] += count;
+            }
+            if let Some(index) = index {
+                index.enqueue(device, stream, packed)?;
             }
             let args = [Arg::Write(arena.slice()), Arg::Read(packed)];
             device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use kavern::cache::{
-    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult,
-    Request, Scrub, Target,
+    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
+    OpResult, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Result, Status};
@@ -61,6 +61,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        index: IndexOptions::default(),
     }
 }
 
