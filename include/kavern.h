@@ -254,8 +254,8 @@ enum kavern_kv_request_flag
     /** Hits cover at most all tokens but one, so that the model has one to compute. */
     KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
     /**
-     * The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then gives
-     * a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
+     * The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then
+     * gives a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
      */
     KAVERN_REQUEST_CHUNKS = 16,
 };
@@ -2024,25 +2024,25 @@ kavern_status kavern_kv_block_hashes(kavern_kv_cache *cache,
 /**
  * Looks blocks up by their own keys, whatever came before them, in a cache made with KAVERN_KV_CHUNK_INDEX.
  *
- * For passages that stand at other places in other prompts. The namespace takes chunks only: ADMIT a sequence under the
- * lease of a kavern_kv_match with KAVERN_REQUEST_CHUNKS, which finds nothing, and COMMIT one key for each block, for
- * example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies: copy
- * it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then RELEASE the
- * lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage depend on what
- * came before it where it was stored: whether that is good enough is for you to know.
+ * For passages that stand at other places in other prompts. The namespace takes chunks only: ADMIT a sequence under
+ * the lease of a kavern_kv_match with KAVERN_REQUEST_CHUNKS, which finds nothing, and COMMIT one key for each block,
+ * for example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies:
+ * copy it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then
+ * RELEASE the lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage
+ * depend on what came before it where it was stored: whether that is good enough is for you to know.
  * Shapes: `token_offsets` [key_count]: where in the new prompt each key's block will lie; null: one after the other
  * from 0. `hits` [groups of the cache][key_count], at least; a key that some group lacks is a miss in all.
  * `result->block_count` tells the hits, all groups together; their tokens are `result->hit_tokens`.
- * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT (no keys, no KAVERN_REQUEST_CHUNKS, flags
- * of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`), KAVERN_ERR_KEY_MODE,
- * KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then no lease
- * is held.
+ * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT (no keys, no KAVERN_REQUEST_CHUNKS,
+ * flags of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`),
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+ * KAVERN_ERR_INVALID_HANDLE; then no lease is held.
  * Threads: any; host only, never waits for the device; takes the cache's lock once.
  * Owner: the lease is to be given to RELEASE.
  * Since: 0.1
  *
- * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `token_offsets` be null or point to
- * key_count values, `hits` point to `capacity` writable elements, `result` be null or point to a writable struct.
+ * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `token_offsets` be null or point
+ * to key_count values, `hits` point to `capacity` writable elements, `result` be null or point to a writable struct.
  */
 kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
                                      const kavern_kv_request *request,
@@ -2055,11 +2055,11 @@ kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
  * Looks rows of block hashes up on the device, in a cache made with KAVERN_KV_DEVICE_INDEX.
  *
  * The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
- * hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to all
- * that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
+ * hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to
+ * all that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
  * most blocks / 2^96.
- * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory
- * must live until the work is done. Not to be captured into a graph.
+ * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
+ * live until the work is done. Not to be captured into a graph.
  * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
  * inside this call or kavern_kv_tables, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
  * KAVERN_ERR_DEVICE.
@@ -2803,7 +2803,8 @@ kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
  * Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
  * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
  * counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; host only, never waits for the device; takes the cache's lock once.
+ * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
+ * each request.
  * Owner: each lease is to be given to ADMIT or RELEASE.
  * Since: 0.1
  *
@@ -2894,7 +2895,7 @@ kavern_status kavern_kv_step_done(kavern_kv_cache *cache,
  *
  * Shapes: `keys` [capacity][32]; `count` receives how many there are.
  * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `count` set and `keys` untouched; as kavern_kv_match for the request.
- * Threads: any; takes the cache's lock for the computation.
+ * Threads: any; hashes without the cache's lock.
  * Since: 0.1
  *
  * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `keys` to capacity x 32 writable

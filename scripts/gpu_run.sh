@@ -57,6 +57,7 @@ contracts() {
 # The sweep gives the driver no forged CUstream: it would follow the address, and nobody can tell it from a real one.
 c() {
     step c-smoke env KAVERN_TEST_DEVICE="$device" ./smoke
+    step c-lookups env KAVERN_TEST_DEVICE="$device" ./lookups
     step c-pool env KAVERN_TEST_DEVICE="$device" ./pool
     step c-pinned env KAVERN_TEST_DEVICE="$device" ./pinned
     step c-elastic env KAVERN_TEST_DEVICE="$device" ./elastic

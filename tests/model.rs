@@ -116,7 +116,8 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         metadata_only: false,
         ragged: variant.ragged,
         require_salt: false,
-        index: IndexOptions::default(),
+        // Its image is held against the index whenever the cache is validated.
+        index: IndexOptions { device: true, chunks: false },
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))
@@ -216,6 +217,7 @@ impl Run<'_> {
             drop_last,
             keep_one_token,
         };
+        let probed = self.cache.probe(&request).unwrap();
         let mut lookups = self.cache.lookups();
         let found = match lookups.find(&request) {
             Ok(found) => found,
@@ -229,7 +231,7 @@ impl Run<'_> {
             true => (0, vec![Vec::new(); self.model.groups.len()]),
             false => self.model.find(namespace, &prompt, keep_one_token, drop_last),
         };
-        assert_eq!(found.hit_tokens as usize, hit, "prompt {prompt:?}");
+        assert_eq!((found.hit_tokens as usize, probed as usize), (hit, hit), "prompt {prompt:?}");
         let ids: Vec<u32> = lookups.blocks(found.lease).unwrap().map(|block| block as u32).collect();
         assert_eq!(ids, blocks.concat());
         drop(lookups);

@@ -102,8 +102,8 @@ pub enum kavern_kv_request_flag {
     KAVERN_REQUEST_DROP_LAST = 4,
     /// Hits cover at most all tokens but one, so that the model has one to compute.
     KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
-    /// The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then gives
-    /// a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
+    /// The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then
+    /// gives a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
     KAVERN_REQUEST_CHUNKS = 16,
 }
 

@@ -120,26 +120,26 @@ pub unsafe extern "C" fn kavern_kv_block_hashes(
 
 /// Looks blocks up by their own keys, whatever came before them, in a cache made with KAVERN_KV_CHUNK_INDEX.
 ///
-/// For passages that stand at other places in other prompts. The namespace takes chunks only: ADMIT a sequence under the
-/// lease of a kavern_kv_match with KAVERN_REQUEST_CHUNKS, which finds nothing, and COMMIT one key for each block, for
-/// example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies: copy
-/// it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then RELEASE the
-/// lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage depend on what
-/// came before it where it was stored: whether that is good enough is for you to know.
+/// For passages that stand at other places in other prompts. The namespace takes chunks only: ADMIT a sequence under
+/// the lease of a kavern_kv_match with KAVERN_REQUEST_CHUNKS, which finds nothing, and COMMIT one key for each block,
+/// for example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies:
+/// copy it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then
+/// RELEASE the lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage
+/// depend on what came before it where it was stored: whether that is good enough is for you to know.
 /// Shapes: `token_offsets` [key_count]: where in the new prompt each key's block will lie; null: one after the other
 /// from 0. `hits` [groups of the cache][key_count], at least; a key that some group lacks is a miss in all.
 /// `result->block_count` tells the hits, all groups together; their tokens are `result->hit_tokens`.
-/// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT (no keys, no KAVERN_REQUEST_CHUNKS, flags
-/// of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`), KAVERN_ERR_KEY_MODE,
-/// KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then no lease
-/// is held.
+/// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT (no keys, no KAVERN_REQUEST_CHUNKS,
+/// flags of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`),
+/// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+/// KAVERN_ERR_INVALID_HANDLE; then no lease is held.
 /// Threads: any; host only, never waits for the device; takes the cache's lock once.
 /// Owner: the lease is to be given to RELEASE.
 /// Since: 0.1
 ///
 /// # Safety
-/// `request` must be null or point to a struct whose pointers are as its fields say, `token_offsets` be null or point to
-/// key_count values, `hits` point to `capacity` writable elements, `result` be null or point to a writable struct.
+/// `request` must be null or point to a struct whose pointers are as its fields say, `token_offsets` be null or point
+/// to key_count values, `hits` point to `capacity` writable elements, `result` be null or point to a writable struct.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kavern_kv_match_chunks(
     cache: *mut kavern_kv_cache,
@@ -208,11 +208,11 @@ fn lookup(object: &CacheObject, args: &kavern_kv_lookup_args) -> Result<DeviceLo
 /// Looks rows of block hashes up on the device, in a cache made with KAVERN_KV_DEVICE_INDEX.
 ///
 /// The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
-/// hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to all
-/// that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
+/// hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to
+/// all that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
 /// most blocks / 2^96.
-/// Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory
-/// must live until the work is done. Not to be captured into a graph.
+/// Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
+/// live until the work is done. Not to be captured into a graph.
 /// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
 /// inside this call or kavern_kv_tables, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
 /// KAVERN_ERR_DEVICE.

@@ -1,8 +1,8 @@
 //! Match: the longest prefix of a prompt that every group holds, kept alive by a lease.
 //!
 //! The keys come from outside of the lock and the walk over them is `prefix`'s; it ends at the first block that any
-//! group lacks. The hit length is the largest one that all groups reached and that ends on a block boundary of each. Source of the chain over the
-//! smallest common block: vLLM's hash block size for hybrid models.
+//! group lacks. The hit length is the largest one that all groups reached and that ends on a block boundary of each.
+//! Source of the chain over the smallest common block: vLLM's hash block size for hybrid models.
 
 use super::events::RemoveReason;
 use super::hash::{Extras, Key};

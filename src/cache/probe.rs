@@ -42,8 +42,8 @@ impl KvCache {
 }
 
 impl KvCache {
-    /// The hashes under which the full blocks of a group are found on the device, each given to `take`; answers how many
-    /// there are. A block's hash names it with its namespace.
+    /// The hashes under which the full blocks of a group are found on the device, each given to `take`; answers how
+    /// many there are. A block's hash names it with its namespace.
     pub fn block_hashes(
         &self,
         request: &Request<'_>,

@@ -213,7 +213,9 @@ fn the_device_answers_as_the_host_after_a_hundred_thousand_changes() {
     let changes = statistics.committed_blocks + statistics.evicted_blocks;
     // Half load: a removal moves few cells, and a table would be 1,024 cells a step.
     assert!(statistics.device_index_cells_sent < 2 * changes, "{statistics:?}");
+    bench.begin();
     held.into_iter().for_each(|sequence| bench.free(sequence));
+    bench.done();
 }
 
 #[test]
