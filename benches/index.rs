@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Target};
+use kavern::cache::{
+    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Reach, Request, Target,
+};
 use kavern::device::registry;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
@@ -32,6 +34,7 @@ fn cache(blocks: u64, hash: HashKind) -> KvCache {
             block_tokens: BLOCK_TOKENS,
             capacity_blocks: 0,
             region: None,
+            reach: Reach::All,
         }],
         hash,
         max_sequence_tokens: tokens,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kavern::cache::{
     CacheConfig, Content, DeviceLookup, GroupConfig, HashKind, IndexOptions, KvCache, LookupMode, Naming, Op,
-    Request, Scrub, Target,
+    Reach, Request, Scrub, Target,
 };
 use kavern::device::{Arg, CpuArgs, Device, DeviceSlice, Kernel, Launch, Stream, registry};
 use kavern::error::{Error, Result, Status};
@@ -43,6 +43,7 @@ fn config(blocks: u64) -> CacheConfig {
             block_tokens: BLOCK_TOKENS as u32,
             capacity_blocks: 0,
             region: None,
+            reach: Reach::All,
         }],
         capacity_blocks: blocks,
         capacity_bytes: 0,

@@ -101,15 +101,15 @@ enum kavern_kv_group_kind
  {
     /** Keys and values of full attention. */
     KAVERN_GROUP_FULL = 1,
-    /** Sliding-window attention. Not yet served. */
+    /** Sliding-window attention: window_tokens latest tokens. */
     KAVERN_GROUP_SLIDING = 2,
-    /** Chunked attention. Not yet served. */
+    /** Chunked attention: the tokens of the same chunk of window_tokens. */
     KAVERN_GROUP_CHUNKED = 3,
-    /** Recurrent state. Not yet served. */
+    /** Recurrent state: block_bytes a state, one running state a sequence, and snapshots. */
     KAVERN_GROUP_STATE = 4,
-    /** Cross-attention. Not yet served. */
+    /** Cross-attention: cross_tokens of another input, taken whole at ADMIT. */
     KAVERN_GROUP_CROSS = 5,
-    /** Multi-head latent attention. Not yet served. */
+    /** Multi-head latent attention: token_bytes a token and layer, of everything before. */
     KAVERN_GROUP_MLA = 6,
     /** Bytes that only the engine understands: block_bytes a block, no slots per token. */
     KAVERN_GROUP_OPAQUE = 7,
@@ -119,6 +119,23 @@ enum kavern_kv_group_kind
 typedef enum kavern_kv_group_kind kavern_kv_group_kind;
 #else
 typedef uint32_t kavern_kv_group_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Bits of kavern_kv_group.flags. */
+enum kavern_kv_group_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** KAVERN_GROUP_FULL, _MLA, _OPAQUE: TRIM may let go of its blocks. Windows always may. */
+    KAVERN_GROUP_TRIMMABLE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_group_flag kavern_kv_group_flag;
+#else
+typedef uint32_t kavern_kv_group_flag;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -312,7 +329,10 @@ enum kavern_kv_op_kind
     KAVERN_OP_ROLLBACK = 6,
     /** Later. */
     KAVERN_OP_FORK = 7,
-    /** Later. */
+    /**
+     * Lets go of the blocks of sequence `target` that lie wholly before token `offset`, in windows and in groups with
+     * KAVERN_GROUP_TRIMMABLE; their cells show the null block. Again with the same offset it does nothing.
+     */
     KAVERN_OP_TRIM = 8,
     /** Later. */
     KAVERN_OP_EDIT = 9,
@@ -401,6 +421,8 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_RESET = 3,
     /** Newer content with the same key took its place. */
     KAVERN_REMOVE_REPLACED = 4,
+    /** The sequence that was to write it was cancelled or rolled back before. */
+    KAVERN_REMOVE_CANCELLED = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -598,8 +620,10 @@ typedef struct kavern_address_description {
 /**
  * One group of layers that share block size and layout.
  *
- * A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...]. A group of kind
- * KAVERN_GROUP_OPAQUE has `block_bytes` instead of layers, heads and dtype.
+ * A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...], or latent rows
+ * [layer][token][token_bytes] in a group of kind KAVERN_GROUP_MLA, which has layers and token_bytes. Groups of kind
+ * KAVERN_GROUP_OPAQUE and KAVERN_GROUP_STATE have block_bytes instead of layers, heads and dtype; windows and
+ * cross-attention may have any of the three. docs/abi.md says what each kind holds, finds and shows in its table.
  */
 typedef struct kavern_kv_group {
     /** sizeof(kavern_kv_group). */
@@ -618,20 +642,37 @@ typedef struct kavern_kv_group {
     uint32_t block_tokens;
     /** KAVERN_NHD or KAVERN_HND. */
     uint32_t layout;
-    /** Bytes of a block of an opaque group, a multiple of 16; 0 in all others. */
+    /**
+     * Bytes of a block of an opaque group or of a state, a multiple of 16; 0 where layers, heads and dtype or
+     * token_bytes say it.
+     */
     uint64_t block_bytes;
     /** Blocks of this group; 0 takes the cache's capacity_blocks. */
     uint64_t capacity_blocks;
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
-    /** Bytes there, at least capacity_blocks x bytes of a block. */
+    /** Bytes there, at least capacity_blocks x bytes of a block, and one block more where null_block is not -1. */
     uint64_t region_bytes;
-    /** Later: tokens of a sliding window. 0. */
+    /**
+     * KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
+     * in all others.
+     */
     uint32_t window_tokens;
     /** Later: formats of slots beside raw ones. 0. */
     uint32_t slot_classes;
     /** Zero. */
     uint64_t reserved[2];
+    /** KAVERN_GROUP_MLA, and windows over such rows: bytes of one token in one layer, 1 to 65536; 0 in all others. */
+    uint32_t token_bytes;
+    /** KAVERN_GROUP_CROSS: tokens of the other input, the same for each sequence; 0 in all others. */
+    uint32_t cross_tokens;
+    /**
+     * KAVERN_GROUP_STATE: a snapshot may be kept at multiples of so many blocks; 0 takes the lengths at which hits of
+     * all groups can end. 0 in all others.
+     */
+    uint32_t snapshot_blocks;
+    /** KAVERN_GROUP_ bits of kavern_kv_group_flag. */
+    uint32_t flags;
 } kavern_kv_group;
 
 /** How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes. */
@@ -729,6 +770,10 @@ typedef struct kavern_kv_description {
     uint64_t head_stride;
     /** Cells in a row of the block table. */
     uint64_t row_cells;
+    /** The block that cells show whose block was let go: zeros, never handed out; -1 where nothing is let go early. */
+    int32_t null_block;
+    /** Tokens of the window or chunk; 0 if there is none. */
+    uint32_t window_tokens;
 } kavern_kv_description;
 
 /** What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups. */
@@ -785,6 +830,11 @@ typedef struct kavern_kv_statistics {
     uint64_t pool_bytes;
     /** Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it. */
     uint64_t last_step;
+    /**
+     * Tokens that sequences hold in slots, summed over the groups: held_tokens / used_slots tells how full their
+     * blocks are, windows and TRIM included.
+     */
+    uint64_t held_tokens;
     /** Cells of the index on the device that kavern_kv_tables has sent. */
     uint64_t device_index_cells_sent;
 } kavern_kv_statistics;
@@ -819,15 +869,18 @@ typedef struct kavern_kv_append_args {
     uint32_t group;
     /** Layer, counted inside the group. */
     uint32_t layer;
-    /** Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them. */
+    /**
+     * Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them;
+     * KAVERN_I8 for latent rows, whose bytes are written as they are.
+     */
     uint32_t dtype;
     /** Tokens. */
     uint32_t tokens;
     /** Zero. */
     uint32_t reserved;
-    /** Device address of the keys, [tokens][kv_heads][head_dim]. */
+    /** Device address of the keys, [tokens][kv_heads][head_dim]; of latent rows, [tokens][token_bytes]. */
     uint64_t keys;
-    /** Device address of the values, [tokens][kv_heads][head_dim]. */
+    /** Device address of the values, [tokens][kv_heads][head_dim]; 0 for latent rows. */
     uint64_t values;
     /** Device address of the slots, i64 [tokens]; a slot below 0 is skipped. */
     uint64_t slot_mapping;
@@ -980,8 +1033,8 @@ typedef struct kavern_kv_chunk_hit {
 typedef struct kavern_kv_match_result {
     /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
     int32_t status;
-    /** Zero. */
-    uint32_t reserved;
+    /** Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. */
+    uint32_t cross_groups;
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
     /** Tokens whose blocks are in device memory, in every group. */
@@ -1376,7 +1429,10 @@ typedef struct kavern_kv_op {
     uint32_t key_bytes;
     /** Zero. */
     uint32_t reserved;
-    /** Operations on a range of tokens: the first of them, counted from the start of the sequence; 0 in all others. */
+    /**
+     * Operations on a range of tokens: the first of them, counted from the start of the sequence; TRIM: the first
+     * token that is still needed; 0 in all others.
+     */
     uint64_t offset;
     /** RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others. */
     uint64_t ttl_ms;
@@ -1413,7 +1469,10 @@ typedef struct kavern_kv_op_result {
 
 /** Tables of one group. Addresses are of the device and never change; host pointers see the same cells. */
 typedef struct kavern_kv_group_tables {
-    /** i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids. */
+    /**
+     * i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids; those of blocks
+     * that were let go hold null_block. A row of states is the current one and the one to start from, -1 for none.
+     */
     uint64_t block_table;
     /** i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque. */
     uint64_t slot_mapping;
@@ -1440,6 +1499,29 @@ typedef struct kavern_kv_group_tables {
     /** Blocks that this call fills with zeros before the step's work. */
     uint64_t blocks_zeroed;
 } kavern_kv_group_tables;
+
+/**
+ * A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
+ *
+ * A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
+ */
+typedef struct kavern_kv_token_copy {
+    /** The group. */
+    uint32_t group;
+    /** Row of the sequence that it is for. */
+    int32_t row;
+    /** First slot that is read. */
+    int64_t source_slot;
+    /** First slot that is written. */
+    int64_t target_slot;
+    /** Tokens. */
+    uint32_t tokens;
+    /**
+     * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
+     * those in the target slots by it before attention reads them.
+     */
+    int32_t shift;
+} kavern_kv_token_copy;
 
 /** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
 typedef struct kavern_kv_step_tables {
@@ -1469,6 +1551,14 @@ typedef struct kavern_kv_step_tables {
     const int32_t *batch_starts_host;
     /** sequence_lengths as the host sees it, as of the latest step. */
     const int32_t *sequence_lengths_host;
+    /** kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group. */
+    uint64_t copies;
+    /** copies as the host sees it; valid until the next kavern_kv_tables or the next step. */
+    const kavern_kv_token_copy *copies_host;
+    /** How many. */
+    uint32_t copy_count;
+    /** Zero. */
+    uint32_t reserved2;
 } kavern_kv_step_tables;
 
 /** A finished load or store of another tier. */

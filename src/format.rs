@@ -46,6 +46,17 @@ pub struct BlockShape {
     pub layout: Layout,
 }
 
+/// Shape of a block of latent rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    /// Layers.
+    pub layers: u32,
+    /// Bytes of one token in one layer.
+    pub token_bytes: u32,
+    /// Tokens in a block.
+    pub block_tokens: u32,
+}
+
 /// Distances in bytes between neighbours of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Strides {
@@ -85,6 +96,25 @@ impl BlockShape {
         let kv = heads * tokens * row;
         let layer = 2 * kv;
         Ok(Strides { block: layer * u64::from(self.layers), layer, kv, token, head })
+    }
+}
+
+impl LatentShape {
+    /// Strides of `[layer][token][byte]`, or why it is no shape.
+    pub fn strides(&self) -> Result<Strides> {
+        let limits = [
+            ("layers", self.layers, 1024),
+            ("token_bytes", self.token_bytes, 65_536),
+            ("block_tokens", self.block_tokens, 65_536),
+        ];
+        for (name, value, most) in limits {
+            if value == 0 || value > most {
+                return Err(Error::argument(format!("{name} is {value}; it must be 1 to {most}")));
+            }
+        }
+        let token = u64::from(self.token_bytes);
+        let layer = token * u64::from(self.block_tokens);
+        Ok(Strides { block: layer * u64::from(self.layers), layer, token, ..Strides::default() })
     }
 }
 

@@ -4,13 +4,18 @@
 
 mod cache {
     mod bench;
+    mod change;
     mod chunks;
     mod device_index;
     mod events;
     mod faults;
+    mod groups;
+    mod groups_model;
     mod isolation;
+    mod ops;
     mod prefix;
     mod probe;
+    mod states;
     mod steps;
     mod tables;
     mod write;

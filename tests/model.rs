@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what is missing in a model test is the fault that it looks for")]
 
+#[path = "model/branches.rs"]
+mod branches;
 #[path = "model/naive.rs"]
 mod naive;
 
@@ -13,8 +15,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, OpResult, Request,
-    ResetScope, Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, OpResult, Reach,
+    Request, ResetScope, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -93,6 +95,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
             }),
         },
         block_tokens,
+        reach: Reach::All,
         capacity_blocks: 0,
         region: None,
     };

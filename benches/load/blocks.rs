@@ -21,6 +21,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         name: "bench".to_owned(),
         groups: vec![GroupConfig {
             content: Content::Opaque { block_bytes: 64 },
+            reach: kavern::cache::Reach::All,
             block_tokens: 1,
             capacity_blocks: 0,
             region: None,

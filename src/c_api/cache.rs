@@ -6,7 +6,7 @@ use super::config::{self, Out, OutArray, OutStruct};
 use super::guard::{guard, guard_on};
 use super::handle::{self, Handle, Kind};
 use super::kv_config;
-use super::kv_enums::kavern_kv_group_kind;
+use super::kv_group;
 use super::kv_types::*;
 use super::stream;
 use super::types::{kavern_kv_cache, kavern_manager, kavern_status};
@@ -116,29 +116,7 @@ pub unsafe extern "C" fn kavern_kv_describe(
     guard_on("kavern_kv_describe", cache, |object| {
         // SAFETY: the header asks for a struct that says its size, or null.
         let out = unsafe { OutStruct::new(out, "out") }?;
-        let group = object.cache.describe(group)?;
-        let mut description = kavern_kv_description {
-            kind: kavern_kv_group_kind::KAVERN_GROUP_OPAQUE as u32,
-            block_tokens: group.block_tokens,
-            base_address: group.base_address,
-            block_count: group.blocks.into(),
-            block_bytes: group.block_bytes,
-            block_stride: group.strides.block,
-            layer_stride: group.strides.layer,
-            kv_stride: group.strides.kv,
-            token_stride: group.strides.token,
-            head_stride: group.strides.head,
-            row_cells: group.row_cells.into(),
-            ..config::zeroed()
-        };
-        if let Content::Attention(shape) = group.content {
-            description.kind = kavern_kv_group_kind::KAVERN_GROUP_FULL as u32;
-            description.layers = shape.layers;
-            description.kv_heads = shape.kv_heads;
-            description.head_dim = shape.head_dim;
-            description.dtype = shape.dtype as u32;
-            description.layout = shape.layout as u32;
-        }
+        let description = kv_group::describe(&object.cache.describe(group)?);
         out.write(&description);
         Ok(Status::Ok)
     })
@@ -173,6 +151,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             metadata_bytes: s.metadata_bytes,
             pool_bytes: s.pool_bytes,
             last_step: s.last_step,
+            held_tokens: s.held_tokens,
             device_index_cells_sent: s.device_index_cells_sent,
         }
     }
@@ -405,13 +384,18 @@ pub unsafe extern "C" fn kavern_kv_append(
         let stream = stream::resolve(object.manager(), stream)?;
         let dtype = Dtype::try_from(args.dtype)?;
         let bytes = object.cache.append_bytes(args.group, dtype, args.tokens)?;
+        let keys = foreign(object, args.keys, bytes)?;
+        let is_latent = matches!(object.cache.describe(args.group)?.content, Content::Latent(_));
+        if is_latent && args.values != 0 {
+            return Err(Error::argument("latent rows are all in keys; leave values 0"));
+        }
         let append = Append {
             group: args.group,
             layer: args.layer,
             dtype,
             tokens: args.tokens,
-            keys: foreign(object, args.keys, bytes)?,
-            values: foreign(object, args.values, bytes)?,
+            keys,
+            values: if is_latent { keys } else { foreign(object, args.values, bytes)? },
             slots: foreign(object, args.slot_mapping, 8 * u64::from(args.tokens))?,
         };
         object.cache.append(*stream, &append)?;

@@ -3,18 +3,13 @@
 use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue, StructArray};
-use super::kv_enums::{
-    kavern_kv_cache_flag, kavern_kv_group_kind, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub,
-};
+use super::kv_enums::{kavern_kv_cache_flag, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub};
+use super::kv_group;
 use super::kv_types::*;
 use super::lookup_types::kavern_kv_lookup_args;
-use crate::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, Naming, Request, Scrub,
-};
-use crate::device::{Device, DeviceSlice};
+use crate::cache::{CacheConfig, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
+use crate::device::Device;
 use crate::error::{Error, Result, Status};
-use crate::format::{BlockShape, Layout};
-use crate::types::Dtype;
 
 /// Longest salt.
 const SALT_LIMIT: u32 = 64;
@@ -38,12 +33,12 @@ macro_rules! c_struct {
 }
 
 c_struct! {
-    kavern_kv_group, 88, 88;
+    kavern_kv_group, 88, 104;
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
-    kavern_kv_step_tables, 80, 80;
-    kavern_kv_description, 104, 104;
-    kavern_kv_statistics, 200, 208;
+    kavern_kv_step_tables, 80, 104;
+    kavern_kv_description, 104, 112;
+    kavern_kv_statistics, 200, 216;
     kavern_kv_append_args, 48, 48;
     kavern_kv_lookup_args, 48, 48;
 }
@@ -86,11 +81,11 @@ const _: () = assert!(size_of::<kavern_kv_cache_config>() == 176, "a struct grow
 const _: () =
     assert!(size_of::<kavern_kv_extra>() == size_of::<Extra>(), "the header's struct is the room's");
 
-fn unsupported(text: &'static str) -> Error {
+pub(super) fn unsupported(text: &'static str) -> Error {
     Error::new(Status::Unsupported, text)
 }
 
-fn unknown(what: &str, value: u32) -> Error {
+pub(super) fn unknown(what: &str, value: u32) -> Error {
     Error::argument(format!("{what} {value} is unknown; use a value of the header"))
 }
 
@@ -109,50 +104,6 @@ fn scrub(value: u32) -> Result<Scrub> {
         3 => Ok(Scrub::Always),
         _ => Err(unknown("scrub", value)),
     }
-}
-
-fn group_config(group: &kavern_kv_group, device: &dyn Device) -> Result<GroupConfig> {
-    config::check_reserved(&group.reserved, "kavern_kv_group")?;
-    if group.window_tokens != 0 || group.slot_classes != 0 {
-        return Err(unsupported("window_tokens and slot_classes are for later versions; leave them 0"));
-    }
-    let content = if group.kind == kavern_kv_group_kind::KAVERN_GROUP_FULL as u32 {
-        if group.block_bytes != 0 {
-            return Err(Error::argument(
-                "block_bytes is for opaque groups; a full group has layers, heads and dtype",
-            ));
-        }
-        Content::Attention(BlockShape {
-            layers: group.layers,
-            kv_heads: group.kv_heads,
-            head_dim: group.head_dim,
-            dtype: Dtype::try_from(group.dtype)?,
-            block_tokens: group.block_tokens,
-            layout: Layout::try_from(group.layout)?,
-        })
-    } else if group.kind == kavern_kv_group_kind::KAVERN_GROUP_OPAQUE as u32 {
-        if [group.layers, group.kv_heads, group.head_dim, group.dtype, group.layout] != [0; 5] {
-            return Err(Error::argument(
-                "an opaque group has block_bytes; leave layers, heads, dtype and layout 0",
-            ));
-        }
-        Content::Opaque { block_bytes: group.block_bytes }
-    } else if (2..=6).contains(&group.kind) {
-        return Err(unsupported("only full and opaque groups are served by this version"));
-    } else {
-        return Err(unknown("group kind", group.kind));
-    };
-    let region = match (group.region_address, group.region_bytes) {
-        (0, 0) => None,
-        // SAFETY: the header makes the caller vouch for memory of the cache's device that outlives the cache.
-        (address, bytes) => Some(unsafe { DeviceSlice::from_foreign(device.key(), address, bytes) }?),
-    };
-    Ok(GroupConfig {
-        content,
-        block_tokens: group.block_tokens,
-        capacity_blocks: group.capacity_blocks,
-        region,
-    })
 }
 
 /// Reads everything that a configuration points to.
@@ -187,7 +138,7 @@ pub(super) unsafe fn cache_config(
     // SAFETY: the caller's promise.
     let groups =
         unsafe { StructArray::new(settings.groups, settings.group_count as usize, "config.groups") }?;
-    let groups = groups.iter().map(|group| group_config(&group, device)).collect::<Result<Vec<_>>>()?;
+    let groups = groups.iter().map(|group| kv_group::read(&group, device)).collect::<Result<Vec<_>>>()?;
     // SAFETY: the caller's promise.
     let policy = unsafe { config::optional_text(settings.policy, "config.policy") }?;
     // SAFETY: the caller's promise.
@@ -225,6 +176,17 @@ pub(super) unsafe fn cache_config(
             chunks: settings.flags & chunk_index != 0,
         },
     })
+}
+
+/// TRIM has no use for most fields.
+pub(super) fn check_trim(op: &kavern_kv_op) -> Result<()> {
+    let unused =
+        [op.tokens, op.lookahead.into(), op.key_count, op.extra_count, op.ttl_ms, op.expected_tokens];
+    let more = [op.lease, op.key_bytes.into(), op.priority.into(), op.mode.into()];
+    if unused.iter().chain(&more).any(|&field| field != 0) {
+        return Err(Error::new(Status::InvalidArgument, "TRIM takes target and offset; leave all else 0"));
+    }
+    Ok(())
 }
 
 /// Extras that the caller passes in.

@@ -8,18 +8,26 @@
 pub enum kavern_kv_group_kind {
     /// Keys and values of full attention.
     KAVERN_GROUP_FULL = 1,
-    /// Sliding-window attention. Not yet served.
+    /// Sliding-window attention: window_tokens latest tokens.
     KAVERN_GROUP_SLIDING = 2,
-    /// Chunked attention. Not yet served.
+    /// Chunked attention: the tokens of the same chunk of window_tokens.
     KAVERN_GROUP_CHUNKED = 3,
-    /// Recurrent state. Not yet served.
+    /// Recurrent state: block_bytes a state, one running state a sequence, and snapshots.
     KAVERN_GROUP_STATE = 4,
-    /// Cross-attention. Not yet served.
+    /// Cross-attention: cross_tokens of another input, taken whole at ADMIT.
     KAVERN_GROUP_CROSS = 5,
-    /// Multi-head latent attention. Not yet served.
+    /// Multi-head latent attention: token_bytes a token and layer, of everything before.
     KAVERN_GROUP_MLA = 6,
     /// Bytes that only the engine understands: block_bytes a block, no slots per token.
     KAVERN_GROUP_OPAQUE = 7,
+}
+
+/// Bits of kavern_kv_group.flags.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_group_flag {
+    /// KAVERN_GROUP_FULL, _MLA, _OPAQUE: TRIM may let go of its blocks. Windows always may.
+    KAVERN_GROUP_TRIMMABLE = 1,
 }
 
 /// Element type of keys and values.
@@ -137,7 +145,8 @@ pub enum kavern_kv_op_kind {
     KAVERN_OP_ROLLBACK = 6,
     /// Later.
     KAVERN_OP_FORK = 7,
-    /// Later.
+    /// Lets go of the blocks of sequence `target` that lie wholly before token `offset`, in windows and in groups with
+    /// KAVERN_GROUP_TRIMMABLE; their cells show the null block. Again with the same offset it does nothing.
     KAVERN_OP_TRIM = 8,
     /// Later.
     KAVERN_OP_EDIT = 9,
@@ -199,6 +208,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_RESET = 3,
     /// Newer content with the same key took its place.
     KAVERN_REMOVE_REPLACED = 4,
+    /// The sequence that was to write it was cancelled or rolled back before.
+    KAVERN_REMOVE_CANCELLED = 7,
 }
 
 /// What kavern_kv_reset forgets.

@@ -4,45 +4,7 @@
 //! must be zero. Results have a fixed size for ever.
 
 pub use super::kv_enums::*;
-
-/// One group of layers that share block size and layout.
-///
-/// A block holds `block_tokens` tokens of all its layers: [layer][key or value][...layout...]. A group of kind
-/// KAVERN_GROUP_OPAQUE has `block_bytes` instead of layers, heads and dtype.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kavern_kv_group {
-    /// sizeof(kavern_kv_group).
-    pub struct_size: u32,
-    /// A KAVERN_GROUP_ value.
-    pub kind: u32,
-    /// Layers, 1 to 1024.
-    pub layers: u32,
-    /// Heads of keys and values, 1 to 1024.
-    pub kv_heads: u32,
-    /// Channels of a key head and of a value head, 1 to 4096.
-    pub head_dim: u32,
-    /// A KAVERN_DTYPE value: KAVERN_F32, KAVERN_F16, ...
-    pub dtype: u32,
-    /// Tokens in a block, 1 to 65536, a multiple of hash_block_tokens.
-    pub block_tokens: u32,
-    /// KAVERN_NHD or KAVERN_HND.
-    pub layout: u32,
-    /// Bytes of a block of an opaque group, a multiple of 16; 0 in all others.
-    pub block_bytes: u64,
-    /// Blocks of this group; 0 takes the cache's capacity_blocks.
-    pub capacity_blocks: u64,
-    /// Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate.
-    pub region_address: u64,
-    /// Bytes there, at least capacity_blocks x bytes of a block.
-    pub region_bytes: u64,
-    /// Later: tokens of a sliding window. 0.
-    pub window_tokens: u32,
-    /// Later: formats of slots beside raw ones. 0.
-    pub slot_classes: u32,
-    /// Zero.
-    pub reserved: [u64; 2],
-}
+pub use super::kv_group::{kavern_kv_description, kavern_kv_group};
 
 /// How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes.
 #[repr(C)]
@@ -158,8 +120,8 @@ pub struct kavern_kv_request {
 pub struct kavern_kv_match_result {
     /// KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts.
     pub status: i32,
-    /// Zero.
-    pub reserved: u32,
+    /// Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run.
+    pub cross_groups: u32,
     /// Holds the hits until ADMIT or RELEASE; 0 if refused.
     pub lease: u64,
     /// Tokens whose blocks are in device memory, in every group.
@@ -204,7 +166,8 @@ pub struct kavern_kv_op {
     pub key_bytes: u32,
     /// Zero.
     pub reserved: u32,
-    /// Operations on a range of tokens: the first of them, counted from the start of the sequence; 0 in all others.
+    /// Operations on a range of tokens: the first of them, counted from the start of the sequence; TRIM: the first
+    /// token that is still needed; 0 in all others.
     pub offset: u64,
     /// RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others.
     pub ttl_ms: u64,
@@ -243,7 +206,8 @@ pub struct kavern_kv_op_result {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kavern_kv_group_tables {
-    /// i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids.
+    /// i32 [max_sequences][row_cells]: block ids by row. Cells past a sequence's blocks hold older ids; those of blocks
+    /// that were let go hold null_block. A row of states is the current one and the one to start from, -1 for none.
     pub block_table: u64,
     /// i64 [max_batch_tokens]: block x block_tokens + offset of each scheduled token, -1 past the last; 0 if opaque.
     pub slot_mapping: u64,
@@ -301,6 +265,14 @@ pub struct kavern_kv_step_tables {
     pub batch_starts_host: *const i32,
     /// sequence_lengths as the host sees it, as of the latest step.
     pub sequence_lengths_host: *const i32,
+    /// kavern_kv_token_copy [copy_count]: what this call enqueued before the step's work, group after group.
+    pub copies: u64,
+    /// copies as the host sees it; valid until the next kavern_kv_tables or the next step.
+    pub copies_host: *const super::kv_ops::kavern_kv_token_copy,
+    /// How many.
+    pub copy_count: u32,
+    /// Zero.
+    pub reserved2: u32,
 }
 
 /// A finished load or store of another tier.
@@ -317,49 +289,6 @@ pub struct kavern_kv_completion {
     pub target: u64,
     /// Bytes moved.
     pub bytes: u64,
-}
-
-/// Where and how the blocks of a group lie; all an engine needs to write its slots itself.
-///
-/// Element address: base_address + block x block_stride + layer x layer_stride + (value ? kv_stride : 0) +
-/// token x token_stride + head x head_stride + channel x bytes of the dtype. Strides are in bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kavern_kv_description {
-    /// sizeof(kavern_kv_description).
-    pub struct_size: u32,
-    /// A KAVERN_GROUP_ value.
-    pub kind: u32,
-    /// Layers; 0 if opaque.
-    pub layers: u32,
-    /// Heads; 0 if opaque.
-    pub kv_heads: u32,
-    /// Channels of a head; 0 if opaque.
-    pub head_dim: u32,
-    /// Element type; 0 if opaque.
-    pub dtype: u32,
-    /// Tokens in a block.
-    pub block_tokens: u32,
-    /// KAVERN_NHD or KAVERN_HND; 0 if opaque.
-    pub layout: u32,
-    /// Device address of block 0; 0 in a metadata-only cache.
-    pub base_address: u64,
-    /// Blocks.
-    pub block_count: u64,
-    /// Bytes of a block.
-    pub block_bytes: u64,
-    /// From a block to the next.
-    pub block_stride: u64,
-    /// From a layer to the next.
-    pub layer_stride: u64,
-    /// From the keys to the values of a layer.
-    pub kv_stride: u64,
-    /// From a token to the next.
-    pub token_stride: u64,
-    /// From a head to the next.
-    pub head_stride: u64,
-    /// Cells in a row of the block table.
-    pub row_cells: u64,
 }
 
 /// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups.
@@ -418,6 +347,9 @@ pub struct kavern_kv_statistics {
     pub pool_bytes: u64,
     /// Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it.
     pub last_step: u64,
+    /// Tokens that sequences hold in slots, summed over the groups: held_tokens / used_slots tells how full their
+    /// blocks are, windows and TRIM included.
+    pub held_tokens: u64,
     /// Cells of the index on the device that kavern_kv_tables has sent.
     pub device_index_cells_sent: u64,
 }
@@ -468,15 +400,16 @@ pub struct kavern_kv_append_args {
     pub group: u32,
     /// Layer, counted inside the group.
     pub layer: u32,
-    /// Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them.
+    /// Type of the given elements: the cache's own, or KAVERN_F32, KAVERN_F16, KAVERN_BF16 rounded to one of them;
+    /// KAVERN_I8 for latent rows, whose bytes are written as they are.
     pub dtype: u32,
     /// Tokens.
     pub tokens: u32,
     /// Zero.
     pub reserved: u32,
-    /// Device address of the keys, [tokens][kv_heads][head_dim].
+    /// Device address of the keys, [tokens][kv_heads][head_dim]; of latent rows, [tokens][token_bytes].
     pub keys: u64,
-    /// Device address of the values, [tokens][kv_heads][head_dim].
+    /// Device address of the values, [tokens][kv_heads][head_dim]; 0 for latent rows.
     pub values: u64,
     /// Device address of the slots, i64 [tokens]; a slot below 0 is skipped.
     pub slot_mapping: u64,

@@ -18,6 +18,8 @@ mod guard;
 mod handle;
 mod kv_config;
 pub mod kv_enums;
+pub mod kv_group;
+pub mod kv_ops;
 pub mod kv_types;
 pub mod log;
 pub mod lookup;

@@ -6,10 +6,11 @@ use super::cache::CacheObject;
 use super::config::{self, Out, OutArray, OutStruct, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
+use super::kv_ops;
 use super::kv_types::*;
 use super::stream;
 use super::types::{kavern_kv_cache, kavern_status};
-use crate::cache::{GroupAddresses, GroupView, Naming, Op, OpResult, StepTables, Target};
+use crate::cache::{GroupAddresses, GroupView, Op, OpResult, StepTables, Target};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 
@@ -74,6 +75,7 @@ unsafe fn match_one(
     result.lease = found.lease.0;
     result.hit_tokens = found.hit_tokens;
     result.block_count = found.block_count;
+    result.cross_groups = found.cross_groups;
     if request.block_ids.is_null() {
         return Ok(());
     }
@@ -98,53 +100,36 @@ fn target(op: &kavern_kv_op, index: usize, done: &OutArray<kavern_kv_op_result>)
 
 /// # Safety
 /// The pointers of `op` are as its fields say.
-unsafe fn commit_naming<'a>(op: &kavern_kv_op) -> Result<Naming<'a>> {
-    if op.key_bytes == 0 {
-        if op.key_count != 0 {
-            return Err(Error::new(Status::InvalidArgument, "keys without key_bytes"));
-        }
-        // SAFETY: the caller's promise.
-        let ids = unsafe { config::array_u64(op.token_ids, op.tokens, "token_ids") }?;
-        // SAFETY: the caller's promise.
-        return Ok(Naming::Tokens(ids, unsafe { kv_config::extras(op.extras, op.extra_count) }?));
-    }
-    if !op.token_ids.is_null() || op.extra_count != 0 {
-        return Err(Error::new(
-            Status::InvalidArgument,
-            "token ids or extras beside keys; give one of the two",
-        ));
-    }
-    if op.key_bytes > 32 {
-        return Err(Error::new(Status::InvalidArgument, "a key has at most 32 bytes"));
-    }
-    let total = op.key_count.checked_mul(op.key_bytes.into());
-    let total = total.ok_or(Error::new(Status::InvalidArgument, "key_count overflows"))?;
-    // SAFETY: the caller's promise.
-    let bytes = unsafe { config::array_u64(op.keys, total, "keys") }?;
-    Ok(Naming::Keys { bytes, key_bytes: op.key_bytes })
-}
-
-/// # Safety
-/// The pointers of `op` are as its fields say.
 unsafe fn read_op<'a>(
     op: &kavern_kv_op,
     index: usize,
     done: &OutArray<kavern_kv_op_result>,
+    link_tokens: u32,
 ) -> Result<Op<'a>> {
     if op.reserved != 0 {
         return Err(Error::new(Status::InvalidArgument, "a reserved word of the operation is not 0"));
     }
+    kv_ops::check_unused(op)?;
     Ok(match op.kind {
         1 => Op::Admit { lease: Id(op.target), tokens: op.tokens, lookahead: op.lookahead, row: op.row },
         2 => Op::Append { target: target(op, index, done)?, tokens: op.tokens, lookahead: op.lookahead },
         3 => {
             let target = target(op, index, done)?;
             // SAFETY: the caller's promise.
-            Op::Commit { target, tokens: op.tokens, naming: unsafe { commit_naming(op) }? }
+            Op::Commit { target, tokens: op.tokens, naming: unsafe { kv_ops::commit_naming(op) }? }
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
-        6..=18 => {
+        8 => {
+            kv_config::check_trim(op)?;
+            Op::Trim { target: target(op, index, done)?, offset: op.offset }
+        }
+        6 | 7 | 9..=12 | 18 => {
+            let target = target(op, index, done)?;
+            // SAFETY: the caller's promise.
+            Op::Change { target, change: unsafe { kv_ops::change(op, link_tokens) }? }
+        }
+        13..=17 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }
         _ => return Err(Error::new(Status::InvalidArgument, "an unknown kind of operation")),
@@ -193,11 +178,12 @@ pub unsafe extern "C" fn kavern_kv_step(
         let ops = unsafe { StructArray::new(ops, n, "ops") }?;
         // SAFETY: the header asks for `n` writable elements.
         let mut results = unsafe { OutArray::new(results, n, "results") }?;
+        let link_tokens = object.cache.hash_block_tokens();
         let mut step = object.cache.step(step_id)?;
         let mut status = Status::Ok;
         for (index, op) in ops.iter().enumerate() {
             // SAFETY: the header asks for pointers as the fields say.
-            let result = match unsafe { read_op(&op, index, &results) } {
+            let result = match unsafe { read_op(&op, index, &results, link_tokens) } {
                 Ok(op) => step.apply(&op),
                 Err(error) => step.refuse(error.status),
             };
@@ -250,6 +236,9 @@ fn write_tables(
         batch_rows_host: tables.batch_rows()?.as_ptr(),
         batch_starts_host: tables.batch_starts()?.as_ptr(),
         sequence_lengths_host: tables.sequence_lengths().as_ptr(),
+        copies: tables.copies_address(),
+        copies_host: tables.copies().as_ptr().cast(),
+        copy_count: tables.copies().len() as u32,
         ..config::zeroed()
     })
 }

@@ -66,6 +66,8 @@ pub(super) struct Batch {
     pub(super) step: u64,
     pub(super) entries: Vec<BatchEntry>,
     pub(super) tokens: u32,
+    /// The tables of this step were made: its work may be under way.
+    pub(super) is_tabled: bool,
     pub(super) max_tokens: u32,
     pub(super) max_entries: u32,
     /// `[row]`: tokens of each row's sequence.
@@ -88,6 +90,7 @@ impl Batch {
             step: 0,
             entries: room(rows)?,
             tokens: 0,
+            is_tabled: false,
             max_tokens: config.max_batch_tokens,
             max_entries: config.max_sequences,
             lengths: filled(rows, 0)?,
@@ -105,6 +108,7 @@ impl Batch {
         self.step = step;
         self.entries.clear();
         self.tokens = 0;
+        self.is_tabled = false;
     }
 
     pub(super) fn set_length(&mut self, row: usize, length: u64) {

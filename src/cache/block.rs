@@ -12,6 +12,8 @@ use super::steps::{NONE, Steps};
 pub(super) const FINDABLE: u32 = 1 << 31;
 pub(super) const WAITING: u32 = 1 << 30;
 pub(super) const ZERO_LISTED: u32 = 1 << 29;
+/// A copy into it is listed and not enqueued.
+pub(super) const COPY_TARGET: u32 = 1 << 24;
 pub(super) const NAMESPACE_MASK: u32 = (1 << 24) - 1;
 
 /// Identity of the content before the first block.

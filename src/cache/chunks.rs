@@ -94,7 +94,7 @@ impl State {
         let holder = Holder { namespace, no_store: request.no_store, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
         self.holders.leases[lease].is_chunks = true;
-        Ok(Match { lease: id, hit_tokens, block_count: groups * hits as u64 })
+        Ok(Match { lease: id, hit_tokens, block_count: groups * hits as u64, cross_groups: 0 })
     }
 
     /// Has the memory fetched that the lookups of the next keys read, every so many keys.

@@ -3,15 +3,18 @@
 //! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens` is a multiple of
 //! `hash_block_tokens`, and `row_cells * block_tokens >= max_sequence_tokens`.
 
+use super::group::Reach;
 use crate::device::DeviceSlice;
 use crate::error::{Error, Result, Status};
-use crate::format::{BlockShape, Strides};
+use crate::format::{BlockShape, LatentShape, Layout, Strides};
 
 /// What the blocks of a group hold.
 #[derive(Clone, Copy, Debug)]
 pub enum Content {
     /// Keys and values of full attention.
     Attention(BlockShape),
+    /// Latent rows, one for each token and layer.
+    Latent(LatentShape),
     /// Bytes that only the engine understands.
     Opaque {
         /// Bytes of a block.
@@ -24,6 +27,8 @@ pub enum Content {
 pub struct GroupConfig {
     /// What a block holds.
     pub content: Content,
+    /// What of the past a token reaches.
+    pub reach: Reach,
     /// Tokens in a block.
     pub block_tokens: u32,
     /// Blocks; 0 takes the cache's.
@@ -115,16 +120,39 @@ const BLOCKS_MAX: u64 = 1 << 28;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupGeometry {
     pub(super) content: Content,
+    pub(super) reach: Reach,
     pub(super) strides: Strides,
     pub(super) block_tokens: u32,
     pub(super) blocks: u32,
     pub(super) block_bytes: u64,
     pub(super) row_cells: u32,
+    /// State: a snapshot is kept at multiples of so many tokens.
+    pub(super) snapshot_tokens: u64,
 }
 
 impl GroupGeometry {
     pub(super) fn has_slots(&self) -> bool {
-        matches!(self.content, Content::Attention(_))
+        !matches!(self.content, Content::Opaque { .. }) && self.reach.is_by_token()
+    }
+
+    /// The block that stands for those that a row has let go: one behind those that are handed out.
+    pub(super) fn null_block(&self) -> Option<u32> {
+        self.reach.has_holes().then_some(self.blocks)
+    }
+
+    /// Blocks of the pool, the null block among them.
+    pub(super) fn pool_blocks(&self) -> u64 {
+        u64::from(self.blocks) + u64::from(self.reach.has_holes())
+    }
+
+    /// Bytes of the parts of a block in which its tokens lie one after the other, evenly.
+    pub(super) fn plane_bytes(&self) -> u64 {
+        match self.content {
+            Content::Attention(BlockShape { layout: Layout::Nhd, .. }) => self.strides.kv,
+            Content::Attention(BlockShape { layout: Layout::Hnd, .. }) => self.strides.head,
+            Content::Latent(_) => self.strides.layer,
+            Content::Opaque { block_bytes } => block_bytes,
+        }
     }
 }
 
@@ -134,6 +162,15 @@ pub(super) struct Geometry {
     pub(super) groups: Vec<GroupGeometry>,
     pub(super) hash_block_tokens: u32,
     pub(super) max_sequence_tokens: u64,
+    /// The group whose chain of blocks proves the ancestry of what the groups without such a chain hold.
+    pub(super) anchor: Option<usize>,
+}
+
+impl Geometry {
+    /// Whether every group is of full attention that nothing trims: the short paths of a step serve it.
+    pub(super) fn is_plain(&self) -> bool {
+        self.groups.iter().all(|group| group.reach == Reach::All)
+    }
 }
 
 fn within(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
@@ -153,6 +190,10 @@ fn block_bytes(group: &GroupConfig) -> Result<(u64, Strides)> {
             let strides = shape.strides()?;
             Ok((strides.block, strides))
         }
+        Content::Latent(shape) => {
+            let strides = shape.strides()?;
+            Ok((strides.block, strides))
+        }
         Content::Opaque { block_bytes } => {
             within("block_bytes", *block_bytes, 16, 1 << 40)?;
             if block_bytes % 16 != 0 {
@@ -161,6 +202,19 @@ fn block_bytes(group: &GroupConfig) -> Result<(u64, Strides)> {
             Ok((*block_bytes, Strides { block: *block_bytes, ..Strides::default() }))
         }
     }
+}
+
+/// Where hits of the groups by token can end, and each state's blocks too: a common multiple of their blocks.
+fn snapshot_tokens(groups: &[GroupGeometry]) -> u64 {
+    let in_chain = groups.iter().filter(|group| !matches!(group.reach, Reach::Cross { .. }));
+    in_chain.fold(1u64, |common, group| {
+        let each = u64::from(group.block_tokens);
+        let (mut a, mut b) = (common, each);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        (common / a).saturating_mul(each)
+    })
 }
 
 impl CacheConfig {
@@ -177,8 +231,15 @@ impl CacheConfig {
         let mut bytes_of_one_each = 0u64;
         for group in &self.groups {
             within("block_tokens", group.block_tokens.into(), 1, 65_536)?;
-            divisor = greatest_common_divisor(divisor, group.block_tokens);
+            if !matches!(group.reach, Reach::Cross { .. }) {
+                divisor = greatest_common_divisor(divisor, group.block_tokens);
+            }
             bytes_of_one_each += block_bytes(group)?.0;
+        }
+        if divisor == 0 {
+            return Err(Error::argument(
+                "a cache of cross-attention alone has no sequence; add its decoder's group",
+            ));
         }
         let link = if self.hash_block_tokens == 0 { divisor } else { self.hash_block_tokens };
         if divisor % link != 0 {
@@ -190,8 +251,10 @@ impl CacheConfig {
             let text = "a metadata-only cache has no device for KAVERN_KV_DEVICE_INDEX";
             return Err(Error::new(Status::Unsupported, text));
         }
-        if self.index.chunks && self.groups.iter().any(|group| group.block_tokens != link) {
-            let text = "KAVERN_KV_CHUNK_INDEX needs groups whose block_tokens all equal hash_block_tokens";
+        let is_uneven = |group: &GroupConfig| group.block_tokens != link || group.reach != Reach::All;
+        if self.index.chunks && self.groups.iter().any(is_uneven) {
+            let text =
+                "KAVERN_KV_CHUNK_INDEX needs full groups whose block_tokens all equal hash_block_tokens";
             return Err(Error::new(Status::Unsupported, text));
         }
         let shared_blocks = match self.capacity_blocks {
@@ -206,23 +269,61 @@ impl CacheConfig {
             );
         }
         let pool_tokens = |g: &GroupGeometry| u64::from(g.blocks) * u64::from(g.block_tokens);
-        let smallest = groups.iter().map(pool_tokens).min().unwrap_or(0);
+        // A window's pool or a state's bounds how many sequences run, not how long one is.
+        let bounding = groups.iter().filter(|group| group.reach.is_prefix());
+        let smallest = bounding.map(pool_tokens).min().unwrap_or(u64::MAX);
         let default = |g: &GroupGeometry| DEFAULT_ROW_CELLS * u64::from(g.block_tokens);
+        let by_token = groups.iter().filter(|group| !matches!(group.reach, Reach::Cross { .. }));
         let longest = match self.max_sequence_tokens {
-            0 => groups.iter().map(default).min().unwrap_or(0).min(smallest),
+            0 => by_token.map(default).min().unwrap_or(0).min(smallest),
             tokens => tokens,
         };
         within("max_sequence_tokens", longest, 1, i32::MAX as u64)?;
+        let snapshot_tokens = snapshot_tokens(&groups);
         for group in &mut groups {
-            group.row_cells = longest.div_ceil(group.block_tokens.into()) as u32;
+            group.row_cells = group.reach.row_cells(group.block_tokens, longest);
+            group.snapshot_tokens = match group.reach {
+                Reach::State { snapshot_blocks: 0 } => snapshot_tokens,
+                Reach::State { snapshot_blocks } => {
+                    u64::from(group.block_tokens) * u64::from(snapshot_blocks)
+                }
+                _ => 0,
+            };
             let cells = u64::from(group.row_cells) * u64::from(self.max_sequences.max(self.max_leases));
             within("max_sequences x cells of a row", cells, 1, 1 << 31)?;
         }
-        Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest })
+        let anchor = self.anchor(&groups)?;
+        Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest, anchor })
+    }
+
+    /// XXH3 proves content by tokens and ancestors. A group that lets go of ancestors borrows the proof of one that
+    /// does not, at the ends of blocks that the two have in common.
+    fn anchor(&self, groups: &[GroupGeometry]) -> Result<Option<usize>> {
+        let follows = |group: &&GroupGeometry| group.reach.is_window() || group.snapshot_tokens > 0;
+        let proves = |anchor: &&GroupGeometry| {
+            anchor.reach == Reach::All
+                && groups.iter().filter(follows).all(|g| g.block_tokens % anchor.block_tokens == 0)
+        };
+        let anchor = groups.iter().position(|group| proves(&group));
+        if self.hash == HashKind::Xxh3 && anchor.is_none() && groups.iter().any(|group| follows(&group)) {
+            let text = "XXH3 proves windows and states by a full group whose block_tokens divides theirs; there \
+                        is none, use BLAKE3";
+            return Err(Error::argument(text));
+        }
+        Ok(anchor)
     }
 
     fn group_geometry(&self, group: &GroupConfig, shared_blocks: u64) -> Result<GroupGeometry> {
         let (block_bytes, strides) = block_bytes(group)?;
+        match group.reach {
+            Reach::All | Reach::Untrimmed => {}
+            Reach::Sliding { window_tokens: tokens } => within("window_tokens", tokens.into(), 1, 1 << 30)?,
+            Reach::Chunked { chunk_tokens: tokens } => within("window_tokens", tokens.into(), 1, 1 << 30)?,
+            Reach::State { snapshot_blocks } => {
+                within("snapshot_blocks", snapshot_blocks.into(), 0, 1 << 14)?
+            }
+            Reach::Cross { tokens } => within("cross_tokens", tokens.into(), 1, 1 << 24)?,
+        }
         let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
         within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
@@ -230,27 +331,31 @@ impl CacheConfig {
                 "{blocks} blocks of {block_bytes} bytes are more than can be"
             )));
         }
+        let pool_blocks = blocks + u64::from(group.reach.has_holes());
         if let Some(region) = group.region {
             if self.metadata_only {
                 return Err(Error::argument("a metadata-only cache takes no region"));
             }
-            if region.bytes() < blocks * block_bytes || region.address() % 256 != 0 {
+            if region.bytes() < pool_blocks * block_bytes || region.address() % 256 != 0 {
                 let text = format!(
-                    "region of {} bytes at {:#x}; {blocks} blocks of {block_bytes} bytes need {} bytes aligned to 256",
+                    "region of {} bytes at {:#x}; {pool_blocks} blocks of {block_bytes} bytes need {} bytes \
+                     aligned to 256",
                     region.bytes(),
                     region.address(),
-                    blocks * block_bytes
+                    pool_blocks * block_bytes
                 );
                 return Err(Error::new(Status::InvalidArgument, text));
             }
         }
         Ok(GroupGeometry {
             content: group.content,
+            reach: group.reach,
             strides,
             block_tokens: group.block_tokens,
             blocks: blocks as u32,
             block_bytes,
             row_cells: 0,
+            snapshot_tokens: 0,
         })
     }
 }

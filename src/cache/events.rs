@@ -33,6 +33,8 @@ pub enum RemoveReason {
     Reset = 3,
     /// Newer content with the same key took its place.
     Replaced = 4,
+    /// The sequence that was to write it was cancelled or rolled back first.
+    Cancelled = 7,
 }
 
 /// One change.

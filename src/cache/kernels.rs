@@ -8,7 +8,8 @@ use crate::device::{CpuArgs, CpuReads, Kernel};
 use crate::types::Dtype;
 
 /// What a cache loads when it is made.
-pub(super) static KERNELS: &[&Kernel] = &[&UPLOAD, &ZERO, &FILL, &CHECK, &COPY, &APPEND, &UPDATE, &LOOKUP];
+pub(super) static KERNELS: &[&Kernel] =
+    &[&UPLOAD, &ZERO, &FILL, &CHECK, &COPY, &TOKENS, &APPEND, &UPDATE, &LOOKUP];
 
 /// Every kernel of this room, for loading ahead and for tests that compare a device with the references.
 pub fn kernels() -> &'static [&'static Kernel] {
@@ -122,6 +123,36 @@ fn copy(args: &mut CpuArgs<'_>) {
         let [source, target] = [pair[0], pair[1]].map(|block| block as usize * bytes);
         [source, target].iter().for_each(|&at| reads.touch(0, at as u64, bytes as u64));
         pool.copy_within(source..source + bytes, target);
+    }
+}
+
+/// Words of a copied run of tokens: group and row, source slot, target slot, tokens and shift.
+const TOKENS_WORDS: usize = 4;
+
+/// Copies runs of tokens from slots to slots of one pool, in every plane of their blocks.
+///
+/// Arguments: pool (written), runs u64 `[group and row, source slot, target slot, tokens and shift]` (read), tokens of
+/// a block, bytes of a block, bytes of a plane: the part of a block in which its tokens lie one after the other. A run
+/// lies in one block on either side; one of all tokens of a block copies whole planes. No target is a source or
+/// stands twice, so that the order of the runs does not matter.
+pub(super) static TOKENS: Kernel = Kernel { name: "kavern_tokens_copy", cpu: copy_tokens };
+
+fn copy_tokens(args: &mut CpuArgs<'_>) {
+    let (pool, reads) = args.write_and_read::<u8>(0);
+    let [block_tokens, block_bytes, plane_bytes] = [2, 3, 4].map(|index| reads.number(index) as usize);
+    reads.touch(0, 0, 0);
+    for run in reads.read::<u64>(1).chunks_exact(TOKENS_WORDS) {
+        let tokens = run[3] as u32 as usize;
+        let bytes = if tokens == block_tokens { plane_bytes } else { tokens * (plane_bytes / block_tokens) };
+        let [source, target] = [run[1], run[2]].map(|slot| {
+            let (block, offset) = (slot as usize / block_tokens, slot as usize % block_tokens);
+            assert!(offset + tokens <= block_tokens, "a run lies in one block");
+            block * block_bytes + offset * (plane_bytes / block_tokens)
+        });
+        for plane in (0..block_bytes).step_by(plane_bytes) {
+            [source, target].iter().for_each(|&at| reads.touch(0, (at + plane) as u64, bytes as u64));
+            pool.copy_within(source + plane..source + plane + bytes, target + plane);
+        }
     }
 }
 

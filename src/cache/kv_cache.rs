@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::config::{CacheConfig, Content, Geometry};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
+use super::group::Reach;
 use super::kernels::KERNELS;
 use super::pattern::Pattern;
 use super::prefix::Chain;
@@ -38,6 +39,10 @@ struct Pool {
 pub struct GroupDescription {
     /// What a block holds.
     pub content: Content,
+    /// What of the past a token reaches.
+    pub reach: Reach,
+    /// The block that cells show whose block was let go; `None` where that never happens.
+    pub null_block: Option<u32>,
     /// Address of block 0; 0 in a metadata-only cache.
     pub base_address: u64,
     /// Blocks.
@@ -76,7 +81,7 @@ impl KvCache {
         if !config.metadata_only {
             device.module_load(KERNELS)?;
             for (group, asked) in geometry.groups.iter().zip(&config.groups) {
-                let bytes = u64::from(group.blocks) * group.block_bytes;
+                let bytes = group.pool_blocks() * group.block_bytes;
                 pools.push(match asked.region {
                     Some(region) if region.device() == device.key() => {
                         Pool { slice: region.part(0, bytes)?, _owner: None }
@@ -94,6 +99,12 @@ impl KvCache {
                 return Err(Error::argument(format!(
                     "the region of group {at} overlaps that of an earlier group"
                 )));
+            }
+            for (group, pool) in geometry.groups.iter().zip(&pools) {
+                if let Some(null) = group.null_block() {
+                    let first = u64::from(null) * group.block_bytes;
+                    device.memset(Stream::DEFAULT, pool.slice.part(first, group.block_bytes)?, 0)?;
+                }
             }
             for _ in 0..config.steps_in_flight {
                 events.push(OwnedEvent::new(device)?);
@@ -163,6 +174,8 @@ impl KvCache {
         let geometry = self.group(group)?;
         Ok(GroupDescription {
             content: geometry.content,
+            reach: geometry.reach,
+            null_block: geometry.null_block(),
             base_address: self.pools.get(group as usize).map_or(0, |pool| pool.slice.address()),
             blocks: geometry.blocks,
             block_tokens: geometry.block_tokens,
@@ -228,6 +241,8 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
+        state.batch.is_tabled = true;
+        state.take_copies(&|group| uploader.copies_planned[group]);
         read(&StepTables { uploader, state })
     }
 
@@ -266,7 +281,7 @@ impl KvCache {
             for event in &waits[..wait_count] {
                 self.device().stream_wait_event(stream, *event)?;
             }
-            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group].block_bytes);
+            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group]);
             uploader.enqueue(self.device(), stream, words, &pools)?;
             if is_all {
                 return Ok(());
@@ -279,6 +294,7 @@ impl KvCache {
     pub fn step_done(&self, step: u64, stream: Option<Stream>) -> Result<()> {
         let begun = {
             let mut state = self.state.lock();
+            state.copies.check_done(step)?;
             state.shared.steps.begin_done(step)?
         };
         let Some((at, event)) = begun else { return Ok(()) };
@@ -397,7 +413,7 @@ impl KvCache {
     pub fn statistics(&self) -> CacheStatistics {
         let pools = self.geometry.groups.iter().zip(&self.pools);
         CacheStatistics {
-            pool_bytes: pools.map(|(group, _)| u64::from(group.blocks) * group.block_bytes).sum(),
+            pool_bytes: pools.map(|(group, _)| group.pool_blocks() * group.block_bytes).sum(),
             metadata_bytes: self.metadata_bytes,
             ..self.state.lock().statistics()
         }

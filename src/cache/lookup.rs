@@ -78,6 +78,8 @@ pub struct Match {
     pub hit_tokens: u64,
     /// Blocks found, all groups together.
     pub block_count: u64,
+    /// Groups of cross-attention whose whole input was found, as bits.
+    pub cross_groups: u32,
 }
 
 impl State {
@@ -108,23 +110,30 @@ impl State {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
+        let mut cross_groups = 0;
         let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
         let (hit_tokens, key) = match is_cold {
             true => (0, root),
-            false => {
+            false if self.is_plain => {
                 self.find_prefix(request, keys, namespace, lease);
                 self.settle_hits(request, lease, root)
+            }
+            false => {
+                let (hit_tokens, key, inputs) = self.find_mixed(request, keys, namespace, root, lease);
+                cross_groups = inputs;
+                (hit_tokens, key)
             }
         };
         let mut block_count = 0;
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
-            let blocks = rows.row(lease);
+            let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
             for (at, &block) in blocks.iter().enumerate() {
                 store.fetch_block(blocks.get(at + prefix::AHEAD).copied());
                 store.acquire(block as u32, &mut self.shared);
             }
-            self.shared.counters.lookup_blocks += request.token_count / u64::from(store.block_tokens);
+            self.shared.counters.lookup_blocks +=
+                store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
         self.shared.counters.lookups += 1;
         self.shared.counters.hit_blocks += block_count;
@@ -132,7 +141,8 @@ impl State {
         let links = (hit_tokens / u64::from(self.link_tokens)) as usize;
         let extras = links.checked_sub(1).map_or(Extras::NONE, |last| keys.extras(last));
         let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
-        Ok(Match { lease: self.holders.open_lease(lease, holder, hit_tokens), hit_tokens, block_count })
+        let lease = self.holders.open_lease(lease, holder, hit_tokens);
+        Ok(Match { lease, hit_tokens, block_count, cross_groups })
     }
 
     /// Cuts the rows to the largest length that all groups share; answers it with the key of its last link.
@@ -166,6 +176,6 @@ impl State {
     /// The blocks of a lease, one group after the other.
     pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
-        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.row(index).iter().copied()))
+        Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.held(index).iter().copied()))
     }
 }

@@ -262,20 +262,25 @@ impl State {
             return Ok(0);
         };
         let row = self.holders.probe_row();
-        self.find_prefix(request, keys, namespace, row);
-        let (hit_tokens, _) = self.settle_hits(request, row, Key::default());
+        let hit_tokens = if self.is_plain {
+            self.find_prefix(request, keys, namespace, row);
+            self.settle_hits(request, row, Key::default()).0
+        } else {
+            let root = self.shared.namespaces.get(namespace).root;
+            self.find_mixed(request, keys, namespace, root, row).0
+        };
         self.holders.lease_rows.iter_mut().for_each(|rows| rows.truncate(row, 0));
         Ok(hit_tokens)
     }
 
-    /// False if no group holds the block that ends with this link: then no prefix reaches it.
+    /// False if no group that needs every block of a prefix has the one that ends with this link: none gets there.
     pub(super) fn may_reach(&self, request: &Request<'_>, mode: KeyMode, links: usize, key: &Key) -> bool {
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         let Ok(Some(namespace)) = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode) else {
             return false;
         };
-        let ends_here =
-            |store: &&Store| links.is_multiple_of((store.block_tokens / self.link_tokens) as usize);
+        let links_each = |store: &Store| (store.block_tokens / self.link_tokens) as usize;
+        let ends_here = |store: &&Store| store.reach.is_prefix() && links.is_multiple_of(links_each(store));
         let mut groups = self.stores.iter().filter(ends_here).peekable();
         groups.peek().is_none() || groups.any(|store| store.has(key, namespace))
     }

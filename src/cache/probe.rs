@@ -8,7 +8,7 @@ use super::kv_cache::KvCache;
 use super::lookup::Request;
 use super::mirror::BlockHash;
 use super::prefix::{self, LinkKeys, Scratch};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 
 impl KvCache {
     /// Keys of a request as far as a match can need them: it ends behind the first window whose last link is not there.
@@ -50,7 +50,12 @@ impl KvCache {
         group: u32,
         mut take: impl FnMut(usize, [u64; 2]),
     ) -> Result<u64> {
-        let links_each = (self.group(group)?.block_tokens / self.chain.link_tokens) as usize;
+        let (block_tokens, link) = (self.group(group)?.block_tokens, self.chain.link_tokens);
+        if !block_tokens.is_multiple_of(link) {
+            let text = "blocks of this group are not named by the links of the prompt";
+            return Err(Error::new(Status::Unsupported, text));
+        }
+        let links_each = (block_tokens / link) as usize;
         self.state().check_namespace(request)?;
         let root = hash::root_key(&self.chain.secret, request.namespace_id, request.adapter_id, request.salt);
         let mode = prefix::key_mode(request)?;

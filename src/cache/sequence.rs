@@ -2,10 +2,13 @@
 //!
 //! A sequence is a row of the block tables; its id carries the row and a generation. A lease holds the hits of a
 //! lookup in a row of its own until ADMIT copies it or RELEASE drops it. Rows never move and nothing is allocated
-//! after creation. Invariant: `committed <= length`, and the first `counts[row]` cells of a row are held blocks.
+//! after creation. Invariant: `committed <= length`; of the first `counts[row]` cells of a row those before
+//! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`.
 
-use super::config::Geometry;
+use super::config::{Geometry, GroupGeometry};
+use super::group::Reach;
 use super::hash::{Extras, Key};
+use super::kin::Kin;
 use super::list::List;
 use crate::error::{Error, Result, Status};
 use crate::sys::reserve::{Zeroed, filled, room};
@@ -17,15 +20,104 @@ pub(super) struct Rows {
     cells: Zeroed<i32>,
     counts: Vec<u32>,
     row_cells: usize,
+    /// Cells at the start of a row that show the null block.
+    firsts: Vec<u32>,
+    /// What a cell shows whose block was let go.
+    null_block: i32,
+    /// Sum of `firsts`.
+    holes: u64,
+    /// Where a row has holes: the content that its last hole held. Empty in groups without holes.
+    before: Vec<LetGo>,
+    /// State: tokens that the state in the second cell has taken in. Empty in all other groups.
+    start_tokens: Vec<u64>,
+}
+
+/// What is remembered of the last block that a row let go: what follows it is its content's child.
+#[derive(Clone, Copy, Default)]
+pub(super) struct LetGo {
+    pub(super) serial: u64,
+    pub(super) key: Key,
 }
 
 impl Rows {
-    fn new(rows: u32, row_cells: u32) -> Result<Self> {
+    fn new(rows: u32, group: &GroupGeometry) -> Result<Self> {
+        let row_cells = group.row_cells as usize;
+        let count_if = |wanted: bool| if wanted { rows as usize } else { 0 };
         Ok(Self {
-            cells: Zeroed::new(rows as usize * row_cells as usize)?,
+            cells: Zeroed::new(rows as usize * row_cells)?,
             counts: filled(rows as usize, 0)?,
-            row_cells: row_cells as usize,
+            row_cells,
+            firsts: filled(rows as usize, 0)?,
+            null_block: group.null_block().map_or(-1, |block| block as i32),
+            holes: 0,
+            before: filled(count_if(group.reach.has_holes()), LetGo::default())?,
+            start_tokens: filled(count_if(matches!(group.reach, Reach::State { .. })), 0)?,
         })
+    }
+
+    /// Cells at the start of a row that show the null block.
+    pub(super) fn first(&self, row: usize) -> usize {
+        self.firsts[row] as usize
+    }
+
+    /// Sum of `first` over all rows.
+    pub(super) fn holes(&self) -> u64 {
+        self.holes
+    }
+
+    /// The blocks that a row holds, without its holes.
+    pub(super) fn held(&self, row: usize) -> &[i32] {
+        &self.row(row)[self.firsts[row] as usize..]
+    }
+
+    /// Cells of a row that the device must know.
+    pub(super) fn shown(&self, row: usize) -> usize {
+        if self.start_tokens.is_empty() { self.count(row) } else { self.row_cells }
+    }
+
+    pub(super) fn before(&self, row: usize) -> LetGo {
+        self.before[row]
+    }
+
+    /// The first `first` cells show the null block from now on; the caller has let their blocks go.
+    pub(super) fn note_let_go(&mut self, row: usize, first: usize, before: LetGo) {
+        let was = self.first(row);
+        self.cells[row * self.row_cells..][was..first].fill(self.null_block);
+        self.firsts[row] = first as u32;
+        self.before[row] = before;
+        self.holes += (first - was) as u64;
+    }
+
+    /// An empty row gets `count` cells, of which the first `first` are holes; `put` fills the others.
+    pub(super) fn open_with_holes(&mut self, row: usize, first: usize, count: usize) {
+        if first > 0 {
+            self.note_let_go(row, first, LetGo::default());
+        }
+        self.counts[row] = count as u32;
+    }
+
+    /// Writes one cell, which the caller counts.
+    pub(super) fn put(&mut self, row: usize, position: usize, block: i32) {
+        self.cells[row * self.row_cells + position] = block;
+    }
+
+    /// One cell, counted or not.
+    pub(super) fn cell(&self, row: usize, position: usize) -> i32 {
+        self.cells[row * self.row_cells + position]
+    }
+
+    /// Tokens that the state in the second cell has taken in.
+    pub(super) fn start_tokens(&self, row: usize) -> u64 {
+        self.start_tokens[row]
+    }
+
+    /// What a row of states shows and holds.
+    pub(super) fn set_states(&mut self, row: usize, current: i32, start: Option<(i32, u64)>) {
+        let (block, tokens) = start.unwrap_or((-1, 0));
+        self.put(row, 0, current);
+        self.put(row, 1, block);
+        self.start_tokens[row] = tokens;
+        self.counts[row] = u32::from(current >= 0) + u32::from(block >= 0);
     }
 
     pub(super) fn cells(&self) -> &[i32] {
@@ -51,7 +143,25 @@ impl Rows {
         self.counts[row] += 1;
     }
 
+    /// Puts a block into a cell of a row, within or right behind its blocks.
+    pub(super) fn set(&mut self, row: usize, at: usize, block: u32) {
+        self.cells[row * self.row_cells + at] = block as i32;
+        self.counts[row] = self.counts[row].max(at as u32 + 1);
+    }
+
+    /// Makes a row begin with so many cells of another and end there.
+    pub(super) fn copy_row(&mut self, from: usize, to: usize, count: usize) {
+        let first = from * self.row_cells;
+        self.cells.copy_within(first..first + count, to * self.row_cells);
+        self.counts[to] = count as u32;
+    }
+
+    /// Shortens a row, not into its holes but to nothing; the caller has let the blocks behind go.
     pub(super) fn truncate(&mut self, row: usize, count: usize) {
+        if count == 0 && self.firsts[row] > 0 {
+            self.holes -= u64::from(self.firsts[row]);
+            self.firsts[row] = 0;
+        }
         self.counts[row] = count as u32;
     }
 
@@ -59,10 +169,39 @@ impl Rows {
         let source = other.row(other_row);
         self.cells[row * self.row_cells..][..source.len()].copy_from_slice(source);
         self.counts[row] = source.len() as u32;
+        self.firsts[row] = other.firsts[other_row];
+        self.holes += u64::from(self.firsts[row]);
+        if let Some(before) = self.before.get_mut(row) {
+            *before = LetGo::default();
+        }
+        if !self.start_tokens.is_empty() {
+            let current = if source.is_empty() { -1 } else { source[0] };
+            self.set_states(row, current, None);
+        }
+    }
+
+    /// Checks that holes show the null block and are counted, and that states stand where they are counted.
+    pub(super) fn validate(&self, reach: Reach) -> Result<()> {
+        let rows = 0..self.counts.len();
+        let is_hole = |&cell: &i32| cell == self.null_block;
+        let is_wrong = |row: usize| match reach {
+            Reach::State { .. } => self.held(row).iter().any(|&block| block < 0),
+            _ => {
+                let (holes, held) = self.row(row).split_at(self.first(row));
+                !holes.iter().all(is_hole) || (reach.has_holes() && held.iter().any(is_hole))
+            }
+        };
+        let holes: u64 = self.firsts.iter().map(|&first| u64::from(first)).sum();
+        match rows.clone().find(|&row| is_wrong(row)) {
+            Some(row) => Err(Error::internal(format!("row {row} shows other holes than it has"))),
+            None if holes != self.holes => Err(Error::internal("the sum of holes is wrong")),
+            None => Ok(()),
+        }
     }
 
     fn bytes(&self) -> u64 {
-        (self.cells.len() + self.counts.len()) as u64 * 4
+        let words = self.cells.len() + self.counts.len() + self.firsts.len() + 2 * self.start_tokens.len();
+        (words * 4 + self.before.len() * size_of::<LetGo>()) as u64
     }
 }
 
@@ -102,11 +241,27 @@ pub(super) struct Sequence {
     pub(super) refused_in_call: u64,
     /// Its place in the batch of `last_step`.
     pub(super) batch_position: u32,
+    /// Its open block may be another's too, or findable: the next append looks.
+    pub(super) may_share: bool,
+    pub(super) pause: Pause,
+}
+
+/// Whether a sequence runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Pause {
+    #[default]
+    Running,
+    /// Preempted with its blocks.
+    Kept,
+    /// Preempted without.
+    Dropped,
 }
 
 /// All sequences and leases of a cache.
 pub(super) struct Holders {
     pub(super) sequences: Vec<Sequence>,
+    /// By row: what it shares with others that were forked from it or it from them.
+    pub(super) kin: Vec<Kin>,
     /// One for each group.
     pub(super) rows: Vec<Rows>,
     free_rows: List,
@@ -126,14 +281,14 @@ fn next_generation(generation: u32) -> u32 {
 
 impl Holders {
     pub(super) fn new(geometry: &Geometry, max_sequences: u32, max_leases: u32) -> Result<Self> {
-        let rows =
-            |count: u32| geometry.groups.iter().map(|g| Rows::new(count, g.row_cells)).collect::<Result<_>>();
+        let rows = |count: u32| geometry.groups.iter().map(|g| Rows::new(count, g)).collect::<Result<_>>();
         let mut free_rows = List::new(max_sequences)?;
         let mut free_leases = room(max_leases as usize)?;
         free_leases.extend((0..max_leases).rev());
         (0..max_sequences).for_each(|row| free_rows.push_newest(row));
         Ok(Self {
             sequences: filled(max_sequences as usize, Sequence::default())?,
+            kin: filled(max_sequences as usize, Kin::default())?,
             rows: rows(max_sequences)?,
             free_rows,
             leases: filled(max_leases as usize, Lease::default())?,
@@ -228,15 +383,33 @@ impl Holders {
 
     /// Turns a lease into a sequence in a free row: the hits change hands.
     pub(super) fn admit(&mut self, lease: usize, row: usize) {
-        self.free_rows.unlink(row as u32);
+        let generation = self.open_row(row);
         let Lease { holder, hit_tokens, .. } = self.leases[lease];
-        let generation = next_generation(self.sequences[row].holder.generation);
         self.sequences[row] = Sequence {
             holder: Holder { generation, ..holder },
             length: hit_tokens,
             committed: hit_tokens,
             ..Sequence::default()
         };
+        for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {
+            rows.copy_from(row, lease_rows, lease);
+        }
+        self.close_lease(lease);
+    }
+
+    /// Takes a free row for a new sequence; answers its generation.
+    pub(super) fn open_row(&mut self, row: usize) -> u32 {
+        self.free_rows.unlink(row as u32);
+        self.kin[row] = Kin::default();
+        next_generation(self.sequences[row].holder.generation)
+    }
+
+    /// Fills the row of a sequence that holds nothing with the hits of a lease.
+    pub(super) fn refill(&mut self, lease: usize, row: usize) {
+        let Lease { holder, hit_tokens, .. } = self.leases[lease];
+        let sequence = &mut self.sequences[row];
+        sequence.holder = Holder { generation: sequence.holder.generation, ..holder };
+        (sequence.length, sequence.committed) = (hit_tokens, hit_tokens);
         for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {
             rows.copy_from(row, lease_rows, lease);
         }
@@ -256,9 +429,16 @@ impl Holders {
         &mut self.open_tokens[row * self.link_tokens..][..self.link_tokens]
     }
 
+    /// Gives a row the tokens of another's open link.
+    pub(super) fn copy_open_tokens(&mut self, from: usize, to: usize) {
+        let each = self.link_tokens;
+        self.open_tokens.copy_within(from * each..(from + 1) * each, to * each);
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         let rows: u64 = self.rows.iter().chain(&self.lease_rows).map(Rows::bytes).sum();
-        let sequences = self.sequences.len() * size_of::<Sequence>() + self.open_tokens.len() * 4;
+        let sequences =
+            self.sequences.len() * (size_of::<Sequence>() + size_of::<Kin>()) + self.open_tokens.len() * 4;
         rows + (sequences + self.leases.len() * size_of::<Lease>()) as u64
     }
 

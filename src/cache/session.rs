@@ -1,5 +1,6 @@
 //! What the calls of a step work with while they hold the cache's lock: lookups, a list of operations, the tables.
 
+use super::copies::TokenCopy;
 use super::kv_cache::KvCache;
 use super::lookup::{Match, Request};
 use super::prefix;
@@ -78,6 +79,16 @@ impl StepTables<'_> {
     /// Tokens scheduled.
     pub fn token_count(&self) -> usize {
         self.uploader.arrays.token_count
+    }
+
+    /// Copies that this call enqueued before the step's work, one group after the other.
+    pub fn copies(&self) -> &[TokenCopy] {
+        self.state.copies.sent()
+    }
+
+    /// Device address of the same list; 0 without a device.
+    pub fn copies_address(&self) -> u64 {
+        self.uploader.address(self.uploader.places.copies)
     }
 
     /// Device addresses of the rows, starts and lengths; 0 without a device.

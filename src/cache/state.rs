@@ -7,18 +7,22 @@
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::config::{CacheConfig, Geometry, HashKind};
+use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
+use super::group::Reach;
 use super::hash::Key;
+use super::hybrid::ChainLink;
 use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::prefix::AHEAD;
-use super::sequence::Holders;
+use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
+use super::trunks::Trunks;
 use crate::device::Event;
 use crate::error::{Error, Result};
-use crate::sys::reserve::filled;
+use crate::sys::reserve::{filled, room};
 
 /// What a cache holds and did; see the C header for each field.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +54,7 @@ pub struct CacheStatistics {
     pub pool_bytes: u64,
     pub last_step: u64,
     pub device_index_cells_sent: u64,
+    pub held_tokens: u64,
 }
 
 /// What a reset forgets.
@@ -73,8 +78,18 @@ pub(super) struct State {
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
+    pub(super) copies: Copies,
+    pub(super) trunks: Trunks,
+    /// New blocks of an edited tail, before they take the place of the old ones.
+    pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    /// All groups are of full attention that nothing trims.
+    pub(super) is_plain: bool,
+    /// See [`Geometry::anchor`].
+    pub(super) anchor: Option<usize>,
+    /// Links of the prompt that is being looked up; empty in a plain cache.
+    pub(super) chain: Vec<ChainLink>,
 }
 
 impl State {
@@ -91,6 +106,7 @@ impl State {
             keeps_events: config.event_capacity > 0 || config.index.chunks,
             mirrors: config.index.device,
         };
+        let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
             let policy = evict::make(&config.policy, group.blocks)?;
@@ -111,7 +127,13 @@ impl State {
                 counters: Counters::default(),
             },
             batch: Batch::new(geometry, config)?,
+            copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
+            trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
+            is_plain: geometry.is_plain(),
+            anchor: geometry.anchor,
+            chain: filled(if geometry.is_plain() { 0 } else { links as usize }, ChainLink::default())?,
         })
     }
 
@@ -124,11 +146,10 @@ impl State {
         }
     }
 
-    /// Lets go of a row of blocks, leaf first, so that the root becomes the newest.
-    pub(super) fn release_row(&mut self, of_lease: bool, row: usize, last_step: u64) {
+    /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
+    pub(super) fn release_lease(&mut self, lease: usize, last_step: u64) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            let rows = if of_lease { &self.holders.lease_rows[group] } else { &self.holders.rows[group] };
-            let blocks = rows.row(row);
+            let blocks = self.holders.lease_rows[group].held(lease);
             for (at, &block) in blocks.iter().enumerate().rev() {
                 store.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
                 store.release(block as u32, last_step, &mut self.shared);
@@ -142,7 +163,7 @@ impl State {
         for row in 0..self.holders.sequences.len() {
             self.batch.set_length(row, self.holders.sequences[row].length);
             for (group, rows) in self.holders.rows.iter().enumerate() {
-                self.batch.mark_cells(group, row, 0, rows.count(row));
+                self.batch.mark_cells(group, row, 0, rows.shown(row));
             }
         }
     }
@@ -242,16 +263,34 @@ impl State {
             used_tokens: self.batch.used_tokens,
             used_slots: self.batch.used_slots,
             last_event: self.shared.events.last(),
-            metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
+            metadata_bytes: sum(&|s| s.bytes())
+                + self.holders.bytes()
+                + self.batch.bytes()
+                + self.copies.bytes()
+                + self.trunks.bytes()
+                + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
             device_index_cells_sent: sum(&|s| s.mirror().map_or(0, Mirror::sent)),
+            held_tokens: self.held_tokens(),
         }
+    }
+
+    /// Tokens for which a sequence holds a slot, summed over the groups.
+    fn held_tokens(&self) -> u64 {
+        let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
+            Reach::State { .. } => 0,
+            Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
+            _ => self.batch.used_tokens - rows.holes() * u64::from(store.block_tokens),
+        };
+        self.stores.iter().zip(&self.holders.rows).map(of_group).sum()
     }
 
     /// Proves every invariant by walking everything.
     pub(super) fn validate(&self) -> Result<()> {
         self.holders.validate()?;
+        self.holders.validate_kin()?;
+        self.validate_trunks()?;
         let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
@@ -266,11 +305,12 @@ impl State {
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
         let mut refs = filled(store.block_count() as usize, 0u32)?;
-        let rows = [&self.holders.rows[group], &self.holders.lease_rows[group]];
-        let row_counts = [self.holders.sequences.len(), self.holders.leases.len()];
-        for (rows, count) in rows.iter().zip(row_counts) {
-            (0..count).flat_map(|row| rows.row(row)).for_each(|&block| refs[block as usize] += 1);
-        }
+        self.count_row_refs(group, &mut refs)?;
+        let leases =
+            (0..self.holders.leases.len()).flat_map(|lease| self.holders.lease_rows[group].held(lease));
+        leases.for_each(|&block| refs[block as usize] += 1);
+        self.holders.rows[group].validate(store.reach)?;
+        self.holders.lease_rows[group].validate(store.reach)?;
         let mut is_free = filled(refs.len(), false)?;
         for &block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -4,12 +4,13 @@
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
 use super::batch::BatchEntry;
-use super::block::{Publication, Published, ROOT_SERIAL};
+use super::change::Change;
+use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 use super::prefix::AHEAD;
-use super::sequence::{Holder, Lease};
+use super::sequence::{Holder, Lease, Pause};
 use super::state::State;
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
@@ -65,6 +66,20 @@ pub enum Op<'a> {
         /// The lease.
         lease: Id,
     },
+    /// Lets go of blocks before a token, in the groups that can do without them.
+    Trim {
+        /// The sequence.
+        target: Target,
+        /// First token that is still needed.
+        offset: u64,
+    },
+    /// Changes a sequence otherwise than at its end.
+    Change {
+        /// The sequence.
+        target: Target,
+        /// How.
+        change: Change<'a>,
+    },
 }
 
 /// What became of an operation.
@@ -87,7 +102,7 @@ pub struct OpResult {
 }
 
 impl OpResult {
-    const DONE: Self = Self {
+    pub(super) const DONE: Self = Self {
         status: Status::Ok,
         row: -1,
         sequence: 0,
@@ -104,10 +119,10 @@ impl OpResult {
 }
 
 /// Why an operation is refused: a status, and how many blocks are missing where.
-struct Refusal {
-    status: Status,
-    missing: u32,
-    group: u32,
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) missing: u32,
+    pub(super) group: u32,
 }
 
 impl From<Error> for Refusal {
@@ -122,13 +137,14 @@ impl From<Status> for Refusal {
     }
 }
 
-type OpOutcome = std::result::Result<OpResult, Refusal>;
+pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
         if self.shared.steps.open(step)? {
             self.batch.begin(step);
+            self.begin_copies();
         }
         self.call += 1;
         Ok(())
@@ -142,6 +158,8 @@ impl State {
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
+            Op::Trim { target, offset } => self.trim(target, offset),
+            Op::Change { target, ref change } => self.change(target, change),
         };
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
@@ -156,30 +174,41 @@ impl State {
 
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
     fn note_refused(&mut self, op: &Op<'_>) {
-        let (Op::Append { target, .. } | Op::Commit { target, .. }) = op else { return };
+        let target = match op {
+            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => target,
+            Op::Change { target, change } if change.has_dependants() => target,
+            _ => return,
+        };
         if let Ok(row) = self.find_target(*target) {
             self.holders.sequences[row].refused_in_call = self.call;
         }
     }
 
-    fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
         match target {
             Target::Id(id) | Target::Admitted(Ok(id)) => Ok(self.holders.find_sequence(id)?),
             Target::Admitted(Err(_)) => Err(Status::Dependency.into()),
         }
     }
 
-    /// The row of a sequence on which no earlier operation of this call was refused.
-    fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    /// The row of a running sequence on which no earlier operation of this call was refused.
+    pub(super) fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
         let row = self.find_target(target)?;
         if self.holders.sequences[row].refused_in_call == self.call {
             return Err(Status::Dependency.into());
+        }
+        if self.holders.sequences[row].pause != Pause::Running {
+            return Err(Status::WrongState.into());
         }
         Ok(row)
     }
 
     /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
-    fn check_blocks(&self, tokens: u64, held: impl Fn(usize) -> usize) -> std::result::Result<u32, Refusal> {
+    pub(super) fn check_blocks(
+        &self,
+        tokens: u64,
+        held: impl Fn(usize) -> usize,
+    ) -> std::result::Result<u32, Refusal> {
         if tokens > self.max_sequence_tokens {
             return Err(Status::InvalidArgument.into());
         }
@@ -196,7 +225,7 @@ impl State {
         Ok(added)
     }
 
-    fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
+    pub(super) fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
         let room = u64::from(self.batch.max_tokens - self.batch.tokens);
         if tokens > room || (is_new_entry && self.batch.entries.len() == self.batch.max_entries as usize) {
             return Err(Status::LimitReached.into());
@@ -205,7 +234,7 @@ impl State {
     }
 
     /// Hands a sequence the blocks that `check_blocks` found room for.
-    fn grow(&mut self, row: usize, tokens: u64) {
+    pub(super) fn grow(&mut self, row: usize, tokens: u64) {
         let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
         for (group, store) in self.stores.iter_mut().enumerate() {
             let needed = tokens.div_ceil(u64::from(store.block_tokens)) as usize;
@@ -224,7 +253,7 @@ impl State {
     }
 
     /// Schedules the next tokens of a sequence that has blocks for them.
-    fn schedule(&mut self, row: usize, tokens: u64) {
+    pub(super) fn schedule(&mut self, row: usize, tokens: u64) {
         let sequence = &mut self.holders.sequences[row];
         let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
         if is_in_batch {
@@ -255,15 +284,22 @@ impl State {
         let hit_tokens = self.holders.leases[lease].hit_tokens;
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?;
+        let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
+        let blocks_added = match self.is_plain {
+            true => self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?,
+            false => self.check_growth(Grower::Lease(lease), &growth)?,
+        };
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
-            self.batch.mark_cells(group, row, 0, rows.count(row));
-            self.batch.used_slots += rows.count(row) as u64 * u64::from(self.stores[group].block_tokens);
+            self.batch.mark_cells(group, row, 0, rows.shown(row));
+            self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
         }
         self.batch.used_tokens += hit_tokens;
-        self.grow(row, reserve);
+        match self.is_plain {
+            true => self.grow(row, reserve),
+            false => self.grow_mixed(row, &growth),
+        }
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -273,17 +309,35 @@ impl State {
         })
     }
 
-    fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
+    pub(super) fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
         let row = self.find_ready(target)?;
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let is_new_entry = sequence.last_step != self.batch.step;
-        let blocks_added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
-        self.check_batch(tokens, is_new_entry)?;
-        if blocks_added > 0 {
-            self.grow(row, reserve);
-        }
+        let length = sequence.length;
+        let may_share = sequence.may_share && tokens > 0;
+        let blocks_added = if self.is_plain {
+            let added = match may_share {
+                true => self.check_shared_append(row, reserve)?,
+                false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+            };
+            self.check_batch(tokens, is_new_entry)?;
+            if may_share {
+                self.own_open_blocks(row);
+            }
+            if added > 0 {
+                self.grow(row, reserve);
+            }
+            added
+        } else {
+            let first = self.computed_from(row).unwrap_or(length);
+            let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
+            let added = self.check_growth(Grower::Row(row), &growth)?;
+            self.check_batch(tokens, is_new_entry)?;
+            self.grow_mixed(row, &growth);
+            added
+        };
         self.schedule(row, tokens);
         Ok(OpResult {
             row: row as i32,
@@ -295,24 +349,35 @@ impl State {
 
     fn free(&mut self, target: Target) -> OpOutcome {
         let row = self.find_target(target)?;
+        Ok(self.end_sequence(row))
+    }
+
+    /// Ends a sequence and lets go of everything that it holds.
+    pub(super) fn end_sequence(&mut self, row: usize) -> OpResult {
         let sequence = self.holders.sequences[row];
         let id = self.holders.sequence_id(row);
-        for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
-            self.batch.used_slots -= rows.count(row) as u64 * u64::from(store.block_tokens);
-        }
-        self.batch.used_tokens -= sequence.length;
-        self.release_row(false, row, sequence.last_step);
+        self.empty_row(row);
+        self.holders.leave_kin(row);
         self.holders.close_sequence(row);
         self.shared.namespaces.drop_use(sequence.holder.namespace);
+        OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE }
+    }
+
+    /// Lets go of all blocks of a row.
+    pub(super) fn empty_row(&mut self, row: usize) {
+        for (rows, store) in self.holders.rows.iter().zip(&self.stores) {
+            self.batch.used_slots -= rows.held(row).len() as u64 * store.slots();
+        }
+        self.batch.used_tokens -= self.holders.sequences[row].length;
+        self.release_sequence(row);
         self.batch.set_length(row, 0);
-        Ok(OpResult { row: row as i32, sequence: id.0, ..OpResult::DONE })
     }
 
     fn release(&mut self, lease: Id) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
         let Lease { holder: Holder { namespace, .. }, is_chunks, .. } = self.holders.leases[lease];
         // What is read from chunks is read by the work of steps up to this one.
-        self.release_row(true, lease, if is_chunks { self.batch.step } else { 0 });
+        self.release_lease(lease, if is_chunks { self.batch.step } else { 0 });
         self.holders.close_lease(lease);
         self.shared.namespaces.drop_use(namespace);
         Ok(OpResult::DONE)
@@ -350,7 +415,11 @@ impl State {
             _ => return Err(Status::KeyMode.into()),
         }
         let blocks_committed = match *naming {
-            Naming::Tokens(ids, extras) => self.commit_tokens(row, ids, extras),
+            Naming::Tokens(ids, extras) => {
+                let is_start = first == 0 && tokens > 0 && !self.is_plain;
+                let inputs = if is_start { self.publish_inputs(row, extras) } else { 0 };
+                inputs + self.commit_tokens(row, ids, extras)
+            }
             Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
                 let mut committed = 0;
                 for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
@@ -416,47 +485,11 @@ impl State {
 
     fn keep_tokens(&mut self, row: usize, first: u64, tokens: &[i32]) {
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
-            if store.compares_tokens() {
-                let block = rows.row(row)[(first / u64::from(store.block_tokens)) as usize];
+            let position = (first / u64::from(store.block_tokens)) as usize;
+            if store.compares_tokens() && position >= rows.first(row) {
+                let block = rows.row(row)[position];
                 store.keep_tokens(block as u32, (first % u64::from(store.block_tokens)) as u32, tokens);
             }
         }
-    }
-
-    /// A link of the chain is complete: publishes the blocks that end with it.
-    fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
-        let sequence = &mut self.holders.sequences[row];
-        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, .. } = sequence.holder;
-        if no_store {
-            return 0;
-        }
-        let mut committed = 0;
-        for (group, store) in self.stores.iter_mut().enumerate() {
-            let links = u64::from(store.block_tokens / self.link_tokens);
-            if !(link + 1).is_multiple_of(links) {
-                continue;
-            }
-            let position = ((link + 1) / links - 1) as usize;
-            let blocks = self.holders.rows[group].row(row);
-            let block = blocks[position] as u32;
-            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
-            let parent_key = match parent {
-                Some(_) if links == 1 => parent_link_key,
-                Some(parent) => store.block(parent).key,
-                None => Key::default(),
-            };
-            let as_what = Publication {
-                key,
-                namespace,
-                parent_key,
-                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
-                extras,
-                position: position as u64,
-                has_tokens,
-            };
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
-        }
-        committed
     }
 }

@@ -6,30 +6,42 @@
 //! cache's lock.
 
 use super::block::{
-    Block, Counters, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
+    Block, COPY_TARGET, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
     Shared, WAITING, ZERO_LISTED,
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
-use super::hash::{Extras, Key};
+use super::group::Reach;
+use super::hash::Key;
 use super::index::Index;
 use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
-use crate::sys::prefetch;
 use crate::sys::reserve::{filled, room};
 
-/// Tokens in one line of the processor's cache.
-const TOKENS_OF_LINE: usize = 16;
-/// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
-const LINES_MOST: usize = 4;
+/// What proves that a block found by its key is the wanted content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// The key.
+    Key,
+    /// Its tokens, extras and the identity of the block before it.
+    Chain,
+    /// The identity of the full group's block that ends with it.
+    Anchor,
+    /// The digest of the extras.
+    Extras,
+}
 
 /// The blocks of one group.
 pub(super) struct Store {
     pub(super) group: u32,
     pub(super) block_tokens: u32,
+    pub(super) reach: Reach,
+    /// State: a snapshot is kept at multiples of so many tokens.
+    pub(super) snapshot_tokens: u64,
+    proof: Proof,
     blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     origins: Vec<Origin>,
@@ -58,14 +70,24 @@ impl Store {
     ) -> Result<Self> {
         let blocks = geometry.blocks;
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
+        let proof = match (options.compares_tokens, geometry.reach) {
+            (false, _) => Proof::Key,
+            (true, Reach::All | Reach::Untrimmed) => Proof::Chain,
+            (true, Reach::Cross { .. }) => Proof::Extras,
+            (true, _) => Proof::Anchor,
+        };
+        let keeps_tokens = proof == Proof::Chain;
         let mut free = room(blocks as usize)?;
         free.extend((0..blocks).rev());
         Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
+            reach: geometry.reach,
+            snapshot_tokens: geometry.snapshot_tokens,
+            proof,
             blocks: filled(blocks as usize, Block::EMPTY)?,
             origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
-            tokens: filled(count_if(options.compares_tokens, geometry.block_tokens as usize), 0)?,
+            tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
@@ -107,6 +129,17 @@ impl Store {
         !self.tokens.is_empty()
     }
 
+    /// Places for tokens in one block.
+    pub(super) fn slots(&self) -> u64 {
+        if matches!(self.reach, Reach::State { .. }) { 0 } else { self.block_tokens.into() }
+    }
+
+    /// Whether a block that one more `release` with this step lets go of could be handed out at once.
+    pub(super) fn returns_at_once(&self, index: u32, last_step: u64, completed: u64) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.last_step.max(last_step) <= completed
+    }
+
     pub(super) fn origin(&self, block: u32) -> Origin {
         self.origins.get(block as usize).copied().unwrap_or_default()
     }
@@ -120,6 +153,23 @@ impl Store {
         for block in self.zero_list.drain(..count) {
             self.blocks[block as usize].namespace_and_flags &= !ZERO_LISTED;
         }
+    }
+
+    /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.
+    /// Answers whether it must come after a copy that is listed already.
+    pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
+        let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
+        for block in [source, target] {
+            let block = &mut self.blocks[block as usize];
+            block.last_step = block.last_step.max(step);
+        }
+        self.blocks[target as usize].namespace_and_flags |= COPY_TARGET;
+        is_target
+    }
+
+    /// The copies into this block are enqueued.
+    pub(super) fn note_copied(&mut self, target: u32) {
+        self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
     }
 
     /// Hands out a block, evicting if none is free. The caller has checked `available`.
@@ -147,6 +197,7 @@ impl Store {
             self.zero_list.push(index as i32);
         }
         block.tenant = tenant;
+        block.key = Key::default();
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -232,74 +283,6 @@ impl Store {
             let index = list.head;
             self.unlink_waiting(index, list);
             self.give_back(index);
-        }
-    }
-
-    /// Has all that `find` reads of the block under this hash fetched.
-    pub(super) fn fetch_found(&self, hash: u32) {
-        let Some(block) = self.index.find(hash, |_| true) else { return };
-        self.fetch_block(Some(block as i32));
-        if self.compares_tokens() {
-            prefetch::prefetch(&self.origins, block as usize);
-            prefetch::prefetch_part(&self.origins, block as usize, 64);
-            let first = block as usize * self.block_tokens as usize;
-            let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
-            (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
-        }
-    }
-
-    /// Has a block fetched that is acquired or released soon.
-    pub(super) fn fetch_block(&self, block: Option<i32>) {
-        block.into_iter().for_each(|block| prefetch::prefetch(&self.blocks, block as usize));
-    }
-
-    /// Whether a block is findable under this key, whatever came before it.
-    pub(super) fn has(&self, key: &Key, namespace: u32) -> bool {
-        let is_it = |block: u32| self.block(block).namespace() == namespace && self.block(block).key == *key;
-        self.index.find(self.index.hash(key, namespace), is_it).is_some()
-    }
-
-    /// The findable block with this key, if it is proved to be this content with these tokens.
-    pub(super) fn find(
-        &self,
-        hash: u32,
-        wanted: &Publication,
-        tokens: &[i32],
-        counters: &mut Counters,
-    ) -> Option<u32> {
-        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
-        if !self.compares(wanted) {
-            return Some(found);
-        }
-        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
-        counters.collisions += u64::from(!has_tokens);
-        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
-    }
-
-    fn has_key(&self, block: u32, wanted: &Publication) -> bool {
-        let block = &self.blocks[block as usize];
-        block.namespace() == wanted.namespace && block.key == wanted.key
-    }
-
-    /// Whether tokens and ancestry of this content are compared.
-    fn compares(&self, wanted: &Publication) -> bool {
-        self.compares_tokens() && wanted.has_tokens
-    }
-
-    fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        self.kept_tokens(block) == tokens && self.origin(block).extras == extras.0
-    }
-
-    fn kept_tokens(&self, block: u32) -> &[i32] {
-        let each = self.block_tokens as usize;
-        &self.tokens[block as usize * each..][..each]
-    }
-
-    /// Keeps tokens of a block that is being filled, if this store compares them.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
-        if self.compares_tokens() {
-            let at = block as usize * self.block_tokens as usize + offset as usize;
-            self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
         }
     }
 
@@ -462,6 +445,9 @@ pub(super) struct StoreOptions {
     /// The index has a copy on the device.
     pub(super) mirrors: bool,
 }
+
+#[path = "find.rs"]
+mod find;
 
 #[cfg(test)]
 #[path = "store_tests.rs"]

@@ -1,8 +1,9 @@
 //! What a store does when two contents meet under one key, which nobody outside can bring about.
 
 use super::*;
+use crate::cache::block::Counters;
 use crate::cache::evict;
-use crate::cache::hash::Key;
+use crate::cache::hash::{Extras, Key};
 use crate::cache::namespace::KeyMode;
 use crate::cache::steps::Steps;
 use crate::format::Strides;
@@ -18,6 +19,8 @@ fn store() -> (Store, Shared, u32) {
 fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     let geometry = GroupGeometry {
         content: crate::cache::Content::Opaque { block_bytes: 16 },
+        reach: Reach::All,
+        snapshot_tokens: 0,
         strides: Strides::default(),
         block_tokens: 2,
         blocks: 4,

@@ -5,12 +5,14 @@
 //! tables or the new ones. A staging slot is written again only after its copy has completed. Nothing is allocated
 //! after creation; a step whose changes exceed a slot goes in several pieces, which may wait for an earlier one.
 
-use super::config::{CacheConfig, Geometry};
+use super::config::{CacheConfig, Geometry, GroupGeometry};
+use super::copies::{self, COPY_WORDS};
 use super::device_index::DeviceIndex;
-use super::kernels::{UPLOAD, UPLOAD_HEAD, ZERO, grid};
+use super::kernels::{TOKENS, UPLOAD, UPLOAD_HEAD, ZERO, grid};
 use super::state::State;
 use super::upload::{
-    DeviceStaging, GroupArrays, Packer, Staging, StepArrays, pack_batch, pack_cells, pack_ragged, pack_slots,
+    DeviceStaging, GroupArrays, Packer, Staging, StepArrays, pack_batch, pack_cells, pack_copies,
+    pack_ragged, pack_slots,
 };
 use crate::device::{Arg, Device, DeviceSlice, Launch, Stream};
 use crate::error::{Error, Result};
@@ -41,6 +43,8 @@ pub(super) struct Places {
     pub(super) rows: u64,
     pub(super) starts: u64,
     pub(super) lengths: u64,
+    /// Copied runs, one group after the other.
+    pub(super) copies: u64,
     pub(super) groups: Vec<GroupPlaces>,
     words: u64,
 }
@@ -67,6 +71,8 @@ impl Places {
                 last: take(ragged(rows)),
             });
         }
+        let runs: usize = copies::capacities(geometry, config.max_sequences).sum();
+        places.copies = take((COPY_WORDS * runs) as u64);
         places.words = at;
         places
     }
@@ -130,6 +136,11 @@ pub(super) struct Uploader {
     pub(super) blocks_zeroed: Vec<usize>,
     zero_runs: Vec<(usize, usize)>,
     pub(super) index: Option<DeviceIndex>,
+    /// Copies of this call and those already packed, by group.
+    pub(super) copies_planned: Vec<usize>,
+    copies_packed: Vec<usize>,
+    /// Launches of the packed piece: group, first word, runs.
+    copy_launches: Vec<(usize, usize, usize)>,
     max_tokens: usize,
 }
 
@@ -187,6 +198,9 @@ impl Uploader {
                 true => Some(DeviceIndex::new(memory, geometry, &config.name)?),
                 false => None,
             },
+            copies_planned: vec![0; groups],
+            copies_packed: vec![0; groups],
+            copy_launches: room(copies::capacities(geometry, config.max_sequences).sum())?,
             max_tokens: config.max_batch_tokens as usize,
         })
     }
@@ -250,6 +264,9 @@ impl Uploader {
             self.cells_uploaded.fill(0);
             self.blocks_zeroed.fill(0);
             self.ragged_sent.fill(0);
+            self.copies_packed.fill(0);
+            let listed = |group: usize| state.copies.listed(group).len();
+            self.copies_planned.iter_mut().enumerate().for_each(|(group, count)| *count = listed(group));
             pack_batch(&mut packer, state, &self.places, &mut self.arrays);
             pack_slots(
                 &mut packer,
@@ -265,6 +282,8 @@ impl Uploader {
             }
         }
         let mut is_all = true;
+        self.copy_launches.clear();
+        let places_of_copies = self.places.copies;
         if is_device {
             for group in 0..state.stores.len() {
                 let places = &self.places.groups[group];
@@ -274,7 +293,23 @@ impl Uploader {
                 let (first, words) = packer.run(None, count);
                 words.copy_from_slice(&listed[..count]);
                 self.zero_runs[group] = (first, count);
+                // A target may stand in the zero list: copies come behind all of it.
                 is_all &= count == listed.len();
+                if count == listed.len() {
+                    let before: usize = self.copies_planned[..group].iter().sum();
+                    let (from, planned) = (self.copies_packed[group], self.copies_planned[group]);
+                    let target = places_of_copies + (COPY_WORDS * (before + from)) as u64;
+                    let count = pack_copies(
+                        &mut packer,
+                        state,
+                        group,
+                        from..planned,
+                        target,
+                        &mut self.copy_launches,
+                    );
+                    self.copies_packed[group] += count;
+                }
+                is_all &= self.copies_packed[group] == self.copies_planned[group];
                 let pages = &self.ragged[group][self.ragged_sent[group]..];
                 let count = pages.len().min(packer.room());
                 let target = places.indices + self.ragged_sent[group] as u64;
@@ -298,16 +333,17 @@ impl Uploader {
         device: &dyn Device,
         stream: Stream,
         words: usize,
-        pools: &dyn Fn(usize) -> (DeviceSlice, u64),
+        pools: &dyn Fn(usize) -> (DeviceSlice, GroupGeometry),
     ) -> Result<()> {
         let (Some(arena), Staging::Device(staging)) = (&self.arena, &mut self.staging[self.current]) else {
             return Ok(());
         };
         let (zero_runs, blocks_zeroed) = (&self.zero_runs, &mut self.blocks_zeroed);
         let index = &mut self.index;
+        let copy_launches = &self.copy_launches;
         staging.send(device, stream, words, |packed| {
             for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {
-                let (pool, block_bytes) = pools(group);
+                let (pool, GroupGeometry { block_bytes, .. }) = pools(group);
                 let ids = packed.part(4 * first as u64, 4 * count as u64)?;
                 let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
                 let grid = grid(count, block_bytes);
@@ -316,6 +352,18 @@ impl Uploader {
             }
             if let Some(index) = index {
                 index.enqueue(device, stream, packed)?;
+            }
+            for &(group, first, count) in copy_launches {
+                let (pool, geometry) = pools(group);
+                let args = [
+                    Arg::Write(pool),
+                    Arg::Read(packed.part(4 * first as u64, (4 * COPY_WORDS * count) as u64)?),
+                    Arg::U64(geometry.block_tokens.into()),
+                    Arg::U64(geometry.block_bytes),
+                    Arg::U64(geometry.plane_bytes()),
+                ];
+                let grid = grid(count, geometry.block_bytes);
+                device.launch(stream, &Launch { kernel: &TOKENS, grid, block: 256, args: &args })?;
             }
             let args = [Arg::Write(arena.slice()), Arg::Read(packed)];
             device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })

@@ -4,9 +4,12 @@
 //! `UPLOAD` reads this form. Invariant: a slot is written only when nothing reads it any more, also after a call that
 //! failed half way.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::batch::{Batch, BatchEntry};
+use super::copies::COPY_WORDS;
+use super::group::Reach;
 use super::kernels::UPLOAD_HEAD;
 use super::state::State;
 use super::table::Places;
@@ -228,6 +231,17 @@ pub(super) fn pack_slots(
     *slots_known = arrays.token_count;
 }
 
+/// Tokens that a group's pages of a sequence stand for; a state counts as a page that is full.
+fn length_in(state: &State, group: usize, entry: &BatchEntry) -> u64 {
+    let sequence = &state.holders.sequences[entry.row as usize];
+    let store = &state.stores[group];
+    match store.reach {
+        Reach::State { .. } => u64::from(sequence.length > 0) * u64::from(store.block_tokens),
+        Reach::Cross { tokens } => tokens.into(),
+        _ => sequence.length,
+    }
+}
+
 /// Pages of each batch position one after the other, for kernels that take ragged tables.
 pub(super) fn pack_ragged(
     packer: &mut Packer<'_>,
@@ -242,14 +256,14 @@ pub(super) fn pack_ragged(
         let (indptr_at, indptr) = packer.run(Some(places.groups[group].indptr), arrays.batch_count + 1);
         for (entry, cell) in live_entries(state).zip(indptr.iter_mut()) {
             *cell = pages.len() as i32;
-            let length = state.holders.sequences[entry.row as usize].length;
+            let length = length_in(state, group, entry);
             let used = length.div_ceil(block_tokens) as usize;
             pages.extend_from_slice(&state.holders.rows[group].row(entry.row as usize)[..used]);
         }
         indptr[arrays.batch_count] = pages.len() as i32;
         let (last_at, last) = packer.run(Some(places.groups[group].last), arrays.batch_count);
         for (entry, cell) in live_entries(state).zip(last) {
-            let length = state.holders.sequences[entry.row as usize].length;
+            let length = length_in(state, group, entry);
             *cell = if length == 0 { 0 } else { ((length - 1) % block_tokens + 1) as i32 };
         }
         (arrays.groups[group].indptr, arrays.groups[group].last) = (indptr_at, last_at);
@@ -272,4 +286,38 @@ pub(super) fn pack_cells(packer: &mut Packer<'_>, state: &mut State, group: usiz
         sent += count as u64;
     }
     sent
+}
+
+/// Listed copies of a group from a place in its list on, as many as fit; answers how many. A launch ends where a run
+/// must come after those before it.
+pub(super) fn pack_copies(
+    packer: &mut Packer<'_>,
+    state: &State,
+    group: usize,
+    range: Range<usize>,
+    target: u64,
+    launches: &mut Vec<(usize, usize, usize)>,
+) -> usize {
+    if range.is_empty() {
+        return 0;
+    }
+    if packer.at % 2 == 1 {
+        packer.run(None, 1);
+    }
+    let count = range.len().min(packer.room() / COPY_WORDS);
+    let (first, words) = packer.run(Some(target), COPY_WORDS * count);
+    let copies = &state.copies.listed(group)[range.start..range.start + count];
+    for (copy, words) in copies.iter().zip(words.chunks_exact_mut(COPY_WORDS)) {
+        words.copy_from_slice(&copy.words());
+    }
+    let end = range.start + count;
+    let breaks = state.copies.breaks(group).iter().map(|&at| at as usize);
+    let mut from = range.start;
+    for to in breaks.filter(|at| (range.start + 1..end).contains(at)).chain([end]) {
+        if to > from {
+            launches.push((group, first + COPY_WORDS * (from - range.start), to - from));
+            from = to;
+        }
+    }
+    count
 }

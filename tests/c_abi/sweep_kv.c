@@ -35,7 +35,7 @@ static void good_group(kavern_kv_group *group) {
 }
 
 static void spoil_group(kavern_kv_group *group) {
-    switch (below(16)) {
+    switch (below(20)) {
         case 0: group->struct_size = bad_struct_size(); break;
         case 1: group->kind = one_in(2) ? 0 : unknown_u32(7); break;
         case 2: group->kind = 2 + (uint32_t)below(5); break;
@@ -51,6 +51,10 @@ static void spoil_group(kavern_kv_group *group) {
         case 12: group->window_tokens = (uint32_t)some_u64() | 1; break;
         case 13: group->slot_classes = (uint32_t)some_u64() | 1; break;
         case 14: group->kind = KAVERN_GROUP_OPAQUE; break; /* with layers and heads */
+        case 15: group->token_bytes = (uint32_t)some_u64() | 1; break;
+        case 16: group->cross_tokens = (uint32_t)some_u64() | 1; break;
+        case 17: group->snapshot_blocks = (uint32_t)some_u64() | 1; break;
+        case 18: group->flags = unknown_u32(1) | 2; break;
         default: group->reserved[below(2)] = nonzero_u64(); break;
     }
 }
@@ -187,7 +191,7 @@ static void bad_op(kavern_kv_op *op, size_t index) {
     op->target = bad_id();
     op->tokens = some_u64();
     op->lookahead = (uint32_t)some_u64();
-    switch (below(7)) {
+    switch (below(8)) {
         case 0: op->kind = one_in(2) ? 0 : unknown_u32(17); break;
         case 1: op->kind = 6 + (uint32_t)below(12); break;
         case 2: op->reserved = (uint32_t)some_u64() | 1; break;
@@ -205,6 +209,11 @@ static void bad_op(kavern_kv_op *op, size_t index) {
             op->key_bytes = 33 + (uint32_t)below(1000);
             op->key_count = 1;
             op->keys = bytes;
+            break;
+        case 6:
+            op->kind = KAVERN_OP_TRIM;
+            op->offset = some_u64();
+            op->tokens &= op->ttl_ms = one_in(2) ? some_u64() : 0;
             break;
         default: op->tokens = op->kind == KAVERN_OP_COMMIT ? 0 : op->tokens; break;
     }

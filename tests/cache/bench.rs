@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use kavern::cache::{
     CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
-    OpResult, Request, Scrub, Target,
+    OpResult, Reach, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Result, Status};
@@ -30,13 +30,20 @@ pub(super) fn shaped(shape: BlockShape) -> GroupConfig {
     GroupConfig {
         content: Content::Attention(shape),
         block_tokens: shape.block_tokens,
+        reach: Reach::All,
         capacity_blocks: 0,
         region: None,
     }
 }
 
 pub(super) fn opaque(block_tokens: u32, block_bytes: u64) -> GroupConfig {
-    GroupConfig { content: Content::Opaque { block_bytes }, block_tokens, capacity_blocks: 0, region: None }
+    GroupConfig {
+        content: Content::Opaque { block_bytes },
+        reach: Reach::All,
+        block_tokens,
+        capacity_blocks: 0,
+        region: None,
+    }
 }
 
 /// Modest limits; tests change what they are about.
@@ -153,7 +160,11 @@ impl Bench {
     }
 
     pub(super) fn look(&self, request: &Request<'_>) -> Hit {
-        lookup(&self.cache, request).unwrap()
+        // Whatever a cache went through, a probe answers what the match then finds.
+        let probed = self.cache.probe(request).unwrap();
+        let hit = lookup(&self.cache, request).unwrap();
+        assert_eq!(probed, hit.tokens, "{request:?}");
+        hit
     }
 
     /// How many tokens would be found; holds nothing afterwards.

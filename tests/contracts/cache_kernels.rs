@@ -184,6 +184,46 @@ fn pairs_of_blocks_are_copied_and_the_rest_stays() {
 }
 
 #[test]
+fn runs_of_tokens_are_copied_in_every_plane_and_the_rest_stays() {
+    let mut random = Rng::with_seed(14);
+    let mut cases = Vec::new();
+    for (block_tokens, planes, token_bytes, offset) in
+        [(4, 1, 16, 0), (16, 6, 256, 0), (5, 3, 7, 1), (3, 2, 40, 8), (1, 1, 9000, 0), (64, 2, 512, 16)]
+    {
+        let plane = block_tokens * token_bytes;
+        // Sources in the lower blocks, and one run to a block of the upper ones.
+        let runs: Vec<u64> = (0..4)
+            .flat_map(|at| {
+                let tokens = if at == 0 { block_tokens } else { random.u64(1..=block_tokens) };
+                let slots = [0, 5 + at].map(|block| {
+                    let block = if block == 0 { random.u64(..5) } else { block };
+                    block * block_tokens + random.u64(0..=block_tokens - tokens)
+                });
+                [random.u64(..), slots[0], slots[1], tokens | random.u64(..) << 32]
+            })
+            .collect();
+        let pool = Value::Write(noise(&mut random, BLOCKS * planes * plane), offset);
+        let numbers = [block_tokens, planes * plane, plane].map(Value::Number);
+        let what = format!("{planes} planes of {block_tokens} tokens of {token_bytes} bytes at {offset}");
+        cases.push((what, [vec![pool, seeds(&runs)], numbers.to_vec()].concat()));
+    }
+    compare("kavern_tokens_copy", &cases);
+    let (_, values) = &cases[1];
+    let (Value::Write(before, _), Value::Read(runs, _)) = (&values[0], &values[1]) else { unreachable!() };
+    let host = registry::open("host").unwrap();
+    let after = run(&*host, kernel("kavern_tokens_copy"), values, 1, 1).remove(0);
+    let word = |at: usize| u64::from_le_bytes(runs[8 * at..][..8].try_into().unwrap()) as usize;
+    let mut expected = before.clone();
+    for (from, to, tokens) in (0..4).map(|at| (word(4 * at + 1), word(4 * at + 2), word(4 * at + 3) as u32)) {
+        for (plane, token) in (0..6).flat_map(|plane| (0..tokens as usize).map(move |token| (plane, token))) {
+            let place = |slot: usize| (slot / 16) * 6 * 4096 + plane * 4096 + (slot % 16 + token) * 256;
+            expected[place(to)..][..256].copy_from_slice(&before[place(from)..][..256]);
+        }
+    }
+    assert!(after == expected, "the reference itself copies token by token");
+}
+
+#[test]
 fn a_packed_upload_reaches_its_places() {
     let mut random = Rng::with_seed(12);
     let mut cases = Vec::new();

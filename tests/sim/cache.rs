@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Request, Scrub,
-    Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Reach, Request,
+    Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
 use kavern::error::Status;
@@ -24,6 +24,7 @@ fn config() -> CacheConfig {
     let group = GroupConfig {
         content: Content::Opaque { block_bytes: BLOCK_BYTES },
         block_tokens: BLOCK_TOKENS,
+        reach: Reach::All,
         capacity_blocks: 0,
         region: None,
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use kavern::cache::{
     CacheConfig, Content, DeviceLookup, GroupConfig, HashKind, IndexOptions, KvCache, LookupMode, Naming, Op,
-    Request, Scrub, Target,
+    Reach, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, registry};
 use kavern::error::Status;
@@ -26,6 +26,7 @@ fn config() -> CacheConfig {
             block_tokens: 4,
             capacity_blocks: 0,
             region: None,
+            reach: Reach::All,
         }],
         capacity_blocks: 40,
         capacity_bytes: 0,

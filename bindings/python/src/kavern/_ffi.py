@@ -32,6 +32,9 @@ KAVERN_GROUP_CROSS = 5
 KAVERN_GROUP_MLA = 6
 KAVERN_GROUP_OPAQUE = 7
 
+# kavern_kv_group_flag: Bits of kavern_kv_group.flags.
+KAVERN_GROUP_TRIMMABLE = 1
+
 # kavern_dtype: Element type of keys and values.
 KAVERN_F32 = 1
 KAVERN_F16 = 2
@@ -107,6 +110,7 @@ KAVERN_REMOVE_EVICTED = 1
 KAVERN_REMOVE_REQUESTED = 2
 KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
+KAVERN_REMOVE_CANCELLED = 7
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -202,6 +206,14 @@ class kavern_kv_group(_c.Structure):
     """One group of layers that share block size and layout."""
 
 
+class kavern_kv_description(_c.Structure):
+    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
+
+
+class kavern_kv_token_copy(_c.Structure):
+    """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
+
+
 class kavern_kv_cache_config(_c.Structure):
     """How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes."""
 
@@ -236,10 +248,6 @@ class kavern_kv_step_tables(_c.Structure):
 
 class kavern_kv_completion(_c.Structure):
     """A finished load or store of another tier."""
-
-
-class kavern_kv_description(_c.Structure):
-    """Where and how the blocks of a group lie; all an engine needs to write its slots itself."""
 
 
 class kavern_kv_statistics(_c.Structure):
@@ -389,6 +397,41 @@ kavern_kv_group._fields_ = [
     ("window_tokens", _c.c_uint32),
     ("slot_classes", _c.c_uint32),
     ("reserved", _c.c_uint64 * 2),
+    ("token_bytes", _c.c_uint32),
+    ("cross_tokens", _c.c_uint32),
+    ("snapshot_blocks", _c.c_uint32),
+    ("flags", _c.c_uint32),
+]
+
+kavern_kv_description._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("kind", _c.c_uint32),
+    ("layers", _c.c_uint32),
+    ("kv_heads", _c.c_uint32),
+    ("head_dim", _c.c_uint32),
+    ("dtype", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("layout", _c.c_uint32),
+    ("base_address", _c.c_uint64),
+    ("block_count", _c.c_uint64),
+    ("block_bytes", _c.c_uint64),
+    ("block_stride", _c.c_uint64),
+    ("layer_stride", _c.c_uint64),
+    ("kv_stride", _c.c_uint64),
+    ("token_stride", _c.c_uint64),
+    ("head_stride", _c.c_uint64),
+    ("row_cells", _c.c_uint64),
+    ("null_block", _c.c_int32),
+    ("window_tokens", _c.c_uint32),
+]
+
+kavern_kv_token_copy._fields_ = [
+    ("group", _c.c_uint32),
+    ("row", _c.c_int32),
+    ("source_slot", _c.c_int64),
+    ("target_slot", _c.c_int64),
+    ("tokens", _c.c_uint32),
+    ("shift", _c.c_int32),
 ]
 
 kavern_kv_cache_config._fields_ = [
@@ -445,7 +488,7 @@ kavern_kv_request._fields_ = [
 
 kavern_kv_match_result._fields_ = [
     ("status", _c.c_int32),
-    ("reserved", _c.c_uint32),
+    ("cross_groups", _c.c_uint32),
     ("lease", _c.c_uint64),
     ("hit_tokens", _c.c_uint64),
     ("hit_tokens_ram", _c.c_uint64),
@@ -516,6 +559,10 @@ kavern_kv_step_tables._fields_ = [
     ("batch_rows_host", _c.POINTER(_c.c_int32)),
     ("batch_starts_host", _c.POINTER(_c.c_int32)),
     ("sequence_lengths_host", _c.POINTER(_c.c_int32)),
+    ("copies", _c.c_uint64),
+    ("copies_host", _c.POINTER(kavern_kv_token_copy)),
+    ("copy_count", _c.c_uint32),
+    ("reserved2", _c.c_uint32),
 ]
 
 kavern_kv_completion._fields_ = [
@@ -524,26 +571,6 @@ kavern_kv_completion._fields_ = [
     ("failed_block", _c.c_int32),
     ("target", _c.c_uint64),
     ("bytes", _c.c_uint64),
-]
-
-kavern_kv_description._fields_ = [
-    ("struct_size", _c.c_uint32),
-    ("kind", _c.c_uint32),
-    ("layers", _c.c_uint32),
-    ("kv_heads", _c.c_uint32),
-    ("head_dim", _c.c_uint32),
-    ("dtype", _c.c_uint32),
-    ("block_tokens", _c.c_uint32),
-    ("layout", _c.c_uint32),
-    ("base_address", _c.c_uint64),
-    ("block_count", _c.c_uint64),
-    ("block_bytes", _c.c_uint64),
-    ("block_stride", _c.c_uint64),
-    ("layer_stride", _c.c_uint64),
-    ("kv_stride", _c.c_uint64),
-    ("token_stride", _c.c_uint64),
-    ("head_stride", _c.c_uint64),
-    ("row_cells", _c.c_uint64),
 ]
 
 kavern_kv_statistics._fields_ = [
@@ -573,6 +600,7 @@ kavern_kv_statistics._fields_ = [
     ("metadata_bytes", _c.c_uint64),
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
+    ("held_tokens", _c.c_uint64),
     ("device_index_cells_sent", _c.c_uint64),
 ]
 

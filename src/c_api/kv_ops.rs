@@ -1,0 +1,134 @@
+//! Operations of a step that change a sequence otherwise than at its end, on their way from the header to the room, and
+//! which fields an operation uses.
+
+use super::config;
+use super::kv_config;
+use super::kv_types::kavern_kv_op;
+use crate::cache::{Change, Naming, PreemptMode};
+use crate::error::{Error, Result, Status};
+use crate::types::Id;
+
+/// A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block.
+///
+/// A slot is block x block_tokens + offset, also in opaque groups. A run lies in one block on either side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_token_copy {
+    /// The group.
+    pub group: u32,
+    /// Row of the sequence that it is for.
+    pub row: i32,
+    /// First slot that is read.
+    pub source_slot: i64,
+    /// First slot that is written.
+    pub target_slot: i64,
+    /// Tokens.
+    pub tokens: u32,
+    /// What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
+    /// those in the target slots by it before attention reads them.
+    pub shift: i32,
+}
+
+const _: () = assert!(size_of::<kavern_kv_token_copy>() == size_of::<crate::cache::TokenCopy>());
+
+/// # Safety
+/// The pointers of `op` are as its fields say.
+pub(super) unsafe fn commit_naming<'a>(op: &kavern_kv_op) -> Result<Naming<'a>> {
+    if op.key_bytes == 0 {
+        if op.key_count != 0 {
+            return Err(Error::new(Status::InvalidArgument, "keys without key_bytes"));
+        }
+        // SAFETY: the caller's promise.
+        let ids = unsafe { config::array_u64(op.token_ids, op.tokens, "token_ids") }?;
+        // SAFETY: the caller's promise.
+        return Ok(Naming::Tokens(ids, unsafe { kv_config::extras(op.extras, op.extra_count) }?));
+    }
+    if !op.token_ids.is_null() || op.extra_count != 0 {
+        return Err(Error::new(
+            Status::InvalidArgument,
+            "token ids or extras beside keys; give one of the two",
+        ));
+    }
+    if op.key_bytes > 32 {
+        return Err(Error::new(Status::InvalidArgument, "a key has at most 32 bytes"));
+    }
+    let total = op.key_count.checked_mul(op.key_bytes.into());
+    let total = total.ok_or(Error::new(Status::InvalidArgument, "key_count overflows"))?;
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { config::array_u64(op.keys, total, "keys") }?;
+    Ok(Naming::Keys { bytes, key_bytes: op.key_bytes })
+}
+
+fn unused(name: &str) -> Error {
+    Error::argument(format!("this kind of operation does not use {name}; leave it 0"))
+}
+
+/// Refuses fields of the operation that its kind does not use, so that a wish is not ignored silently.
+pub(super) fn check_unused(op: &kavern_kv_op) -> Result<()> {
+    if op.kind == 1 && op.expected_tokens != 0 {
+        return Err(Error::new(Status::Unsupported, "expected_tokens comes with a later version"));
+    }
+    let is_used = |kinds: &[u32]| kinds.contains(&op.kind);
+    let later = [
+        ("offset", op.offset != 0, is_used(&[8, 9, 13, 14, 15])),
+        ("ttl_ms", op.ttl_ms != 0, is_used(&[15])),
+        ("expected_tokens", op.expected_tokens != 0, is_used(&[1])),
+        ("lease", op.lease != 0, is_used(&[11])),
+        ("priority", op.priority != 0, is_used(&[15])),
+        ("mode", op.mode != 0, is_used(&[10])),
+    ];
+    // The first five kinds are older than this rule and ignore what they do not use of the fields that they had.
+    let first = [
+        ("tokens", op.tokens != 0, is_used(&[6, 7, 9, 11])),
+        ("lookahead", op.lookahead != 0, is_used(&[6, 11])),
+        ("row", !matches!(op.row, -1 | 0), is_used(&[7])),
+        ("token_ids", !op.token_ids.is_null(), is_used(&[6])),
+        ("keys", !op.keys.is_null(), false),
+        ("key_count", op.key_count != 0, false),
+        ("extras", !op.extras.is_null(), is_used(&[6])),
+        ("extra_count", op.extra_count != 0, is_used(&[6])),
+        ("key_bytes", op.key_bytes != 0, false),
+    ];
+    let is_checked = is_used(&[6, 7, 9, 10, 11, 12, 18]);
+    let wrong =
+        later.iter().chain(first.iter().filter(|_| is_checked)).find(|(_, is_set, used)| *is_set && !used);
+    wrong.map_or(Ok(()), |(name, ..)| Err(unused(name)))
+}
+
+/// The change that an operation of one of these kinds asks for.
+///
+/// # Safety
+/// The pointers of `op` are as its fields say.
+pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<Change<'a>> {
+    Ok(match op.kind {
+        6 => {
+            let open = op.tokens % u64::from(link_tokens);
+            let count = if op.token_ids.is_null() { 0 } else { open };
+            // SAFETY: the caller's promise.
+            let open_tokens = unsafe { config::array_u64(op.token_ids, count, "token_ids") }?;
+            // SAFETY: the caller's promise.
+            let extras = unsafe { kv_config::extras(op.extras, op.extra_count) }?;
+            Change::Rollback { tokens: op.tokens, lookahead: op.lookahead, open_tokens, extras }
+        }
+        7 => Change::Fork { tokens: op.tokens, row: op.row },
+        9 => Change::Edit { offset: op.offset, tokens: op.tokens },
+        10 => Change::Preempt {
+            mode: match op.mode {
+                1 => PreemptMode::Keep,
+                2 => PreemptMode::Drop,
+                3 => {
+                    let text = "KAVERN_PREEMPT_SWAP comes with a later version";
+                    return Err(Error::new(Status::Unsupported, text));
+                }
+                mode => return Err(Error::argument(format!("mode {mode} is no KAVERN_PREEMPT_ value"))),
+            },
+        },
+        11 => Change::Resume {
+            lease: Some(Id(op.lease)).filter(|lease| lease.0 != 0),
+            tokens: op.tokens,
+            lookahead: op.lookahead,
+        },
+        12 => Change::Cancel,
+        _ => Change::Accept,
+    })
+}

@@ -1,0 +1,128 @@
+//! Fork and accept: several sequences from one beginning, and back to one.
+//!
+//! A fork touches no block: parent and child hang on one trunk, and the first of them that writes into the open block
+//! copies it. What is shared is what was written before the open step, so nothing depends on work of that step.
+
+use super::sequence::Sequence;
+use super::state::State;
+use super::step::{OpOutcome, OpResult, Refusal, Target};
+use super::trunks::GROUPS_MAX;
+use crate::error::Status;
+
+impl State {
+    pub(super) fn fork(&mut self, target: Target, tokens: u64, row: i32) -> OpOutcome {
+        let parent = self.find_ready(target)?;
+        let sequence = self.holders.sequences[parent];
+        if tokens > sequence.length {
+            return Err(Status::InvalidArgument.into());
+        }
+        self.check_written(parent)?;
+        let child = self.holders.choose_row(row)?;
+        let length = if tokens == 0 { sequence.length } else { tokens };
+        self.reserve_trunks();
+        let generation = self.holders.open_row(child);
+        let mut cells = [0; GROUPS_MAX];
+        for (cells, store) in cells.iter_mut().zip(&self.stores) {
+            *cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
+        }
+        self.share(parent, child, |group| cells[group]);
+        let mut holder = sequence.holder;
+        holder.generation = generation;
+        self.holders.sequences[child] = Sequence {
+            holder,
+            length,
+            committed: sequence.committed,
+            may_share: true,
+            ..Sequence::default()
+        };
+        self.holders.sequences[parent].may_share = true;
+        self.holders.copy_open_tokens(parent, child);
+        self.holders.link_child(parent, child);
+        self.shared.namespaces.add_use(holder.namespace);
+        if length < sequence.committed {
+            self.rewind(child, length, &[], &[]);
+        }
+        for (group, store) in self.stores.iter().enumerate() {
+            self.batch.mark_cells(group, child, 0, cells[group]);
+            self.batch.used_slots += cells[group] as u64 * u64::from(store.block_tokens);
+        }
+        self.batch.used_tokens += length;
+        self.batch.set_length(child, length);
+        Ok(OpResult { row: child as i32, sequence: self.holders.sequence_id(child).0, ..OpResult::DONE })
+    }
+
+    /// Everything that an acceptance ends may end: nothing of it that others found is still to be written.
+    fn check_family(&self, parent: usize, child: usize) -> Result<(), Refusal> {
+        let mut at = self.holders.next_descendant(parent, parent, child);
+        while let Some(row) = at {
+            if row != child {
+                self.check_take_back(row, 0)?;
+            }
+            at = self.holders.next_descendant(parent, row, child);
+        }
+        Ok(())
+    }
+
+    pub(super) fn accept(&mut self, target: Target) -> OpOutcome {
+        let child = self.find_ready(target)?;
+        let parent = self.holders.parent(child).ok_or(Status::WrongState)?;
+        let parent_id = self.holders.sequence_id(parent);
+        self.find_ready(Target::Id(parent_id))?;
+        self.check_written(parent)?;
+        self.check_written(child)?;
+        self.check_family(parent, child)?;
+        while let Some(other) = self.holders.first_child(parent).and_then(|first| match first == child {
+            true => self.holders.next_sibling(first),
+            false => Some(first),
+        }) {
+            self.holders.move_children(other, parent);
+            self.take_back(other, 0);
+            self.end_sequence(other);
+        }
+        self.replace_content(parent, child);
+        self.holders.unlink_child(child);
+        self.holders.move_children(child, parent);
+        let namespace = self.holders.sequences[child].holder.namespace;
+        self.holders.close_sequence(child);
+        self.shared.namespaces.drop_use(namespace);
+        self.batch.set_length(child, 0);
+        let length = self.holders.sequences[parent].length;
+        self.batch.set_length(parent, length);
+        Ok(OpResult { row: parent as i32, sequence: parent_id.0, ..OpResult::DONE })
+    }
+
+    /// The parent lets go of its own blocks and takes those of the child, which is left with none.
+    fn replace_content(&mut self, parent: usize, child: usize) {
+        let (old, new) = (self.holders.sequences[parent], self.holders.sequences[child]);
+        for group in 0..self.stores.len() {
+            let rows = &mut self.holders.rows[group];
+            self.batch.used_slots -= rows.count(parent) as u64 * u64::from(self.stores[group].block_tokens);
+        }
+        self.batch.used_tokens -= old.length;
+        let last_step = self.last_use(child);
+        self.release_sequence(parent);
+        for group in 0..self.stores.len() {
+            let rows = &mut self.holders.rows[group];
+            let (before, after) = (rows.row(parent), rows.row(child));
+            let same = before.iter().zip(after).take_while(|(a, b)| a == b).count();
+            let count = after.len();
+            rows.copy_row(child, parent, count);
+            rows.truncate(child, 0);
+            self.batch.mark_cells(group, parent, same, count);
+        }
+        let kin = &mut self.holders.kin;
+        kin[parent].tip = std::mem::take(&mut kin[child].tip);
+        kin[parent].release_step = last_step;
+        kin[child].release_step = 0;
+        let mut holder = new.holder;
+        holder.generation = old.holder.generation;
+        let sequence = &mut self.holders.sequences[parent];
+        *sequence =
+            Sequence { holder, length: new.length, committed: new.committed, may_share: true, ..*sequence };
+        self.holders.copy_open_tokens(child, parent);
+        if old.last_step == self.batch.step && self.batch.step > 0 {
+            // It has no token in the batch, or the acceptance were refused; its next one follows the new content.
+            self.batch.entries[old.batch_position as usize].first = new.length;
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Operations that change a sequence otherwise than at its end, and the open block of one that shares it.
+//!
+//! What each does lives beside its kind: `branch` (fork, accept), `rewind` (rollback, cancel), `edit`, `preempt`.
+//! As all operations they check first and then change without failing.
+
+use super::copies::TokenCopy;
+use super::lookup::Extra;
+use super::state::State;
+use super::step::{OpOutcome, Refusal, Target};
+use super::trunks::{GROUPS_MAX, is_exclusive};
+use crate::error::Status;
+use crate::types::Id;
+
+/// What a preempted sequence keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PreemptMode {
+    /// Blocks and id.
+    Keep,
+    /// The id.
+    Drop,
+}
+
+/// How a sequence changes.
+#[derive(Clone, Copy, Debug)]
+pub enum Change<'a> {
+    /// Drops its last tokens.
+    Rollback {
+        /// Tokens that it keeps.
+        tokens: u64,
+        /// Tokens beyond those whose blocks it keeps, as far as they were never committed.
+        lookahead: u32,
+        /// Ids of the kept tokens behind the last complete link, or none.
+        open_tokens: &'a [i32],
+        /// What else those depend on.
+        extras: &'a [Extra],
+    },
+    /// Makes a child that shares its first tokens.
+    Fork {
+        /// Tokens that the child has; 0 for all.
+        tokens: u64,
+        /// Row of the child, or negative.
+        row: i32,
+    },
+    /// Its content becomes that of the sequence it was forked from, whose other children end, as it does.
+    Accept,
+    /// Removes tokens from its middle.
+    Edit {
+        /// First removed token.
+        offset: u64,
+        /// How many.
+        tokens: u64,
+    },
+    /// Stops it until it is resumed.
+    Preempt {
+        /// What it keeps.
+        mode: PreemptMode,
+    },
+    /// Lets a preempted sequence run again and schedules tokens.
+    Resume {
+        /// The lease of a lookup of its tokens, if its blocks were dropped.
+        lease: Option<Id>,
+        /// Tokens to schedule.
+        tokens: u64,
+        /// Tokens beyond those for which blocks are held.
+        lookahead: u32,
+    },
+    /// Ends it and takes back what the open step published for it.
+    Cancel,
+}
+
+impl Change<'_> {
+    /// Whether later operations on the same sequence depend on this one.
+    pub(super) fn has_dependants(&self) -> bool {
+        !matches!(self, Self::Fork { .. } | Self::Cancel)
+    }
+}
+
+impl State {
+    pub(super) fn change(&mut self, target: Target, change: &Change<'_>) -> OpOutcome {
+        self.check_mixed_change(target, change)?;
+        match *change {
+            Change::Rollback { tokens, lookahead, open_tokens, extras } => {
+                self.rollback(target, tokens, lookahead, open_tokens, extras)
+            }
+            Change::Fork { tokens, row } => self.fork(target, tokens, row),
+            Change::Accept => self.accept(target),
+            Change::Edit { offset, tokens } => self.edit(target, offset, tokens),
+            Change::Preempt { mode } => self.preempt(target, mode),
+            Change::Resume { lease, tokens, lookahead } => self.resume(target, lease, tokens, lookahead),
+            Change::Cancel => self.cancel(target),
+        }
+    }
+
+    /// The first token of a row that the open step is yet to write; its length if there is none.
+    pub(super) fn unwritten_from(&self, row: usize) -> u64 {
+        let sequence = &self.holders.sequences[row];
+        match sequence.last_step == self.batch.step && self.batch.step > 0 {
+            true => self.batch.entries[sequence.batch_position as usize].first,
+            false => sequence.length,
+        }
+    }
+
+    /// Refuses what needs the bytes of tokens that the open step is yet to write.
+    pub(super) fn check_written(&self, row: usize) -> Result<(), Refusal> {
+        match self.unwritten_from(row) < self.holders.sequences[row].length {
+            true => Err(Status::WrongState.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// The batch holds no more than the first `tokens` tokens of a row.
+    pub(super) fn trim_batch(&mut self, row: usize, tokens: u64) {
+        let sequence = &self.holders.sequences[row];
+        if sequence.last_step != self.batch.step || self.batch.step == 0 {
+            return;
+        }
+        let entry = &mut self.batch.entries[sequence.batch_position as usize];
+        let count = tokens.saturating_sub(entry.first).min(entry.count.into()) as u32;
+        self.batch.tokens -= entry.count - count;
+        entry.count = count;
+        entry.first = entry.first.min(tokens);
+    }
+
+    /// The cell of the open block of a row that the next token needs as its own.
+    fn shared_cell(&self, row: usize, group: usize) -> Option<usize> {
+        let length = self.holders.sequences[row].length;
+        let block_tokens = u64::from(self.stores[group].block_tokens);
+        let at = (length / block_tokens) as usize;
+        let is_open = !length.is_multiple_of(block_tokens);
+        let is_shared = |at: usize| {
+            let block = self.holders.rows[group].row(row)[at] as u32;
+            at < self.own_from(row, group) || !is_exclusive(&self.stores[group], block)
+        };
+        Some(at).filter(|&at| is_open && is_shared(at))
+    }
+
+    /// As `check_blocks`, for a row whose open blocks may have to be copied.
+    pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<u32, Refusal> {
+        self.settle_tip(row);
+        self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+        let mut added = 0;
+        for (group, store) in self.stores.iter().enumerate() {
+            let needed = reserve.div_ceil(u64::from(store.block_tokens)) as u32;
+            let copied = u32::from(self.shared_cell(row, group).is_some());
+            let new = needed.saturating_sub(self.holders.rows[group].count(row) as u32) + copied;
+            if new > store.available() {
+                let missing = new - store.available();
+                return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
+            }
+            if copied as usize > self.copies.room(group) {
+                return Err(Status::LimitReached.into());
+            }
+            added += new;
+        }
+        Ok(added)
+    }
+
+    /// Copies the open blocks of a row that are not its own alone. `check_shared_append` found room.
+    pub(super) fn own_open_blocks(&mut self, row: usize) {
+        self.reserve_trunks();
+        self.settle_tip(row);
+        let sequence = &mut self.holders.sequences[row];
+        sequence.may_share = false;
+        let length = sequence.length;
+        let tenant = self.shared.namespaces.get(sequence.holder.namespace).tenant;
+        let last_step = self.last_use(row);
+        let mut keep = [usize::MAX; GROUPS_MAX];
+        for group in 0..self.stores.len() {
+            let each = u64::from(self.stores[group].block_tokens);
+            let used = (length % each) as u32;
+            let Some(at) = self.shared_cell(row, group) else {
+                if used > 0 {
+                    let open = self.holders.rows[group].row(row)[(length / each) as usize];
+                    self.stores[group].reopen(open as u32);
+                }
+                continue;
+            };
+            let old = self.holders.rows[group].row(row)[at] as u32;
+            let new = self.stores[group].allocate(tenant, &mut self.shared);
+            self.stores[group].copy_kept(old, new);
+            let slot = |block: u32| i64::from(block) * each as i64;
+            self.list_copy(TokenCopy {
+                group: group as u32,
+                row: row as i32,
+                source_slot: slot(old),
+                target_slot: slot(new),
+                tokens: if self.has_slots[group] { used } else { each as u32 },
+                shift: 0,
+            });
+            if at < self.own_from(row, group) {
+                keep[group] = at;
+            } else {
+                self.stores[group].release(old, last_step, &mut self.shared);
+            }
+            self.holders.rows[group].set(row, at, new);
+            self.batch.mark_cells(group, row, at, at + 1);
+        }
+        self.cut(row, |group| keep[group]);
+    }
+}

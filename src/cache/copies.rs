@@ -1,0 +1,158 @@
+//! Copies of tokens that a step needs before its work: copy on write, moved tails, tokens taken from other blocks.
+//!
+//! Operations list runs under the lock; `tables` enqueues them behind the zero fills, in the order in which they were
+//! listed where one reads what another wrote. Both blocks of a run are marked with the step, so that neither is handed
+//! out again before the step is over, and a step with listed copies ends only after its tables. A cache without a
+//! device keeps the list for the step's plan and drops it when the next step begins. Fixed capacity; a run lies in one
+//! block on either side.
+
+use super::config::Geometry;
+use super::state::State;
+use crate::error::{Error, Result, Status};
+use crate::sys::reserve::room;
+
+/// Words of 32 bits of a run as the device reads it.
+pub(super) const COPY_WORDS: usize = 8;
+
+/// A run of tokens that is copied before the step's work; kavern_kv_token_copy of the C header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TokenCopy {
+    /// The group.
+    pub group: u32,
+    /// Row of the sequence that it is for.
+    pub row: i32,
+    /// First slot that is read: block x block_tokens + offset.
+    pub source_slot: i64,
+    /// First slot that is written.
+    pub target_slot: i64,
+    /// Tokens; all of a block's copy the whole block.
+    pub tokens: u32,
+    /// By how much the positions of these tokens rise; 0 or negative.
+    pub shift: i32,
+}
+
+impl TokenCopy {
+    pub(super) fn words(&self) -> [i32; COPY_WORDS] {
+        let halves = |slot: i64| [slot as i32, (slot >> 32) as i32];
+        let ([s0, s1], [t0, t1]) = (halves(self.source_slot), halves(self.target_slot));
+        [self.group as i32, self.row, s0, s1, t0, t1, self.tokens as i32, self.shift]
+    }
+}
+
+/// Listed copies of one group.
+struct GroupCopies {
+    listed: Vec<TokenCopy>,
+    /// Places in the list that come after everything before them.
+    breaks: Vec<u32>,
+}
+
+/// The copies of a cache that are listed, and those of the latest `tables`.
+pub(super) struct Copies {
+    groups: Vec<GroupCopies>,
+    /// Enqueued by the latest `tables`, one group after the other.
+    sent: Vec<TokenCopy>,
+    /// The step that listed the first of them.
+    first_step: u64,
+    is_metadata_only: bool,
+}
+
+impl Copies {
+    pub(super) fn new(geometry: &Geometry, max_sequences: u32, is_metadata_only: bool) -> Result<Self> {
+        let mut groups = Vec::with_capacity(geometry.groups.len());
+        for count in capacities(geometry, max_sequences) {
+            groups.push(GroupCopies { listed: room(count)?, breaks: room(count)? });
+        }
+        let sent = room(capacities(geometry, max_sequences).sum())?;
+        Ok(Self { groups, sent, first_step: 0, is_metadata_only })
+    }
+
+    /// Runs that may still be listed for a group.
+    pub(super) fn room(&self, group: usize) -> usize {
+        self.groups[group].listed.capacity() - self.groups[group].listed.len()
+    }
+
+    pub(super) fn listed(&self, group: usize) -> &[TokenCopy] {
+        &self.groups[group].listed
+    }
+
+    /// Places in a group's list that come after everything before them, in rising order.
+    pub(super) fn breaks(&self, group: usize) -> &[u32] {
+        &self.groups[group].breaks
+    }
+
+    /// What the latest `tables` enqueued.
+    pub(super) fn sent(&self) -> &[TokenCopy] {
+        &self.sent
+    }
+
+    fn is_empty(&self) -> bool {
+        self.groups.iter().all(|group| group.listed.is_empty())
+    }
+
+    /// Refuses the end of a step whose copies were never enqueued: its blocks would hold nothing.
+    pub(super) fn check_done(&self, step: u64) -> Result<()> {
+        if self.is_metadata_only || self.is_empty() || step < self.first_step {
+            return Ok(());
+        }
+        let text =
+            "operations of this step need copies of blocks; call kavern_kv_tables before kavern_kv_step_done";
+        Err(Error::new(Status::WrongState, text))
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let each = size_of::<TokenCopy>() as u64;
+        let groups = self.groups.iter().map(|group| group.listed.capacity() as u64 * (each + 4));
+        groups.sum::<u64>() + self.sent.capacity() as u64 * each
+    }
+}
+
+/// Most runs of each group: one for every sequence, and all of the longest one, each of whose blocks may take from two.
+pub(super) fn capacities(geometry: &Geometry, max_sequences: u32) -> impl Iterator<Item = usize> + '_ {
+    geometry.groups.iter().map(move |group| max_sequences as usize + 2 * group.row_cells as usize + 2)
+}
+
+impl State {
+    /// Lists a copy; the caller has checked that there is room.
+    pub(super) fn list_copy(&mut self, copy: TokenCopy) {
+        let store = &mut self.stores[copy.group as usize];
+        let block = |slot: i64| (slot / i64::from(store.block_tokens)) as u32;
+        let (source, target) = (block(copy.source_slot), block(copy.target_slot));
+        let is_later = store.note_copy(source, target, self.batch.step);
+        if self.copies.is_empty() {
+            self.copies.first_step = self.batch.step;
+        }
+        let group = &mut self.copies.groups[copy.group as usize];
+        if is_later {
+            group.breaks.push(group.listed.len() as u32);
+        }
+        group.listed.push(copy);
+    }
+
+    /// A step begins: what nobody applies is dropped.
+    pub(super) fn begin_copies(&mut self) {
+        if self.copies.is_metadata_only {
+            self.take_copies(&|_| usize::MAX);
+        }
+    }
+
+    /// The first listed copies of each group are enqueued, or nobody needs them.
+    pub(super) fn take_copies(&mut self, counts: &dyn Fn(usize) -> usize) {
+        let Copies { groups, sent, first_step, .. } = &mut self.copies;
+        sent.clear();
+        for (index, (group, store)) in groups.iter_mut().zip(&mut self.stores).enumerate() {
+            let count = counts(index).min(group.listed.len());
+            for copy in group.listed.drain(..count) {
+                store.note_copied((copy.target_slot / i64::from(store.block_tokens)) as u32);
+                sent.push(copy);
+            }
+            group.breaks.retain_mut(|at| {
+                let is_left = *at as usize > count;
+                *at = at.saturating_sub(count as u32);
+                is_left
+            });
+        }
+        // What is left was listed meanwhile, by the open step.
+        *first_step = self.batch.step;
+    }
+}

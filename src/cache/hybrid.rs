@@ -1,0 +1,280 @@
+//! Match in a cache whose groups need different parts of a prefix.
+//!
+//! What it does: walks the chain forward over the groups that need every block, then from the longest length that they
+//! allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing block
+//! rules out every length that needs it, so each block is looked up at most once. What it does not: hold what it finds;
+//! that is `lookup`. Lengths are multiples of the blocks of the groups by token alone; a state adds none but those at
+//! which its snapshots lie. Inputs of cross-attention are found by their own name.
+
+use super::block::{Publication, ROOT_SERIAL};
+use super::group::Reach;
+use super::hash::{self, Extras, Key};
+use super::lookup::{Extra, Naming, Request};
+use super::prefix::LinkKeys;
+use super::publish::anchor_serial;
+use super::state::State;
+
+/// Most groups of a cache.
+const GROUPS: usize = 16;
+
+/// One link of the chain of the prompt that is being looked up.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ChainLink {
+    pub(super) key: Key,
+    pub(super) extras: [u64; 4],
+}
+
+/// What is being looked up, and how far each group got.
+struct Search<'a> {
+    request: &'a Request<'a>,
+    keys: &'a LinkKeys<'a>,
+    namespace: u32,
+    lease: usize,
+    /// By group: cells of the lease's row in which found blocks of a window stand.
+    found: [(usize, usize); GROUPS],
+    /// By group: the snapshot at the length that is being tried.
+    states: [u32; GROUPS],
+}
+
+/// Digest of what names a sequence's other input: the extras on which already its first token depends.
+pub(super) fn input_of(extras: &[Extra]) -> Extras {
+    let mut input = Extras::NONE;
+    let first = extras.iter().take_while(|extra| extra.token_offset == 0);
+    first.for_each(|extra| input.fold(&extra.id, 0));
+    input
+}
+
+impl Publication {
+    /// A block of another input of a sequence: named by `base` and the digest, whatever tokens go with it.
+    pub(super) fn of_input(
+        kind: super::config::HashKind,
+        base: Key,
+        namespace: u32,
+        input: Extras,
+        position: u64,
+        has_tokens: bool,
+    ) -> Self {
+        // A key that the caller chained is compared whole, so what is made of it keeps all of its bits.
+        let kind = if has_tokens { kind } else { super::config::HashKind::Blake3 };
+        Self {
+            key: hash::link(kind, &base, &[position as i32], &input),
+            namespace,
+            parent_key: Key::default(),
+            parent_serial: ROOT_SERIAL,
+            extras: input,
+            position,
+            has_tokens,
+        }
+    }
+}
+
+impl State {
+    /// Fills the lease's rows with what the longest possible hit needs, not yet acquired; answers its length, the key
+    /// of its last link, and the cross-attention groups whose whole input was found, as bits.
+    pub(super) fn find_mixed(
+        &mut self,
+        request: &Request<'_>,
+        keys: &LinkKeys<'_>,
+        namespace: u32,
+        root: Key,
+        lease: usize,
+    ) -> (u64, Key, u32) {
+        let mut search =
+            Search { request, keys, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
+        let reached = self.walk_chain(&search);
+        let (inputs, has_all) = self.find_inputs(&search, root);
+        let mut limit = if has_all { reached } else { 0 };
+        if request.keep_one_token {
+            limit = limit.min(request.token_count.saturating_sub(1));
+        }
+        let mut length = self.longest(&mut search, limit);
+        if request.drop_last && length > 0 {
+            length = self.longest(&mut search, length - 1);
+        }
+        for (group, store) in self.stores.iter().enumerate() {
+            let rows = &mut self.holders.lease_rows[group];
+            let cells = (length / u64::from(store.block_tokens)) as usize;
+            match store.reach {
+                Reach::All | Reach::Untrimmed => rows.truncate(lease, cells),
+                Reach::Sliding { .. } | Reach::Chunked { .. } if length > 0 => {
+                    rows.open_with_holes(lease, search.found[group].0, cells);
+                }
+                Reach::State { .. } if length > 0 => rows.push(lease, search.states[group]),
+                Reach::Cross { .. } if inputs >> group & 1 == 1 => {
+                    rows.truncate(lease, rows.row_cells());
+                }
+                _ => {}
+            }
+        }
+        let last = (length / u64::from(self.link_tokens)).checked_sub(1);
+        (length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
+    }
+
+    /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them
+    /// reach.
+    fn walk_chain(&mut self, search: &Search<'_>) -> u64 {
+        let links = search.keys.count().min(self.chain.len());
+        let mut reached = links as u64 * u64::from(self.link_tokens);
+        'links: for link in 0..links {
+            self.chain[link] = ChainLink { key: search.keys.key(link), extras: search.keys.extras(link).0 };
+            for group in 0..self.stores.len() {
+                let store = &self.stores[group];
+                let each = (store.block_tokens / self.link_tokens) as usize;
+                if !store.reach.is_prefix() || (link + 1) % each != 0 {
+                    continue;
+                }
+                let row = self.holders.lease_rows[group].row(search.lease);
+                let serial = row.last().map_or(ROOT_SERIAL, |&last| store.origin(last as u32).serial);
+                match self.probe(search, group, link / each, serial) {
+                    Some(block) => self.holders.lease_rows[group].push(search.lease, block),
+                    None => break 'links,
+                }
+            }
+        }
+        for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
+            if store.reach.is_prefix() {
+                reached = reached.min(rows.count(search.lease) as u64 * u64::from(store.block_tokens));
+            }
+        }
+        reached
+    }
+
+    /// The findable block or state of a group that ends with its `position`th block of the prompt.
+    fn probe(&mut self, search: &Search<'_>, group: usize, position: usize, parent: u64) -> Option<u32> {
+        let store = &self.stores[group];
+        let each = store.block_tokens as usize;
+        let tokens = match search.request.naming {
+            Naming::Tokens(tokens, _) => &tokens[position * each..][..each],
+            Naming::Keys { .. } | Naming::Chunks { .. } => &[],
+        };
+        let link = (position + 1) * each / self.link_tokens as usize - 1;
+        let ChainLink { key, extras } = self.chain[link];
+        let wanted = Publication {
+            key,
+            namespace: search.namespace,
+            parent_key: Key::default(),
+            parent_serial: parent,
+            extras: Extras(extras),
+            position: position as u64,
+            has_tokens: !tokens.is_empty(),
+        };
+        store.find(
+            store.index.hash(&wanted.key, wanted.namespace),
+            &wanted,
+            tokens,
+            &mut self.shared.counters,
+        )
+    }
+
+    /// Looks the inputs of cross-attention up; answers the groups whose input is there, and whether that is all of
+    /// them.
+    fn find_inputs(&mut self, search: &Search<'_>, root: Key) -> (u32, bool) {
+        let (mut inputs, mut has_all) = (0, true);
+        for (group, store) in self.stores.iter().enumerate() {
+            if !matches!(store.reach, Reach::Cross { .. }) {
+                continue;
+            }
+            let (base, input, has_tokens) = match search.request.naming {
+                Naming::Tokens(_, extras) => (Some(root), input_of(extras), true),
+                Naming::Keys { bytes, .. } | Naming::Chunks { bytes, .. } => {
+                    let first = self.chain.first().filter(|_| !bytes.is_empty());
+                    (first.map(|link| link.key), Extras::NONE, false)
+                }
+            };
+            let base = base.filter(|_| !has_tokens || input != Extras::NONE);
+            let rows = &mut self.holders.lease_rows[group];
+            let count = rows.row_cells();
+            let is_found = base.is_some_and(|base| {
+                (0..count).all(|position| {
+                    let wanted = Publication::of_input(
+                        self.hash,
+                        base,
+                        search.namespace,
+                        input,
+                        position as u64,
+                        has_tokens,
+                    );
+                    let hash = store.index.hash(&wanted.key, wanted.namespace);
+                    let found = store.find(hash, &wanted, &[], &mut self.shared.counters);
+                    found.map(|block| rows.put(search.lease, position, block as i32)).is_some()
+                })
+            });
+            inputs |= u32::from(is_found) << group;
+            has_all &= is_found;
+        }
+        (inputs, has_all)
+    }
+
+    /// The longest length, at most `limit`, at which every group has what the token there needs.
+    fn longest(&mut self, search: &mut Search<'_>, mut limit: u64) -> u64 {
+        let has_chain = self.stores.iter().any(|store| store.reach.is_prefix());
+        'lengths: loop {
+            let length = self.aligned(limit);
+            if length == 0 {
+                return 0;
+            }
+            for group in 0..self.stores.len() {
+                let (reach, each) = (self.stores[group].reach, u64::from(self.stores[group].block_tokens));
+                let cells = (length / each) as usize;
+                if reach.is_window() {
+                    let mut first = (reach.first_needed(length) / each) as usize;
+                    if !has_chain {
+                        // Something must show that this prefix was here.
+                        first = first.min(cells - 1);
+                    }
+                    if let Some(missing) = self.cover(search, group, first, cells) {
+                        limit = missing as u64 * each;
+                        continue 'lengths;
+                    }
+                } else if matches!(reach, Reach::State { .. }) {
+                    let parent = self.lease_anchor(search.lease, length);
+                    match self.probe(search, group, cells - 1, parent) {
+                        Some(state) => search.states[group] = state,
+                        None => {
+                            limit = length - 1;
+                            continue 'lengths;
+                        }
+                    }
+                }
+            }
+            return length;
+        }
+    }
+
+    fn lease_anchor(&self, lease: usize, end: u64) -> u64 {
+        anchor_serial(self.anchor, &self.stores, &self.holders.lease_rows, lease, end)
+    }
+
+    /// The largest length, at most `limit`, that ends a block of each group and lies where snapshots do.
+    fn aligned(&self, limit: u64) -> u64 {
+        let mut length = limit;
+        loop {
+            let before = length;
+            for store in self.stores.iter().filter(|store| !matches!(store.reach, Reach::Cross { .. })) {
+                length -= length % u64::from(store.block_tokens).max(store.snapshot_tokens);
+            }
+            if length == before {
+                return length;
+            }
+        }
+    }
+
+    /// Finds the blocks `first..cells` of a window, last first; answers the first one that is missing. Of what it found
+    /// before it uses what lies in the range.
+    fn cover(&mut self, search: &mut Search<'_>, group: usize, first: usize, cells: usize) -> Option<usize> {
+        let (from, to) = search.found[group];
+        let mut from = if from < cells && cells <= to { from } else { cells };
+        while from > first {
+            let each = u64::from(self.stores[group].block_tokens);
+            let parent = self.lease_anchor(search.lease, from as u64 * each);
+            let Some(block) = self.probe(search, group, from - 1, parent) else {
+                search.found[group] = (from, cells);
+                return Some(from - 1);
+            };
+            from -= 1;
+            self.holders.lease_rows[group].put(search.lease, from, block as i32);
+        }
+        search.found[group] = (from, cells);
+        None
+    }
+}

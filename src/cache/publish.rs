@@ -1,0 +1,178 @@
+//! What becomes findable when a link of the chain is complete, in each kind of group.
+//!
+//! Blocks that end with the link, of which the full groups' come first because they prove the others; states at that
+//! token; other inputs, with the first tokens. What it does not: chain the keys, which is `step`. Invariant: what a
+//! sequence has let go of is not published, and nothing is published twice.
+
+use super::block::{Publication, Published, ROOT_SERIAL};
+use super::group::Reach;
+use super::hash::{Extras, Key};
+use super::hybrid::input_of;
+use super::lookup::Extra;
+use super::sequence::{Holder, LetGo, Rows};
+use super::state::State;
+use super::store::Store;
+
+/// Identity of the content that ends at token `end`, as the group knows it whose ancestors are never let go.
+pub(super) fn anchor_serial(
+    anchor: Option<usize>,
+    stores: &[Store],
+    rows: &[Rows],
+    row: usize,
+    end: u64,
+) -> u64 {
+    anchor.map_or(ROOT_SERIAL, |anchor| {
+        let position = end / u64::from(stores[anchor].block_tokens) - 1;
+        stores[anchor].origin(rows[anchor].cell(row, position as usize) as u32).serial
+    })
+}
+
+impl State {
+    /// A link of the chain is complete: publishes the blocks that end with it.
+    pub(super) fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+        if !self.is_plain {
+            return self.complete_link_mixed(row, link, key, has_tokens);
+        }
+        let sequence = &mut self.holders.sequences[row];
+        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
+        let Holder { namespace, no_store, extras, .. } = sequence.holder;
+        if no_store {
+            return 0;
+        }
+        let mut committed = 0;
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let links = u64::from(store.block_tokens / self.link_tokens);
+            if !(link + 1).is_multiple_of(links) {
+                continue;
+            }
+            let position = ((link + 1) / links - 1) as usize;
+            let blocks = self.holders.rows[group].row(row);
+            let block = blocks[position] as u32;
+            if store.block(block).is_findable() {
+                // A sequence that shares it was faster. What follows other tokens than it told must not be found.
+                self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
+                continue;
+            }
+            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
+            let parent_key = match parent {
+                Some(_) if links == 1 => parent_link_key,
+                Some(parent) => store.block(parent).key,
+                None => Key::default(),
+            };
+            let as_what = Publication {
+                key,
+                namespace,
+                parent_key,
+                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
+                extras,
+                position: position as u64,
+                has_tokens,
+            };
+            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
+        }
+        committed
+    }
+
+    /// A link of the chain is complete: publishes the blocks and states that end with it.
+    pub(super) fn complete_link_mixed(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+        let sequence = &mut self.holders.sequences[row];
+        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
+        let Holder { namespace, no_store, extras, .. } = sequence.holder;
+        if no_store {
+            return 0;
+        }
+        let end = (link + 1) * u64::from(self.link_tokens);
+        let mut committed = 0;
+        // Chains first: their blocks prove the others.
+        let groups = self.stores.len();
+        for turn in 0..2 * groups {
+            let (is_prefix, group) = (turn < groups, turn % groups);
+            let store = &self.stores[group];
+            if store.reach.is_prefix() != is_prefix {
+                continue;
+            }
+            if matches!(store.reach, Reach::Cross { .. }) {
+                if link == 0 && !has_tokens {
+                    committed += self.publish_cross(row, group, key, Extras::NONE, false);
+                }
+                continue;
+            }
+            if !end.is_multiple_of(u64::from(store.block_tokens)) {
+                continue;
+            }
+            let position = (end / u64::from(store.block_tokens) - 1) as usize;
+            let rows = &self.holders.rows[group];
+            let mut before = None;
+            let block = if matches!(store.reach, Reach::State { .. }) {
+                let Some(block) = self.state_at(group, row, end) else { continue };
+                block
+            } else {
+                if position < rows.first(row) {
+                    continue;
+                }
+                before = match position.checked_sub(1) {
+                    Some(parent) if parent >= rows.first(row) => {
+                        let parent = rows.cell(row, parent) as u32;
+                        Some(LetGo { serial: store.origin(parent).serial, key: store.block(parent).key })
+                    }
+                    Some(_) => Some(rows.before(row)),
+                    None => None,
+                };
+                rows.cell(row, position) as u32
+            };
+            let parent_key = match before {
+                Some(_) if store.block_tokens == self.link_tokens => parent_link_key,
+                before => before.map_or(Key::default(), |before| before.key),
+            };
+            let parent_serial = match is_prefix {
+                true => before.map_or(ROOT_SERIAL, |before| before.serial),
+                false => anchor_serial(self.anchor, &self.stores, &self.holders.rows, row, end),
+            };
+            let as_what = Publication {
+                key,
+                namespace,
+                parent_key,
+                parent_serial,
+                extras,
+                position: position as u64,
+                has_tokens,
+            };
+            let published = self.stores[group].publish(block, &as_what, &mut self.shared);
+            committed += u32::from(published == Published::Stored);
+        }
+        committed
+    }
+
+    /// The first tokens of a sequence are final: publishes what it holds of other inputs, if those have a name.
+    pub(super) fn publish_inputs(&mut self, row: usize, extras: &[Extra]) -> u32 {
+        let holder = self.holders.sequences[row].holder;
+        let input = input_of(extras);
+        if input == Extras::NONE || holder.no_store {
+            return 0;
+        }
+        let root = self.shared.namespaces.get(holder.namespace).root;
+        let mut committed = 0;
+        for group in 0..self.stores.len() {
+            if matches!(self.stores[group].reach, Reach::Cross { .. }) {
+                committed += self.publish_cross(row, group, root, input, true);
+            }
+        }
+        committed
+    }
+
+    fn publish_cross(&mut self, row: usize, group: usize, base: Key, input: Extras, has_tokens: bool) -> u32 {
+        let namespace = self.holders.sequences[row].holder.namespace;
+        let mut committed = 0;
+        for position in 0..self.holders.rows[group].count(row) {
+            let block = self.holders.rows[group].cell(row, position) as u32;
+            let store = &mut self.stores[group];
+            if store.block(block).is_findable() {
+                continue;
+            }
+            let as_what =
+                Publication::of_input(self.hash, base, namespace, input, position as u64, has_tokens);
+            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
+        }
+        committed
+    }
+}

@@ -1,0 +1,181 @@
+//! Rollback and cancel: what a sequence has too much goes, and its hash chain goes back with it.
+
+use super::block::NO_SERIAL;
+use super::events::RemoveReason;
+use super::hash::{Extras, Key};
+use super::lookup::Extra;
+use super::namespace::KeyMode;
+use super::state::State;
+use super::step::{OpOutcome, OpResult, Refusal, Target};
+use super::trunks::GROUPS_MAX;
+use crate::error::Status;
+
+impl State {
+    pub(super) fn rollback(
+        &mut self,
+        target: Target,
+        tokens: u64,
+        lookahead: u32,
+        open_tokens: &[i32],
+        extras: &[Extra],
+    ) -> OpOutcome {
+        let row = self.find_ready(target)?;
+        let sequence = self.holders.sequences[row];
+        let mode = self.shared.namespaces.get(sequence.holder.namespace).mode;
+        let open_from = tokens - tokens % u64::from(self.link_tokens);
+        let is_open = |extra: &Extra| (open_from..tokens).contains(&extra.token_offset);
+        if tokens > sequence.length
+            || !(open_tokens.is_empty() || open_tokens.len() as u64 == tokens - open_from)
+            || !extras.iter().all(is_open)
+            || !extras.is_sorted_by_key(|extra| extra.token_offset)
+        {
+            return Err(Status::InvalidArgument.into());
+        }
+        if mode != KeyMode::Tokens && !(open_tokens.is_empty() && extras.is_empty()) {
+            return Err(Status::KeyMode.into());
+        }
+        self.check_take_back(row, tokens)?;
+        self.take_back(row, tokens);
+        self.reserve_trunks();
+        self.settle_tip(row);
+        let last_step = self.last_use(row);
+        let mut keep = [usize::MAX; GROUPS_MAX];
+        for group in 0..self.stores.len() {
+            let each = u64::from(self.stores[group].block_tokens);
+            let count = self.holders.rows[group].count(row);
+            if !self.stores[group].reach.is_by_token() {
+                continue;
+            }
+            let cells = |tokens: u64| (tokens.div_ceil(each) as usize).min(count);
+            let own_from = self.own_from(row, group);
+            let mut kept = cells(tokens);
+            // Blocks without a committed token are the row's alone: they may wait for other tokens.
+            if kept >= own_from && kept >= cells(sequence.committed) {
+                kept = kept.max(cells(tokens.saturating_add(lookahead.into())));
+            }
+            self.release_cells(row, group, kept.max(own_from)..count, last_step);
+            self.batch.used_slots -= (count - kept) as u64 * each;
+            keep[group] = kept;
+        }
+        self.cut(row, |group| keep[group]);
+        for (rows, &kept) in self.holders.rows.iter_mut().zip(&keep) {
+            let kept = kept.min(rows.count(row));
+            rows.truncate(row, kept);
+        }
+        self.trim_batch(row, tokens);
+        self.batch.used_tokens -= sequence.length - tokens;
+        self.batch.set_length(row, tokens);
+        let sequence = &mut self.holders.sequences[row];
+        sequence.length = tokens;
+        sequence.may_share = true;
+        if tokens < sequence.committed {
+            self.rewind(row, tokens, open_tokens, extras);
+        }
+        Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, ..OpResult::DONE })
+    }
+
+    /// Sets the chain of a row back to where `tokens` tokens are committed. Without what it needs to go on from there
+    /// the sequence publishes nothing more.
+    pub(super) fn rewind(&mut self, row: usize, tokens: u64, open_tokens: &[i32], extras: &[Extra]) {
+        let link = u64::from(self.link_tokens);
+        let (boundary, open) = (tokens - tokens % link, (tokens % link) as usize);
+        let sequence = &mut self.holders.sequences[row];
+        let committed = std::mem::replace(&mut sequence.committed, tokens);
+        let holder = sequence.holder;
+        let namespace = self.shared.namespaces.get(holder.namespace);
+        let is_same_link = boundary == committed - committed % link;
+        let has_extras = holder.extras != Extras::NONE;
+        let found = match boundary {
+            0 => Some((namespace.root, Extras::NONE)),
+            _ if is_same_link && !has_extras => Some((holder.key, Extras::NONE)),
+            _ => self.chain_at(row, boundary, has_extras),
+        };
+        if namespace.mode != KeyMode::Tokens {
+            self.holders.sequences[row].holder.key = found.map_or(Key::default(), |(key, _)| key);
+            return;
+        }
+        let knows_open = open == 0 || !open_tokens.is_empty() || (is_same_link && !has_extras);
+        let holder = &mut self.holders.sequences[row].holder;
+        match found.filter(|_| knows_open) {
+            Some((key, folded)) => {
+                (holder.key, holder.extras) = (key, folded);
+                extras.iter().for_each(|extra| holder.extras.fold(&extra.id, extra.token_offset));
+                if !open_tokens.is_empty() {
+                    self.holders.open_tokens(row)[..open].copy_from_slice(open_tokens);
+                }
+            }
+            None => holder.no_store = true,
+        }
+    }
+
+    /// Key and folded extras at the end of a block, as far as a block of any group that ends there tells them.
+    fn chain_at(&self, row: usize, boundary: u64, has_extras: bool) -> Option<(Key, Extras)> {
+        for (store, rows) in self.stores.iter().zip(&self.holders.rows) {
+            let each = u64::from(store.block_tokens);
+            if !boundary.is_multiple_of(each) {
+                continue;
+            }
+            let block = rows.row(row)[(boundary / each) as usize - 1] as u32;
+            let (entry, origin) = (store.block(block), store.origin(block));
+            if !has_extras && entry.key != Key::default() {
+                return Some((entry.key, Extras::NONE));
+            }
+            if has_extras && entry.is_findable() && origin.serial != NO_SERIAL {
+                return Some((entry.key, Extras(origin.extras)));
+            }
+        }
+        None
+    }
+
+    /// Committed tokens of a row from `tokens` on that the open step is yet to write.
+    pub(super) fn unwritten_commits(&self, row: usize, tokens: u64) -> std::ops::Range<u64> {
+        let committed = self.holders.sequences[row].committed;
+        match self.batch.is_tabled {
+            // The work of the step may be under way: what is committed will be written.
+            true => committed..committed,
+            false => self.unwritten_from(row).max(tokens).min(committed)..committed,
+        }
+    }
+
+    /// Calls `visit` with the group and block of everything that ends in unwritten committed tokens and is findable.
+    fn each_unwritten(&self, row: usize, tokens: u64, mut visit: impl FnMut(usize, u32)) {
+        let range = self.unwritten_commits(row, tokens);
+        for (group, (store, rows)) in self.stores.iter().zip(&self.holders.rows).enumerate() {
+            let each = u64::from(store.block_tokens);
+            let cells = (range.start / each) as usize..(range.end / each) as usize;
+            for &block in rows.row(row).get(cells).unwrap_or(&[]) {
+                if store.block(block as u32).is_findable() {
+                    visit(group, block as u32);
+                }
+            }
+        }
+    }
+
+    /// Refuses to take back what somebody else has found already.
+    pub(super) fn check_take_back(&self, row: usize, tokens: u64) -> Result<(), Refusal> {
+        let mut is_found = false;
+        self.each_unwritten(row, tokens, |group, block| is_found |= self.stores[group].block(block).refs > 1);
+        if is_found { Err(Status::InUse.into()) } else { Ok(()) }
+    }
+
+    /// Makes unfindable what nobody will write.
+    pub(super) fn take_back(&mut self, row: usize, tokens: u64) {
+        let range = self.unwritten_commits(row, tokens);
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let each = u64::from(store.block_tokens);
+            for at in range.start / each..range.end / each {
+                let block = self.holders.rows[group].row(row)[at as usize] as u32;
+                if store.block(block).is_findable() {
+                    store.remove(block, RemoveReason::Cancelled, &mut self.shared);
+                }
+            }
+        }
+    }
+
+    pub(super) fn cancel(&mut self, target: Target) -> OpOutcome {
+        let row = self.find_target(target)?;
+        self.check_take_back(row, 0)?;
+        self.take_back(row, 0);
+        Ok(self.end_sequence(row))
+    }
+}
