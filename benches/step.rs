@@ -42,6 +42,21 @@ fn block(criterion: &mut Criterion) {
     });
 }
 
+#[path = "load/branches.rs"]
+mod branches;
+
+fn branch(criterion: &mut Criterion) {
+    let mut branches = branches::Branches::new();
+    let mut group = criterion.benchmark_group("sequence_of_131072_tokens");
+    let sum =
+        |count: u64, each: &mut dyn FnMut() -> u64| Duration::from_nanos((0..count).map(|_| each()).sum());
+    group.bench_function("fork", |bencher| bencher.iter_custom(|count| sum(count, &mut || branches.fork())));
+    group.bench_function("rollback", |bencher| {
+        bencher.iter_custom(|count| sum(count, &mut || branches.rollback()));
+    });
+    group.finish();
+}
+
 /// What the machine can do at all, in the same run: an empty guarded call, and a plain copy larger than its caches.
 fn bound(criterion: &mut Criterion) {
     let engine = Engine::new(Naming::Keys, c"host");
@@ -56,5 +71,5 @@ fn bound(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, step, block, bound);
+criterion_group!(benches, step, block, branch, bound);
 criterion_main!(benches);

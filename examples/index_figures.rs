@@ -62,6 +62,7 @@ fn config(blocks: u64) -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        partial_hits: false,
         index: IndexOptions { device: true, chunks: false },
     }
 }

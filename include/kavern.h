@@ -247,6 +247,11 @@ enum kavern_kv_cache_flag
      * blocks of hash_block_tokens then.
      */
     KAVERN_KV_CHUNK_INDEX = 16,
+    /**
+     * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+     */
+    KAVERN_KV_PARTIAL_HITS = 64,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -837,6 +842,8 @@ typedef struct kavern_kv_statistics {
     uint64_t held_tokens;
     /** Cells of the index on the device that kavern_kv_tables has sent. */
     uint64_t device_index_cells_sent;
+    /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
+    uint64_t copied_tokens;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1037,7 +1044,10 @@ typedef struct kavern_kv_match_result {
     uint32_t cross_groups;
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
-    /** Tokens whose blocks are in device memory, in every group. */
+    /**
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
+     * block, of which ADMIT gives the sequence a copy.
+     */
     uint64_t hit_tokens;
     /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
     uint64_t hit_tokens_ram;

@@ -13,6 +13,7 @@ mod cache {
     mod groups_model;
     mod isolation;
     mod ops;
+    mod partial;
     mod prefix;
     mod probe;
     mod states;

@@ -121,6 +121,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         require_salt: false,
         // Its image is held against the index whenever the cache is validated.
         index: IndexOptions { device: true, chunks: false },
+        partial_hits: false,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "../benches/load/blocks.rs"]
 mod blocks;
+#[path = "../benches/load/branches.rs"]
+mod branches;
 #[path = "../benches/load/engine.rs"]
 mod engine;
 
@@ -71,6 +73,23 @@ fn a_step_of_1024_sequences_is_fast_and_allocates_nothing() {
     // Goal 25 ns for a block's allocation and free.
     assert!(best / 1000 <= 75, "{} ns for allocate and free of a block", best / 1000);
     hash_chain_is_fast();
+    branches_are_fast();
+}
+
+fn branches_are_fast() {
+    let mut branches = branches::Branches::new();
+    let (mut forks, mut rollbacks) = (Vec::with_capacity(500), Vec::with_capacity(500));
+    (0..8).for_each(|_| _ = (branches.fork(), branches.rollback()));
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (0..500).for_each(|_| forks.push(branches.fork()));
+    (0..500).for_each(|_| rollbacks.push(branches.rollback()));
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "heap allocations in forks and rollbacks");
+    forks.sort_unstable();
+    rollbacks.sort_unstable();
+    println!("fork of {} tokens: {} ns, rollback: {} ns", branches::TOKENS, forks[50], rollbacks[50]);
+    // Goals 20 us and 1 us.
+    assert!(forks[50] <= 60_000, "the 10th percentile of a fork is {} ns", forks[50]);
+    assert!(rollbacks[50] <= 3_000, "the 10th percentile of a rollback is {} ns", rollbacks[50]);
 }
 
 fn hash_chain_is_fast() {

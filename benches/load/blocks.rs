@@ -44,6 +44,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         ragged: false,
         require_salt: false,
         index: IndexOptions::default(),
+        partial_hits: false,
     }
 }
 

@@ -153,6 +153,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             last_step: s.last_step,
             held_tokens: s.held_tokens,
             device_index_cells_sent: s.device_index_cells_sent,
+            copied_tokens: s.copied_tokens,
         }
     }
 }

@@ -38,7 +38,7 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 216;
+    kavern_kv_statistics, 200, 224;
     kavern_kv_append_args, 48, 48;
     kavern_kv_lookup_args, 48, 48;
 }
@@ -119,7 +119,8 @@ pub(super) unsafe fn cache_config(
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
     let device_index = kavern_kv_cache_flag::KAVERN_KV_DEVICE_INDEX as u32;
     let chunk_index = kavern_kv_cache_flag::KAVERN_KV_CHUNK_INDEX as u32;
-    let known = metadata_only | ragged | require_salt | device_index | chunk_index;
+    let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
+    let known = metadata_only | ragged | require_salt | device_index | chunk_index | partial_hits;
     config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
@@ -175,6 +176,7 @@ pub(super) unsafe fn cache_config(
             device: settings.flags & device_index != 0,
             chunks: settings.flags & chunk_index != 0,
         },
+        partial_hits: settings.flags & partial_hits != 0,
     })
 }
 

@@ -96,6 +96,9 @@ pub enum kavern_kv_cache_flag {
     /// Serve namespaces in which a key names a block whatever comes before it: kavern_kv_match_chunks. All groups have
     /// blocks of hash_block_tokens then.
     KAVERN_KV_CHUNK_INDEX = 16,
+    /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
+    /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+    KAVERN_KV_PARTIAL_HITS = 64,
 }
 
 /// Bits of kavern_kv_request.flags.

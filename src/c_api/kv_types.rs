@@ -124,7 +124,8 @@ pub struct kavern_kv_match_result {
     pub cross_groups: u32,
     /// Holds the hits until ADMIT or RELEASE; 0 if refused.
     pub lease: u64,
-    /// Tokens whose blocks are in device memory, in every group.
+    /// Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
+    /// block, of which ADMIT gives the sequence a copy.
     pub hit_tokens: u64,
     /// Tokens found in pinned memory beyond those. 0 until tiers exist.
     pub hit_tokens_ram: u64,
@@ -352,6 +353,8 @@ pub struct kavern_kv_statistics {
     pub held_tokens: u64,
     /// Cells of the index on the device that kavern_kv_tables has sent.
     pub device_index_cells_sent: u64,
+    /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block.
+    pub copied_tokens: u64,
 }
 
 /// One numbered change of what is findable.

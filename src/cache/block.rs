@@ -12,6 +12,8 @@ use super::steps::{NONE, Steps};
 pub(super) const FINDABLE: u32 = 1 << 31;
 pub(super) const WAITING: u32 = 1 << 30;
 pub(super) const ZERO_LISTED: u32 = 1 << 29;
+/// Two held it independently, so that work of either may still read what the other does not count.
+pub(super) const HELD_TWICE: u32 = 1 << 25;
 /// A copy into it is listed and not enqueued.
 pub(super) const COPY_TARGET: u32 = 1 << 24;
 pub(super) const NAMESPACE_MASK: u32 = (1 << 24) - 1;
@@ -76,6 +78,8 @@ pub(super) struct Origin {
     pub(super) parent_key: Key,
     pub(super) extras: [u64; 4],
     pub(super) position: u64,
+    /// Step in which it became findable; its bytes are written before that step's end.
+    pub(super) step: u64,
 }
 
 /// What a block is published as.
@@ -124,4 +128,5 @@ pub(super) struct Counters {
     pub(super) evicted_blocks: u64,
     pub(super) collisions: u64,
     pub(super) refused_ops: u64,
+    pub(super) copied_tokens: u64,
 }

@@ -7,7 +7,7 @@ use super::copies::TokenCopy;
 use super::lookup::Extra;
 use super::state::State;
 use super::step::{OpOutcome, Refusal, Target};
-use super::trunks::{GROUPS_MAX, is_exclusive};
+use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 use crate::types::Id;
 
@@ -27,7 +27,7 @@ pub enum Change<'a> {
     Rollback {
         /// Tokens that it keeps.
         tokens: u64,
-        /// Tokens beyond those whose blocks it keeps, as far as they were never committed.
+        /// Tokens beyond those whose blocks it keeps, as far as they are its own alone.
         lookahead: u32,
         /// Ids of the kept tokens behind the last complete link, or none.
         open_tokens: &'a [i32],
@@ -127,11 +127,7 @@ impl State {
         let block_tokens = u64::from(self.stores[group].block_tokens);
         let at = (length / block_tokens) as usize;
         let is_open = !length.is_multiple_of(block_tokens);
-        let is_shared = |at: usize| {
-            let block = self.holders.rows[group].row(row)[at] as u32;
-            at < self.own_from(row, group) || !is_exclusive(&self.stores[group], block)
-        };
-        Some(at).filter(|&at| is_open && is_shared(at))
+        Some(at).filter(|&at| is_open && !self.is_writable(row, group, at))
     }
 
     /// As `check_blocks`, for a row whose open blocks may have to be copied.

@@ -109,6 +109,8 @@ pub struct CacheConfig {
     pub require_salt: bool,
     /// Indices beside the one of prefixes.
     pub index: IndexOptions,
+    /// Hits may end inside a block, whose tokens are then copied.
+    pub partial_hits: bool,
 }
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.
@@ -291,6 +293,12 @@ impl CacheConfig {
             };
             let cells = u64::from(group.row_cells) * u64::from(self.max_sequences.max(self.max_leases));
             within("max_sequences x cells of a row", cells, 1, 1 << 31)?;
+        }
+        let can_copy = |group: &GroupGeometry| group.reach == Reach::All && group.has_slots();
+        if self.partial_hits && !groups.iter().all(can_copy) {
+            return Err(Error::argument(
+                "hits inside a block need full groups whose tokens have slots in every group",
+            ));
         }
         let anchor = self.anchor(&groups)?;
         Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest, anchor })

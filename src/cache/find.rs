@@ -5,6 +5,7 @@
 
 use super::{Proof, Store};
 use crate::cache::block::{Counters, NO_SERIAL, Publication};
+use crate::cache::children::Parent;
 use crate::cache::hash::{Extras, Key};
 use crate::sys::prefetch;
 
@@ -56,6 +57,22 @@ impl Store {
         (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
     }
 
+    /// Whether found content is proved by its ancestors too.
+    pub(in crate::cache) fn proves_ancestry(&self) -> bool {
+        self.proof == Proof::Chain
+    }
+
+    /// The newest findable block after a parent.
+    pub(in crate::cache) fn first_child(&self, parent: &Parent) -> Option<u32> {
+        let is_child = |block| self.parent_of(block) == *parent;
+        self.children.as_ref()?.first(parent, is_child)
+    }
+
+    /// The one after it.
+    pub(in crate::cache) fn next_child(&self, block: u32) -> Option<u32> {
+        self.children.as_ref()?.next(block)
+    }
+
     pub(super) fn has_key(&self, block: u32, wanted: &Publication) -> bool {
         let block = &self.blocks[block as usize];
         block.namespace() == wanted.namespace && block.key == wanted.key
@@ -75,7 +92,7 @@ impl Store {
         }
     }
 
-    pub(super) fn kept_tokens(&self, block: u32) -> &[i32] {
+    pub(in crate::cache) fn kept_tokens(&self, block: u32) -> &[i32] {
         if !self.compares_tokens() {
             return &[];
         }

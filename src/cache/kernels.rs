@@ -150,7 +150,8 @@ fn copy_tokens(args: &mut CpuArgs<'_>) {
             block * block_bytes + offset * (plane_bytes / block_tokens)
         });
         for plane in (0..block_bytes).step_by(plane_bytes) {
-            [source, target].iter().for_each(|&at| reads.touch(0, (at + plane) as u64, bytes as u64));
+            reads.touch_read(0, (source + plane) as u64, bytes as u64);
+            reads.touch(0, (target + plane) as u64, bytes as u64);
             pool.copy_within(source + plane..source + plane + bytes, target + plane);
         }
     }

@@ -5,7 +5,7 @@
 //! Source of the chain over the smallest common block: vLLM's hash block size for hybrid models.
 
 use super::events::RemoveReason;
-use super::hash::{Extras, Key};
+use super::hash::Key;
 use super::prefix::{self, LinkKeys};
 use super::sequence::Holder;
 use super::state::State;
@@ -116,7 +116,10 @@ impl State {
             true => (0, root),
             false if self.is_plain => {
                 self.find_prefix(request, keys, namespace, lease);
-                self.settle_hits(request, lease, root)
+                match self.finds_partial {
+                    true => self.settle_partial(request, namespace, lease, root),
+                    false => self.settle_hits(request, lease, root),
+                }
             }
             false => {
                 let (hit_tokens, key, inputs) = self.find_mixed(request, keys, namespace, root, lease);
@@ -136,10 +139,15 @@ impl State {
                 store.reach.wanted_blocks(store.block_tokens, request.token_count);
         }
         self.shared.counters.lookups += 1;
-        self.shared.counters.hit_blocks += block_count;
+        // A block that is copied is no hit; its tokens are.
+        let ends_inside = |store: &&super::store::Store| hit_tokens % u64::from(store.block_tokens) > 0;
+        let sources = match self.finds_partial {
+            true => self.stores.iter().filter(ends_inside).count() as u64,
+            false => 0,
+        };
+        self.shared.counters.hit_blocks += block_count - sources;
         self.shared.counters.hit_tokens += hit_tokens;
-        let links = (hit_tokens / u64::from(self.link_tokens)) as usize;
-        let extras = links.checked_sub(1).map_or(Extras::NONE, |last| keys.extras(last));
+        let extras = keys.extras_before(request, hit_tokens, self.link_tokens);
         let holder = Holder { namespace, no_store: request.no_store, key, extras, ..Holder::default() };
         let lease = self.holders.open_lease(lease, holder, hit_tokens);
         Ok(Match { lease, hit_tokens, block_count, cross_groups })

@@ -71,7 +71,10 @@ impl State {
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
         let blocks_added = match self.is_plain {
-            true => self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?,
+            true => {
+                let held = |group: usize| self.holders.lease_rows[group].count(lease);
+                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+            }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };
         self.check_batch(tokens, true)?;
@@ -84,6 +87,9 @@ impl State {
         self.batch.used_tokens += hit_tokens;
         let sequence = &mut self.holders.sequences[row];
         (sequence.pause, sequence.may_share) = (Pause::Running, false);
+        if self.finds_partial {
+            self.adopt_partial(row, tokens);
+        }
         match self.is_plain {
             true => self.grow(row, reserve),
             false => self.grow_mixed(row, &growth),

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use super::block::{Counters, Publication, ROOT_SERIAL};
 use super::config::HashKind;
 use super::hash::{self, Extras, Key};
+use super::hybrid::ChainLink;
 use super::lookup::{Extra, Naming, Request};
 use super::namespace::KeyMode;
 use super::sequence::Rows;
@@ -87,6 +88,19 @@ impl LinkKeys<'_> {
             0 => Extras::NONE,
             after => marks[after - 1].1,
         }
+    }
+}
+
+impl LinkKeys<'_> {
+    /// Digest of all extras before a token, which may lie inside a link.
+    pub(super) fn extras_before(&self, request: &Request<'_>, token: u64, link_tokens: u32) -> Extras {
+        let Naming::Tokens(_, all) = request.naming else { return Extras::NONE };
+        let links = (token / u64::from(link_tokens)) as usize;
+        let mut extras = links.checked_sub(1).map_or(Extras::NONE, |last| self.extras(last));
+        let from = links as u64 * u64::from(link_tokens);
+        let inside = all.iter().filter(|extra| (from..token).contains(&extra.token_offset));
+        inside.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
+        extras
     }
 }
 
@@ -229,6 +243,15 @@ impl Search<'_> {
 }
 
 impl State {
+    /// Has the cells fetched into which a key goes that is published soon.
+    pub(super) fn fetch_key(&self, row: usize, bytes: &[u8], key_bytes: usize, position: usize) {
+        let Some(key) = bytes.chunks_exact(key_bytes).nth(position) else { return };
+        let namespace = self.holders.sequences[row].holder.namespace;
+        self.stores
+            .iter()
+            .for_each(|store| store.index.fetch(store.index.hash(&Key::from_bytes(key), namespace)));
+    }
+
     /// Fills a row of the leases with the blocks of the longest prefix, not yet acquired.
     pub(super) fn find_prefix(
         &mut self,
@@ -242,7 +265,12 @@ impl State {
         let links = keys.count().min(most);
         let (mut reached, mut is_all) = (0, true);
         while is_all && reached < links {
+            let before = reached;
             reached = links.min(reached + AHEAD);
+            // Kept where hits may end inside a block.
+            for (link, at) in self.chain.iter_mut().enumerate().take(reached).skip(before) {
+                *at = ChainLink { key: keys.key(link), extras: keys.extras(link).0 };
+            }
             for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
                 let links_each = (store.block_tokens / self.link_tokens) as usize;
                 let counters = &mut self.shared.counters;
@@ -264,7 +292,10 @@ impl State {
         let row = self.holders.probe_row();
         let hit_tokens = if self.is_plain {
             self.find_prefix(request, keys, namespace, row);
-            self.settle_hits(request, row, Key::default()).0
+            match self.finds_partial {
+                true => self.settle_partial(request, namespace, row, Key::default()).0,
+                false => self.settle_hits(request, row, Key::default()).0,
+            }
         } else {
             let root = self.shared.namespaces.get(namespace).root;
             self.find_mixed(request, keys, namespace, root, row).0

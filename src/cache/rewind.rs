@@ -49,9 +49,12 @@ impl State {
             let cells = |tokens: u64| (tokens.div_ceil(each) as usize).min(count);
             let own_from = self.own_from(row, group);
             let mut kept = cells(tokens);
-            // Blocks without a committed token are the row's alone: they may wait for other tokens.
-            if kept >= own_from && kept >= cells(sequence.committed) {
-                kept = kept.max(cells(tokens.saturating_add(lookahead.into())));
+            // Blocks behind the tokens stay if nobody else has or reads them: a fork's other holder may have published one.
+            let wanted = cells(tokens.saturating_add(lookahead.into()));
+            while kept < wanted && self.is_writable(row, group, kept) {
+                let block = self.holders.rows[group].row(row)[kept] as u32;
+                self.stores[group].reopen(block);
+                kept += 1;
             }
             self.release_cells(row, group, kept.max(own_from)..count, last_step);
             self.batch.used_slots -= (count - kept) as u64 * each;

@@ -55,6 +55,7 @@ pub struct CacheStatistics {
     pub last_step: u64,
     pub device_index_cells_sent: u64,
     pub held_tokens: u64,
+    pub copied_tokens: u64,
 }
 
 /// What a reset forgets.
@@ -88,8 +89,10 @@ pub(super) struct State {
     pub(super) is_plain: bool,
     /// See [`Geometry::anchor`].
     pub(super) anchor: Option<usize>,
-    /// Links of the prompt that is being looked up; empty in a plain cache.
+    /// Links of the prompt that is being looked up; empty where nobody needs them.
     pub(super) chain: Vec<ChainLink>,
+    /// Hits may end inside a block.
+    pub(super) finds_partial: bool,
 }
 
 impl State {
@@ -105,7 +108,9 @@ impl State {
             // Chunks need the place where a block was stored, as events do.
             keeps_events: config.event_capacity > 0 || config.index.chunks,
             mirrors: config.index.device,
+            finds_partial: config.partial_hits,
         };
+        let keeps_chain = !geometry.is_plain() || config.partial_hits;
         let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
@@ -133,7 +138,8 @@ impl State {
             call: 0,
             is_plain: geometry.is_plain(),
             anchor: geometry.anchor,
-            chain: filled(if geometry.is_plain() { 0 } else { links as usize }, ChainLink::default())?,
+            chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
+            finds_partial: config.partial_hits,
         })
     }
 
@@ -273,6 +279,7 @@ impl State {
             last_step: self.shared.steps.newest(),
             device_index_cells_sent: sum(&|s| s.mirror().map_or(0, Mirror::sent)),
             held_tokens: self.held_tokens(),
+            copied_tokens: counters.copied_tokens,
         }
     }
 

@@ -286,7 +286,10 @@ impl State {
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
         let growth = Growth { first: hit_tokens, length: hit_tokens, tokens, lookahead: lookahead.into() };
         let blocks_added = match self.is_plain {
-            true => self.check_blocks(reserve, |group| self.holders.lease_rows[group].count(lease))?,
+            true => {
+                let held = |group: usize| self.holders.lease_rows[group].count(lease);
+                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+            }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };
         self.check_batch(tokens, true)?;
@@ -296,6 +299,9 @@ impl State {
             self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
         }
         self.batch.used_tokens += hit_tokens;
+        if self.finds_partial {
+            self.adopt_partial(row, tokens);
+        }
         match self.is_plain {
             true => self.grow(row, reserve),
             false => self.grow_mixed(row, &growth),
@@ -437,15 +443,6 @@ impl State {
             blocks_committed,
             ..OpResult::DONE
         })
-    }
-
-    /// Has the cells fetched into which a key goes that is published soon.
-    fn fetch_key(&self, row: usize, bytes: &[u8], key_bytes: usize, position: usize) {
-        let Some(key) = bytes.chunks_exact(key_bytes).nth(position) else { return };
-        let namespace = self.holders.sequences[row].holder.namespace;
-        self.stores
-            .iter()
-            .for_each(|store| store.index.fetch(store.index.hash(&Key::from_bytes(key), namespace)));
     }
 
     /// Chains token ids that follow the committed ones; answers how many blocks became findable.

@@ -101,6 +101,11 @@ impl Steps {
         self.count > 0 && self.newest == id && self.slot(self.count - 1).state == StepState::Open
     }
 
+    /// The oldest step whose work the engine may still enqueue.
+    pub(super) fn oldest_open(&self) -> Option<u64> {
+        (0..self.count).map(|at| self.slot(at)).find(|slot| slot.state == StepState::Open).map(|slot| slot.id)
+    }
+
     /// Opens a step, or goes on with the newest one. Answers whether it is new.
     pub(super) fn open(&mut self, id: u64) -> Result<bool> {
         if self.is_open(id) {

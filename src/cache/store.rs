@@ -6,9 +6,10 @@
 //! cache's lock.
 
 use super::block::{
-    Block, COPY_TARGET, FINDABLE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, ROOT_SERIAL,
-    Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published,
+    ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
+use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
@@ -52,6 +53,8 @@ pub(super) struct Store {
     pub(super) index: Index,
     /// Of the index on the device, if there is one.
     mirror: Option<Mirror>,
+    /// Only where hits may end inside a block.
+    children: Option<Children>,
     policy: Box<dyn Policy>,
     inactive: u32,
     waiting: u32,
@@ -76,7 +79,7 @@ impl Store {
             (true, Reach::Cross { .. }) => Proof::Extras,
             (true, _) => Proof::Anchor,
         };
-        let keeps_tokens = proof == Proof::Chain;
+        let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         let mut free = room(blocks as usize)?;
         free.extend((0..blocks).rev());
         Ok(Self {
@@ -86,12 +89,16 @@ impl Store {
             snapshot_tokens: geometry.snapshot_tokens,
             proof,
             blocks: filled(blocks as usize, Block::EMPTY)?,
-            origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
+            origins: filled(
+                count_if(options.compares_tokens || options.keeps_events || options.finds_partial, 1),
+                Origin::default(),
+            )?,
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
+            children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
             inactive: 0,
             waiting: 0,
@@ -167,6 +174,19 @@ impl Store {
         is_target
     }
 
+    /// One more holder of a held block, whatever it holds.
+    pub(super) fn hold_twice(&mut self, index: u32) {
+        let block = &mut self.blocks[index as usize];
+        block.refs += 1;
+        block.namespace_and_flags |= HELD_TWICE;
+    }
+
+    /// Whether one holder has the block, it is not findable, and nobody else ever held it but together with that one.
+    pub(super) fn is_exclusive(&self, index: u32) -> bool {
+        let block = self.block(index);
+        block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0
+    }
+
     /// The copies into this block are enqueued.
     pub(super) fn note_copied(&mut self, target: u32) {
         self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
@@ -198,6 +218,7 @@ impl Store {
         }
         block.tenant = tenant;
         block.key = Key::default();
+        block.namespace_and_flags &= !HELD_TWICE;
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -286,6 +307,10 @@ impl Store {
         }
     }
 
+    fn parent_of(&self, block: u32) -> Parent {
+        Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
+    }
+
     /// Makes a held block findable, unless the same content is or the key is taken.
     pub(super) fn publish(&mut self, index: u32, as_what: &Publication, shared: &mut Shared) -> Published {
         if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
@@ -325,6 +350,7 @@ impl Store {
                 parent_key: as_what.parent_key,
                 extras: as_what.extras.0,
                 position: as_what.position,
+                step: shared.steps.newest(),
             };
             self.next_serial += 1;
         }
@@ -336,6 +362,15 @@ impl Store {
         if let Some(mirror) = &mut self.mirror {
             let namespace = shared.namespaces.get(as_what.namespace);
             mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
+        }
+        if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
+            let (blocks, origins) = (&self.blocks, &self.origins);
+            let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
+            let is_child = |block: u32| {
+                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
+                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
+            };
+            children.add(index, &parent, is_child);
         }
         self.policy.committed(index);
         shared.namespaces.add_use(as_what.namespace);
@@ -376,6 +411,10 @@ impl Store {
             shared.events.push(event);
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
+        let parent = self.parent_of(index);
+        if let Some(children) = &mut self.children {
+            children.remove(index, &parent);
+        }
         self.index.remove(self.index.hash(&key, namespace), index);
         if let Some(mirror) = &mut self.mirror {
             let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
@@ -414,6 +453,7 @@ impl Store {
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
             + self.mirror.as_ref().map_or(0, Mirror::bytes)
+            + self.children.as_ref().map_or(0, Children::bytes)
     }
 
     /// The image of the index on the device.
@@ -432,6 +472,9 @@ impl Store {
             block.is_findable() && block.refs == 0 && !block.is_waiting()
         };
         self.policy.validate(&released, &|index| self.block(index).is_findable())?;
+        if let Some(children) = &self.children {
+            children.validate(|index| self.block(index).is_findable().then(|| self.parent_of(index)))?;
+        }
         Ok(&self.free)
     }
 }
@@ -444,6 +487,7 @@ pub(super) struct StoreOptions {
     pub(super) keeps_events: bool,
     /// The index has a copy on the device.
     pub(super) mirrors: bool,
+    pub(super) finds_partial: bool,
 }
 
 #[path = "find.rs"]

@@ -27,8 +27,13 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         block_bytes: 16,
         row_cells: 4,
     };
-    let options =
-        StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true, mirrors: true };
+    let options = StoreOptions {
+        scrub: Scrub::None,
+        compares_tokens: true,
+        keeps_events: true,
+        mirrors: true,
+        finds_partial: false,
+    };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
         namespaces: Namespaces::new([0; 32], false, 4).unwrap(),

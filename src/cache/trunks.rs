@@ -10,7 +10,6 @@
 //! pool of twice the rows pays a sweep by as many forks as there are rows.
 
 use super::state::State;
-use super::store::Store;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
 
@@ -134,6 +133,14 @@ impl State {
         self.drop_tip(row, last_step);
     }
 
+    /// Whether a row may write into a block that it holds. Former holders of a trunk may have had tokens where it has
+    /// none, so their steps must be over.
+    pub(super) fn is_writable(&self, row: usize, group: usize, at: usize) -> bool {
+        at >= self.own_from(row, group)
+            && self.holders.kin[row].release_step <= self.shared.steps.completed()
+            && self.stores[group].is_exclusive(self.holders.rows[group].row(row)[at] as u32)
+    }
+
     /// Latest step that may use what the row holds for itself.
     pub(super) fn last_use(&self, row: usize) -> u64 {
         self.holders.sequences[row].last_step.max(self.holders.kin[row].release_step)
@@ -193,7 +200,7 @@ impl State {
                 for group in groups {
                     for at in start(&self.trunks, group)..keep(group).min(self.trunks.end(tip, group)) {
                         let block = self.holders.rows[group].row(row)[at] as u32;
-                        self.stores[group].acquire(block, &mut self.shared);
+                        self.stores[group].hold_twice(block);
                     }
                 }
                 if old.parent != 0 {
@@ -295,9 +302,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// Whether a block may be written by the one row that holds it for itself.
-pub(super) fn is_exclusive(store: &Store, block: u32) -> bool {
-    store.block(block).refs == 1 && !store.block(block).is_findable()
 }

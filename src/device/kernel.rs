@@ -105,6 +105,8 @@ pub(in crate::device) struct Touch {
     pub(in crate::device) offset: u64,
     /// Length.
     pub(in crate::device) bytes: u64,
+    /// Only read, also in a written argument.
+    pub(in crate::device) is_read: bool,
 }
 
 impl<'a> CpuArgs<'a> {
@@ -200,7 +202,14 @@ impl CpuReads<'_> {
     /// the whole. A reference that calls it for an argument names every part that it uses; 0 bytes name none.
     pub fn touch(&self, index: usize, offset: u64, bytes: u64) {
         if let Some(touches) = self.args.touches {
-            touches.borrow_mut().push(Touch { index, offset, bytes });
+            touches.borrow_mut().push(Touch { index, offset, bytes, is_read: false });
+        }
+    }
+
+    /// As `touch`, for a part of a written argument that is only read.
+    pub fn touch_read(&self, index: usize, offset: u64, bytes: u64) {
+        if let Some(touches) = self.args.touches {
+            touches.borrow_mut().push(Touch { index, offset, bytes, is_read: true });
         }
     }
 }

@@ -69,6 +69,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         ragged: false,
         require_salt: false,
         index: IndexOptions::default(),
+        partial_hits: false,
     }
 }
 

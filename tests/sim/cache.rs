@@ -49,6 +49,7 @@ fn config() -> CacheConfig {
         ragged: false,
         require_salt: false,
         index: IndexOptions::default(),
+        partial_hits: false,
     }
 }
 

@@ -45,6 +45,7 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        partial_hits: false,
         index: IndexOptions { device: true, chunks: false },
     }
 }

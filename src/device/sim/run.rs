@@ -256,6 +256,7 @@ impl World {
         let mut is_named = false;
         for touch in touches.iter().filter(|touch| touch.index == index) {
             is_named = true;
+            let is_write = is_write && !touch.is_read;
             if let Ok(part) = slice.part(touch.offset, touch.bytes)
                 && part.bytes() > 0
                 && self.allow(actor, (part.address(), part.bytes()), is_write)

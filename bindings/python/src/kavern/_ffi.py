@@ -62,6 +62,7 @@ KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
 KAVERN_KV_DEVICE_INDEX = 8
 KAVERN_KV_CHUNK_INDEX = 16
+KAVERN_KV_PARTIAL_HITS = 64
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -602,6 +603,7 @@ kavern_kv_statistics._fields_ = [
     ("last_step", _c.c_uint64),
     ("held_tokens", _c.c_uint64),
     ("device_index_cells_sent", _c.c_uint64),
+    ("copied_tokens", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [

@@ -1,0 +1,109 @@
+//! From a block's key to the findable blocks that follow it, newest first, for hits that end inside a block.
+//!
+//! An index holds the first child of each parent; the others hang on it, linked through an array. Adding and removing are
+//! O(1); a search looks at the first [`SEARCHED`] children. Invariant: a listed block is findable, and stands in the
+//! list of the parent that its origin names.
+
+use super::hash::Key;
+use super::index::Index;
+use super::steps::NONE;
+use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
+
+/// Most children of one parent that a search looks at: the newest, which are the likeliest.
+pub(super) const SEARCHED: usize = 16;
+/// In `next` of a block that is in no list.
+const UNLISTED: u32 = u32::MAX - 1;
+
+#[derive(Clone, Copy)]
+struct Link {
+    prev: u32,
+    next: u32,
+}
+
+/// A parent by its key, in its namespace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Parent {
+    pub(super) key: Key,
+    pub(super) namespace: u32,
+}
+
+pub(super) struct Children {
+    firsts: Index,
+    links: Vec<Link>,
+}
+
+impl Children {
+    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> Result<Self> {
+        let unlisted = Link { prev: NONE, next: UNLISTED };
+        Ok(Self { firsts: Index::new(blocks, seed)?, links: filled(blocks as usize, unlisted)? })
+    }
+
+    fn hash(&self, parent: &Parent) -> u32 {
+        self.firsts.hash(&parent.key, parent.namespace)
+    }
+
+    /// The newest child of a parent; `is_child` tells whether a block is one.
+    pub(super) fn first(&self, parent: &Parent, is_child: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.firsts.find(self.hash(parent), is_child)
+    }
+
+    /// The child after this one.
+    pub(super) fn next(&self, block: u32) -> Option<u32> {
+        Some(self.links[block as usize].next).filter(|&next| next != NONE)
+    }
+
+    /// A block became findable.
+    pub(super) fn add(&mut self, block: u32, parent: &Parent, is_child: impl FnMut(u32) -> bool) {
+        let hash = self.hash(parent);
+        let next = self.firsts.find(hash, is_child).unwrap_or(NONE);
+        if next != NONE {
+            self.firsts.remove(hash, next);
+            self.links[next as usize].prev = block;
+        }
+        self.links[block as usize] = Link { prev: NONE, next };
+        self.firsts.insert(hash, block);
+    }
+
+    /// A block stops being findable; one that was never added is left alone.
+    pub(super) fn remove(&mut self, block: u32, parent: &Parent) {
+        let Link { prev, next } = self.links[block as usize];
+        if next == UNLISTED {
+            return;
+        }
+        self.links[block as usize].next = UNLISTED;
+        if next != NONE {
+            self.links[next as usize].prev = prev;
+        }
+        if prev != NONE {
+            self.links[prev as usize].next = next;
+            return;
+        }
+        let hash = self.hash(parent);
+        self.firsts.remove(hash, block);
+        if next != NONE {
+            self.firsts.insert(hash, next);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.firsts.bytes() + (self.links.len() * size_of::<Link>()) as u64
+    }
+
+    /// Checks every list; `parent_of` answers the parent of a findable block.
+    pub(super) fn validate(&self, parent_of: impl Fn(u32) -> Option<Parent>) -> Result<()> {
+        for (block, link) in (0u32..).zip(&self.links).filter(|(_, link)| link.next != UNLISTED) {
+            let is_in_place = match (parent_of(block), link.prev) {
+                (None, _) => false,
+                (Some(parent), NONE) => {
+                    self.firsts.find(self.hash(&parent), |first| first == block) == Some(block)
+                }
+                (_, prev) => self.links[prev as usize].next == block,
+            };
+            if !is_in_place || (link.next != NONE && self.links[link.next as usize].prev != block) {
+                return Err(Error::internal(format!("block {block} is in the wrong list of children")));
+            }
+        }
+        Ok(())
+    }
+}

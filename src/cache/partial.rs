@@ -1,0 +1,174 @@
+//! Hits that end inside a block: the tokens that a findable block shares with the prompt are copied at ADMIT.
+//!
+//! Each group goes as far as its full blocks reach, and from there into the child that shares most tokens with the
+//! prompt; the hit is what all groups reach, so it ends on no block boundary of any. The lease holds the blocks that it
+//! ends in; ADMIT copies them by the way of a fork's open block. A block that an open step published is no source: it may
+//! be written after the copies. Source of the idea: partial reuse with copy on write of TensorRT-LLM.
+
+use super::block::ROOT_SERIAL;
+use super::children::{Parent, SEARCHED};
+use super::hash::{Extras, Key};
+use super::lookup::{Naming, Request};
+use super::state::State;
+use super::step::Refusal;
+use super::store::Store;
+use crate::error::Status;
+
+/// What a source must follow and hold.
+pub(super) struct Tail<'a> {
+    pub(super) parent: Parent,
+    pub(super) parent_serial: u64,
+    pub(super) extras: Extras,
+    pub(super) position: u64,
+    pub(super) tokens: &'a [i32],
+}
+
+impl Store {
+    /// The block after a parent that begins with most of these tokens, and how many.
+    fn best_child(&self, tail: &Tail<'_>, open_step: Option<u64>) -> Option<(u32, usize)> {
+        let mut child = self.first_child(&tail.parent);
+        let mut best = None;
+        for _ in 0..SEARCHED {
+            let Some(block) = child else { break };
+            let origin = self.origin(block);
+            let is_written = open_step.is_none_or(|open| origin.step < open);
+            if is_written
+                && origin.position == tail.position
+                && origin.extras == tail.extras.0
+                && (!self.proves_ancestry() || origin.parent_serial == tail.parent_serial)
+            {
+                let same =
+                    self.kept_tokens(block).iter().zip(tail.tokens).take_while(|(a, b)| a == b).count();
+                if same > best.map_or(0, |(_, most)| most) {
+                    best = Some((block, same));
+                }
+            }
+            child = self.next_child(block);
+        }
+        best
+    }
+}
+
+impl State {
+    /// As `settle_hits`, with hits that end inside blocks.
+    pub(super) fn settle_partial(
+        &mut self,
+        request: &Request<'_>,
+        namespace: u32,
+        lease: usize,
+        root: Key,
+    ) -> (u64, Key) {
+        let Naming::Tokens(tokens, extras) = request.naming else {
+            return self.settle_hits(request, lease, root);
+        };
+        if request.drop_last {
+            return self.settle_hits(request, lease, root);
+        }
+        let keep = u64::from(request.keep_one_token);
+        let mut length = (tokens.len() as u64).saturating_sub(keep).min(self.max_sequence_tokens);
+        let open_step = self.shared.steps.oldest_open();
+        for (group, store) in self.stores.iter().enumerate() {
+            let rows = &mut self.holders.lease_rows[group];
+            let at = rows.count(lease) * store.block_tokens as usize;
+            // What follows depends on the same things as before: the tail ends where the prompt brings in another.
+            let end = extras.iter().map(|extra| extra.token_offset).find(|&offset| offset >= at as u64);
+            let end = end.unwrap_or(u64::MAX).min(length) as usize;
+            let mut reached = at as u64;
+            if at < end {
+                let last = rows.row(lease).last().map(|&block| block as u32);
+                let link = (at / self.link_tokens as usize).checked_sub(1);
+                let tail = Tail {
+                    parent: Parent {
+                        key: last.map_or(Key::default(), |last| store.block(last).key),
+                        namespace,
+                    },
+                    parent_serial: last.map_or(ROOT_SERIAL, |last| store.origin(last).serial),
+                    extras: link.map_or(Extras::NONE, |link| Extras(self.chain[link].extras)),
+                    position: rows.count(lease) as u64,
+                    tokens: &tokens[at..end],
+                };
+                if let Some((block, count)) = store.best_child(&tail, open_step) {
+                    rows.push(lease, block);
+                    reached += count as u64;
+                }
+            }
+            length = length.min(reached);
+        }
+        length = self.written_length(lease, length, open_step);
+        for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+            rows.truncate(lease, length.div_ceil(u64::from(store.block_tokens)) as usize);
+        }
+        let last = (length / u64::from(self.link_tokens)).checked_sub(1);
+        (length, last.map_or(root, |link| self.chain[link as usize].key))
+    }
+
+    /// The largest length, at most `length`, that ends inside no block which an open step writes.
+    fn written_length(&self, lease: usize, mut length: u64, open_step: Option<u64>) -> u64 {
+        loop {
+            let before = length;
+            for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
+                let each = u64::from(store.block_tokens);
+                let source = rows.row(lease).get((length / each) as usize);
+                let is_open =
+                    |&block: &i32| open_step.is_some_and(|open| store.origin(block as u32).step >= open);
+                if !length.is_multiple_of(each) && source.is_none_or(is_open) {
+                    length -= length % each;
+                }
+            }
+            if length == before {
+                return length;
+            }
+        }
+    }
+
+    fn ends_inside(&self, length: u64) -> bool {
+        self.stores.iter().any(|store| !length.is_multiple_of(u64::from(store.block_tokens)))
+    }
+
+    /// Checks that the blocks in which a lease's hit ends can be copied behind `added` new ones for `reserve` tokens;
+    /// answers how many are copied.
+    pub(super) fn check_partial(&self, lease: usize, tokens: u64, reserve: u64) -> Result<u32, Refusal> {
+        let length = self.holders.leases[lease].hit_tokens;
+        if tokens == 0 || !self.ends_inside(length) {
+            return Ok(0);
+        }
+        let mut copied = 0;
+        for (group, store) in self.stores.iter().enumerate() {
+            let each = u64::from(store.block_tokens);
+            if length.is_multiple_of(each) {
+                continue;
+            }
+            let held = self.holders.lease_rows[group].count(lease) as u64;
+            let new = reserve.div_ceil(each).saturating_sub(held) as u32 + 1;
+            if new > store.available() {
+                let missing = new - store.available();
+                return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
+            }
+            if self.copies.room(group) == 0 {
+                return Err(Status::LimitReached.into());
+            }
+            copied += 1;
+        }
+        Ok(copied)
+    }
+
+    /// A sequence took over a hit: what ends inside a block becomes its own before it goes on.
+    pub(super) fn adopt_partial(&mut self, row: usize, tokens: u64) {
+        let length = self.holders.sequences[row].length;
+        if !self.ends_inside(length) {
+            return;
+        }
+        let open = (length % u64::from(self.link_tokens)) as usize;
+        if open > 0 {
+            let store = &self.stores[0];
+            let (at, end) = (length / u64::from(store.block_tokens), length % u64::from(store.block_tokens));
+            let block = self.holders.rows[0].row(row)[at as usize] as u32;
+            let kept = &store.kept_tokens(block)[end as usize - open..end as usize];
+            self.holders.open_tokens(row)[..open].copy_from_slice(kept);
+        }
+        self.holders.sequences[row].may_share = true;
+        if tokens > 0 {
+            self.own_open_blocks(row);
+        }
+    }
+}
