@@ -240,6 +240,16 @@ enum kavern_kv_cache_flag
     /** A namespace without a salt is refused. */
     KAVERN_KV_REQUIRE_SALT = 4,
     /**
+     * Keep a copy of each group's index on the device, for kavern_kv_lookup_device: 32 to 64 bytes a block there, and
+     * somewhat more on the host. kavern_kv_tables sends what changed. Not for metadata-only caches.
+     */
+    KAVERN_KV_DEVICE_INDEX = 8,
+    /**
+     * Serve namespaces in which a key names a block whatever comes before it: kavern_kv_match_chunks. All groups have
+     * blocks of hash_block_tokens then.
+     */
+    KAVERN_KV_CHUNK_INDEX = 16,
+    /**
      * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
      * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
      */
@@ -269,12 +279,36 @@ enum kavern_kv_request_flag
     KAVERN_REQUEST_DROP_LAST = 4,
     /** Hits cover at most all tokens but one, so that the model has one to compute. */
     KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
+    /**
+     * The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then
+     * gives a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
+     */
+    KAVERN_REQUEST_CHUNKS = 16,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum kavern_kv_request_flag kavern_kv_request_flag;
 #else
 typedef uint32_t kavern_kv_request_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** What kavern_kv_lookup_device does after a miss. */
+enum kavern_kv_lookup_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Every hash is looked up by itself. */
+    KAVERN_LOOKUP_INDEPENDENT = 1,
+    /** Everything after the first miss of a row is a miss. */
+    KAVERN_LOOKUP_PREFIX = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_kv_lookup_mode kavern_kv_lookup_mode;
+#else
+typedef uint32_t kavern_kv_lookup_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -906,6 +940,8 @@ typedef struct kavern_kv_statistics {
      * blocks are, windows and TRIM included.
      */
     uint64_t held_tokens;
+    /** Cells of the index on the device that kavern_kv_tables has sent. */
+    uint64_t device_index_cells_sent;
     /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
     uint64_t copied_tokens;
     /** Blocks found in pinned memory. 0 until tiers exist. */
@@ -1047,6 +1083,116 @@ typedef struct kavern_elastic_statistics {
 
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
+
+/** Something beside the tokens that the content of a block depends on: an image, an embedding. */
+typedef struct kavern_kv_extra {
+    /** Identity of the thing, for example a hash of the image. */
+    uint8_t id[32];
+    /** First token that depends on it, counted from the start of the sequence. */
+    uint64_t token_offset;
+} kavern_kv_extra;
+
+/**
+ * One prompt to look up.
+ *
+ * Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
+ * of hash_block_tokens; a namespace takes one of the two, never both.
+ */
+typedef struct kavern_kv_request {
+    /** sizeof(kavern_kv_request). */
+    uint32_t struct_size;
+    /** KAVERN_REQUEST_ bits. */
+    uint32_t flags;
+    /** Tenant; requests of two namespaces never share a block. */
+    uint64_t namespace_id;
+    /** LoRA or other adapter that all keys and values depend on; 0 for none. */
+    uint64_t adapter_id;
+    /** Secret of the tenant, mixed into every key; null for none. */
+    const uint8_t *salt;
+    /** Bytes there, at most 64. */
+    uint32_t salt_bytes;
+    /** Bytes of one key, 1 to 32; 0 means that tokens are given. */
+    uint32_t key_bytes;
+    /** Token ids of the prompt. */
+    const int32_t *tokens;
+    /** How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens). */
+    uint64_t token_count;
+    /** Keys, key_bytes each. */
+    const uint8_t *keys;
+    /** How many. */
+    uint64_t key_count;
+    /**
+     * In rising order of token_offset; only with tokens. A prompt embedding is an extra whose id is a digest of its
+     * values, at its first token; the token ids in its place may be anything that does not change.
+     */
+    const kavern_kv_extra *extras;
+    /** How many. */
+    uint64_t extra_count;
+    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
+    int32_t *block_ids;
+    /** Room there. */
+    uint64_t block_capacity;
+    /** Zero. */
+    uint64_t reserved[2];
+} kavern_kv_request;
+
+/** What kavern_kv_match_chunks says of one key in one group. */
+typedef struct kavern_kv_chunk_hit {
+    /**
+     * Tokens by which the block's place in the new prompt lies behind the one where it was stored: rotate its keys by
+     * this much. 0 if nothing was found.
+     */
+    int64_t shift;
+    /** The block, -1 if nothing was found. */
+    int32_t block;
+    /** Zero. */
+    uint32_t reserved;
+} kavern_kv_chunk_hit;
+
+/** What a lookup found. */
+typedef struct kavern_kv_match_result {
+    /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
+    int32_t status;
+    /** Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. */
+    uint32_t cross_groups;
+    /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
+    uint64_t lease;
+    /**
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
+     * block, of which ADMIT gives the sequence a copy.
+     */
+    uint64_t hit_tokens;
+    /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_ram;
+    /** Tokens found on disk beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_disk;
+    /** Tokens found in the remote tier beyond those. 0 until tiers exist. */
+    uint64_t hit_tokens_remote;
+    /** Block ids that belong into block_ids, all groups together. */
+    uint64_t block_count;
+} kavern_kv_match_result;
+
+/** A batch of lookups by hashes that are in device memory. */
+typedef struct kavern_kv_lookup_args {
+    /** sizeof(kavern_kv_lookup_args). */
+    uint32_t struct_size;
+    /** Whose blocks. */
+    uint32_t group;
+    /** A KAVERN_LOOKUP_ value. */
+    uint32_t mode;
+    /** Rows, one for each prompt. */
+    uint32_t rows;
+    /** Hashes of a row. */
+    uint32_t row_hashes;
+    /** Zero. */
+    uint32_t reserved;
+    /** Device address of the hashes, u64 [rows][row_hashes][2] as kavern_kv_block_hashes gives them; aligned to 16. */
+    uint64_t hashes;
+    /** Device address of how many hashes of each row count, i32 [rows]; 0: all. The others are misses. */
+    uint64_t counts;
+    /** Device address that receives the block ids, i32 [rows][row_hashes]; -1 is a miss. */
+    uint64_t block_ids;
+} kavern_kv_lookup_args;
 
 /** How a manager is made; fill with kavern_manager_config_init. */
 typedef struct kavern_manager_config {
@@ -1542,78 +1688,6 @@ typedef struct kavern_sim_range {
     /** Length. */
     uint64_t bytes;
 } kavern_sim_range;
-
-/** Something beside the tokens that the content of a block depends on: an image, an embedding. */
-typedef struct kavern_kv_extra {
-    /** Identity of the thing, for example a hash of the image. */
-    uint8_t id[32];
-    /** First token that depends on it, counted from the start of the sequence. */
-    uint64_t token_offset;
-} kavern_kv_extra;
-
-/**
- * One prompt to look up.
- *
- * Either `tokens`, which the library chains into keys, or `keys` that you chained yourself, one for each full link
- * of hash_block_tokens; a namespace takes one of the two, never both.
- */
-typedef struct kavern_kv_request {
-    /** sizeof(kavern_kv_request). */
-    uint32_t struct_size;
-    /** KAVERN_REQUEST_ bits. */
-    uint32_t flags;
-    /** Tenant; requests of two namespaces never share a block. */
-    uint64_t namespace_id;
-    /** LoRA or other adapter that all keys and values depend on; 0 for none. */
-    uint64_t adapter_id;
-    /** Secret of the tenant, mixed into every key; null for none. */
-    const uint8_t *salt;
-    /** Bytes there, at most 64. */
-    uint32_t salt_bytes;
-    /** Bytes of one key, 1 to 32; 0 means that tokens are given. */
-    uint32_t key_bytes;
-    /** Token ids of the prompt. */
-    const int32_t *tokens;
-    /** How many tokens the prompt has, also where keys are given (0 there: key_count x hash_block_tokens). */
-    uint64_t token_count;
-    /** Keys, key_bytes each. */
-    const uint8_t *keys;
-    /** How many. */
-    uint64_t key_count;
-    /** In rising order of token_offset; only with tokens. */
-    const kavern_kv_extra *extras;
-    /** How many. */
-    uint64_t extra_count;
-    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
-    int32_t *block_ids;
-    /** Room there. */
-    uint64_t block_capacity;
-    /** Zero. */
-    uint64_t reserved[2];
-} kavern_kv_request;
-
-/** What a lookup found. */
-typedef struct kavern_kv_match_result {
-    /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
-    int32_t status;
-    /** Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. */
-    uint32_t cross_groups;
-    /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
-    uint64_t lease;
-    /**
-     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
-     * block, of which ADMIT gives the sequence a copy.
-     */
-    uint64_t hit_tokens;
-    /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_ram;
-    /** Tokens found on disk beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_disk;
-    /** Tokens found in the remote tier beyond those. 0 until tiers exist. */
-    uint64_t hit_tokens_remote;
-    /** Block ids that belong into block_ids, all groups together. */
-    uint64_t block_count;
-} kavern_kv_match_result;
 
 /** One operation of a step. */
 typedef struct kavern_kv_op {
@@ -2233,6 +2307,97 @@ kavern_status kavern_elastic_stats(const kavern_elastic *elastic,
 kavern_status kavern_set_log_callback(uint32_t level,
                                       kavern_log_fn function,
                                       void *userdata);
+
+/**
+ * Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
+ *
+ * The answer is that of the same walk over every link; it may be outdated when it arrives. Counts as no lookup and
+ * makes no block newer.
+ * Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
+ * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
+ * each request.
+ * Since: 0.1
+ *
+ * Safety: `requests` must point to `n` structs whose pointers are as their fields say, `hit_tokens` to `n` writable values.
+ */
+kavern_status kavern_kv_probe(kavern_kv_cache *cache,
+                              size_t n,
+                              const kavern_kv_request *requests,
+                              int64_t *hit_tokens);
+
+/**
+ * Computes the hashes under which the full blocks of a prompt are found by kavern_kv_lookup_device.
+ *
+ * A hash names a block together with its namespace, salt and adapter; it is 128 bits of the key of
+ * kavern_kv_block_keys, or of a keyed hash of a key that you chained.
+ * Shapes: `hashes` [capacity][2]; `count` receives how many blocks there are.
+ * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `count` set and `hashes` untouched; KAVERN_ERR_INVALID_ARGUMENT (group);
+ * as kavern_kv_match for the request.
+ * Threads: any; hashes without the cache's lock.
+ * Since: 0.1
+ *
+ * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `hashes` to capacity x 2 writable
+ * values, `count` be null or point to a writable value.
+ */
+kavern_status kavern_kv_block_hashes(kavern_kv_cache *cache,
+                                     const kavern_kv_request *request,
+                                     uint32_t group,
+                                     uint64_t *hashes,
+                                     uint64_t capacity,
+                                     uint64_t *count);
+
+/**
+ * Looks blocks up by their own keys, whatever came before them, in a cache made with KAVERN_KV_CHUNK_INDEX.
+ *
+ * For passages that stand at other places in other prompts. The namespace takes chunks only: ADMIT a sequence under
+ * the lease of a kavern_kv_match with KAVERN_REQUEST_CHUNKS, which finds nothing, and COMMIT one key for each block,
+ * for example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies:
+ * copy it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then
+ * RELEASE the lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage
+ * depend on what came before it where it was stored: whether that is good enough is for you to know.
+ * Shapes: `token_offsets` [key_count]: where in the new prompt each key's block will lie; null: one after the other
+ * from 0. `hits` [groups of the cache][key_count], at least; a key that some group lacks is a miss in all.
+ * `result->block_count` tells the hits, all groups together; their tokens are `result->hit_tokens`.
+ * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT (no keys, no KAVERN_REQUEST_CHUNKS,
+ * flags of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`),
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+ * KAVERN_ERR_INVALID_HANDLE; then no lease is held.
+ * Threads: any; host only, never waits for the device; takes the cache's lock once.
+ * Owner: the lease is to be given to RELEASE.
+ * Since: 0.1
+ *
+ * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `token_offsets` be null or point
+ * to key_count values, `hits` point to `capacity` writable elements, `result` be null or point to a writable struct.
+ */
+kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
+                                     const kavern_kv_request *request,
+                                     const uint64_t *token_offsets,
+                                     kavern_kv_chunk_hit *hits,
+                                     uint64_t capacity,
+                                     kavern_kv_match_result *result);
+
+/**
+ * Looks rows of block hashes up on the device, in a cache made with KAVERN_KV_DEVICE_INDEX.
+ *
+ * The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
+ * hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to
+ * all that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
+ * most blocks / 2^96.
+ * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
+ * live until the work is done. Not to be captured into a graph.
+ * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
+ * inside this call or kavern_kv_tables, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+ * KAVERN_ERR_DEVICE.
+ * Threads: any, one at a time.
+ * Since: 0.1
+ *
+ * Safety: `args` must be null or point to a struct whose addresses are device memory of the shapes that its fields say.
+ */
+kavern_status kavern_kv_lookup_device(kavern_kv_cache *cache,
+                                      void *stream,
+                                      const kavern_kv_lookup_args *args);
 
 /**
  * Fills a configuration with its defaults: device "host", no limits, no budget of the machine.
@@ -3082,7 +3247,8 @@ kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
  * Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
  * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
  * counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; host only, never waits for the device; takes the cache's lock once.
+ * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
+ * each request.
  * Owner: each lease is to be given to ADMIT or RELEASE.
  * Since: 0.1
  *
@@ -3175,7 +3341,7 @@ kavern_status kavern_kv_step_done(kavern_kv_cache *cache,
  *
  * Shapes: `keys` [capacity][32]; `count` receives how many there are.
  * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `count` set and `keys` untouched; as kavern_kv_match for the request.
- * Threads: any; takes the cache's lock for the computation.
+ * Threads: any; hashes without the cache's lock.
  * Since: 0.1
  *
  * Safety: `request` must be null or point to a struct whose pointers are as its fields say, `keys` to capacity x 32 writable

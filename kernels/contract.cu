@@ -35,5 +35,20 @@ extern "C" __global__ void __launch_bounds__(1024) contract_read(u64 out, u64 ou
     }
 }
 
+// One sector of 32 bytes for each hash, at the place that the hash names, and one word out: what a lookup reads and writes
+// at least, to compare it with. The table has a power of two of cells of 16 bytes.
+extern "C" __global__ void __launch_bounds__(1024)
+contract_gather(u64 out, u64 out_bytes, u64 table, u64 table_bytes, u64 hashes, u64 hashes_bytes) {
+    const uint4 *cells = (const uint4 *)table, *list = (const uint4 *)hashes;
+    const u32 mask = (u32)(table_bytes / 16 - 1);
+    const u64 all = (u64)gridDim.x * blockDim.x, count = least(out_bytes / 4, hashes_bytes / 16);
+#pragma unroll 4
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += all) {
+        const u32 at = __ldcs(list + i).x & mask & ~1u;
+        const uint4 one = cells[at], two = cells[at | 1];
+        __stcs((u32 *)out + i, one.x ^ one.w ^ two.x ^ two.w);
+    }
+}
+
 // Ends the context.
 extern "C" __global__ void contract_fail() { __trap(); }

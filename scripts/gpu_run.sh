@@ -57,6 +57,7 @@ contracts() {
 # The sweep gives the driver no forged CUstream: it would follow the address, and nobody can tell it from a real one.
 c() {
     step c-smoke env KAVERN_TEST_DEVICE="$device" ./smoke
+    step c-lookups env KAVERN_TEST_DEVICE="$device" ./lookups
     step c-pool env KAVERN_TEST_DEVICE="$device" ./pool
     step c-pinned env KAVERN_TEST_DEVICE="$device" ./pinned
     step c-elastic env KAVERN_TEST_DEVICE="$device" ./elastic
@@ -89,7 +90,9 @@ figures() {
     step figures-pinned ./pinned_figures "$device" 64
     step figures-memory ./memory_figures "$device"
     step figures-alloc ./alloc_figures "$device"
-    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log" "$logs/figures-alloc.log"
+    step figures-index ./index_figures "$device"
+    cat "$logs/figures.log" "$logs/figures-pinned.log" "$logs/figures-memory.log" "$logs/figures-alloc.log" \
+        "$logs/figures-index.log"
 }
 
 steady() {

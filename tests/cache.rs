@@ -5,6 +5,8 @@
 mod cache {
     mod bench;
     mod change;
+    mod chunks;
+    mod device_index;
     mod events;
     mod faults;
     mod groups;
@@ -15,6 +17,7 @@ mod cache {
     mod partial;
     mod plans;
     mod prefix;
+    mod probe;
     mod states;
     mod steps;
     mod tables;

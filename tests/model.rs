@@ -17,8 +17,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult, Reach, Request,
-    ResetScope, Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, OpResult, Reach,
+    Request, ResetScope, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -121,6 +121,8 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         metadata_only: false,
         ragged: variant.ragged,
         require_salt: false,
+        // Its image is held against the index whenever the cache is validated.
+        index: IndexOptions { device: true, chunks: false },
         partial_hits: false,
         worker: false,
     };
@@ -226,6 +228,7 @@ impl Run<'_> {
             drop_last,
             keep_one_token,
         };
+        let probed = self.cache.probe(&request).unwrap();
         let mut lookups = self.cache.lookups();
         let found = match lookups.find(&request) {
             Ok(found) => found,
@@ -239,7 +242,7 @@ impl Run<'_> {
             true => (0, vec![Vec::new(); self.model.groups.len()]),
             false => self.model.find(namespace, &prompt, keep_one_token, drop_last),
         };
-        assert_eq!(found.hit_tokens as usize, hit, "prompt {prompt:?}");
+        assert_eq!((found.hit_tokens as usize, probed as usize), (hit, hit), "prompt {prompt:?}");
         let ids: Vec<u32> = lookups.blocks(found.lease).unwrap().map(|block| block as u32).collect();
         assert_eq!(ids, blocks.concat());
         drop(lookups);

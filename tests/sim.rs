@@ -5,6 +5,7 @@ mod sim {
     mod branches;
     mod cache;
     mod correct;
+    mod index;
     mod planted;
     mod support;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Target,
+    CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Request, Scrub, Target,
 };
 use kavern::device::registry;
 use kavern::error::Status;
@@ -43,6 +43,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         metadata_only: true,
         ragged: false,
         require_salt: false,
+        index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
     }

@@ -152,6 +152,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             pool_bytes: s.pool_bytes,
             last_step: s.last_step,
             held_tokens: s.held_tokens,
+            device_index_cells_sent: s.device_index_cells_sent,
             copied_tokens: s.copied_tokens,
             hit_blocks_ram: 0,
             hit_blocks_disk: 0,
@@ -360,7 +361,7 @@ pub unsafe extern "C" fn kavern_kv_events_snapshot(
     })
 }
 
-fn foreign(object: &CacheObject, address: u64, bytes: u64) -> Result<DeviceSlice> {
+pub(super) fn foreign(object: &CacheObject, address: u64, bytes: u64) -> Result<DeviceSlice> {
     // SAFETY: the header makes the caller vouch for memory of the cache's device that lives until the work is done.
     unsafe { DeviceSlice::from_foreign(object.manager().device().key(), address, bytes) }
 }

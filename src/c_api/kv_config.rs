@@ -6,9 +6,10 @@ use super::config::{self, CStruct, CValue, StructArray};
 use super::kv_enums::{kavern_kv_cache_flag, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub};
 use super::kv_group;
 use super::kv_types::*;
+use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
-use crate::cache::{CacheConfig, Extra, HashKind, Naming, Request, Scrub};
+use crate::cache::{CacheConfig, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
 
@@ -39,10 +40,11 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 256;
+    kavern_kv_statistics, 200, 264;
     kavern_kv_namespace_statistics, 112, 112;
     kavern_kv_plan_info, 56, 56;
     kavern_kv_append_args, 48, 48;
+    kavern_kv_lookup_args, 48, 48;
 }
 
 // SAFETY: numbers only.
@@ -119,9 +121,11 @@ pub(super) unsafe fn cache_config(
     let metadata_only = kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
+    let device_index = kavern_kv_cache_flag::KAVERN_KV_DEVICE_INDEX as u32;
+    let chunk_index = kavern_kv_cache_flag::KAVERN_KV_CHUNK_INDEX as u32;
     let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
     let worker = kavern_kv_cache_flag::KAVERN_KV_WORKER as u32;
-    let known = metadata_only | ragged | require_salt | partial_hits | worker;
+    let known = metadata_only | ragged | require_salt | device_index | chunk_index | partial_hits | worker;
     config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
@@ -173,6 +177,10 @@ pub(super) unsafe fn cache_config(
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
+        index: IndexOptions {
+            device: settings.flags & device_index != 0,
+            chunks: settings.flags & chunk_index != 0,
+        },
         partial_hits: settings.flags & partial_hits != 0,
         worker: settings.flags & worker != 0,
     })
@@ -209,6 +217,7 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         KAVERN_REQUEST_NO_STORE,
         KAVERN_REQUEST_DROP_LAST,
         KAVERN_REQUEST_KEEP_ONE_TOKEN,
+        KAVERN_REQUEST_CHUNKS,
     ];
     let has = |flag: kavern_kv_request_flag| request.flags & flag as u32 != 0;
     let known_bits = known.iter().fold(0, |bits, &flag| bits | flag as u32);
@@ -223,6 +232,9 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
     let (naming, token_count) = if request.key_bytes == 0 {
         if request.key_count != 0 {
             return Err(Error::new(Status::InvalidArgument, "keys without key_bytes"));
+        }
+        if has(KAVERN_REQUEST_CHUNKS) {
+            return Err(Error::new(Status::InvalidArgument, "KAVERN_REQUEST_CHUNKS goes with keys"));
         }
         // SAFETY: the caller's promise.
         let tokens = unsafe { config::array_u64(request.tokens, request.token_count, "tokens") }?;
@@ -246,7 +258,11 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         if token_count < in_keys {
             return Err(Error::new(Status::InvalidArgument, "token_count is less than the keys stand for"));
         }
-        (Naming::Keys { bytes, key_bytes: request.key_bytes }, token_count)
+        let key_bytes = request.key_bytes;
+        match has(KAVERN_REQUEST_CHUNKS) {
+            true => (Naming::Chunks { bytes, key_bytes }, token_count),
+            false => (Naming::Keys { bytes, key_bytes }, token_count),
+        }
     };
     Ok(Request {
         namespace_id: request.namespace_id,

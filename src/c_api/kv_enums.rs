@@ -90,6 +90,12 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_RAGGED_TABLES = 2,
     /// A namespace without a salt is refused.
     KAVERN_KV_REQUIRE_SALT = 4,
+    /// Keep a copy of each group's index on the device, for kavern_kv_lookup_device: 32 to 64 bytes a block there, and
+    /// somewhat more on the host. kavern_kv_tables sends what changed. Not for metadata-only caches.
+    KAVERN_KV_DEVICE_INDEX = 8,
+    /// Serve namespaces in which a key names a block whatever comes before it: kavern_kv_match_chunks. All groups have
+    /// blocks of hash_block_tokens then.
+    KAVERN_KV_CHUNK_INDEX = 16,
     /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
     /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
     KAVERN_KV_PARTIAL_HITS = 64,
@@ -109,6 +115,19 @@ pub enum kavern_kv_request_flag {
     KAVERN_REQUEST_DROP_LAST = 4,
     /// Hits cover at most all tokens but one, so that the model has one to compute.
     KAVERN_REQUEST_KEEP_ONE_TOKEN = 8,
+    /// The keys name blocks whatever comes before them, and the namespace takes nothing else: kavern_kv_match then
+    /// gives a lease without hits, under which a sequence stores blocks for kavern_kv_match_chunks.
+    KAVERN_REQUEST_CHUNKS = 16,
+}
+
+/// What kavern_kv_lookup_device does after a miss.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_kv_lookup_mode {
+    /// Every hash is looked up by itself.
+    KAVERN_LOOKUP_INDEPENDENT = 1,
+    /// Everything after the first miss of a row is a miss.
+    KAVERN_LOOKUP_PREFIX = 2,
 }
 
 /// Kinds of kavern_kv_op. Those marked "later" answer KAVERN_ERR_UNSUPPORTED.

@@ -102,7 +102,8 @@ pub struct kavern_kv_request {
     pub keys: *const u8,
     /// How many.
     pub key_count: u64,
-    /// In rising order of token_offset; only with tokens.
+    /// In rising order of token_offset; only with tokens. A prompt embedding is an extra whose id is a digest of its
+    /// values, at its first token; the token ids in its place may be anything that does not change.
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
@@ -355,6 +356,8 @@ pub struct kavern_kv_statistics {
     /// Tokens that sequences hold in slots, summed over the groups: held_tokens / used_slots tells how full their
     /// blocks are, windows and TRIM included.
     pub held_tokens: u64,
+    /// Cells of the index on the device that kavern_kv_tables has sent.
+    pub device_index_cells_sent: u64,
     /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block.
     pub copied_tokens: u64,
     /// Blocks found in pinned memory. 0 until tiers exist.

@@ -24,6 +24,8 @@ pub mod kv_group;
 pub mod kv_ops;
 pub mod kv_types;
 pub mod log;
+pub mod lookup;
+pub mod lookup_types;
 pub mod manager;
 pub mod memory;
 pub mod memory_types;

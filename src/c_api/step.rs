@@ -24,7 +24,8 @@ const SEQ_OF_OP: u64 = 0x5F;
 /// Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
 /// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
 /// counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; host only, never waits for the device; takes the cache's lock once.
+/// Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
+/// each request.
 /// Owner: each lease is to be given to ADMIT or RELEASE.
 /// Since: 0.1
 ///
@@ -338,7 +339,7 @@ pub unsafe extern "C" fn kavern_kv_step_done(
 ///
 /// Shapes: `keys` [capacity][32]; `count` receives how many there are.
 /// Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `count` set and `keys` untouched; as kavern_kv_match for the request.
-/// Threads: any; takes the cache's lock for the computation.
+/// Threads: any; hashes without the cache's lock.
 /// Since: 0.1
 ///
 /// # Safety

@@ -57,6 +57,15 @@ pub enum Scrub {
     Always,
 }
 
+/// Indices that a cache keeps beside the one of prefixes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexOptions {
+    /// A copy of each group's index on the device, for lookups there.
+    pub device: bool,
+    /// Namespaces may name blocks independently of what comes before them.
+    pub chunks: bool,
+}
+
 /// What a cache is asked to be.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
@@ -98,6 +107,8 @@ pub struct CacheConfig {
     pub ragged: bool,
     /// Refuse a namespace without salt.
     pub require_salt: bool,
+    /// Indices beside the one of prefixes.
+    pub index: IndexOptions,
     /// Hits may end inside a block, whose tokens are then copied.
     pub partial_hits: bool,
     /// Apply the plans of another cache instead of deciding.
@@ -242,6 +253,16 @@ impl CacheConfig {
             return Err(Error::argument(format!(
                 "hash_block_tokens is {link}; the block_tokens of every group must be a multiple of it"
             )));
+        }
+        if self.index.device && self.metadata_only {
+            let text = "a metadata-only cache has no device for KAVERN_KV_DEVICE_INDEX";
+            return Err(Error::new(Status::Unsupported, text));
+        }
+        let is_uneven = |group: &GroupConfig| group.block_tokens != link || group.reach != Reach::All;
+        if self.index.chunks && self.groups.iter().any(is_uneven) {
+            let text =
+                "KAVERN_KV_CHUNK_INDEX needs full groups whose block_tokens all equal hash_block_tokens";
+            return Err(Error::new(Status::Unsupported, text));
         }
         let shared_blocks = match self.capacity_blocks {
             0 => self.capacity_bytes / bytes_of_one_each,

@@ -10,6 +10,7 @@ use super::block::{Publication, ROOT_SERIAL};
 use super::group::Reach;
 use super::hash::{self, Extras, Key};
 use super::lookup::{Extra, Naming, Request};
+use super::prefix::LinkKeys;
 use super::publish::anchor_serial;
 use super::state::State;
 
@@ -26,6 +27,7 @@ pub(super) struct ChainLink {
 /// What is being looked up, and how far each group got.
 struct Search<'a> {
     request: &'a Request<'a>,
+    keys: &'a LinkKeys<'a>,
     namespace: u32,
     lease: usize,
     /// By group: cells of the lease's row in which found blocks of a window stand.
@@ -73,12 +75,14 @@ impl State {
     pub(super) fn find_mixed(
         &mut self,
         request: &Request<'_>,
+        keys: &LinkKeys<'_>,
         namespace: u32,
         root: Key,
         lease: usize,
     ) -> (u64, u64, Key, u32) {
-        let mut search = Search { request, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
-        let reached = self.walk_chain(&search, root);
+        let mut search =
+            Search { request, keys, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
+        let reached = self.walk_chain(&search);
         let (inputs, has_all) = self.find_inputs(&search, root);
         let mut limit = if has_all { reached } else { 0 };
         if request.keep_one_token {
@@ -110,13 +114,11 @@ impl State {
 
     /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them
     /// reach.
-    fn walk_chain(&mut self, search: &Search<'_>, root: Key) -> u64 {
-        let mut walk = self.walk(search.request, root);
-        let links = walk.link_count().min(self.chain.len());
+    fn walk_chain(&mut self, search: &Search<'_>) -> u64 {
+        let links = search.keys.count().min(self.chain.len());
         let mut reached = links as u64 * u64::from(self.link_tokens);
         'links: for link in 0..links {
-            walk.next();
-            self.chain[link] = ChainLink { key: walk.key, extras: walk.extras.0 };
+            self.chain[link] = ChainLink { key: search.keys.key(link), extras: search.keys.extras(link).0 };
             for group in 0..self.stores.len() {
                 let store = &self.stores[group];
                 let each = (store.block_tokens / self.link_tokens) as usize;
@@ -145,7 +147,7 @@ impl State {
         let each = store.block_tokens as usize;
         let tokens = match search.request.naming {
             Naming::Tokens(tokens, _) => &tokens[position * each..][..each],
-            Naming::Keys { .. } => &[],
+            Naming::Keys { .. } | Naming::Chunks { .. } => &[],
         };
         let link = (position + 1) * each / self.link_tokens as usize - 1;
         let ChainLink { key, extras } = self.chain[link];
@@ -158,7 +160,12 @@ impl State {
             position: position as u64,
             has_tokens: !tokens.is_empty(),
         };
-        store.find(&wanted, tokens, &mut self.shared.counters)
+        store.find(
+            store.index.hash(&wanted.key, wanted.namespace),
+            &wanted,
+            tokens,
+            &mut self.shared.counters,
+        )
     }
 
     /// Looks the inputs of cross-attention up; answers the groups whose input is there, and whether that is all of
@@ -171,7 +178,7 @@ impl State {
             }
             let (base, input, has_tokens) = match search.request.naming {
                 Naming::Tokens(_, extras) => (Some(root), input_of(extras), true),
-                Naming::Keys { bytes, .. } => {
+                Naming::Keys { bytes, .. } | Naming::Chunks { bytes, .. } => {
                     let first = self.chain.first().filter(|_| !bytes.is_empty());
                     (first.map(|link| link.key), Extras::NONE, false)
                 }
@@ -189,7 +196,8 @@ impl State {
                         position as u64,
                         has_tokens,
                     );
-                    let found = store.find(&wanted, &[], &mut self.shared.counters);
+                    let hash = store.index.hash(&wanted.key, wanted.namespace);
+                    let found = store.find(hash, &wanted, &[], &mut self.shared.counters);
                     found.map(|block| rows.put(search.lease, position, block as i32)).is_some()
                 })
             });

@@ -7,6 +7,7 @@
 
 use super::hash::Key;
 use crate::error::Result;
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 /// Hash in the upper half, block + 1 in the lower; 0 is empty.
@@ -55,6 +56,11 @@ impl Index {
             }
             at = (at + 1) & self.mask;
         }
+    }
+
+    /// Has the cell at which this hash is looked for fetched.
+    pub(super) fn fetch(&self, hash: u32) {
+        prefetch::prefetch(&self.cells, (hash & self.mask) as usize);
     }
 
     /// Adds a block that is not there.

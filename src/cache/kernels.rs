@@ -3,11 +3,13 @@
 
 use half::{bf16, f16};
 
+use super::index_kernels::{LOOKUP, UPDATE};
 use crate::device::{CpuArgs, CpuReads, Kernel};
 use crate::types::Dtype;
 
 /// What a cache loads when it is made.
-pub(super) static KERNELS: &[&Kernel] = &[&UPLOAD, &ZERO, &FILL, &CHECK, &COPY, &TOKENS, &APPEND];
+pub(super) static KERNELS: &[&Kernel] =
+    &[&UPLOAD, &ZERO, &FILL, &CHECK, &COPY, &TOKENS, &APPEND, &UPDATE, &LOOKUP];
 
 /// Every kernel of this room, for loading ahead and for tests that compare a device with the references.
 pub fn kernels() -> &'static [&'static Kernel] {

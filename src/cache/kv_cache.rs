@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use super::config::{CacheConfig, Content, Geometry};
 use super::group::Reach;
-use super::hash::Key;
 use super::kernels::KERNELS;
-use super::lookup::Request;
 use super::pattern::Pattern;
 use super::plan::Shape;
 use super::plan_steps;
+use super::prefix::Chain;
 use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, State};
 use super::steps::StepState;
@@ -62,6 +61,7 @@ pub struct KvCache {
     pub(super) geometry: Geometry,
     pub(super) memory: Arc<Memory>,
     pools: Vec<Pool>,
+    pub(super) chain: Chain,
     pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
@@ -126,12 +126,19 @@ impl KvCache {
             true => None,
             false => Some(Pattern::new(memory, &config.name)?),
         };
+        let chain = Chain {
+            secret: config.hash_secret,
+            hash: config.hash,
+            link_tokens: geometry.hash_block_tokens,
+            max_sequence_tokens: geometry.max_sequence_tokens,
+        };
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
             shape: plan_steps::shape(config, &geometry),
             geometry,
             memory: Arc::clone(memory),
             pools,
+            chain,
             state: Mutex::new(state),
             uploader: Mutex::new(Some(uploader)),
             pattern,
@@ -190,9 +197,9 @@ impl KvCache {
         })
     }
 
-    /// Opens a batch of lookups. Hold it no longer than the batch takes.
+    /// Opens a batch of lookups. Hold it no longer than the batch takes: from its first lookup on it holds the lock.
     pub fn lookups(&self) -> MatchSession<'_> {
-        MatchSession { state: self.state.lock() }
+        MatchSession { cache: self, state: None }
     }
 
     /// Opens a step, or goes on with the newest open one. Hold it no longer than the list of operations takes.
@@ -236,9 +243,7 @@ impl KvCache {
         stream: Stream,
         read: impl FnOnce(&StepTables<'_>) -> Result<R>,
     ) -> Result<R> {
-        let busy = || Error::new(Status::InUse, "another thread is inside kavern_kv_tables of this cache");
-        let mut uploader =
-            Borrowed { home: &self.uploader, uploader: Some(self.uploader.lock().take().ok_or_else(busy)?) };
+        let mut uploader = self.borrow_uploader()?;
         let uploader = uploader.get();
         if let Err(error) = self.upload(uploader, step, stream) {
             uploader.forget_known(&mut self.state.lock());
@@ -251,6 +256,15 @@ impl KvCache {
         state.batch.is_tabled = true;
         state.take_copies(&|group| uploader.copies_planned[group]);
         read(&StepTables { uploader, state })
+    }
+
+    /// Takes what enqueues the tables, for one thread at a time.
+    pub(super) fn borrow_uploader(&self) -> Result<Borrowed<'_>> {
+        let busy = || {
+            Error::new(Status::InUse, "another thread is inside kavern_kv_tables or a lookup on the device")
+        };
+        let uploader = self.uploader.lock().take().ok_or_else(busy)?;
+        Ok(Borrowed { home: &self.uploader, uploader: Some(uploader) })
     }
 
     fn upload(&self, uploader: &mut Uploader, step: u64, stream: Stream) -> Result<()> {
@@ -321,9 +335,8 @@ impl KvCache {
         self.reap().map(drop)
     }
 
-    /// Keys of all full links of a request, each given to `take`; answers how many there are.
-    pub fn keys(&self, request: &Request<'_>, take: impl FnMut(usize, Key)) -> Result<u64> {
-        self.state.lock().keys(request, take)
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Evicts up to `count` blocks that nobody holds; answers how many it were.
@@ -351,13 +364,13 @@ impl KvCache {
 }
 
 /// Puts the uploader back whatever happens.
-struct Borrowed<'a> {
+pub(super) struct Borrowed<'a> {
     home: &'a Mutex<Option<Box<Uploader>>>,
     uploader: Option<Box<Uploader>>,
 }
 
 impl Borrowed<'_> {
-    fn get(&mut self) -> &mut Uploader {
+    pub(super) fn get(&mut self) -> &mut Uploader {
         self.uploader.as_mut().expect("it is put back only on drop")
     }
 }

@@ -1,17 +1,15 @@
 //! Match: the longest prefix of a prompt that every group holds, kept alive by a lease.
 //!
-//! One walk over the links of the chain; it ends at the first block that any group lacks. The hit length is the
-//! largest one that all groups reached and that ends on a block boundary of each. Source of the chain over the
-//! smallest common block: vLLM's hash block size for hybrid models.
+//! The keys come from outside of the lock and the walk over them is `prefix`'s; it ends at the first block that any
+//! group lacks. The hit length is the largest one that all groups reached and that ends on a block boundary of each.
+//! Source of the chain over the smallest common block: vLLM's hash block size for hybrid models.
 
-use super::block::{Publication, ROOT_SERIAL};
 use super::events::RemoveReason;
-use super::hash::{self, Extras, Key};
-use super::hybrid::ChainLink;
-use super::namespace::KeyMode;
+use super::hash::Key;
+use super::prefix::{self, LinkKeys};
 use super::sequence::Holder;
 use super::state::State;
-use crate::error::{Error, Result, Status};
+use crate::error::{Result, Status};
 use crate::types::Id;
 
 /// Most blocks of each group that a lookup evicts to make room for a new namespace.
@@ -34,6 +32,13 @@ pub enum Naming<'a> {
     Tokens(&'a [i32], &'a [Extra]),
     /// Keys of equal size, one for each link.
     Keys {
+        /// All keys, one after the other.
+        bytes: &'a [u8],
+        /// Bytes of one key.
+        key_bytes: u32,
+    },
+    /// The same in a namespace where a key names a block whatever comes before it; only requests say so.
+    Chunks {
         /// All keys, one after the other.
         bytes: &'a [u8],
         /// Bytes of one key.
@@ -77,72 +82,10 @@ pub struct Match {
     pub cross_groups: u32,
 }
 
-/// Walks the links of a request, giving the key of each.
-pub(super) struct Walk<'a> {
-    naming: Naming<'a>,
-    hash: super::config::HashKind,
-    link_tokens: usize,
-    extras_seen: usize,
-    position: usize,
-    pub(super) key: Key,
-    pub(super) extras: Extras,
-}
-
-impl Walk<'_> {
-    pub(super) fn link_count(&self) -> usize {
-        match self.naming {
-            Naming::Tokens(tokens, _) => tokens.len() / self.link_tokens,
-            Naming::Keys { bytes, key_bytes } => bytes.len() / key_bytes as usize,
-        }
-    }
-
-    /// Goes on by one link.
-    pub(super) fn next(&mut self) {
-        match self.naming {
-            Naming::Tokens(tokens, all_extras) => {
-                let from = self.position * self.link_tokens;
-                let to = from + self.link_tokens;
-                while let Some(extra) =
-                    all_extras.get(self.extras_seen).filter(|e| e.token_offset < to as u64)
-                {
-                    self.extras.fold(&extra.id, extra.token_offset);
-                    self.extras_seen += 1;
-                }
-                self.key = hash::link(self.hash, &self.key, &tokens[from..to], &self.extras);
-            }
-            Naming::Keys { bytes, key_bytes } => {
-                let each = key_bytes as usize;
-                self.key = Key::from_bytes(&bytes[self.position * each..][..each]);
-            }
-        }
-        self.position += 1;
-    }
-}
-
 impl State {
-    pub(super) fn walk<'a>(&self, request: &Request<'a>, root: Key) -> Walk<'a> {
-        Walk {
-            naming: request.naming,
-            hash: self.hash,
-            link_tokens: self.link_tokens as usize,
-            extras_seen: 0,
-            position: 0,
-            key: root,
-            extras: Extras::NONE,
-        }
-    }
-
-    fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
+    pub(super) fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
         self.check_decides()?;
-        let mode = match request.naming {
-            Naming::Tokens(_, extras) => {
-                if !extras.is_sorted_by_key(|extra| extra.token_offset) {
-                    return Err(Error::argument("extras must stand in rising order of token_offset"));
-                }
-                KeyMode::Tokens
-            }
-            Naming::Keys { key_bytes, .. } => KeyMode::Keys(key_bytes),
-        };
+        let mode = prefix::key_mode(request)?;
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         for _ in 0..EVICTIONS_FOR_A_NAMESPACE {
             let opened = self.shared.namespaces.open(namespace_id, adapter_id, salt, mode);
@@ -157,29 +100,23 @@ impl State {
         self.shared.namespaces.open(namespace_id, adapter_id, salt, mode)
     }
 
-    /// Keys of all full links of a request, each given to `take`; answers how many there are.
-    pub(super) fn keys(&mut self, request: &Request<'_>, mut take: impl FnMut(usize, Key)) -> Result<u64> {
-        let namespace = self.open_namespace(request)?;
-        let mut walk = self.walk(request, self.shared.namespaces.get(namespace).root);
-        let count = walk.link_count();
-        for position in 0..count {
-            walk.next();
-            take(position, walk.key);
-        }
-        self.shared.namespaces.drop_use(namespace);
-        Ok(count as u64)
+    /// Refuses a request whose namespace names its blocks the other way, or lacks a salt.
+    pub(super) fn check_namespace(&self, request: &Request<'_>) -> Result<()> {
+        let Request { namespace_id, adapter_id, salt, .. } = *request;
+        self.shared.namespaces.find(namespace_id, adapter_id, salt, prefix::key_mode(request)?).map(drop)
     }
 
     /// Looks one prompt up; the hits stay alive until the lease is admitted or released.
-    pub(super) fn match_one(&mut self, request: &Request<'_>) -> Result<Match> {
+    pub(super) fn match_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<Match> {
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
         let mut cross_groups = 0;
-        let (found_tokens, hit_tokens, key) = match request.no_read {
+        let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
+        let (found_tokens, hit_tokens, key) = match is_cold {
             true => (0, 0, root),
             false if self.is_plain => {
-                self.find_prefix(request, namespace, root, lease);
+                self.find_prefix(request, keys, namespace, lease);
                 match self.finds_partial {
                     true => self.settle_partial(request, namespace, lease, root),
                     false => self.settle_hits(request, lease, root),
@@ -187,7 +124,7 @@ impl State {
             }
             false => {
                 let (found_tokens, hit_tokens, key, inputs) =
-                    self.find_mixed(request, namespace, root, lease);
+                    self.find_mixed(request, keys, namespace, root, lease);
                 cross_groups = inputs;
                 (found_tokens, hit_tokens, key)
             }
@@ -196,63 +133,18 @@ impl State {
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
             let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
-            for &block in blocks {
+            for (at, &block) in blocks.iter().enumerate() {
+                store.fetch_block(blocks.get(at + prefix::AHEAD).copied());
                 store.acquire(block as u32, &mut self.shared);
             }
         }
         self.count_lookup(request, namespace, lease, found_tokens, hit_tokens);
-        let mut extras = Extras::NONE;
-        if let Naming::Tokens(_, all_extras) = request.naming {
-            let before = all_extras.iter().take_while(|extra| extra.token_offset < hit_tokens);
-            before.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
-        }
+        let extras = keys.extras_before(request, hit_tokens, self.link_tokens);
         let epoch = self.shared.namespaces.epoch(namespace);
         let holder =
             Holder { namespace, no_store: request.no_store, key, extras, epoch, ..Holder::default() };
         let lease = self.holders.open_lease(lease, holder, hit_tokens);
         Ok(Match { lease, hit_tokens, block_count, cross_groups })
-    }
-
-    /// Fills the lease's rows with the blocks of the longest prefix, not yet acquired.
-    fn find_prefix(&mut self, request: &Request<'_>, namespace: u32, root: Key, lease: usize) {
-        let mut walk = self.walk(request, root);
-        let most = self.most_links();
-        let single = self.stores.len() == 1 && self.stores[0].block_tokens == self.link_tokens;
-        'links: for link in 0..walk.link_count().min(most) {
-            walk.next();
-            if let Some(at) = self.chain.get_mut(link) {
-                *at = ChainLink { key: walk.key, extras: walk.extras.0 };
-            }
-            for (group, store) in self.stores.iter().enumerate() {
-                let links = (store.block_tokens / self.link_tokens) as usize;
-                if !single && (link + 1) % links != 0 {
-                    continue;
-                }
-                let rows = &mut self.holders.lease_rows[group];
-                let position = rows.count(lease);
-                let tokens = match request.naming {
-                    Naming::Tokens(tokens, _) => {
-                        let each = store.block_tokens as usize;
-                        &tokens[position * each..][..each]
-                    }
-                    Naming::Keys { .. } => &[],
-                };
-                let parent = rows.row(lease).last();
-                let wanted = Publication {
-                    key: walk.key,
-                    namespace,
-                    parent_key: Key::default(),
-                    parent_serial: parent.map_or(ROOT_SERIAL, |&parent| store.origin(parent as u32).serial),
-                    extras: walk.extras,
-                    position: position as u64,
-                    has_tokens: !tokens.is_empty(),
-                };
-                match store.find(&wanted, tokens, &mut self.shared.counters) {
-                    Some(block) => rows.push(lease, block),
-                    None => break 'links,
-                }
-            }
-        }
     }
 
     /// Links of the longest sequence: what is beyond them is not looked for.

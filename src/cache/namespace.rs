@@ -18,7 +18,11 @@ pub(super) enum KeyMode {
     Tokens,
     /// The caller chains keys of this many bytes.
     Keys(u32),
+    /// The same, and each key names a block whatever comes before it.
+    Chunks(u32),
 }
+
+const OTHER_MODE: &str = "the namespace holds blocks named the other way (tokens, or keys of another size)";
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Name {
@@ -83,19 +87,32 @@ impl Namespaces {
         self.owners.epoch(self.get(index).owner)
     }
 
-    /// Finds or makes the entry and counts one use of it.
-    pub(super) fn open(&mut self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<u32> {
+    fn name(&self, id: u64, adapter_id: u64, salt: &[u8]) -> Result<Name> {
         if self.require_salt && salt.is_empty() {
             let text = "the namespace has no salt, which this cache requires; give one for each tenant";
             return Err(Error::new(Status::InvalidArgument, text));
         }
         let salt_digest = if salt.is_empty() { [0; 32] } else { *blake3::hash(salt).as_bytes() };
-        let name = Name { id, adapter_id, salt_digest };
+        Ok(Name { id, adapter_id, salt_digest })
+    }
+
+    /// The entry, if it holds something; counts no use. Refuses what `open` would refuse.
+    pub(super) fn find(&self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<Option<u32>> {
+        let name = self.name(id, adapter_id, salt)?;
+        let Some(&index) = self.by_name.get(&name) else { return Ok(None) };
+        match self.get(index).mode == mode {
+            true => Ok(Some(index)),
+            false => Err(Error::new(Status::KeyMode, OTHER_MODE)),
+        }
+    }
+
+    /// Finds or makes the entry and counts one use of it.
+    pub(super) fn open(&mut self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<u32> {
+        let name = self.name(id, adapter_id, salt)?;
         if let Some(&index) = self.by_name.get(&name) {
             let entry = self.entries[index as usize].as_mut().expect("a named entry exists");
             if entry.mode != mode {
-                let text = "the namespace holds blocks named the other way (tokens, or keys of another size)";
-                return Err(Error::new(Status::KeyMode, text));
+                return Err(Error::new(Status::KeyMode, OTHER_MODE));
             }
             entry.uses += 1;
             return Ok(index);

@@ -4,8 +4,9 @@
 use super::*;
 use crate::cache::group::Reach;
 use crate::cache::lookup::{Naming, Request};
+use crate::cache::prefix::LinkKeys;
 use crate::cache::steps::StepState;
-use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, Op, Scrub, Target};
+use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, Op, Scrub, Target};
 use crate::sys::clock::thread_ns;
 use crate::types::Id;
 
@@ -36,6 +37,7 @@ fn state() -> State {
         ragged: false,
         require_salt: false,
         worker: false,
+        index: IndexOptions::default(),
         partial_hits: false,
     };
     State::new(
@@ -66,7 +68,8 @@ fn filled_state() -> State {
             drop_last: false,
             keep_one_token: false,
         };
-        let lease = state.match_one(&request).unwrap().lease;
+        let keys = LinkKeys::Given { bytes: &keys, key_bytes: 32 };
+        let lease = state.match_one(&request, &keys).unwrap().lease;
         let admitted = state.apply(&Op::Admit { lease, tokens: piece, lookahead: 0, row: -1 });
         let target = Target::Id(Id(admitted.sequence));
         let committed = state.apply(&Op::Commit { target, tokens: piece, naming });

@@ -1,11 +1,20 @@
 //! What became of the blocks that a lookup asked for, each counted once.
 //!
-//! A block is hit, missed, or skipped: found but left out at the request's wish, or not looked for. A group of which only
-//! a part of the prefix is needed asks for that part alone. Invariant: hit + missed + skipped equals what was asked for.
+//! A block is hit, missed, or skipped: found but left out at the request's wish, or not looked for. A group of which
+//! only a part of the prefix is needed asks for that part alone. Invariant: hit + missed + skipped equals what was
+//! asked for.
 
-use super::hash::Key;
-use super::lookup::Request;
+use super::lookup::{Naming, Request};
 use super::state::State;
+
+/// Blocks of one lookup, all groups together, and its tokens.
+pub(super) struct Outcomes {
+    pub(super) blocks: u64,
+    pub(super) hit: u64,
+    pub(super) missed: u64,
+    pub(super) tokens: u64,
+    pub(super) hit_tokens: u64,
+}
 
 impl State {
     /// Counts the blocks of a request whose hits stand in the lease's rows.
@@ -17,8 +26,14 @@ impl State {
         found_tokens: u64,
         hit_tokens: u64,
     ) {
-        let links = self.walk(request, Key::default()).link_count().min(self.most_links()) as u64;
-        let looked_tokens = if request.no_read { 0 } else { links * u64::from(self.link_tokens) };
+        let links = match request.naming {
+            _ if request.no_read => 0,
+            Naming::Tokens(tokens, _) => tokens.len() / self.link_tokens as usize,
+            Naming::Keys { bytes, key_bytes } => bytes.len() / key_bytes as usize,
+            // Nobody looks for the prefix of chunks.
+            Naming::Chunks { .. } => 0,
+        };
+        let looked_tokens = links.min(self.most_links()) as u64 * u64::from(self.link_tokens);
         let (mut blocks, mut hit, mut missed) = (0, 0, 0);
         for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
             let asked = |tokens: u64| store.reach.wanted_blocks(store.block_tokens, tokens);
@@ -26,23 +41,29 @@ impl State {
             let is_copied = self.finds_partial && hit_tokens % u64::from(store.block_tokens) > 0;
             let held = rows.held(lease).len() as u64 - u64::from(is_copied);
             let wanted = asked(request.token_count).max(held);
-            let lacking = if request.no_read { 0 } else { asked(looked_tokens) };
+            let lacking = if looked_tokens == 0 { 0 } else { asked(looked_tokens) };
             missed += lacking.saturating_sub(asked(found_tokens)).min(wanted - held);
             (blocks, hit) = (blocks + wanted, hit + held);
         }
+        let tokens = request.token_count;
+        self.count_outcomes(namespace, &Outcomes { blocks, hit, missed, tokens, hit_tokens });
+    }
+
+    /// Counts a lookup for the cache and for its namespace.
+    pub(super) fn count_outcomes(&mut self, namespace: u32, of: &Outcomes) {
         let counters = &mut self.shared.counters;
         counters.lookups += 1;
-        counters.lookup_blocks += blocks;
-        counters.hit_blocks += hit;
-        counters.hit_tokens += hit_tokens;
-        counters.missed_blocks += missed;
-        counters.skipped_blocks += blocks - hit - missed;
+        counters.lookup_blocks += of.blocks;
+        counters.hit_blocks += of.hit;
+        counters.hit_tokens += of.hit_tokens;
+        counters.missed_blocks += of.missed;
+        counters.skipped_blocks += of.blocks - of.hit - of.missed;
         let owner = self.shared.namespaces.get(namespace).owner;
         let counts = self.shared.namespaces.owners.counts(owner);
         counts.lookups += 1;
-        counts.lookup_blocks += blocks;
-        counts.hit_blocks += hit;
-        counts.lookup_tokens += request.token_count;
-        counts.hit_tokens += hit_tokens;
+        counts.lookup_blocks += of.blocks;
+        counts.hit_blocks += of.hit;
+        counts.lookup_tokens += of.tokens;
+        counts.hit_tokens += of.hit_tokens;
     }
 }

@@ -60,6 +60,9 @@ impl State {
     fn resume_from(&mut self, row: usize, lease: Id, tokens: u64, lookahead: u32) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
         let namespace = self.holders.sequences[row].holder.namespace;
+        if self.holders.leases[lease].is_chunks {
+            return Err(Status::WrongState.into());
+        }
         if self.holders.leases[lease].holder.namespace != namespace {
             return Err(Status::InvalidArgument.into());
         }

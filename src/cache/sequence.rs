@@ -231,6 +231,8 @@ pub(super) struct Holder {
 pub(super) struct Lease {
     pub(super) holder: Holder,
     pub(super) hit_tokens: u64,
+    /// The blocks are no prefix: they are read where they lie, until the lease is released.
+    pub(super) is_chunks: bool,
 }
 
 /// A running sequence.
@@ -272,7 +274,7 @@ pub(super) struct Holders {
     pub(super) rows: Vec<Rows>,
     free_rows: List,
     pub(super) leases: Vec<Lease>,
-    /// One for each group.
+    /// One for each group; with one row more than there are leases.
     pub(super) lease_rows: Vec<Rows>,
     free_leases: Vec<u32>,
     /// `[row][hash_block_tokens]`: tokens of the open link.
@@ -298,7 +300,7 @@ impl Holders {
             rows: rows(max_sequences)?,
             free_rows,
             leases: filled(max_leases as usize, Lease::default())?,
-            lease_rows: rows(max_leases)?,
+            lease_rows: rows(max_leases + 1)?,
             free_leases,
             open_tokens: Zeroed::new(max_sequences as usize * geometry.hash_block_tokens as usize)?,
             link_tokens: geometry.hash_block_tokens as usize,
@@ -345,12 +347,18 @@ impl Holders {
         self.free_leases.last().map(|&index| index as usize).ok_or(Error::new(Status::LimitReached, full))
     }
 
+    /// The row after those of the leases, in which lookups without a lease gather what they find; empty between calls.
+    pub(super) fn probe_row(&self) -> usize {
+        self.leases.len()
+    }
+
     /// Makes the lease from `next_lease` live.
     pub(super) fn open_lease(&mut self, index: usize, holder: Holder, hit_tokens: u64) -> Id {
         let popped = self.free_leases.pop();
         debug_assert_eq!(popped, Some(index as u32), "the lease that next_lease named");
         let generation = next_generation(self.leases[index].holder.generation);
-        self.leases[index] = Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens };
+        self.leases[index] =
+            Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens, is_chunks: false };
         Id::new(IdKind::Lease, generation, index as u32)
     }
 
@@ -384,7 +392,7 @@ impl Holders {
     /// Turns a lease into a sequence in a free row: the hits change hands.
     pub(super) fn admit(&mut self, lease: usize, row: usize) {
         let generation = self.open_row(row);
-        let Lease { holder, hit_tokens } = self.leases[lease];
+        let Lease { holder, hit_tokens, .. } = self.leases[lease];
         self.sequences[row] = Sequence {
             holder: Holder { generation, ..holder },
             length: hit_tokens,
@@ -406,7 +414,7 @@ impl Holders {
 
     /// Fills the row of a sequence that holds nothing with the hits of a lease.
     pub(super) fn refill(&mut self, lease: usize, row: usize) {
-        let Lease { holder, hit_tokens } = self.leases[lease];
+        let Lease { holder, hit_tokens, .. } = self.leases[lease];
         let sequence = &mut self.sequences[row];
         sequence.holder = Holder { generation: sequence.holder.generation, ..holder };
         (sequence.length, sequence.committed) = (hit_tokens, hit_tokens);

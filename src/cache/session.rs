@@ -1,7 +1,9 @@
 //! What the calls of a step work with while they hold the cache's lock: lookups, a list of operations, the tables.
 
 use super::copies::TokenCopy;
+use super::kv_cache::KvCache;
 use super::lookup::{Match, Request};
+use super::prefix;
 use super::state::State;
 use super::step::{Op, OpResult};
 use super::table::{GroupAddresses, GroupView, Uploader};
@@ -15,20 +17,28 @@ pub struct StepTables<'a> {
     pub(super) state: MutexGuard<'a, State>,
 }
 
-/// A batch of lookups.
+/// A batch of lookups. Others may come in between two of them.
 pub struct MatchSession<'a> {
-    pub(super) state: MutexGuard<'a, State>,
+    pub(super) cache: &'a KvCache,
+    /// Held from a lookup to the next one, so that what it found can be read.
+    pub(super) state: Option<MutexGuard<'a, State>>,
 }
 
 impl MatchSession<'_> {
-    /// Looks one prompt up.
+    /// Looks one prompt up; its tokens are hashed while others may use the cache.
     pub fn find(&mut self, request: &Request<'_>) -> Result<Match> {
-        self.state.match_one(request)
+        self.state = None;
+        let cache = self.cache;
+        prefix::with_scratch(|scratch| {
+            let keys = cache.prefix_keys(request, scratch)?;
+            self.state.insert(cache.state()).match_one(request, &keys)
+        })
     }
 
     /// The blocks of a lease, one group after the other.
-    pub fn blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
-        self.state.lease_blocks(lease)
+    pub fn blocks(&mut self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
+        let cache = self.cache;
+        self.state.get_or_insert_with(|| cache.state()).lease_blocks(lease)
     }
 }
 

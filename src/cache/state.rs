@@ -13,9 +13,11 @@ use super::evict;
 use super::group::Reach;
 use super::hash::Key;
 use super::hybrid::ChainLink;
+use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::owners::Owners;
 use super::plan_steps::PlanChain;
+use super::prefix::AHEAD;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -53,6 +55,7 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub device_index_cells_sent: u64,
     pub held_tokens: u64,
     pub copied_tokens: u64,
     pub missed_blocks: u64,
@@ -75,6 +78,8 @@ pub(super) struct State {
     pub(super) stores: Vec<Store>,
     /// By group: whether tokens have slots of their own.
     pub(super) has_slots: Vec<bool>,
+    /// Namespaces may name blocks independently of what comes before them.
+    pub(super) has_chunks: bool,
     pub(super) holders: Holders,
     pub(super) shared: Shared,
     pub(super) batch: Batch,
@@ -107,7 +112,9 @@ impl State {
         let options = StoreOptions {
             scrub: config.scrub,
             compares_tokens: config.hash == HashKind::Xxh3,
-            keeps_events: config.event_capacity > 0,
+            // Chunks need the place where a block was stored, as events do.
+            keeps_events: config.event_capacity > 0 || config.index.chunks,
+            mirrors: config.index.device,
             finds_partial: config.partial_hits,
             owners: Owners::capacity(config.max_namespaces),
         };
@@ -123,6 +130,7 @@ impl State {
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
             stores,
+            has_chunks: config.index.chunks,
             has_slots: geometry.groups.iter().map(|group| group.has_slots()).collect(),
             holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
@@ -157,16 +165,19 @@ impl State {
     }
 
     /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
-    pub(super) fn release_lease(&mut self, lease: usize) {
+    pub(super) fn release_lease(&mut self, lease: usize, last_step: u64) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            for &block in self.holders.lease_rows[group].held(lease).iter().rev() {
-                store.release(block as u32, 0, &mut self.shared);
+            let blocks = self.holders.lease_rows[group].held(lease);
+            for (at, &block) in blocks.iter().enumerate().rev() {
+                store.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
+                store.release(block as u32, last_step, &mut self.shared);
             }
         }
     }
 
     /// Everything must go to the device again.
     pub(super) fn mark_all_dirty(&mut self) {
+        self.stores.iter_mut().filter_map(Store::mirror_mut).for_each(Mirror::mark_all_dirty);
         for row in 0..self.holders.sequences.len() {
             self.batch.set_length(row, self.holders.sequences[row].length);
             for (group, rows) in self.holders.rows.iter().enumerate() {
@@ -244,6 +255,7 @@ impl State {
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            device_index_cells_sent: sum(&|s| s.mirror().map_or(0, Mirror::sent)),
             held_tokens: self.held_tokens(),
             copied_tokens: counters.copied_tokens,
             missed_blocks: counters.missed_blocks,
@@ -328,10 +340,17 @@ impl State {
                 if store.index.find(hash, |found| found == index) != Some(index) {
                     return Err(Error::internal(format!("block {index} is findable but not in the index")));
                 }
+                let hash = BlockHash::of(self.shared.namespaces.get(block.namespace()), block);
+                if store.mirror().is_some_and(|mirror| mirror.find(hash) != Some(index)) {
+                    return Err(Error::internal(format!(
+                        "block {index} is not in the image of the device's index"
+                    )));
+                }
             }
         }
         if (inactive, waiting, findable)
             != (store.inactive_count(), store.waiting_count(), store.index.count())
+            || store.mirror().is_some_and(|mirror| mirror.count() != findable)
         {
             return Err(Error::internal("counts of inactive, waiting or findable blocks are wrong"));
         }

@@ -9,7 +9,8 @@ use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
-use super::sequence::{Holder, Pause};
+use super::prefix::AHEAD;
+use super::sequence::{Holder, Lease, Pause};
 use super::state::State;
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
@@ -280,6 +281,9 @@ impl State {
 
     fn admit(&mut self, lease: Id, tokens: u64, lookahead: u32, row: i32) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
+        if self.holders.leases[lease].is_chunks {
+            return Err(Status::WrongState.into());
+        }
         let row = self.holders.choose_row(row)?;
         let hit_tokens = self.holders.leases[lease].hit_tokens;
         let total = hit_tokens.checked_add(tokens).ok_or(Status::InvalidArgument)?;
@@ -386,8 +390,9 @@ impl State {
 
     fn release(&mut self, lease: Id) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
-        let namespace = self.holders.leases[lease].holder.namespace;
-        self.release_lease(lease);
+        let Lease { holder: Holder { namespace, .. }, is_chunks, .. } = self.holders.leases[lease];
+        // What is read from chunks is read by the work of steps up to this one.
+        self.release_lease(lease, if is_chunks { self.batch.step } else { 0 });
         self.holders.close_lease(lease);
         self.shared.namespaces.drop_use(namespace);
         Ok(OpResult::DONE)
@@ -414,7 +419,7 @@ impl State {
                     return Err(Status::InvalidArgument.into());
                 }
             }
-            (Naming::Keys { bytes, key_bytes }, KeyMode::Keys(expected)) => {
+            (Naming::Keys { bytes, key_bytes }, KeyMode::Keys(expected) | KeyMode::Chunks(expected)) => {
                 if key_bytes != expected {
                     return Err(Status::KeyMode.into());
                 }
@@ -430,10 +435,11 @@ impl State {
                 let inputs = if is_start { self.publish_inputs(row, extras) } else { 0 };
                 inputs + self.commit_tokens(row, ids, extras)
             }
-            Naming::Keys { bytes, key_bytes } => {
+            Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
                 let mut committed = 0;
                 for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
                     let link = first / link + position as u64;
+                    self.fetch_key(row, bytes, key_bytes as usize, position + AHEAD);
                     committed += self.complete_link(row, link, Key::from_bytes(key), false);
                 }
                 committed

@@ -6,16 +6,16 @@
 //! cache's lock.
 
 use super::block::{
-    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin,
-    Publication, Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
+    Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
 use super::group::Reach;
-use super::hash::Extras;
 use super::index::Index;
+use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::owner_lists::OwnerLists;
 use super::owners::{Owners, owner_of};
@@ -52,6 +52,8 @@ pub(super) struct Store {
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
+    /// Of the index on the device, if there is one.
+    mirror: Option<Mirror>,
     /// Only where hits may end inside a block.
     children: Option<Children>,
     policy: Box<dyn Policy>,
@@ -98,6 +100,7 @@ impl Store {
             next_serial: ROOT_SERIAL + 1,
             free,
             index: Index::new(blocks, seed)?,
+            mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
             inactive: 0,
@@ -328,88 +331,8 @@ impl Store {
         }
     }
 
-    /// The findable block with this key, if it is proved to be this content with these tokens.
-    pub(super) fn find(&self, wanted: &Publication, tokens: &[i32], counters: &mut Counters) -> Option<u32> {
-        let hash = self.index.hash(&wanted.key, wanted.namespace);
-        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
-        if !self.compares(wanted) {
-            return Some(found);
-        }
-        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
-        counters.collisions += u64::from(!has_tokens);
-        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
-    }
-
-    /// Whether found content is proved by its ancestors too.
-    pub(super) fn proves_ancestry(&self) -> bool {
-        self.proof == Proof::Chain
-    }
-
     fn parent_of(&self, block: u32) -> Parent {
         Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
-    }
-
-    /// The newest findable block after a parent.
-    pub(super) fn first_child(&self, parent: &Parent) -> Option<u32> {
-        let is_child = |block| self.parent_of(block) == *parent;
-        self.children.as_ref()?.first(parent, is_child)
-    }
-
-    /// The one after it.
-    pub(super) fn next_child(&self, block: u32) -> Option<u32> {
-        self.children.as_ref()?.next(block)
-    }
-
-    fn has_key(&self, block: u32, wanted: &Publication) -> bool {
-        let block = &self.blocks[block as usize];
-        block.namespace() == wanted.namespace && block.key == wanted.key
-    }
-
-    /// Whether tokens and ancestry of this content are compared.
-    fn compares(&self, wanted: &Publication) -> bool {
-        self.proof != Proof::Key && wanted.has_tokens
-    }
-
-    fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        let has_extras = || self.origin(block).extras == extras.0;
-        match self.proof {
-            Proof::Key | Proof::Anchor => true,
-            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
-            Proof::Extras => has_extras(),
-        }
-    }
-
-    pub(super) fn kept_tokens(&self, block: u32) -> &[i32] {
-        if !self.compares_tokens() {
-            return &[];
-        }
-        let each = self.block_tokens as usize;
-        &self.tokens[block as usize * each..][..each]
-    }
-
-    /// Forgets what a block was to be that its only holder fills anew from some token on.
-    pub(super) fn reopen(&mut self, block: u32) {
-        self.blocks[block as usize].namespace_and_flags &= !NAMED;
-        if let Some(origin) = self.origins.get_mut(block as usize) {
-            origin.serial = NO_SERIAL;
-        }
-    }
-
-    /// Gives a block the kept tokens of another.
-    pub(super) fn copy_kept(&mut self, source: u32, target: u32) {
-        if self.compares_tokens() {
-            let each = self.block_tokens as usize;
-            let from = source as usize * each;
-            self.tokens.copy_within(from..from + each, target as usize * each);
-        }
-    }
-
-    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
-        if self.compares_tokens() && !self.block(block).is_findable() {
-            let at = block as usize * self.block_tokens as usize + offset as usize;
-            self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
-        }
     }
 
     /// Makes a held block findable, unless the same content is or the key is taken.
@@ -461,6 +384,10 @@ impl Store {
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
         self.index.insert(hash, index);
+        if let Some(mirror) = &mut self.mirror {
+            let namespace = shared.namespaces.get(as_what.namespace);
+            mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
+        }
         if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
             let (blocks, origins) = (&self.blocks, &self.origins);
             let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
@@ -515,6 +442,10 @@ impl Store {
             children.remove(index, &parent);
         }
         self.index.remove(self.index.hash(&key, namespace), index);
+        if let Some(mirror) = &mut self.mirror {
+            let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
+            mirror.remove(hash, index);
+        }
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
         let owner = owner_of(self.block(index).tenant);
         self.by_owner.unlink(owner, index);
@@ -554,8 +485,18 @@ impl Store {
             + self.origins.len() as u64 * size_of::<Origin>() as u64
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
+            + self.mirror.as_ref().map_or(0, Mirror::bytes)
             + self.children.as_ref().map_or(0, Children::bytes)
             + self.by_owner.bytes()
+    }
+
+    /// The image of the index on the device.
+    pub(super) fn mirror(&self) -> Option<&Mirror> {
+        self.mirror.as_ref()
+    }
+
+    pub(super) fn mirror_mut(&mut self) -> Option<&mut Mirror> {
+        self.mirror.as_mut()
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -578,10 +519,15 @@ pub(super) struct StoreOptions {
     pub(super) scrub: Scrub,
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
+    /// The index has a copy on the device.
+    pub(super) mirrors: bool,
     pub(super) finds_partial: bool,
     /// Entries of the table of owners.
     pub(super) owners: u32,
 }
+
+#[path = "find.rs"]
+mod find;
 
 #[cfg(test)]
 #[path = "store_tests.rs"]

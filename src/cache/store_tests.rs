@@ -1,8 +1,9 @@
 //! What a store does when two contents meet under one key, which nobody outside can bring about.
 
 use super::*;
+use crate::cache::block::Counters;
 use crate::cache::evict;
-use crate::cache::hash::Key;
+use crate::cache::hash::{Extras, Key};
 use crate::cache::namespace::KeyMode;
 use crate::cache::steps::Steps;
 use crate::format::Strides;
@@ -30,6 +31,7 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         scrub: Scrub::None,
         compares_tokens: true,
         keeps_events: true,
+        mirrors: true,
         finds_partial: false,
         owners: 8,
     };
@@ -56,6 +58,10 @@ fn content(key: Key, namespace: u32, parent_serial: u64) -> Publication {
     }
 }
 
+fn found(store: &Store, wanted: &Publication, tokens: &[i32], shared: &mut Shared) -> Option<u32> {
+    store.find(store.index.hash(&wanted.key, wanted.namespace), wanted, tokens, &mut shared.counters)
+}
+
 /// A held block that is filled with these tokens.
 fn filled(store: &mut Store, shared: &mut Shared, tokens: [i32; 2]) -> u32 {
     let block = store.allocate(1, shared);
@@ -69,8 +75,8 @@ fn other_tokens_under_the_same_key_are_not_found_and_stay_private_with_all_that_
     let first = content(KEY, namespace, ROOT_SERIAL);
     let ours = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(ours, &first, &mut shared), Published::Stored);
-    assert_eq!(store.find(&first, &[1, 2], &mut shared.counters), Some(ours));
-    assert_eq!(store.find(&first, &[1, 3], &mut shared.counters), None);
+    assert_eq!(found(&store, &first, &[1, 2], &mut shared), Some(ours));
+    assert_eq!(found(&store, &first, &[1, 3], &mut shared), None);
     assert_eq!(shared.counters.collisions, 1);
     let theirs = filled(&mut store, &mut shared, [1, 3]);
     assert_eq!(store.publish(theirs, &first, &mut shared), Published::Refused);
@@ -79,7 +85,7 @@ fn other_tokens_under_the_same_key_are_not_found_and_stay_private_with_all_that_
     let after_theirs = content(NEXT, namespace, store.origin(theirs).serial);
     assert_eq!(store.publish(follower, &after_theirs, &mut shared), Published::Refused);
     let after_ours = content(NEXT, namespace, store.origin(ours).serial);
-    assert_eq!(store.find(&after_ours, &[5, 6], &mut shared.counters), None);
+    assert_eq!(found(&store, &after_ours, &[5, 6], &mut shared), None);
     assert_eq!((store.index.count(), shared.counters.committed_blocks), (1, 1));
 }
 
@@ -92,7 +98,7 @@ fn other_extras_under_the_same_key_are_a_collision_too() {
     let mut extras = Extras::NONE;
     extras.fold(&[7; 32], 0);
     let pictured = Publication { extras, ..plain };
-    assert_eq!(store.find(&pictured, &[1, 2], &mut shared.counters), None);
+    assert_eq!(found(&store, &pictured, &[1, 2], &mut shared), None);
     let other = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(other, &pictured, &mut shared), Published::Refused);
     assert_eq!(shared.counters.collisions, 2);
@@ -110,7 +116,7 @@ fn what_follows_a_duplicate_is_found_after_the_first() {
     let follower = filled(&mut store, &mut shared, [3, 4]);
     let after = content(NEXT, namespace, store.origin(theirs).serial);
     assert_eq!(store.publish(follower, &after, &mut shared), Published::Stored);
-    assert_eq!(store.find(&after, &[3, 4], &mut shared.counters), Some(follower));
+    assert_eq!(found(&store, &after, &[3, 4], &mut shared), Some(follower));
 }
 
 #[test]
@@ -127,12 +133,12 @@ fn an_orphan_is_not_found_after_a_new_ancestor_and_gives_way_once_nobody_holds_i
     let root = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(root, &first, &mut shared), Published::Stored);
     let after_new = content(NEXT, namespace, store.origin(root).serial);
-    assert_eq!(store.find(&after_new, &[3, 4], &mut shared.counters), None);
+    assert_eq!(found(&store, &after_new, &[3, 4], &mut shared), None);
     let equal = filled(&mut store, &mut shared, [3, 4]);
     assert_eq!(store.publish(equal, &after_new, &mut shared), Published::Refused, "the orphan is held");
     store.release(orphan, 0, &mut shared);
     assert_eq!(store.publish(equal, &after_new, &mut shared), Published::Stored);
-    assert_eq!(store.find(&after_new, &[3, 4], &mut shared.counters), Some(equal));
+    assert_eq!(found(&store, &after_new, &[3, 4], &mut shared), Some(equal));
     assert!(!store.block(orphan).is_findable());
     assert_eq!((store.free_count(), store.inactive_count(), shared.counters.collisions), (2, 0, 0));
     let last = shared.events.after(shared.events.last() - 2).unwrap().unwrap();
@@ -148,9 +154,9 @@ fn one_namespace_never_finds_anothers_block_even_where_the_hashes_meet() {
     assert_eq!(store.index.hash(&key, owner), store.index.hash(&key, other));
     let block = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(block, &content(key, owner, ROOT_SERIAL), &mut shared), Published::Stored);
-    assert_eq!(store.find(&content(key, other, ROOT_SERIAL), &[1, 2], &mut shared.counters), None);
+    assert_eq!(found(&store, &content(key, other, ROOT_SERIAL), &[1, 2], &mut shared), None);
     let theirs = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(theirs, &content(key, other, ROOT_SERIAL), &mut shared), Published::Stored);
-    assert_eq!(store.find(&content(key, other, ROOT_SERIAL), &[1, 2], &mut shared.counters), Some(theirs));
-    assert_eq!(store.find(&content(key, owner, ROOT_SERIAL), &[1, 2], &mut shared.counters), Some(block));
+    assert_eq!(found(&store, &content(key, other, ROOT_SERIAL), &[1, 2], &mut shared), Some(theirs));
+    assert_eq!(found(&store, &content(key, owner, ROOT_SERIAL), &[1, 2], &mut shared), Some(block));
 }

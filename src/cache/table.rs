@@ -7,6 +7,7 @@
 
 use super::config::{CacheConfig, Geometry, GroupGeometry};
 use super::copies::{self, COPY_WORDS};
+use super::device_index::DeviceIndex;
 use super::kernels::{TOKENS, UPLOAD, UPLOAD_HEAD, ZERO, grid};
 use super::state::State;
 use super::upload::{
@@ -134,6 +135,7 @@ pub(super) struct Uploader {
     pub(super) cells_uploaded: Vec<u64>,
     pub(super) blocks_zeroed: Vec<usize>,
     zero_runs: Vec<(usize, usize)>,
+    pub(super) index: Option<DeviceIndex>,
     /// Copies of this call and those already packed, by group.
     pub(super) copies_planned: Vec<usize>,
     copies_packed: Vec<usize>,
@@ -192,6 +194,10 @@ impl Uploader {
             cells_uploaded: vec![0; groups],
             blocks_zeroed: vec![0; groups],
             zero_runs: vec![(0, 0); groups],
+            index: match config.index.device {
+                true => Some(DeviceIndex::new(memory, geometry, &config.name)?),
+                false => None,
+            },
             copies_planned: vec![0; groups],
             copies_packed: vec![0; groups],
             copy_launches: room(copies::capacities(geometry, config.max_sequences).sum())?,
@@ -208,6 +214,9 @@ impl Uploader {
                 let slots = arena.slice().part(4 * places.slots, 8 * self.max_tokens as u64)?;
                 device.memset(Stream::DEFAULT, slots, 0xff)?;
             }
+        }
+        if let Some(index) = &self.index {
+            index.clear(device, Stream::DEFAULT)?;
         }
         device.stream_synchronize(Stream::DEFAULT)
     }
@@ -311,6 +320,9 @@ impl Uploader {
                 let sent = pack_cells(&mut packer, state, group, places.table);
                 self.cells_uploaded[group] += sent;
                 is_all &= state.batch.dirty[group].last().is_none();
+                if let Some(index) = &mut self.index {
+                    is_all &= index.pack(&mut packer, group, &mut state.stores[group]);
+                }
             }
         }
         Ok((packer.finish(), is_all))
@@ -328,6 +340,7 @@ impl Uploader {
             return Ok(());
         };
         let (zero_runs, blocks_zeroed) = (&self.zero_runs, &mut self.blocks_zeroed);
+        let index = &mut self.index;
         let copy_launches = &self.copy_launches;
         staging.send(device, stream, words, |packed| {
             for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {
@@ -337,6 +350,9 @@ impl Uploader {
                 let grid = grid(count, block_bytes);
                 device.launch(stream, &Launch { kernel: &ZERO, grid, block: 256, args: &args })?;
                 blocks_zeroed[group] += count;
+            }
+            if let Some(index) = index {
+                index.enqueue(device, stream, packed)?;
             }
             for &(group, first, count) in copy_launches {
                 let (pool, geometry) = pools(group);

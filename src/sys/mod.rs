@@ -7,6 +7,7 @@ pub mod clock;
 pub mod fork;
 pub mod lease;
 pub mod numa;
+pub mod prefetch;
 pub mod random;
 pub mod reserve;
 pub mod shm;

@@ -1,7 +1,8 @@
 //! Memory whose size comes from a caller: running out of it is an error and not an abort.
 //!
 //! [`filled`] and [`room`] touch or reserve at once, so that later use allocates nothing and meets no page fault;
-//! [`Zeroed`] takes its pages from the system as they are first written, for tables that are mostly empty.
+//! [`Zeroed`] takes its pages from the system as they are first written, for tables that are mostly empty. Large
+//! vectors ask for huge pages: random reads in them then seldom wait for a translation of the address.
 
 use std::ops::{Deref, DerefMut};
 
@@ -17,7 +18,22 @@ pub fn room<T>(count: usize) -> Result<Vec<T>> {
         let text = format!("{count} entries of {} bytes do not fit into host memory", size_of::<T>());
         Error::new(Status::OutOfHostMemory, text)
     })?;
+    ask_for_huge_pages(values.as_ptr() as usize, count.saturating_mul(size_of::<T>()));
     Ok(values)
+}
+
+/// Bytes of a huge page of x86-64, and of 64-bit ARM with pages of 4 KiB.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Asks for huge pages behind the whole ones that lie in a range just reserved, whose pages come with its first use.
+/// A system that has none, or was told to give none, gives small ones.
+fn ask_for_huge_pages(address: usize, bytes: usize) {
+    let first = address.next_multiple_of(HUGE_PAGE_BYTES);
+    let end = (address.saturating_add(bytes)) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    if end > first {
+        // SAFETY: the range lies in an allocation of ours; the advice changes no byte of it.
+        _ = unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
+    }
 }
 
 /// A vector of `count` equal values.
@@ -69,6 +85,13 @@ mod tests {
     fn sizes_that_cannot_be_are_errors() {
         assert_eq!(room::<u64>(usize::MAX / 8).unwrap_err().status, Status::OutOfHostMemory);
         assert!(Zeroed::<u64>::new(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn large_vectors_hold_what_is_put_into_them() {
+        let values = filled(1 << 20, 0x5a5a_u64).unwrap();
+        assert!(values.iter().all(|&value| value == 0x5a5a));
+        assert_eq!(room::<u64>(1 << 20).unwrap().capacity(), 1 << 20);
     }
 
     #[test]

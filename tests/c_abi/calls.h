@@ -57,6 +57,10 @@
     ON_CACHE(kavern_kv_events_read, (cache, NULL, 0, NULL, NULL))                                                 \
     ON_CACHE(kavern_kv_events_snapshot, (cache, NULL, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_block_keys, (cache, NULL, NULL, 0, NULL))                                                  \
+    ON_CACHE(kavern_kv_probe, (cache, 0, NULL, NULL))                                                             \
+    ON_CACHE(kavern_kv_block_hashes, (cache, NULL, 0, NULL, 0, NULL))                                             \
+    ON_CACHE(kavern_kv_match_chunks, (cache, NULL, NULL, NULL, 0, NULL))                                          \
+    ON_CACHE(kavern_kv_lookup_device, (cache, NULL, NULL))                                                        \
     ON_CACHE(kavern_kv_append, (cache, NULL, NULL))                                                               \
     ON_CACHE(kavern_kv_fill_pattern, (cache, NULL, 0, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_check_pattern, (cache, NULL, 0, 0, NULL, NULL))                                            \

@@ -64,7 +64,7 @@ static void spoil_cache_config(kavern_kv_cache_config *config) {
     if (text == NULL) text = "no such policy";
     switch (below(20)) {
         case 0: config->struct_size = bad_struct_size(); break;
-        case 1: config->flags = unknown_u32(7) | 8; break;
+        case 1: config->flags = (uint32_t)some_u64() | 1u << 30; break;
         case 2: config->groups = bad_pointer(); break;
         case 3: config->group_count = one_in(2) ? 0 : unknown_u32(16); break;
         case 4: config->max_sequences = one_in(2) ? 0 : unknown_u32(1 << 20); break;
@@ -128,7 +128,7 @@ static void good_request(kavern_kv_request *request) {
 /* Everything but struct_size, which is the whole call's. */
 static void spoil_request(kavern_kv_request *request) {
     switch (below(12)) {
-        case 0: request->flags = unknown_u32(15) | 16; break;
+        case 0: request->flags = (uint32_t)some_u64() | 1u << 30; break;
         case 1: request->reserved[below(2)] = nonzero_u64(); break;
         case 2:
             request->salt = bytes;
@@ -342,6 +342,87 @@ static void block_keys(void) {
     refused(kavern_kv_block_keys(cache, given, keys, capacity, output(5)));
 }
 
+static void probe(void) {
+    static kavern_kv_request requests[4];
+    int64_t *tokens_found = (int64_t *)(void *)&out_memory[1024];
+    size_t n = 1 + below(4);
+    for (size_t i = 0; i < n; ++i) good_request(&requests[i]);
+    if (one_in(2)) {
+        for (size_t i = 0; i < n; ++i) {
+            do {
+                good_request(&requests[i]);
+                spoil_request(&requests[i]);
+            } while (requests[i].block_ids != NULL); /* which this function does not use */
+        }
+        EXPECT(KAVERN_PARTIAL, kavern_kv_probe(live_cache, n, requests, tokens_found));
+        for (size_t i = 0; i < n; ++i) CHECK(tokens_found[i] < 0);
+        CHECK(is_unchanged_from(1024 + n * sizeof *tokens_found));
+        return;
+    }
+    choose_flaw(5);
+    if (is_bad(0)) requests[below(n)].struct_size = bad_struct_size();
+    if (is_bad(1)) n = bad_count(sizeof *requests);
+    const kavern_kv_request *given = is_bad(2) ? bad_pointer() : requests;
+    refused(kavern_kv_probe(CACHE(3), n, given, output(4)));
+}
+
+static void block_hashes(void) {
+    static kavern_kv_request request;
+    choose_flaw(7);
+    good_request(&request);
+    if (is_bad(0)) request.struct_size = bad_struct_size();
+    if (is_bad(1)) {
+        do {
+            good_request(&request);
+            spoil_request(&request);
+        } while (request.block_ids != NULL); /* which this function does not use */
+    }
+    const kavern_kv_request *given = is_bad(2) ? bad_pointer() : &request;
+    uint64_t capacity = is_bad(3) ? bad_count(16) : 64;
+    uint64_t *hashes = is_bad(4) ? NULL : (void *)&out_memory[4096];
+    uint32_t group = is_bad(5) ? unknown_u32(0) : 0;
+    kavern_kv_cache *cache = one_in(4) ? bad_handle(live_cache, stale_cache, live_manager) : live_cache;
+    refused(kavern_kv_block_hashes(cache, given, group, hashes, capacity, output(6)));
+}
+
+/* The sweep's cache has neither of the two indices, so that good calls are refused too. */
+static void match_chunks(void) {
+    static kavern_kv_request request;
+    static uint64_t offsets[4];
+    choose_flaw(7);
+    good_request(&request);
+    request.flags = is_bad(0) ? 0 : KAVERN_REQUEST_CHUNKS;
+    request.tokens = is_bad(1) ? tokens : NULL;
+    request.token_count = 0;
+    request.keys = is_bad(2) ? bad_pointer() : bytes;
+    request.key_bytes = 16;
+    request.key_count = is_bad(3) ? bad_count(16) : 4;
+    const uint64_t *given = is_bad(4) ? maybe_misaligned() : offsets;
+    kavern_kv_chunk_hit *hits = is_bad(5) ? bad_pointer() : (void *)&out_memory[4096];
+    refused(kavern_kv_match_chunks(live_cache, &request, given, hits, one_in(4) ? 3 : 8, output(6)));
+}
+
+static void lookup_device(void) {
+    static kavern_kv_lookup_args args;
+    static uint64_t base;
+    if (base == 0) {
+        kavern_kv_description found = {.struct_size = sizeof found};
+        OK(kavern_kv_describe(live_cache, 0, &found));
+        base = found.base_address;
+    }
+    choose_flaw(8);
+    memset(&args, 0, sizeof args);
+    args.struct_size = is_bad(0) ? bad_struct_size() : sizeof args;
+    args.group = is_bad(1) ? unknown_u32(0) : 0;
+    args.mode = is_bad(2) ? (one_in(4) ? 0 : unknown_u32(2)) : 1 + (uint32_t)below(2);
+    args.rows = args.row_hashes = 1;
+    args.reserved = is_bad(3) ? (uint32_t)some_u64() | 1 : 0;
+    args.hashes = is_bad(4) ? 0 : base;
+    args.block_ids = is_bad(5) ? 0 : base;
+    const kavern_kv_lookup_args *given = one_in(5) ? bad_pointer() : &args;
+    refused(kavern_kv_lookup_device(CACHE(6), STREAM(7), given));
+}
+
 static void append(void) {
     static kavern_kv_append_args args;
     static uint64_t base;
@@ -403,6 +484,10 @@ const sweep_entry sweep_kv[] = {
     {"kavern_kv_events_read", events_read},
     {"kavern_kv_events_snapshot", events_snapshot},
     {"kavern_kv_block_keys", block_keys},
+    {"kavern_kv_probe", probe},
+    {"kavern_kv_block_hashes", block_hashes},
+    {"kavern_kv_match_chunks", match_chunks},
+    {"kavern_kv_lookup_device", lookup_device},
     {"kavern_kv_append", append},
     {"kavern_kv_fill_pattern", fill_pattern},
     {"kavern_kv_check_pattern", check_pattern},

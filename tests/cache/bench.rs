@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use kavern::cache::{
-    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, OpResult,
-    Reach, Request, Scrub, Target,
+    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
+    OpResult, Reach, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Result, Status};
@@ -68,6 +68,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
     }
@@ -162,7 +163,11 @@ impl Bench {
     }
 
     pub(super) fn look(&self, request: &Request<'_>) -> Hit {
-        lookup(&self.cache, request).unwrap()
+        // Whatever a cache went through, a probe answers what the match then finds.
+        let probed = self.cache.probe(request).unwrap();
+        let hit = lookup(&self.cache, request).unwrap();
+        assert_eq!(probed, hit.tokens, "{request:?}");
+        hit
     }
 
     /// How many tokens would be found; holds nothing afterwards.

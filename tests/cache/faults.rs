@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{Append, CacheConfig, Content, KvCache, Op, Scrub, Target};
+use kavern::cache::{
+    Append, CacheConfig, Content, DeviceLookup, IndexOptions, KvCache, LookupMode, Op, Scrub, Target,
+};
 use kavern::device::{Device, Place, Stream, registry};
 use kavern::error::{Error, Result, Status};
 use kavern::event::NoSink;
@@ -18,6 +20,7 @@ fn settings() -> CacheConfig {
         scrub: Scrub::Always,
         steps_in_flight: 2,
         max_batch_tokens: 64,
+        index: IndexOptions { device: true, chunks: false },
         ..config(vec![group(4), opaque(8, 32)], 16)
     }
 }
@@ -116,6 +119,24 @@ fn scenario(device: &Arc<dyn Device>) -> u64 {
         let free = Op::Free { target: Target::Id(Id(sequence)) };
         assert_eq!(list.apply(&free).status, Status::Ok);
     }
+    faults.again(|| cache.tables(4, stream, |_| Ok(())));
+    let mut hashes = Vec::new();
+    let mut take = |_: usize, hash: [u64; 2]| hashes.extend(hash.iter().flat_map(|word| word.to_le_bytes()));
+    assert_eq!(cache.block_hashes(&ask(&tokens), 0, &mut take).unwrap(), 3);
+    faults.again(|| device.write(source.slice().part(0, 48)?, &hashes));
+    let lookup = DeviceLookup {
+        group: 0,
+        mode: LookupMode::Prefix,
+        rows: 1,
+        row_hashes: 3,
+        hashes: source.slice(),
+        counts: None,
+        blocks: slots.slice(),
+    };
+    faults.again(|| cache.lookup_device(stream, &lookup));
+    faults.again(|| device.stream_synchronize(stream));
+    let found = words(device, &mut faults, slots.slice().address(), 3);
+    assert!(found.iter().all(|&block| block >= 0), "{found:?}");
     faults.again(|| cache.step_done(4, Some(stream)));
     faults.again(|| device.stream_synchronize(stream));
     faults.again(|| cache.poll());

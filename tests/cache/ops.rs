@@ -485,7 +485,7 @@ fn a_sequence_dropped_in_the_step_that_scheduled_it_leaves_the_batch() {
     let rows = |bench: &Bench| {
         bench.cache.tables(bench.step, bench.stream, |t| Ok(t.batch_rows()?.to_vec())).unwrap()
     };
-    assert_eq!(rows(&bench), []);
+    assert_eq!(rows(&bench), [0i32; 0]);
     let hit = bench.look(&ask(&tokens));
     bench.good(&change(sequence, Change::Resume { lease: Some(hit.lease), tokens: 10, lookahead: 0 }));
     assert_eq!(rows(&bench), [0]);

@@ -321,6 +321,92 @@ fn appended_tokens_are_rounded_once_and_lie_in_their_slots() {
     compare("kavern_kv_append", &cases);
 }
 
+/// A table of a power of two of cells with some blocks under random hashes, some of them far from their home.
+fn table(random: &mut Rng, cells: usize, filled: usize) -> (Vec<u8>, Vec<[u32; 4]>) {
+    let mut table = vec![[0u32; 4]; cells];
+    let mut hashes = Vec::new();
+    for block in 1..=filled as u32 {
+        // A third of them meet at the last cells, so searches wrap around.
+        let low = if block % 3 == 0 { (cells - 1) as u32 } else { random.u32(..) };
+        let hash = [low, random.u32(..), random.u32(..), random.u32(..)];
+        let mut at = low as usize & (cells - 1) & !1;
+        while table[at][3] != 0 {
+            at = (at + 1) % cells;
+        }
+        table[at] = [hash[0], hash[1], hash[2], block];
+        hashes.push(hash);
+    }
+    (table.iter().flatten().flat_map(|word| word.to_le_bytes()).collect(), hashes)
+}
+
+#[test]
+fn rows_of_hashes_find_their_blocks_alone_and_as_prefixes() {
+    let mut random = Rng::with_seed(15);
+    let mut cases = Vec::new();
+    for (cells, filled, rows, each) in [(2, 1, 1, 3), (64, 32, 7, 5), (1 << 12, 2048, 5, 3000), (8, 8, 4, 40)]
+    {
+        let (bytes, known) = table(&mut random, cells, filled);
+        for mode in [1u64, 2] {
+            for misses in [0, 3, 700] {
+                let mut hashes: Vec<[u32; 4]> =
+                    (0..rows * each).map(|_| known[random.usize(..known.len())]).collect();
+                for _ in 0..misses.min(rows * each / 2) {
+                    // Unlike a known one in the last word that counts, or in all.
+                    let at = random.usize(..hashes.len());
+                    hashes[at][2] ^= 1 << random.u32(..32);
+                    if random.bool() {
+                        hashes[at] = std::array::from_fn(|_| random.u32(..));
+                    }
+                }
+                let counts: Vec<i32> =
+                    (0..rows).map(|row| [each as i32, -3, 1, i32::MAX, 0][row % 5]).collect();
+                let out = noise(&mut random, 4 * (rows * each) as u64);
+                for has_counts in [0, 1] {
+                    let values = vec![
+                        Value::Write(out.clone(), 0),
+                        Value::Read(bytes.clone(), 0),
+                        read(&hashes, |hash| hash.iter().flat_map(|word| word.to_le_bytes()).collect()),
+                        ids(&counts),
+                        Value::Number(rows as u64),
+                        Value::Number(each as u64),
+                        Value::Number(mode),
+                        Value::Number(has_counts),
+                    ];
+                    cases.push((
+                        format!("{cells} cells, {rows} x {each}, mode {mode}, {misses} misses, {has_counts}"),
+                        values,
+                    ));
+                }
+            }
+        }
+    }
+    compare("kavern_index_lookup", &cases);
+    let seen = run(&*registry::open("host").unwrap(), kernel("kavern_index_lookup"), &cases[12].1, 1, 1);
+    assert!(
+        seen[0].chunks(4).all(|id| i32::from_le_bytes(id.try_into().unwrap()) >= 0),
+        "known ones are found"
+    );
+}
+
+#[test]
+fn changed_cells_reach_their_places_and_no_others_change() {
+    let mut random = Rng::with_seed(16);
+    let cases: Vec<_> = [(2u64, 0usize), (64, 64), (4096, 1000)]
+        .into_iter()
+        .map(|(cells, count)| {
+            let mut places: Vec<i32> = (0..cells as i32).collect();
+            random.shuffle(&mut places);
+            let changes: Vec<i32> = places[..count]
+                .iter()
+                .flat_map(|&at| [at, random.i32(..), random.i32(..), random.i32(..), random.i32(..)])
+                .collect();
+            let table = Value::Write(noise(&mut random, 16 * cells), 0);
+            (format!("{count} of {cells} cells"), vec![table, ids(&changes)])
+        })
+        .collect();
+    compare("kavern_index_update", &cases);
+}
+
 #[test]
 fn every_kernel_of_the_cache_loads_ahead() {
     each(|subject| {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, CacheStatistics, Change, Content, GroupConfig, HashKind, KvCache, Naming, Op, OpResult,
-    PreemptMode, Request, Scrub, Target,
+    CacheConfig, CacheStatistics, Change, Content, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
+    OpResult, PreemptMode, Request, Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::Status;
@@ -67,6 +67,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         metadata_only: false,
         ragged: true,
         require_salt: false,
+        index: IndexOptions { device: true, chunks: false },
         partial_hits: false,
         worker: false,
     }

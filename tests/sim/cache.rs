@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, Reach, Request, Scrub, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Reach, Request,
+    Scrub, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
 use kavern::error::Status;
@@ -47,6 +48,7 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
     }

@@ -61,6 +61,8 @@ KAVERN_SCRUB_ALWAYS = 3
 KAVERN_KV_METADATA_ONLY = 1
 KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
+KAVERN_KV_DEVICE_INDEX = 8
+KAVERN_KV_CHUNK_INDEX = 16
 KAVERN_KV_PARTIAL_HITS = 64
 KAVERN_KV_WORKER = 256
 
@@ -69,6 +71,11 @@ KAVERN_REQUEST_NO_READ = 1
 KAVERN_REQUEST_NO_STORE = 2
 KAVERN_REQUEST_DROP_LAST = 4
 KAVERN_REQUEST_KEEP_ONE_TOKEN = 8
+KAVERN_REQUEST_CHUNKS = 16
+
+# kavern_kv_lookup_mode: What kavern_kv_lookup_device does after a miss.
+KAVERN_LOOKUP_INDEPENDENT = 1
+KAVERN_LOOKUP_PREFIX = 2
 
 # kavern_kv_op_kind: Kinds of kavern_kv_op. Those marked "later" answer KAVERN_ERR_UNSUPPORTED.
 KAVERN_OP_ADMIT = 1
@@ -271,6 +278,14 @@ class kavern_kv_check_result(_c.Structure):
 
 class kavern_kv_append_args(_c.Structure):
     """Keys and values of new tokens of one layer, for kavern_kv_append."""
+
+
+class kavern_kv_chunk_hit(_c.Structure):
+    """What kavern_kv_match_chunks says of one key in one group."""
+
+
+class kavern_kv_lookup_args(_c.Structure):
+    """A batch of lookups by hashes that are in device memory."""
 
 
 class kavern_manager_config(_c.Structure):
@@ -620,6 +635,7 @@ kavern_kv_statistics._fields_ = [
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
     ("held_tokens", _c.c_uint64),
+    ("device_index_cells_sent", _c.c_uint64),
     ("copied_tokens", _c.c_uint64),
     ("hit_blocks_ram", _c.c_uint64),
     ("hit_blocks_disk", _c.c_uint64),
@@ -644,6 +660,24 @@ kavern_kv_append_args._fields_ = [
     ("keys", _c.c_uint64),
     ("values", _c.c_uint64),
     ("slot_mapping", _c.c_uint64),
+]
+
+kavern_kv_chunk_hit._fields_ = [
+    ("shift", _c.c_int64),
+    ("block", _c.c_int32),
+    ("reserved", _c.c_uint32),
+]
+
+kavern_kv_lookup_args._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("mode", _c.c_uint32),
+    ("rows", _c.c_uint32),
+    ("row_hashes", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("hashes", _c.c_uint64),
+    ("counts", _c.c_uint64),
+    ("block_ids", _c.c_uint64),
 ]
 
 kavern_manager_config._fields_ = [
@@ -921,6 +955,10 @@ FUNCTIONS = {
     "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
     "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
+    "kavern_kv_probe": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(_c.c_int64)]),
+    "kavern_kv_block_hashes": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_request), _c.c_uint32, _c.POINTER(_c.c_uint64), _c.c_uint64, _c.POINTER(_c.c_uint64)]),
+    "kavern_kv_match_chunks": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_request), _c.POINTER(_c.c_uint64), _c.POINTER(kavern_kv_chunk_hit), _c.c_uint64, _c.POINTER(kavern_kv_match_result)]),
+    "kavern_kv_lookup_device": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.POINTER(kavern_kv_lookup_args)]),
     "kavern_manager_config_init": (kavern_status, [_c.POINTER(kavern_manager_config), _c.c_size_t]),
     "kavern_manager_create": (kavern_status, [_c.POINTER(kavern_manager_config), _c.POINTER(kavern_manager)]),
     "kavern_manager_destroy": (kavern_status, [_c.POINTER(kavern_manager)]),

@@ -1,0 +1,127 @@
+//! Which content a block of a store holds, and the block that holds a wanted one.
+//!
+//! Reads the index, the keys, and what the store keeps to prove that a key's block is the wanted content; asks for
+//! memory ahead of all three. What it does not: change who holds a block.
+
+use super::{Proof, Store};
+use crate::cache::block::{Counters, NAMED, NO_SERIAL, Publication};
+use crate::cache::children::Parent;
+use crate::cache::hash::{Extras, Key};
+use crate::sys::prefetch;
+
+/// Tokens in one line of the processor's cache.
+const TOKENS_OF_LINE: usize = 16;
+/// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
+const LINES_MOST: usize = 4;
+impl Store {
+    /// Has all that `find` reads of the block under this hash fetched.
+    pub(in crate::cache) fn fetch_found(&self, hash: u32) {
+        let Some(block) = self.index.find(hash, |_| true) else { return };
+        self.fetch_block(Some(block as i32));
+        if self.proof != Proof::Key {
+            prefetch::prefetch(&self.origins, block as usize);
+            prefetch::prefetch_part(&self.origins, block as usize, 64);
+        }
+        if self.compares_tokens() {
+            let first = block as usize * self.block_tokens as usize;
+            let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
+            (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
+        }
+    }
+
+    /// Has a block fetched that is acquired or released soon.
+    pub(in crate::cache) fn fetch_block(&self, block: Option<i32>) {
+        block.into_iter().for_each(|block| prefetch::prefetch(&self.blocks, block as usize));
+    }
+
+    /// Whether a block is findable under this key, whatever came before it.
+    pub(in crate::cache) fn has(&self, key: &Key, namespace: u32) -> bool {
+        let is_it = |block: u32| self.block(block).namespace() == namespace && self.block(block).key == *key;
+        self.index.find(self.index.hash(key, namespace), is_it).is_some()
+    }
+
+    /// The findable block with this key, if it is proved to be this content with these tokens.
+    pub(in crate::cache) fn find(
+        &self,
+        hash: u32,
+        wanted: &Publication,
+        tokens: &[i32],
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
+        if !self.compares(wanted) {
+            return Some(found);
+        }
+        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
+        counters.collisions += u64::from(!has_tokens);
+        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
+    }
+
+    /// Whether found content is proved by its ancestors too.
+    pub(in crate::cache) fn proves_ancestry(&self) -> bool {
+        self.proof == Proof::Chain
+    }
+
+    /// The newest findable block after a parent.
+    pub(in crate::cache) fn first_child(&self, parent: &Parent) -> Option<u32> {
+        let is_child = |block| self.parent_of(block) == *parent;
+        self.children.as_ref()?.first(parent, is_child)
+    }
+
+    /// The one after it.
+    pub(in crate::cache) fn next_child(&self, block: u32) -> Option<u32> {
+        self.children.as_ref()?.next(block)
+    }
+
+    pub(super) fn has_key(&self, block: u32, wanted: &Publication) -> bool {
+        let block = &self.blocks[block as usize];
+        block.namespace() == wanted.namespace && block.key == wanted.key
+    }
+
+    /// Whether tokens and ancestry of this content are compared.
+    pub(super) fn compares(&self, wanted: &Publication) -> bool {
+        self.proof != Proof::Key && wanted.has_tokens
+    }
+
+    pub(super) fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
+        let has_extras = || self.origin(block).extras == extras.0;
+        match self.proof {
+            Proof::Key | Proof::Anchor => true,
+            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
+            Proof::Extras => has_extras(),
+        }
+    }
+
+    pub(in crate::cache) fn kept_tokens(&self, block: u32) -> &[i32] {
+        if !self.compares_tokens() {
+            return &[];
+        }
+        let each = self.block_tokens as usize;
+        &self.tokens[block as usize * each..][..each]
+    }
+
+    /// Forgets what a block was to be that its only holder fills anew from some token on.
+    pub(in crate::cache) fn reopen(&mut self, block: u32) {
+        self.blocks[block as usize].namespace_and_flags &= !NAMED;
+        if let Some(origin) = self.origins.get_mut(block as usize) {
+            origin.serial = NO_SERIAL;
+        }
+    }
+
+    /// Gives a block the kept tokens of another.
+    pub(in crate::cache) fn copy_kept(&mut self, source: u32, target: u32) {
+        if self.compares_tokens() {
+            let each = self.block_tokens as usize;
+            let from = source as usize * each;
+            self.tokens.copy_within(from..from + each, target as usize * each);
+        }
+    }
+
+    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
+    pub(in crate::cache) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
+        if self.compares_tokens() && !self.block(block).is_findable() {
+            let at = block as usize * self.block_tokens as usize + offset as usize;
+            self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Keys of a prompt's links, chained before the cache's lock is taken, and the longest prefix of them.
+//!
+//! Hashing needs only what never changes: the secret, the kind of hash, the tokens of a link. So it runs outside of the
+//! lock, into memory of the thread that is kept, in windows that double: after each window one question under the
+//! lock tells whether its last link is there at all. If no group has it, the prefix ends before it, and what follows
+//! is not hashed. That question never decides a hit: evictions may have taken ancestors, so the walk looks at every
+//! link from the first one on. It takes several links at a time, so that their cells, then their blocks are fetched
+//! together. Reads of different links overlap; nothing is allocated under the lock.
+
+use std::cell::RefCell;
+
+use super::block::{Counters, Publication, ROOT_SERIAL};
+use super::config::HashKind;
+use super::hash::{self, Extras, Key};
+use super::hybrid::ChainLink;
+use super::lookup::{Extra, Naming, Request};
+use super::namespace::KeyMode;
+use super::sequence::Rows;
+use super::state::State;
+use super::store::Store;
+use crate::error::{Error, Result, Status};
+
+/// Links whose cells and blocks are fetched together.
+pub(super) const AHEAD: usize = 16;
+/// Links that are hashed before the first question.
+const FIRST_WINDOW: usize = 64;
+
+/// How the tokens of a cache become keys; never changes.
+#[derive(Clone, Copy)]
+pub(super) struct Chain {
+    pub(super) secret: [u8; 32],
+    pub(super) hash: HashKind,
+    pub(super) link_tokens: u32,
+    pub(super) max_sequence_tokens: u64,
+}
+
+/// Keys chained from tokens. One for each thread, which keeps its memory.
+#[derive(Default)]
+pub(super) struct Scratch {
+    keys: Vec<Key>,
+    /// From which link on which digest of extras holds, in rising order.
+    marks: Vec<(usize, Extras)>,
+    extras_seen: usize,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Gives the thread's scratch, empty, to `work`, which must not ask for it again.
+pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.keys.clear();
+        scratch.marks.clear();
+        scratch.extras_seen = 0;
+        work(scratch)
+    })
+}
+
+/// Keys of the links of a request.
+#[derive(Clone, Copy)]
+pub(super) enum LinkKeys<'a> {
+    /// Chained from tokens.
+    Chained(&'a Scratch),
+    /// Chained by the caller.
+    Given { bytes: &'a [u8], key_bytes: usize },
+}
+
+impl LinkKeys<'_> {
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Chained(scratch) => scratch.keys.len(),
+            Self::Given { bytes, key_bytes } => bytes.len() / key_bytes,
+        }
+    }
+
+    pub(super) fn key(&self, link: usize) -> Key {
+        match self {
+            Self::Chained(scratch) => scratch.keys[link],
+            Self::Given { bytes, key_bytes } => Key::from_bytes(&bytes[link * key_bytes..][..*key_bytes]),
+        }
+    }
+
+    /// Digest of all extras up to the end of a link.
+    pub(super) fn extras(&self, link: usize) -> Extras {
+        let Self::Chained(Scratch { marks, .. }) = self else { return Extras::NONE };
+        match marks.partition_point(|mark| mark.0 <= link) {
+            0 => Extras::NONE,
+            after => marks[after - 1].1,
+        }
+    }
+}
+
+impl LinkKeys<'_> {
+    /// Digest of all extras before a token, which may lie inside a link.
+    pub(super) fn extras_before(&self, request: &Request<'_>, token: u64, link_tokens: u32) -> Extras {
+        let Naming::Tokens(_, all) = request.naming else { return Extras::NONE };
+        let links = (token / u64::from(link_tokens)) as usize;
+        let mut extras = links.checked_sub(1).map_or(Extras::NONE, |last| self.extras(last));
+        let from = links as u64 * u64::from(link_tokens);
+        let inside = all.iter().filter(|extra| (from..token).contains(&extra.token_offset));
+        inside.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
+        extras
+    }
+}
+
+impl Scratch {
+    /// Chains on until `to` links are there.
+    fn extend(
+        &mut self,
+        chain: &Chain,
+        root: &Key,
+        tokens: &[i32],
+        extras: &[Extra],
+        to: usize,
+    ) -> Result<()> {
+        let out_of_memory = |_| {
+            let text = format!("{to} keys of 32 bytes do not fit into host memory");
+            Error::new(Status::OutOfHostMemory, text)
+        };
+        let each = chain.link_tokens as usize;
+        self.keys.try_reserve(to - self.keys.len()).map_err(out_of_memory)?;
+        self.marks.try_reserve(extras.len() - self.extras_seen).map_err(out_of_memory)?;
+        let mut key = *self.keys.last().unwrap_or(root);
+        let mut folded = self.marks.last().map_or(Extras::NONE, |mark| mark.1);
+        for link in self.keys.len()..to {
+            let end = ((link + 1) * each) as u64;
+            let first = self.extras_seen;
+            while let Some(extra) = extras.get(self.extras_seen).filter(|extra| extra.token_offset < end) {
+                folded.fold(&extra.id, extra.token_offset);
+                self.extras_seen += 1;
+            }
+            if self.extras_seen > first {
+                self.marks.push((link, folded));
+            }
+            key = hash::link(chain.hash, &key, &tokens[link * each..][..each], &folded);
+            self.keys.push(key);
+        }
+        Ok(())
+    }
+}
+
+impl Chain {
+    /// Keys of at most `most` links of a request, as far as `is_worth_it(links so far, last key)` lets it go.
+    pub(super) fn keys<'a>(
+        &self,
+        request: &Request<'a>,
+        scratch: &'a mut Scratch,
+        most: usize,
+        mut is_worth_it: impl FnMut(usize, &Key) -> bool,
+    ) -> Result<LinkKeys<'a>> {
+        let (tokens, extras) = match request.naming {
+            Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
+                return Ok(LinkKeys::Given { bytes, key_bytes: key_bytes as usize });
+            }
+            Naming::Tokens(tokens, extras) => (tokens, extras),
+        };
+        let links = (tokens.len() / self.link_tokens as usize).min(most);
+        let root = hash::root_key(&self.secret, request.namespace_id, request.adapter_id, request.salt);
+        let mut to = links.min(FIRST_WINDOW);
+        loop {
+            scratch.extend(self, &root, tokens, extras, to)?;
+            if to == links || !scratch.keys.last().is_none_or(|key| is_worth_it(to, key)) {
+                return Ok(LinkKeys::Chained(scratch));
+            }
+            to = links.min(2 * to);
+        }
+    }
+
+    /// Links that a match of this request can reach at all.
+    pub(super) fn longest(&self, request: &Request<'_>) -> usize {
+        if request.no_read { 0 } else { (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize }
+    }
+}
+
+/// How the namespace of a request names its blocks; refuses extras out of order.
+pub(super) fn key_mode(request: &Request<'_>) -> Result<KeyMode> {
+    match request.naming {
+        Naming::Tokens(_, extras) if !extras.is_sorted_by_key(|extra| extra.token_offset) => {
+            Err(Error::argument("extras must stand in rising order of token_offset"))
+        }
+        Naming::Tokens(..) => Ok(KeyMode::Tokens),
+        Naming::Keys { key_bytes, .. } => Ok(KeyMode::Keys(key_bytes)),
+        Naming::Chunks { key_bytes, .. } => Ok(KeyMode::Chunks(key_bytes)),
+    }
+}
+
+/// What is looked up, and the row that receives what is found.
+struct Search<'a> {
+    request: &'a Request<'a>,
+    keys: &'a LinkKeys<'a>,
+    namespace: u32,
+    row: usize,
+}
+
+impl Search<'_> {
+    /// Pushes blocks of one group until the row has `to` of them or one is missing; answers whether it has.
+    fn take_blocks(
+        &self,
+        store: &Store,
+        rows: &mut Rows,
+        links_each: usize,
+        to: usize,
+        counters: &mut Counters,
+    ) -> bool {
+        let mut hashes = [0; AHEAD];
+        let mut first = rows.count(self.row);
+        while first < to {
+            let count = (to - first).min(AHEAD);
+            let link_of = |position: usize| (position + 1) * links_each - 1;
+            for (at, hash) in hashes[..count].iter_mut().enumerate() {
+                *hash = store.index.hash(&self.keys.key(link_of(first + at)), self.namespace);
+                store.index.fetch(*hash);
+            }
+            hashes[..count].iter().for_each(|&hash| store.fetch_found(hash));
+            for (position, &hash) in (first..).zip(&hashes[..count]) {
+                let tokens = match self.request.naming {
+                    Naming::Tokens(tokens, _) => {
+                        let each = store.block_tokens as usize;
+                        &tokens[position * each..][..each]
+                    }
+                    Naming::Keys { .. } | Naming::Chunks { .. } => &[],
+                };
+                let parent = rows.row(self.row).last();
+                let wanted = Publication {
+                    key: self.keys.key(link_of(position)),
+                    namespace: self.namespace,
+                    parent_key: Key::default(),
+                    parent_serial: parent.map_or(ROOT_SERIAL, |&parent| store.origin(parent as u32).serial),
+                    extras: self.keys.extras(link_of(position)),
+                    position: position as u64,
+                    has_tokens: !tokens.is_empty(),
+                };
+                match store.find(hash, &wanted, tokens, counters) {
+                    Some(block) => rows.push(self.row, block),
+                    None => return false,
+                }
+            }
+            first += count;
+        }
+        true
+    }
+}
+
+impl State {
+    /// Has the cells fetched into which a key goes that is published soon.
+    pub(super) fn fetch_key(&self, row: usize, bytes: &[u8], key_bytes: usize, position: usize) {
+        let Some(key) = bytes.chunks_exact(key_bytes).nth(position) else { return };
+        let namespace = self.holders.sequences[row].holder.namespace;
+        self.stores
+            .iter()
+            .for_each(|store| store.index.fetch(store.index.hash(&Key::from_bytes(key), namespace)));
+    }
+
+    /// Fills a row of the leases with the blocks of the longest prefix, not yet acquired.
+    pub(super) fn find_prefix(
+        &mut self,
+        request: &Request<'_>,
+        keys: &LinkKeys<'_>,
+        namespace: u32,
+        row: usize,
+    ) {
+        let search = Search { request, keys, namespace, row };
+        let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
+        let links = keys.count().min(most);
+        let (mut reached, mut is_all) = (0, true);
+        while is_all && reached < links {
+            let before = reached;
+            reached = links.min(reached + AHEAD);
+            // Kept where hits may end inside a block.
+            for (link, at) in self.chain.iter_mut().enumerate().take(reached).skip(before) {
+                *at = ChainLink { key: keys.key(link), extras: keys.extras(link).0 };
+            }
+            for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+                let links_each = (store.block_tokens / self.link_tokens) as usize;
+                let counters = &mut self.shared.counters;
+                is_all &= search.take_blocks(store, rows, links_each, reached / links_each, counters);
+            }
+        }
+    }
+
+    /// Tokens that a match would find now; takes no lease and counts as no lookup.
+    pub(super) fn probe_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<u64> {
+        let mode = key_mode(request)?;
+        let Request { namespace_id, adapter_id, salt, .. } = *request;
+        let found = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode)?;
+        let Some(namespace) =
+            found.filter(|_| !request.no_read && !matches!(request.naming, Naming::Chunks { .. }))
+        else {
+            return Ok(0);
+        };
+        let row = self.holders.probe_row();
+        let hit_tokens = if self.is_plain {
+            self.find_prefix(request, keys, namespace, row);
+            match self.finds_partial {
+                true => self.settle_partial(request, namespace, row, Key::default()).0,
+                false => self.settle_hits(request, row, Key::default()).0,
+            }
+        } else {
+            let root = self.shared.namespaces.get(namespace).root;
+            self.find_mixed(request, keys, namespace, root, row).0
+        };
+        self.holders.lease_rows.iter_mut().for_each(|rows| rows.truncate(row, 0));
+        Ok(hit_tokens)
+    }
+
+    /// False if no group that needs every block of a prefix has the one that ends with this link: none gets there.
+    pub(super) fn may_reach(&self, request: &Request<'_>, mode: KeyMode, links: usize, key: &Key) -> bool {
+        let Request { namespace_id, adapter_id, salt, .. } = *request;
+        let Ok(Some(namespace)) = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode) else {
+            return false;
+        };
+        let links_each = |store: &Store| (store.block_tokens / self.link_tokens) as usize;
+        let ends_here = |store: &&Store| store.reach.is_prefix() && links.is_multiple_of(links_each(store));
+        let mut groups = self.stores.iter().filter(ends_here).peekable();
+        groups.peek().is_none() || groups.any(|store| store.has(key, namespace))
+    }
+}
