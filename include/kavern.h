@@ -1323,8 +1323,8 @@ typedef struct kavern_kv_match_result {
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
     /**
-     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
-     * block, of which ADMIT gives the sequence a copy.
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the
+     * last block, of which ADMIT gives the sequence a copy.
      */
     uint64_t hit_tokens;
     /** Tokens found in pinned memory beyond those. 0 until tiers exist. */

@@ -12,6 +12,8 @@ use super::steps::{NONE, Steps};
 pub(super) const FINDABLE: u32 = 1 << 31;
 pub(super) const WAITING: u32 = 1 << 30;
 pub(super) const ZERO_LISTED: u32 = 1 << 29;
+/// Its key names what it holds, findable or not.
+pub(super) const NAMED: u32 = 1 << 26;
 /// Two held it independently, so that work of either may still read what the other does not count.
 pub(super) const HELD_TWICE: u32 = 1 << 25;
 /// A copy into it is listed and not enqueued.
@@ -54,6 +56,11 @@ impl Block {
 
     pub(super) fn is_findable(&self) -> bool {
         self.namespace_and_flags & FINDABLE != 0
+    }
+
+    /// The key of what it holds, if that is known.
+    pub(super) fn name(&self) -> Option<Key> {
+        (self.namespace_and_flags & NAMED != 0).then_some(self.key)
     }
 
     pub(super) fn is_waiting(&self) -> bool {

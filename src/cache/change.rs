@@ -161,7 +161,7 @@ impl State {
         let tenant = self.shared.namespaces.get(sequence.holder.namespace).tenant;
         let last_step = self.last_use(row);
         let mut keep = [usize::MAX; GROUPS_MAX];
-        for group in 0..self.stores.len() {
+        for (group, keep) in keep.iter_mut().enumerate().take(self.stores.len()) {
             let each = u64::from(self.stores[group].block_tokens);
             let used = (length % each) as u32;
             let Some(at) = self.shared_cell(row, group) else {
@@ -184,7 +184,7 @@ impl State {
                 shift: 0,
             });
             if at < self.own_from(row, group) {
-                keep[group] = at;
+                *keep = at;
             } else {
                 self.stores[group].release(old, last_step, &mut self.shared);
             }

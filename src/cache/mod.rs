@@ -13,6 +13,7 @@ mod branch;
 mod change;
 mod children;
 mod config;
+mod content;
 mod copies;
 mod edit;
 mod events;

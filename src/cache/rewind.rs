@@ -40,7 +40,7 @@ impl State {
         self.settle_tip(row);
         let last_step = self.last_use(row);
         let mut keep = [usize::MAX; GROUPS_MAX];
-        for group in 0..self.stores.len() {
+        for (group, keep) in keep.iter_mut().enumerate().take(self.stores.len()) {
             let each = u64::from(self.stores[group].block_tokens);
             let count = self.holders.rows[group].count(row);
             if !self.stores[group].reach.is_by_token() {
@@ -49,7 +49,8 @@ impl State {
             let cells = |tokens: u64| (tokens.div_ceil(each) as usize).min(count);
             let own_from = self.own_from(row, group);
             let mut kept = cells(tokens);
-            // Blocks behind the tokens stay if nobody else has or reads them: a fork's other holder may have published one.
+            // Blocks behind the tokens stay if nobody else has or reads them: a fork's other holder may have published
+            // one.
             let wanted = cells(tokens.saturating_add(lookahead.into()));
             while kept < wanted && self.is_writable(row, group, kept) {
                 let block = self.holders.rows[group].row(row)[kept] as u32;
@@ -58,7 +59,7 @@ impl State {
             }
             self.release_cells(row, group, kept.max(own_from)..count, last_step);
             self.batch.used_slots -= (count - kept) as u64 * each;
-            keep[group] = kept;
+            *keep = kept;
         }
         self.cut(row, |group| keep[group]);
         for (rows, &kept) in self.holders.rows.iter_mut().zip(&keep) {
@@ -120,8 +121,8 @@ impl State {
             }
             let block = rows.row(row)[(boundary / each) as usize - 1] as u32;
             let (entry, origin) = (store.block(block), store.origin(block));
-            if !has_extras && entry.key != Key::default() {
-                return Some((entry.key, Extras::NONE));
+            if let Some(key) = entry.name().filter(|_| !has_extras) {
+                return Some((key, Extras::NONE));
             }
             if has_extras && entry.is_findable() && origin.serial != NO_SERIAL {
                 return Some((entry.key, Extras(origin.extras)));

@@ -6,33 +6,20 @@
 //! cache's lock.
 
 use super::block::{
-    Block, COPY_TARGET, Counters, FINDABLE, HELD_TWICE, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
+    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
     Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
+use super::content::Proof;
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::Policy;
 use super::group::Reach;
-use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
-
-/// What proves that a block found by its key is the wanted content.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// The key.
-    Key,
-    /// Its tokens, extras and the identity of the block before it.
-    Chain,
-    /// The identity of the full group's block that ends with it.
-    Anchor,
-    /// The digest of the extras.
-    Extras,
-}
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -41,17 +28,17 @@ pub(super) struct Store {
     pub(super) reach: Reach,
     /// State: a snapshot is kept at multiples of so many tokens.
     pub(super) snapshot_tokens: u64,
-    proof: Proof,
-    blocks: Vec<Block>,
+    pub(super) proof: Proof,
+    pub(super) blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
-    origins: Vec<Origin>,
+    pub(super) origins: Vec<Origin>,
     /// `[block][token]`; empty unless tokens are compared.
-    tokens: Vec<i32>,
+    pub(super) tokens: Vec<i32>,
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
     /// Only where hits may end inside a block.
-    children: Option<Children>,
+    pub(super) children: Option<Children>,
     policy: Box<dyn Policy>,
     inactive: u32,
     waiting: u32,
@@ -213,8 +200,7 @@ impl Store {
             self.zero_list.push(index as i32);
         }
         block.tenant = tenant;
-        block.key = Key::default();
-        block.namespace_and_flags &= !HELD_TWICE;
+        block.namespace_and_flags &= !(HELD_TWICE | NAMED);
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -303,90 +289,6 @@ impl Store {
         }
     }
 
-    /// The findable block with this key, if it is proved to be this content with these tokens.
-    pub(super) fn find(&self, wanted: &Publication, tokens: &[i32], counters: &mut Counters) -> Option<u32> {
-        let hash = self.index.hash(&wanted.key, wanted.namespace);
-        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
-        if !self.compares(wanted) {
-            return Some(found);
-        }
-        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
-        counters.collisions += u64::from(!has_tokens);
-        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
-    }
-
-    /// Whether found content is proved by its ancestors too.
-    pub(super) fn proves_ancestry(&self) -> bool {
-        self.proof == Proof::Chain
-    }
-
-    fn parent_of(&self, block: u32) -> Parent {
-        Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
-    }
-
-    /// The newest findable block after a parent.
-    pub(super) fn first_child(&self, parent: &Parent) -> Option<u32> {
-        let is_child = |block| self.parent_of(block) == *parent;
-        self.children.as_ref()?.first(parent, is_child)
-    }
-
-    /// The one after it.
-    pub(super) fn next_child(&self, block: u32) -> Option<u32> {
-        self.children.as_ref()?.next(block)
-    }
-
-    fn has_key(&self, block: u32, wanted: &Publication) -> bool {
-        let block = &self.blocks[block as usize];
-        block.namespace() == wanted.namespace && block.key == wanted.key
-    }
-
-    /// Whether tokens and ancestry of this content are compared.
-    fn compares(&self, wanted: &Publication) -> bool {
-        self.proof != Proof::Key && wanted.has_tokens
-    }
-
-    fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        let has_extras = || self.origin(block).extras == extras.0;
-        match self.proof {
-            Proof::Key | Proof::Anchor => true,
-            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
-            Proof::Extras => has_extras(),
-        }
-    }
-
-    pub(super) fn kept_tokens(&self, block: u32) -> &[i32] {
-        if !self.compares_tokens() {
-            return &[];
-        }
-        let each = self.block_tokens as usize;
-        &self.tokens[block as usize * each..][..each]
-    }
-
-    /// Forgets what a block was to be that its only holder fills anew from some token on.
-    pub(super) fn reopen(&mut self, block: u32) {
-        self.blocks[block as usize].key = Key::default();
-        if let Some(origin) = self.origins.get_mut(block as usize) {
-            origin.serial = NO_SERIAL;
-        }
-    }
-
-    /// Gives a block the kept tokens of another.
-    pub(super) fn copy_kept(&mut self, source: u32, target: u32) {
-        if self.compares_tokens() {
-            let each = self.block_tokens as usize;
-            let from = source as usize * each;
-            self.tokens.copy_within(from..from + each, target as usize * each);
-        }
-    }
-
-    /// Keeps tokens of a block that is being filled, if this store compares them. A findable one never changes.
-    pub(super) fn keep_tokens(&mut self, block: u32, offset: u32, tokens: &[i32]) {
-        if self.compares_tokens() && !self.block(block).is_findable() {
-            let at = block as usize * self.block_tokens as usize + offset as usize;
-            self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
-        }
-    }
-
     /// Makes a held block findable, unless the same content is or the key is taken.
     pub(super) fn publish(&mut self, index: u32, as_what: &Publication, shared: &mut Shared) -> Published {
         if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
@@ -408,6 +310,7 @@ impl Store {
                 }
                 // The private block names its content too: events of what follows tell this key as their parent's.
                 self.blocks[index as usize].key = as_what.key;
+                self.blocks[index as usize].namespace_and_flags |= NAMED;
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
@@ -433,7 +336,7 @@ impl Store {
         let block = &mut self.blocks[index as usize];
         block.key = as_what.key;
         block.namespace_and_flags =
-            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
+            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
         self.index.insert(hash, index);
         if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
             let (blocks, origins) = (&self.blocks, &self.origins);

@@ -1,8 +1,9 @@
 //! What a store does when two contents meet under one key, which nobody outside can bring about.
 
 use super::*;
+use crate::cache::block::Counters;
 use crate::cache::evict;
-use crate::cache::hash::Key;
+use crate::cache::hash::{Extras, Key};
 use crate::cache::namespace::KeyMode;
 use crate::cache::steps::Steps;
 use crate::format::Strides;

@@ -154,9 +154,9 @@ impl State {
         cells: std::ops::Range<usize>,
         last_step: u64,
     ) {
-        for at in cells.rev() {
-            let block = self.holders.rows[group].row(row)[at] as u32;
-            self.stores[group].release(block, last_step, &mut self.shared);
+        let (store, blocks) = (&mut self.stores[group], self.holders.rows[group].row(row));
+        for &block in blocks[cells].iter().rev() {
+            store.release(block as u32, last_step, &mut self.shared);
         }
     }
 

@@ -465,7 +465,9 @@ impl Run {
         for (group, (table, cells, slots)) in groups.iter().enumerate() {
             let mut bytes = vec![0; self.pool(group).bytes() as usize];
             self.device.read(self.pool(group), &mut bytes).unwrap();
-            for sequence in self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop)) {
+            let held = || self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop));
+            let each = self.block_tokens[group];
+            for sequence in held() {
                 assert_eq!(lengths[sequence.row] as usize, sequence.tokens.len());
                 let row = &table[sequence.row * cells..][..*cells];
                 let pending = sequence.tokens.len() - sequence.written;
@@ -475,24 +477,19 @@ impl Run {
                 }
                 assert_eq!(of_step.len(), pending, "tokens of {:x} in the batch", sequence.id);
                 for (token, slot) in (sequence.written..).zip(of_step) {
-                    let each = self.block_tokens[group];
                     assert_eq!(slot as usize, row[token / each] as usize * each + token % each);
                     for at in self.places(group, row, token) {
                         bytes[at..at + 4].copy_from_slice(&sequence.numbers[token].to_le_bytes());
                     }
                 }
             }
-            // A hit may lie in what another sequence writes in the same step, so all is checked behind the writes.
-            for sequence in self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop)) {
+            // After all writes: one may have found what another writes in the same step, and none may be overwritten.
+            for sequence in held() {
                 let row = &table[sequence.row * cells..][..*cells];
-                for token in 0..sequence.tokens.len() {
+                for (token, &number) in sequence.numbers.iter().enumerate() {
                     for at in self.places(group, row, token) {
                         let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                        let what = format!(
-                            "group {group}, token {token} of {sequence_id:x}",
-                            sequence_id = sequence.id
-                        );
-                        assert_eq!(seen, sequence.numbers[token], "{what}");
+                        assert_eq!(seen, number, "group {group}, token {token} of {:x}", sequence.id);
                     }
                 }
             }
