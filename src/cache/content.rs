@@ -1,5 +1,5 @@
-//! What the blocks of a store hold: finding by key, the proof that what was found is what was wanted, and the tokens that
-//! are kept for it.
+//! What the blocks of a store hold: finding by key, the proof that what was found is what was wanted, and the tokens
+//! that are kept for it.
 //!
 //! What it does not: change who holds a block or whether it is findable; that is `store`. Invariant: kept tokens of a
 //! findable block never change.
