@@ -49,6 +49,7 @@ impl Branches {
         };
         let group = GroupConfig {
             content: Content::Attention(shape),
+            reach: kavern::cache::Reach::All,
             block_tokens: BLOCK_TOKENS,
             capacity_blocks: 0,
             region: None,

@@ -125,8 +125,8 @@ pub struct kavern_kv_match_result {
     pub cross_groups: u32,
     /// Holds the hits until ADMIT or RELEASE; 0 if refused.
     pub lease: u64,
-    /// Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
-    /// block, of which ADMIT gives the sequence a copy.
+    /// Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the
+    /// last block, of which ADMIT gives the sequence a copy.
     pub hit_tokens: u64,
     /// Tokens found in pinned memory beyond those. 0 until tiers exist.
     pub hit_tokens_ram: u64,

@@ -1,8 +1,8 @@
 //! From a block's key to the findable blocks that follow it, newest first, for hits that end inside a block.
 //!
-//! An index holds the first child of each parent; the others hang on it, linked through an array. Adding and removing are
-//! O(1); a search looks at the first [`SEARCHED`] children. Invariant: a listed block is findable, and stands in the
-//! list of the parent that its origin names.
+//! An index holds the first child of each parent; the others hang on it, linked through an array. Adding and removing
+//! are O(1); a search looks at the first [`SEARCHED`] children. Invariant: a listed block is findable, and stands in
+//! the list of the parent that its origin names.
 
 use super::hash::Key;
 use super::index::Index;

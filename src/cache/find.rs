@@ -3,7 +3,7 @@
 //! Reads the index, the keys, and what the store keeps to prove that a key's block is the wanted content; asks for
 //! memory ahead of all three. What it does not: change who holds a block.
 
-use super::{Proof, Store};
+use super::Store;
 use crate::cache::block::{Counters, NAMED, NO_SERIAL, Publication};
 use crate::cache::children::Parent;
 use crate::cache::hash::{Extras, Key};
@@ -13,6 +13,19 @@ use crate::sys::prefetch;
 const TOKENS_OF_LINE: usize = 16;
 /// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
 const LINES_MOST: usize = 4;
+/// What proves that a block found by its key is the wanted content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::cache) enum Proof {
+    /// The key.
+    Key,
+    /// Its tokens, extras and the identity of the block before it.
+    Chain,
+    /// The identity of the full group's block that ends with it.
+    Anchor,
+    /// The digest of the extras.
+    Extras,
+}
+
 impl Store {
     /// Has all that `find` reads of the block under this hash fetched.
     pub(in crate::cache) fn fetch_found(&self, hash: u32) {

@@ -2,8 +2,8 @@
 //!
 //! Each group goes as far as its full blocks reach, and from there into the child that shares most tokens with the
 //! prompt; the hit is what all groups reach, so it ends on no block boundary of any. The lease holds the blocks that it
-//! ends in; ADMIT copies them by the way of a fork's open block. A block that an open step published is no source: it may
-//! be written after the copies. Source of the idea: partial reuse with copy on write of TensorRT-LLM.
+//! ends in; ADMIT copies them by the way of a fork's open block. A block that an open step published is no source: it
+//! may be written after the copies. Source of the idea: partial reuse with copy on write of TensorRT-LLM.
 
 use super::block::ROOT_SERIAL;
 use super::children::{Parent, SEARCHED};

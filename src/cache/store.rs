@@ -5,6 +5,7 @@
 //! `free + used + inactive + waiting == blocks`. All calls are O(1) and allocate nothing. The caller holds the
 //! cache's lock.
 
+pub(super) use self::find::Proof;
 use super::block::{
     Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
     Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
@@ -23,19 +24,6 @@ use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
-/// What proves that a block found by its key is the wanted content.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// The key.
-    Key,
-    /// Its tokens, extras and the identity of the block before it.
-    Chain,
-    /// The identity of the full group's block that ends with it.
-    Anchor,
-    /// The digest of the extras.
-    Extras,
-}
-
 /// The blocks of one group.
 pub(super) struct Store {
     pub(super) group: u32,
@@ -43,19 +31,19 @@ pub(super) struct Store {
     pub(super) reach: Reach,
     /// State: a snapshot is kept at multiples of so many tokens.
     pub(super) snapshot_tokens: u64,
-    proof: Proof,
-    blocks: Vec<Block>,
+    pub(super) proof: Proof,
+    pub(super) blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
-    origins: Vec<Origin>,
+    pub(super) origins: Vec<Origin>,
     /// `[block][token]`; empty unless tokens are compared.
-    tokens: Vec<i32>,
+    pub(super) tokens: Vec<i32>,
     next_serial: u64,
     free: Vec<u32>,
     pub(super) index: Index,
     /// Of the index on the device, if there is one.
     mirror: Option<Mirror>,
     /// Only where hits may end inside a block.
-    children: Option<Children>,
+    pub(super) children: Option<Children>,
     policy: Box<dyn Policy>,
     pub(super) inactive: u32,
     waiting: u32,

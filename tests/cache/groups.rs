@@ -9,7 +9,7 @@ use kavern::types::{Dtype, Id};
 
 use super::bench::{Bench, ask, ask_keys, config, group, lookup, opaque, prompt};
 
-fn reaching(reach: Reach, group: GroupConfig) -> GroupConfig {
+pub(super) fn reaching(reach: Reach, group: GroupConfig) -> GroupConfig {
     GroupConfig { reach, ..group }
 }
 

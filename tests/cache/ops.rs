@@ -113,8 +113,8 @@ fn a_copy_takes_exactly_the_tokens_that_count_and_all_of_an_opaque_block() {
     assert_eq!(words[8 + 2], copies[1].source_slot as i32);
     assert_eq!((words[6], words[14], words[15]), (1, 8, 0));
     // The next tables have nothing to copy again.
-    let again = bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().to_vec())).unwrap();
-    assert_eq!(again, []);
+    let copies = bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().len())).unwrap();
+    assert_eq!(copies, 0);
     bench.done();
 }
 

@@ -1,11 +1,13 @@
 //! Groups of recurrent state and of other inputs: snapshots, what a step reads and writes, what is found by which name.
 
-use kavern::cache::{CacheConfig, Extra, HashKind, Op, Request, Target};
+use kavern::cache::{
+    CacheConfig, Change, Extra, HashKind, Op, OpResult, PreemptMode, Reach, Request, Target,
+};
 use kavern::error::Status;
 use kavern::types::Id;
 
 use super::bench::{Bench, ask, ask_keys, ask_with, commit, commit_keys, config, group, lookup, prompt};
-use super::groups::{cells, cross, decode, state};
+use super::groups::{cells, cross, decode, reaching, state};
 
 #[test]
 fn a_state_is_read_from_its_snapshot_and_written_to_a_block_of_its_own() {
@@ -216,4 +218,86 @@ fn another_input_under_keys_goes_by_the_first_key() {
     assert_eq!(miss.blocks.len(), 0);
     bench.release(hit.lease);
     bench.release(miss.lease);
+}
+
+fn change(bench: &mut Bench, sequence: u64, change: Change<'_>) -> OpResult {
+    bench.apply(&Op::Change { target: Target::Id(Id(sequence)), change })
+}
+
+fn rollback(bench: &mut Bench, sequence: u64, tokens: u64) -> Status {
+    let back = Change::Rollback { tokens, lookahead: 0, open_tokens: &[], extras: &[] };
+    change(bench, sequence, back).status
+}
+
+#[test]
+fn what_mixed_groups_cannot_do_is_refused_and_the_rest_is_done() {
+    let windows = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let mut bench = Bench::new(&config(vec![group(4), windows, cross(6, 4)], 32));
+    let tokens = prompt(1, 30);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens[..20]), &tokens[..20]);
+    for refused in [Change::Preempt { mode: PreemptMode::Drop }, Change::Cancel] {
+        assert_eq!(change(&mut bench, sequence, refused).status, Status::WrongState, "not written yet");
+    }
+    bench.done();
+    bench.begin();
+    let forbidden =
+        [Change::Fork { tokens: 0, row: -1 }, Change::Accept, Change::Edit { offset: 0, tokens: 1 }];
+    for refused in forbidden {
+        assert_eq!(change(&mut bench, sequence, refused).status, Status::Unsupported);
+    }
+    // Five tokens to verify, of which two are right.
+    bench.append(sequence, 5);
+    let held = bench.statistics();
+    assert_eq!(rollback(&mut bench, sequence, 19), Status::Unsupported, "what is committed stays");
+    assert_eq!(rollback(&mut bench, sequence, 22), Status::Ok);
+    bench.commit(sequence, &tokens[20..22]);
+    let now = bench.statistics();
+    assert_eq!((held.used_tokens - now.used_tokens, held.used_blocks - now.used_blocks), (3, 2));
+    assert_eq!(now.held_tokens, 22 + (22 - 12) + 6);
+    bench.done();
+    bench.begin();
+    bench.append(sequence, 8);
+    bench.done();
+    bench.begin();
+    bench.append(sequence, 1);
+    assert_eq!(rollback(&mut bench, sequence, 22), Status::WrongState, "token 15 was let go");
+    assert_eq!(rollback(&mut bench, sequence, 30), Status::Ok);
+    bench.done();
+    bench.begin();
+    assert_eq!(change(&mut bench, sequence, Change::Preempt { mode: PreemptMode::Keep }).status, Status::Ok);
+    let resume = |lease, tokens| Change::Resume { lease, tokens, lookahead: 0 };
+    assert_eq!(change(&mut bench, sequence, resume(None, 1)).status, Status::Ok);
+    bench.done();
+    bench.begin();
+    assert_eq!(change(&mut bench, sequence, Change::Preempt { mode: PreemptMode::Drop }).status, Status::Ok);
+    assert_eq!((bench.statistics().used_blocks, bench.statistics().used_slots), (0, 0));
+    bench.done();
+    let hit = bench.look(&ask(&tokens));
+    bench.begin();
+    assert_eq!(hit.tokens, 0, "its other input has no name");
+    assert_eq!(change(&mut bench, sequence, resume(Some(hit.lease), 30)).blocks_added, 8 + 8 + 2);
+    bench.done();
+    bench.begin();
+    assert_eq!(change(&mut bench, sequence, Change::Cancel).status, Status::Ok);
+    bench.done();
+    assert_eq!(bench.statistics().held_tokens, 0);
+}
+
+#[test]
+fn a_state_does_not_go_back() {
+    let mut bench = Bench::new(&config(vec![group(4), state(1, 4)], 32));
+    let lease = bench.look(&ask(&[])).lease;
+    bench.begin();
+    let sequence = bench.admit(lease, 6).sequence;
+    assert_eq!(rollback(&mut bench, sequence, 5), Status::Unsupported);
+    assert_eq!(rollback(&mut bench, sequence, 6), Status::Ok);
+    bench.done();
+    bench.begin();
+    assert_eq!(change(&mut bench, sequence, Change::Preempt { mode: PreemptMode::Drop }).status, Status::Ok);
+    let hit = bench.look(&ask(&prompt(1, 5)));
+    let resume = Change::Resume { lease: Some(hit.lease), tokens: 5, lookahead: 0 };
+    assert_eq!(change(&mut bench, sequence, resume).blocks_added, 2 + 1);
+    assert_eq!(cells(&bench, 1, 2)[1], -1);
+    bench.done();
 }
