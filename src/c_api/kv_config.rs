@@ -7,7 +7,9 @@ use super::kv_enums::{
     kavern_kv_cache_flag, kavern_kv_group_kind, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub,
 };
 use super::kv_types::*;
-use crate::cache::{CacheConfig, Content, Extra, GroupConfig, HashKind, Naming, Request, Scrub};
+use crate::cache::{
+    CacheConfig, Content, DEFAULT_POLICY, Extra, GroupConfig, HashKind, Naming, Request, Scrub,
+};
 use crate::device::{Device, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::format::{BlockShape, Layout};
@@ -208,7 +210,7 @@ pub(super) unsafe fn cache_config(
         hash: hash_kind(settings.hash)?,
         scrub: scrub(settings.scrub)?,
         event_capacity: settings.event_capacity,
-        policy: policy.unwrap_or("lru").to_owned(),
+        policy: policy.unwrap_or(DEFAULT_POLICY).to_owned(),
         hash_secret,
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,

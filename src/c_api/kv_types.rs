@@ -80,7 +80,9 @@ pub struct kavern_kv_cache_config {
     pub scrub: u32,
     /// Events kept for kavern_kv_events_read; 0 keeps none. Default 0.
     pub event_capacity: u32,
-    /// "lru" or "fifo"; null takes "lru".
+    /// What is evicted first: "adaptive" (learns what comes back; the default, which null takes), "lru", "fifo",
+    /// "lfu" (with ageing), "s3fifo", "cost" (keeps what is dear to compute again), "runs-lru" (lru that prefers
+    /// neighbours). Priorities, pins and expiry rule above every policy.
     pub policy: *const core::ffi::c_char,
     /// 32 bytes that key the hash chain; null takes random ones. Give the same to share keys between processes.
     pub hash_secret: *const u8,

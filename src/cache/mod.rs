@@ -17,6 +17,7 @@ mod index;
 mod kernels;
 mod kv_cache;
 mod list;
+mod lists;
 mod lookup;
 mod namespace;
 mod pattern;
@@ -32,7 +33,7 @@ mod write;
 
 pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, Scrub};
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};
-pub use evict::policy_names;
+pub use evict::{DEFAULT_POLICY, policy_names};
 pub use hash::Key;
 pub use kernels::kernels;
 pub use kv_cache::{GroupDescription, KvCache};

@@ -11,8 +11,8 @@ use super::block::{
 };
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
-use super::evict::Policy;
-use super::hash::Extras;
+use super::evict::{Facts, Policy};
+use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
 use super::steps::{NONE, Waiting};
@@ -311,7 +311,12 @@ impl Store {
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE;
         self.index.insert(hash, index);
-        self.policy.committed(index);
+        let facts = Facts {
+            fingerprint: fingerprint(&as_what.key, as_what.namespace),
+            position: as_what.position,
+            tokens: self.block_tokens,
+        };
+        self.policy.committed(index, &facts);
         shared.namespaces.add_use(as_what.namespace);
         shared.counters.committed_blocks += 1;
         if shared.events.is_on() {
@@ -383,6 +388,7 @@ impl Store {
             + self.origins.len() as u64 * size_of::<Origin>() as u64
             + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
             + self.index.bytes()
+            + self.policy.bytes()
     }
 
     /// The free list and the policy, for the cache's `validate`.
@@ -394,6 +400,15 @@ impl Store {
         self.policy.validate(&released, &|index| self.block(index).is_findable())?;
         Ok(&self.free)
     }
+}
+
+/// Digest of a content's name for the policy: the same in every run, and spread although keys of callers may be plain
+/// counts.
+fn fingerprint(key: &Key, namespace: u32) -> u64 {
+    key.0.iter().fold(u64::from(namespace) + 1, |digest, word| {
+        let mixed = (digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    })
 }
 
 /// How a store is made.

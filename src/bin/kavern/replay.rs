@@ -41,7 +41,7 @@ pub(crate) struct Replay {
     blocks: Option<u64>,
 
     /// Which block goes when room is needed
-    #[arg(long, default_value = "lru", value_parser = ["lru", "fifo"])]
+    #[arg(long, default_value = "lru", value_parser = clap::builder::PossibleValuesParser::new(kavern::cache::policy_names()))]
     pub(crate) policy: String,
 
     /// Where the blocks lie; "host" needs no GPU
