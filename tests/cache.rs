@@ -8,6 +8,7 @@ mod cache {
     mod faults;
     mod isolation;
     mod prefix;
+    mod retention;
     mod steps;
     mod tables;
     mod write;

@@ -42,6 +42,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         metadata_only: true,
         ragged: false,
         require_salt: false,
+        exact_order: false,
     }
 }
 

@@ -173,6 +173,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             metadata_bytes: s.metadata_bytes,
             pool_bytes: s.pool_bytes,
             last_step: s.last_step,
+            pinned_blocks: s.pinned_blocks,
         }
     }
 }

@@ -42,7 +42,7 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 80;
     kavern_kv_description, 104, 104;
-    kavern_kv_statistics, 200, 200;
+    kavern_kv_statistics, 200, 208;
     kavern_kv_append_args, 48, 48;
 }
 
@@ -56,6 +56,8 @@ unsafe impl CValue for kavern_kv_group_tables {}
 unsafe impl CValue for kavern_kv_completion {}
 // SAFETY: numbers only.
 unsafe impl CValue for kavern_kv_event {}
+// SAFETY: numbers and characters.
+unsafe impl CValue for kavern_kv_prefix {}
 // SAFETY: numbers only.
 unsafe impl CValue for kavern_kv_check_result {}
 // SAFETY: numbers only.
@@ -164,7 +166,9 @@ pub(super) unsafe fn cache_config(
     let metadata_only = kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
     let ragged = kavern_kv_cache_flag::KAVERN_KV_RAGGED_TABLES as u32;
     let require_salt = kavern_kv_cache_flag::KAVERN_KV_REQUIRE_SALT as u32;
-    config::check_flags(settings.flags, metadata_only | ragged | require_salt, "kavern_kv_cache_config")?;
+    let exact_order = kavern_kv_cache_flag::KAVERN_KV_EXACT_ORDER as u32;
+    let known = metadata_only | ragged | require_salt | exact_order;
+    config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
         settings.fingerprint,
@@ -215,6 +219,7 @@ pub(super) unsafe fn cache_config(
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
+        exact_order: settings.flags & exact_order != 0,
     })
 }
 

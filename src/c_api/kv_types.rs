@@ -419,6 +419,22 @@ pub struct kavern_kv_statistics {
     pub pool_bytes: u64,
     /// Highest step id used so far, 0 before the first: an engine that takes a cache over goes on above it.
     pub last_step: u64,
+    /// Blocks that are pinned, by operations or names.
+    pub pinned_blocks: u64,
+}
+
+/// A named prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_prefix {
+    /// Its name.
+    pub name: [core::ffi::c_char; 64],
+    /// Whose it is.
+    pub namespace_id: u64,
+    /// Tokens from the start of the prompt.
+    pub tokens: u64,
+    /// Blocks that it pins, all groups together.
+    pub blocks: u64,
 }
 
 /// One numbered change of what is findable.

@@ -18,6 +18,8 @@ mod guard;
 mod handle;
 mod kv_config;
 pub mod kv_enums;
+pub mod kv_prefix;
+mod kv_retain;
 pub mod kv_types;
 pub mod log;
 pub mod manager;

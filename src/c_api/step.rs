@@ -6,6 +6,7 @@ use super::cache::CacheObject;
 use super::config::{self, Out, OutArray, OutStruct, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
+use super::kv_retain;
 use super::kv_types::*;
 use super::stream;
 use super::types::{kavern_kv_cache, kavern_status};
@@ -143,6 +144,9 @@ unsafe fn read_op<'a>(
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
+        13 => Op::Pin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
+        14 => Op::Unpin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
+        15 => kv_retain::retain(op, target(op, index, done)?)?,
         6..=18 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }

@@ -93,6 +93,8 @@ pub struct CacheConfig {
     pub ragged: bool,
     /// Refuse a namespace without salt.
     pub require_salt: bool,
+    /// Hand free blocks out in the order in which they were freed, the latest first, instead of in runs.
+    pub exact_order: bool,
 }
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.

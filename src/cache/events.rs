@@ -33,6 +33,8 @@ pub enum RemoveReason {
     Reset = 3,
     /// Newer content with the same key took its place.
     Replaced = 4,
+    /// Its slot was needed, and its priority had expired.
+    Expired = 5,
 }
 
 /// One change.

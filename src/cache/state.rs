@@ -11,6 +11,7 @@ use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::hash::Key;
 use super::namespace::Namespaces;
+use super::prefixes::Prefixes;
 use super::sequence::Holders;
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -47,6 +48,7 @@ pub struct CacheStatistics {
     pub metadata_bytes: u64,
     pub pool_bytes: u64,
     pub last_step: u64,
+    pub pinned_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -70,6 +72,9 @@ pub(super) struct State {
     pub(super) batch: Batch,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    pub(super) prefixes: Prefixes,
+    /// Milliseconds of the coarse clock at the latest call that told them.
+    pub(super) now_ms: u64,
 }
 
 impl State {
@@ -83,6 +88,7 @@ impl State {
             scrub: if config.metadata_only { super::config::Scrub::None } else { config.scrub },
             compares_tokens: config.hash == HashKind::Xxh3,
             keeps_events: config.event_capacity > 0,
+            exact_order: config.exact_order,
         };
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
@@ -104,6 +110,8 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             call: 0,
+            prefixes: Prefixes::new()?,
+            now_ms: 0,
         })
     }
 
@@ -234,6 +242,7 @@ impl State {
             metadata_bytes: sum(&|s| s.bytes()) + self.holders.bytes() + self.batch.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
+            pinned_blocks: sum(&|s| s.retention.pinned().into()),
         }
     }
 
@@ -260,7 +269,7 @@ impl State {
             (0..count).flat_map(|row| rows.row(row)).for_each(|&block| refs[block as usize] += 1);
         }
         let mut is_free = filled(refs.len(), false)?;
-        for &block in store.validate_lists()? {
+        for block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {
                 return Err(Error::internal(format!("block {block} is twice in the free list")));
             }

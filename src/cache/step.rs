@@ -64,6 +64,36 @@ pub enum Op<'a> {
         /// The lease.
         lease: Id,
     },
+    /// Gives the blocks of a stretch of tokens a priority and a time to live.
+    Retain {
+        /// The stretch.
+        stretch: Stretch,
+        /// 0 to 100; 50 is ordinary.
+        priority: u8,
+        /// Milliseconds until it is ordinary again; 0 never.
+        ttl_ms: u64,
+    },
+    /// Keeps the findable blocks of a stretch of tokens from eviction.
+    Pin {
+        /// The stretch.
+        stretch: Stretch,
+    },
+    /// Takes one pin of each of them away.
+    Unpin {
+        /// The stretch.
+        stretch: Stretch,
+    },
+}
+
+/// A stretch of tokens of a sequence or a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    /// The sequence or the lease.
+    pub target: Target,
+    /// The first token.
+    pub offset: u64,
+    /// How many; 0 all from there on.
+    pub tokens: u64,
 }
 
 /// What became of an operation.
@@ -86,7 +116,7 @@ pub struct OpResult {
 }
 
 impl OpResult {
-    const DONE: Self = Self {
+    pub(super) const DONE: Self = Self {
         status: Status::Ok,
         row: -1,
         sequence: 0,
@@ -103,7 +133,7 @@ impl OpResult {
 }
 
 /// Why an operation is refused: a status, and how many blocks are missing where.
-struct Refusal {
+pub(super) struct Refusal {
     status: Status,
     missing: u32,
     group: u32,
@@ -121,7 +151,7 @@ impl From<Status> for Refusal {
     }
 }
 
-type OpOutcome = std::result::Result<OpResult, Refusal>;
+pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
@@ -141,6 +171,9 @@ impl State {
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
+            Op::Retain { ref stretch, priority, ttl_ms } => self.retain(stretch, priority, ttl_ms),
+            Op::Pin { ref stretch } => self.pin(stretch),
+            Op::Unpin { ref stretch } => self.unpin(stretch),
         };
         outcome.unwrap_or_else(|refusal| {
             self.shared.counters.refused_ops += 1;
@@ -161,7 +194,7 @@ impl State {
         }
     }
 
-    fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
         match target {
             Target::Id(id) | Target::Admitted(Ok(id)) => Ok(self.holders.find_sequence(id)?),
             Target::Admitted(Err(_)) => Err(Status::Dependency.into()),
@@ -169,7 +202,7 @@ impl State {
     }
 
     /// The row of a sequence on which no earlier operation of this call was refused.
-    fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
+    pub(super) fn find_ready(&self, target: Target) -> std::result::Result<usize, Refusal> {
         let row = self.find_target(target)?;
         if self.holders.sequences[row].refused_in_call == self.call {
             return Err(Status::Dependency.into());
@@ -213,10 +246,9 @@ impl State {
             if needed <= held {
                 continue;
             }
-            for _ in held..needed {
-                let block = store.allocate(tenant, &mut self.shared);
-                rows.push(row, block);
-            }
+            let near = rows.row(row).last().map(|&block| block as u32);
+            let count = (needed - held) as u32;
+            store.allocate_run(count, near, tenant, &mut self.shared, |block| rows.push(row, block));
             self.batch.used_slots += (needed - held) as u64 * u64::from(store.block_tokens);
             self.batch.mark_cells(group, row, held, needed);
         }

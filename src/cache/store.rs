@@ -12,12 +12,22 @@ use super::block::{
 use super::config::{GroupGeometry, Scrub};
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::evict::{Facts, Policy};
+use super::free::Free;
 use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
+use super::retention::{Pinner, Retention};
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
+
+/// At most one block in so many is pinned.
+const PINNED_SHARE: u32 = 2;
+
+/// Requests of fewer blocks are not worth headroom.
+const RUN_LEAST: u32 = 8;
+/// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
+const HEADROOM_SHARE: u32 = 64;
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -29,9 +39,10 @@ pub(super) struct Store {
     /// `[block][token]`; empty unless tokens are compared.
     tokens: Vec<i32>,
     next_serial: u64,
-    free: Vec<u32>,
+    free: Free,
     pub(super) index: Index,
     policy: Box<dyn Policy>,
+    pub(super) retention: Retention,
     inactive: u32,
     waiting: u32,
     scrub: Scrub,
@@ -49,8 +60,6 @@ impl Store {
     ) -> Result<Self> {
         let blocks = geometry.blocks;
         let count_if = |wanted: bool, each: usize| if wanted { blocks as usize * each } else { 0 };
-        let mut free = room(blocks as usize)?;
-        free.extend((0..blocks).rev());
         Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
@@ -58,9 +67,10 @@ impl Store {
             origins: filled(count_if(options.compares_tokens || options.keeps_events, 1), Origin::default())?,
             tokens: filled(count_if(options.compares_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
-            free,
+            free: Free::new(blocks, options.exact_order)?,
             index: Index::new(blocks, seed)?,
             policy,
+            retention: Retention::new(blocks, blocks / PINNED_SHARE)?,
             inactive: 0,
             waiting: 0,
             scrub: options.scrub,
@@ -77,7 +87,7 @@ impl Store {
     }
 
     pub(super) fn free_count(&self) -> u32 {
-        self.free.len() as u32
+        self.free.count()
     }
 
     pub(super) fn inactive_count(&self) -> u32 {
@@ -90,7 +100,7 @@ impl Store {
 
     /// Blocks that can be handed out now.
     pub(super) fn available(&self) -> u32 {
-        self.free.len() as u32 + self.inactive
+        self.free.count() + self.inactive - self.retention.pinned_inactive()
     }
 
     pub(super) fn compares_tokens(&self) -> bool {
@@ -116,14 +126,46 @@ impl Store {
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
             Some(index) => index,
-            None => {
-                let victim = self.policy.victim().expect("the caller checked that a block is available");
-                shared.counters.evicted_blocks += 1;
-                self.inactive -= 1;
-                self.forget(victim, RemoveReason::Evicted, shared);
-                victim
-            }
+            None => self.evict(None, shared).expect("the caller checked that a block is available"),
         };
+        self.hand_out(index, tenant, shared);
+        index
+    }
+
+    /// Hands out several blocks, in runs of ascending ids where that can be, the first beside `near`. The caller has
+    /// checked `available`.
+    pub(super) fn allocate_run(
+        &mut self,
+        count: u32,
+        near: Option<u32>,
+        tenant: u64,
+        shared: &mut Shared,
+        mut take: impl FnMut(u32),
+    ) {
+        if self.free.is_exact() {
+            return (0..count).for_each(|_| take(self.allocate(tenant, shared)));
+        }
+        // All victims first: what was allocated together is often let go together, and makes a run again. A few more
+        // of them, so that there is a choice of runs the next time too.
+        let is_short = self.free.count() < count;
+        let spare = if count >= RUN_LEAST { count.min(self.block_count() / HEADROOM_SHARE) } else { 0 };
+        while is_short && self.free.count() < count + spare {
+            let Some(victim) = self.evict(None, shared) else { break };
+            self.free.push(victim);
+        }
+        let (mut left, mut near) = (count, near);
+        while left > 0 {
+            let (first, length) = self.free.take_run(left, near).expect("as many are free as are wanted");
+            for index in first..first + length {
+                self.hand_out(index, tenant, shared);
+                take(index);
+            }
+            (left, near) = (left - length, Some(first + length - 1));
+        }
+    }
+
+    /// A block that was free becomes a holder's.
+    fn hand_out(&mut self, index: u32, tenant: u64, shared: &mut Shared) {
         shared.counters.allocated_blocks += 1;
         let block = &mut self.blocks[index as usize];
         let foreign = block.tenant != 0 && block.tenant != tenant;
@@ -142,7 +184,6 @@ impl Store {
         if let Some(origin) = self.origins.get_mut(index as usize) {
             origin.serial = NO_SERIAL;
         }
-        index
     }
 
     /// One more holder of a findable block.
@@ -158,7 +199,9 @@ impl Store {
             self.unlink_waiting(index, waiting);
         } else {
             self.inactive -= 1;
-            self.policy.acquired(index);
+            if !self.retention.acquired(index) {
+                self.policy.acquired(index);
+            }
         }
     }
 
@@ -182,8 +225,11 @@ impl Store {
     fn give_back(&mut self, index: u32) {
         if self.blocks[index as usize].is_findable() {
             self.inactive += 1;
-            self.policy.released(index);
+            if !self.retention.released(index) {
+                self.policy.released(index);
+            }
         } else {
+            self.retention.clear(index);
             self.free.push(index);
         }
     }
@@ -288,13 +334,10 @@ impl Store {
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
-            if self.blocks[taken as usize].refs > 0 || self.blocks[taken as usize].is_waiting() {
+            if !self.is_inactive(taken) || self.retention.is_pinned(taken) {
                 return Published::Refused;
             }
-            self.policy.removed(taken, true);
-            self.inactive -= 1;
-            self.forget(taken, RemoveReason::Replaced, shared);
-            self.free.push(taken);
+            self.remove(taken, RemoveReason::Replaced, shared);
         }
         if let Some(origin) = self.origins.get_mut(index as usize) {
             *origin = Origin {
@@ -357,14 +400,15 @@ impl Store {
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
         self.index.remove(self.index.hash(&key, namespace), index);
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        self.retention.clear(index);
         shared.namespaces.drop_use(namespace);
     }
 
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
     pub(super) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
-        let block = self.block(index);
-        let was_inactive = block.refs == 0 && !block.is_waiting();
-        self.policy.removed(index, was_inactive);
+        let was_inactive = self.is_inactive(index);
+        let is_governed = was_inactive && self.retention.acquired(index);
+        self.policy.removed(index, was_inactive && !is_governed);
         self.forget(index, reason, shared);
         if was_inactive {
             self.inactive -= 1;
@@ -372,33 +416,78 @@ impl Store {
         }
     }
 
-    /// Evicts the policy's next victim. False if nothing is inactive.
+    /// Evicts the next victim. False if nothing that may go is inactive.
     pub(super) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
-        let Some(victim) = self.policy.victim() else { return false };
-        self.inactive -= 1;
-        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
-        self.forget(victim, reason, shared);
+        let Some(victim) = self.evict(Some(reason), shared) else { return false };
         self.free.push(victim);
         true
+    }
+
+    /// Evicts the next victim: of a low priority, else the policy's, else of a high priority. Without a reason it is
+    /// evicted to make room.
+    fn evict(&mut self, reason: Option<RemoveReason>, shared: &mut Shared) -> Option<u32> {
+        let mut governed = self.retention.victim_below();
+        let of_policy = if governed.is_none() { self.policy.victim() } else { None };
+        if of_policy.is_none() && governed.is_none() {
+            governed = self.retention.victim_above();
+        }
+        if let Some(victim) = governed {
+            self.policy.removed(victim, false);
+        }
+        let victim = governed.or(of_policy)?;
+        self.inactive -= 1;
+        let reason = reason.unwrap_or(RemoveReason::Evicted);
+        let has_expired = reason == RemoveReason::Evicted && self.retention.has_expired(victim);
+        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
+        self.forget(victim, if has_expired { RemoveReason::Expired } else { reason }, shared);
+        Some(victim)
+    }
+
+    /// Whether nobody holds a findable block, nor waits for it.
+    pub(super) fn is_inactive(&self, index: u32) -> bool {
+        let block = self.block(index);
+        block.is_findable() && block.refs == 0 && !block.is_waiting()
+    }
+
+    /// Takes one pin of a block away.
+    pub(super) fn unpin(&mut self, pinner: Pinner, index: u32) {
+        let is_inactive = self.is_inactive(index);
+        if self.retention.unpin(pinner, index, is_inactive) && !self.retention.released(index) {
+            self.policy.released(index);
+        }
+    }
+
+    /// Lets priorities end whose time has come, of a few blocks at a time.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        let blocks = &self.blocks;
+        let is_inactive = |index: u32| {
+            let block = &blocks[index as usize];
+            block.is_findable() && block.refs == 0 && !block.is_waiting()
+        };
+        for &index in self.retention.expire(now_ms, is_inactive).blocks() {
+            self.policy.released(index);
+        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
         let blocks = self.blocks.len() as u64 * size_of::<Block>() as u64;
         blocks
             + self.origins.len() as u64 * size_of::<Origin>() as u64
-            + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
+            + (self.tokens.len() + self.zero_list.capacity()) as u64 * 4
+            + self.free.bytes()
+            + self.retention.bytes()
             + self.index.bytes()
             + self.policy.bytes()
     }
 
     /// The free list and the policy, for the cache's `validate`.
-    pub(super) fn validate_lists(&self) -> Result<&[u32]> {
-        let released = |index: u32| {
-            let block = self.block(index);
-            block.is_findable() && block.refs == 0 && !block.is_waiting()
-        };
-        self.policy.validate(&released, &|index| self.block(index).is_findable())?;
-        Ok(&self.free)
+    pub(super) fn validate_lists(&self) -> Result<Vec<u32>> {
+        let (is_inactive, is_findable) =
+            (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
+        self.retention.validate(&is_inactive, &is_findable)?;
+        let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
+        self.policy.validate(&is_ordinary, &is_findable)?;
+        self.free.validate()
     }
 }
 
@@ -417,6 +506,8 @@ pub(super) struct StoreOptions {
     pub(super) scrub: Scrub,
     pub(super) compares_tokens: bool,
     pub(super) keeps_events: bool,
+    /// Free blocks are handed out in the order in which they were freed, not in runs.
+    pub(super) exact_order: bool,
 }
 
 #[cfg(test)]

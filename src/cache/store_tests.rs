@@ -24,7 +24,8 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         block_bytes: 16,
         row_cells: 4,
     };
-    let options = StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true };
+    let options =
+        StoreOptions { scrub: Scrub::None, compares_tokens: true, keeps_events: true, exact_order: true };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
         namespaces: Namespaces::new([0; 32], false, 4).unwrap(),

@@ -61,6 +61,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        exact_order: true,
     }
 }
 

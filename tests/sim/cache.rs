@@ -46,6 +46,7 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        exact_order: true,
     }
 }
 

@@ -193,6 +193,7 @@ pub(crate) struct Shape<'a> {
     pub(crate) longest_blocks: usize,
     pub(crate) namespaces: usize,
     pub(crate) has_bytes: bool,
+    pub(crate) in_runs: bool,
     pub(crate) secret: [u8; 32],
 }
 
@@ -246,6 +247,9 @@ impl Cache {
         config.max_namespaces = u32::try_from(shape.namespaces.max(1)).unwrap_or(u32::MAX);
         config.policy = policy.as_ptr();
         config.hash_secret = shape.secret.as_ptr();
+        if !shape.in_runs {
+            config.flags |= kavern_kv_cache_flag::KAVERN_KV_EXACT_ORDER as u32;
+        }
         if !shape.has_bytes {
             config.flags |= kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
         }

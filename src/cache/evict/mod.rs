@@ -163,6 +163,6 @@ mod tests {
     #[test]
     fn an_unknown_policy_names_the_known_ones() {
         let error = make("clock", 1).err().unwrap();
-        assert!(error.text.contains("lru, fifo"), "{error}");
+        assert!(error.text.contains("adaptive, lru, fifo"), "{error}");
     }
 }
