@@ -16,18 +16,13 @@ use super::free::Free;
 use super::hash::{Extras, Key};
 use super::index::Index;
 use super::namespace::Namespaces;
-use super::retention::{Pinner, Retention};
+use super::retention::Retention;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
 /// At most one block in so many is pinned.
 const PINNED_SHARE: u32 = 2;
-
-/// Requests of fewer blocks are not worth headroom.
-const RUN_LEAST: u32 = 8;
-/// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
-const HEADROOM_SHARE: u32 = 64;
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -126,42 +121,12 @@ impl Store {
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
             Some(index) => index,
-            None => self.evict(None, shared).expect("the caller checked that a block is available"),
+            None => self
+                .evict(RemoveReason::Evicted, shared)
+                .expect("the caller checked that a block is available"),
         };
         self.hand_out(index, tenant, shared);
         index
-    }
-
-    /// Hands out several blocks, in runs of ascending ids where that can be, the first beside `near`. The caller has
-    /// checked `available`.
-    pub(super) fn allocate_run(
-        &mut self,
-        count: u32,
-        near: Option<u32>,
-        tenant: u64,
-        shared: &mut Shared,
-        mut take: impl FnMut(u32),
-    ) {
-        if self.free.is_exact() {
-            return (0..count).for_each(|_| take(self.allocate(tenant, shared)));
-        }
-        // All victims first: what was allocated together is often let go together, and makes a run again. A few more
-        // of them, so that there is a choice of runs the next time too.
-        let is_short = self.free.count() < count;
-        let spare = if count >= RUN_LEAST { count.min(self.block_count() / HEADROOM_SHARE) } else { 0 };
-        while is_short && self.free.count() < count + spare {
-            let Some(victim) = self.evict(None, shared) else { break };
-            self.free.push(victim);
-        }
-        let (mut left, mut near) = (count, near);
-        while left > 0 {
-            let (first, length) = self.free.take_run(left, near).expect("as many are free as are wanted");
-            for index in first..first + length {
-                self.hand_out(index, tenant, shared);
-                take(index);
-            }
-            (left, near) = (left - length, Some(first + length - 1));
-        }
     }
 
     /// A block that was free becomes a holder's.
@@ -416,57 +381,10 @@ impl Store {
         }
     }
 
-    /// Evicts the next victim. False if nothing that may go is inactive.
-    pub(super) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
-        let Some(victim) = self.evict(Some(reason), shared) else { return false };
-        self.free.push(victim);
-        true
-    }
-
-    /// Evicts the next victim: of a low priority, else the policy's, else of a high priority. Without a reason it is
-    /// evicted to make room.
-    fn evict(&mut self, reason: Option<RemoveReason>, shared: &mut Shared) -> Option<u32> {
-        let mut governed = self.retention.victim_below();
-        let of_policy = if governed.is_none() { self.policy.victim() } else { None };
-        if of_policy.is_none() && governed.is_none() {
-            governed = self.retention.victim_above();
-        }
-        if let Some(victim) = governed {
-            self.policy.removed(victim, false);
-        }
-        let victim = governed.or(of_policy)?;
-        self.inactive -= 1;
-        let reason = reason.unwrap_or(RemoveReason::Evicted);
-        let has_expired = reason == RemoveReason::Evicted && self.retention.has_expired(victim);
-        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
-        self.forget(victim, if has_expired { RemoveReason::Expired } else { reason }, shared);
-        Some(victim)
-    }
-
     /// Whether nobody holds a findable block, nor waits for it.
     pub(super) fn is_inactive(&self, index: u32) -> bool {
         let block = self.block(index);
         block.is_findable() && block.refs == 0 && !block.is_waiting()
-    }
-
-    /// Takes one pin of a block away.
-    pub(super) fn unpin(&mut self, pinner: Pinner, index: u32) {
-        let is_inactive = self.is_inactive(index);
-        if self.retention.unpin(pinner, index, is_inactive) && !self.retention.released(index) {
-            self.policy.released(index);
-        }
-    }
-
-    /// Lets priorities end whose time has come, of a few blocks at a time.
-    pub(super) fn expire(&mut self, now_ms: u64) {
-        let blocks = &self.blocks;
-        let is_inactive = |index: u32| {
-            let block = &blocks[index as usize];
-            block.is_findable() && block.refs == 0 && !block.is_waiting()
-        };
-        for &index in self.retention.expire(now_ms, is_inactive).blocks() {
-            self.policy.released(index);
-        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -509,6 +427,9 @@ pub(super) struct StoreOptions {
     /// Free blocks are handed out in the order in which they were freed, not in runs.
     pub(super) exact_order: bool,
 }
+
+#[path = "victims.rs"]
+mod victims;
 
 #[cfg(test)]
 #[path = "store_tests.rs"]

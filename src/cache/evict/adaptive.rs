@@ -17,25 +17,38 @@ use super::odds::{CLASSES, Odds};
 use super::{Facts, Policy};
 use crate::cache::lists::Lists;
 use crate::error::{Error, Result};
-use crate::sys::reserve::filled;
+use crate::sys::reserve::{filled, room};
 
 /// Ghosts for each block: the measured span of ages is twelve times the cache, of which some touches are of residents.
 const GHOSTS_PER_BLOCK: u64 = 8;
 /// From here on fewer ghosts per block, but at least one.
 const GHOSTS_ENOUGH: u64 = 1 << 23;
 
+/// Evictions whose ghosts are still to be written: an eviction should not wait for that part of the memory.
+const PENDING_MOST: usize = 256;
+
 #[derive(Clone, Copy, Default)]
 struct Entry {
     fingerprint: u64,
-    /// Touch at which it was let go last.
-    stamp: u64,
+    /// Touch at which it was let go last, and the class in the two low bits.
+    stamp_and_class: u64,
+}
+
+impl Entry {
+    fn stamp(self) -> u64 {
+        self.stamp_and_class >> 2
+    }
+
+    fn class(self) -> usize {
+        (self.stamp_and_class & 3) as usize
+    }
 }
 
 struct Adaptive {
     lists: Lists,
     entries: Vec<Entry>,
-    classes: Vec<u8>,
     ghosts: Ghosts,
+    pending: Vec<Entry>,
     odds: Odds,
 }
 
@@ -44,22 +57,33 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
     Ok(Box::new(Adaptive {
         lists: Lists::new(blocks, CLASSES)?,
         entries: filled(blocks as usize, Entry::default())?,
-        classes: filled(blocks as usize, 0)?,
         ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
+        pending: room(PENDING_MOST)?,
         odds: Odds::new(blocks)?,
     }))
 }
 
 impl Adaptive {
-    fn class(&self, block: u32) -> usize {
-        self.classes[block as usize].into()
+    fn entry(&self, block: u32) -> Entry {
+        self.entries[block as usize]
+    }
+
+    fn set_stamp(&mut self, block: u32, stamp: u64, class: usize) {
+        self.entries[block as usize].stamp_and_class = stamp << 2 | class as u64;
+    }
+
+    /// Writes the ghost of an eviction that waits for it, if there is one.
+    fn write_ghost(&mut self) {
+        if let Some(gone) = self.pending.pop() {
+            self.ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), self.odds.now());
+        }
     }
 }
 
 impl Policy for Adaptive {
     fn committed(&mut self, block: u32, facts: &Facts) {
-        let now = self.odds.now();
-        let class = match self.ghosts.take(facts.fingerprint, now) {
+        self.write_ghost();
+        let class = match self.ghosts.take(facts.fingerprint, self.odds.now()) {
             Some(ghost) if self.odds.is_in_span(ghost.age) => {
                 self.odds.came_back(ghost.class, ghost.age, false);
                 (ghost.class + 1).min(CLASSES - 1)
@@ -68,30 +92,30 @@ impl Policy for Adaptive {
         };
         self.odds.hold();
         self.entries[block as usize].fingerprint = facts.fingerprint;
-        self.classes[block as usize] = class as u8;
+        self.set_stamp(block, 0, class);
     }
 
     fn acquired(&mut self, block: u32) {
-        let class = self.class(block);
-        self.lists.unlink(class, block);
-        let age = self.odds.now() - self.entries[block as usize].stamp;
-        self.odds.came_back(class, age, true);
+        let entry = self.entry(block);
+        self.lists.unlink(entry.class(), block);
+        self.odds.came_back(entry.class(), self.odds.now() - entry.stamp(), true);
         self.odds.hold();
-        self.classes[block as usize] = (class + 1).min(CLASSES - 1) as u8;
+        self.set_stamp(block, 0, (entry.class() + 1).min(CLASSES - 1));
     }
 
     fn released(&mut self, block: u32) {
-        let class = self.class(block);
-        self.entries[block as usize].stamp = self.odds.let_go(class);
+        self.write_ghost();
+        let class = self.entry(block).class();
+        let stamp = self.odds.let_go(class);
+        self.set_stamp(block, stamp, class);
         self.lists.push_newest(class, block);
     }
 
     fn removed(&mut self, block: u32, was_released: bool) {
-        let class = self.class(block);
         if was_released {
-            self.lists.unlink(class, block);
-            let age = self.odds.now() - self.entries[block as usize].stamp;
-            self.odds.withdraw(class, age);
+            let entry = self.entry(block);
+            self.lists.unlink(entry.class(), block);
+            self.odds.withdraw(entry.class(), self.odds.now() - entry.stamp());
         } else {
             self.odds.unhold();
         }
@@ -101,27 +125,34 @@ impl Policy for Adaptive {
         let now = self.odds.now();
         let judged = (0..CLASSES).filter_map(|class| {
             let oldest = self.lists.oldest(class)?;
-            let age = now - self.entries[oldest as usize].stamp;
+            let age = now - self.entry(oldest).stamp();
             Some((self.odds.promise(class, age), age, class))
         });
         // The least promise; the oldest among equals.
         let (_, _, class) = judged.min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))?;
         let block = self.lists.pop_oldest(class)?;
-        let entry = self.entries[block as usize];
-        self.ghosts.insert(entry.fingerprint, entry.stamp, class, now);
+        if self.pending.len() == PENDING_MOST {
+            self.write_ghost();
+        }
+        self.pending.push(self.entry(block));
         Some(block)
     }
 
     fn bytes(&self) -> u64 {
-        let each = size_of::<Entry>() as u64 + 1;
-        self.lists.bytes() + self.entries.len() as u64 * each + self.ghosts.bytes() + self.odds.bytes()
+        let each = size_of::<Entry>() as u64;
+        self.lists.bytes()
+            + (self.entries.len() + PENDING_MOST) as u64 * each
+            + self.ghosts.bytes()
+            + self.odds.bytes()
     }
 
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, is_findable: &dyn Fn(u32) -> bool) -> Result<()> {
         let listed = self.lists.validate()?;
         let mut held = 0;
         for (block, list) in (0..).zip(&listed) {
-            if list.is_some() != is_released(block) || list.is_some_and(|list| list != self.class(block)) {
+            if list.is_some() != is_released(block)
+                || list.is_some_and(|list| list != self.entry(block).class())
+            {
                 return Err(Error::internal(format!("adaptive is wrong about block {block}")));
             }
             held += u64::from(is_findable(block) && !is_released(block));

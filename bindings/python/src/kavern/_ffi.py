@@ -57,6 +57,7 @@ KAVERN_SCRUB_ALWAYS = 3
 KAVERN_KV_METADATA_ONLY = 1
 KAVERN_KV_RAGGED_TABLES = 2
 KAVERN_KV_REQUIRE_SALT = 4
+KAVERN_KV_EXACT_ORDER = 32
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -100,6 +101,7 @@ KAVERN_REMOVE_EVICTED = 1
 KAVERN_REMOVE_REQUESTED = 2
 KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
+KAVERN_REMOVE_EXPIRED = 5
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -237,6 +239,10 @@ class kavern_kv_description(_c.Structure):
 
 class kavern_kv_statistics(_c.Structure):
     """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
+
+
+class kavern_kv_prefix(_c.Structure):
+    """A named prefix."""
 
 
 class kavern_kv_event(_c.Structure):
@@ -558,6 +564,14 @@ kavern_kv_statistics._fields_ = [
     ("metadata_bytes", _c.c_uint64),
     ("pool_bytes", _c.c_uint64),
     ("last_step", _c.c_uint64),
+    ("pinned_blocks", _c.c_uint64),
+]
+
+kavern_kv_prefix._fields_ = [
+    ("name", _c.c_char * 64),
+    ("namespace_id", _c.c_uint64),
+    ("tokens", _c.c_uint64),
+    ("blocks", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
@@ -826,6 +840,9 @@ FUNCTIONS = {
     "kavern_elastic_base": (kavern_status, [kavern_elastic, _c.POINTER(_c.c_uint64)]),
     "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
     "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
+    "kavern_kv_prefix_pin": (kavern_status, [kavern_kv_cache, _c.c_char_p, _c.c_uint64]),
+    "kavern_kv_prefix_unpin": (kavern_status, [kavern_kv_cache, _c.c_char_p]),
+    "kavern_kv_prefix_list": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_prefix), _c.POINTER(_c.c_size_t)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
     "kavern_manager_config_init": (kavern_status, [_c.POINTER(kavern_manager_config), _c.c_size_t]),
     "kavern_manager_create": (kavern_status, [_c.POINTER(kavern_manager_config), _c.POINTER(kavern_manager)]),
