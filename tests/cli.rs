@@ -111,7 +111,7 @@ fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
             };
             let ((adaptive, all), (lru, _), (fifo, _)) = (of("adaptive"), of("lru"), of("fifo"));
             let points = (adaptive as f64 - lru as f64) * 100.0 / all as f64;
-            println!("{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru");
+            say(&format!("{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru"));
             assert!(points >= -0.3, "{name}, {blocks} blocks: {points} points under lru");
             assert!(adaptive >= fifo, "{name}, {blocks} blocks: {adaptive} hits, fifo has {fifo}");
         }

@@ -265,7 +265,6 @@ mod tests {
             requests.push(request);
         }
         let mean = f64::from(late_blocks) / f64::from(late_runs);
-        println!("mean run of the later half: {mean:.1} blocks");
         assert!(mean >= 8.0, "mean run {mean}");
     }
 }

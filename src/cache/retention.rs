@@ -6,7 +6,8 @@
 //! below 50, lowest first, then from the policy, then from priorities above 50.
 //!
 //! A priority may expire: a timing wheel of four levels lists the block by its hour, and the block is ordinary from
-//! then on. Time is a parameter. Every call is O(1); `expire` moves a few blocks at a time and goes on where it stopped. Source of the wheel: Varghese and Lauck, SOSP 1987.
+//! then on. Time is a parameter. Every call is O(1); `expire` moves a few blocks at a time and goes on where it
+//! stopped. Source of the wheel: Varghese and Lauck, SOSP 1987.
 //!
 //! Invariants: `pinned <= pin_limit`; a block is in a priority's list exactly if it is inactive, not pinned and not
 //! ordinary; it is in the wheel exactly if its priority expires.

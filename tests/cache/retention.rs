@@ -203,7 +203,6 @@ fn mean_run(exact_order: bool, policy: &str) -> f64 {
 fn blocks_come_in_runs_unless_exact_order_is_asked_for() {
     for policy in ["adaptive", "lru", "runs-lru"] {
         let (in_runs, exact) = (mean_run(false, policy), mean_run(true, policy));
-        println!("{policy}: mean run {in_runs:.1} blocks, in exact order {exact:.1}");
         assert!(in_runs >= 8.0, "{policy}: mean run {in_runs}");
         assert!(exact < in_runs, "{policy}: exact order has runs of {exact}");
     }

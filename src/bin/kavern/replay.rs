@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
+use kavern::cache::policy_names;
 
 use crate::abi::{Manager, Refusal};
 use crate::failure::Failure;
@@ -41,7 +43,7 @@ pub(crate) struct Replay {
     blocks: Option<u64>,
 
     /// Which block goes when room is needed
-    #[arg(long, default_value = "lru", value_parser = clap::builder::PossibleValuesParser::new(kavern::cache::policy_names()))]
+    #[arg(long, default_value = "lru", value_parser = PossibleValuesParser::new(policy_names()))]
     pub(crate) policy: String,
 
     /// Where the blocks lie; "host" needs no GPU

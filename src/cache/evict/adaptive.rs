@@ -49,6 +49,9 @@ struct Adaptive {
     entries: Vec<Entry>,
     ghosts: Ghosts,
     pending: Vec<Entry>,
+    /// By class, of its oldest block; holds until something but an eviction happens.
+    judged: [(f64, u64); CLASSES],
+    is_judged: bool,
     odds: Odds,
 }
 
@@ -59,6 +62,8 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
         entries: filled(blocks as usize, Entry::default())?,
         ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
         pending: room(PENDING_MOST)?,
+        judged: [(0.0, 0); CLASSES],
+        is_judged: false,
         odds: Odds::new(blocks)?,
     }))
 }
@@ -72,6 +77,17 @@ impl Adaptive {
         self.entries[block as usize].stamp_and_class = stamp << 2 | class as u64;
     }
 
+    /// What the oldest block of a class promises, and its age plus one; 0 if there is none.
+    fn judge(&mut self, class: usize) {
+        self.judged[class] = match self.lists.oldest(class) {
+            Some(oldest) => {
+                let age = self.odds.now() - self.entry(oldest).stamp();
+                (self.odds.promise(class, age), age + 1)
+            }
+            None => (0.0, 0),
+        };
+    }
+
     /// Writes the ghost of an eviction that waits for it, if there is one.
     fn write_ghost(&mut self) {
         if let Some(gone) = self.pending.pop() {
@@ -82,6 +98,7 @@ impl Adaptive {
 
 impl Policy for Adaptive {
     fn committed(&mut self, block: u32, facts: &Facts) {
+        self.is_judged = false;
         self.write_ghost();
         let class = match self.ghosts.take(facts.fingerprint, self.odds.now()) {
             Some(ghost) if self.odds.is_in_span(ghost.age) => {
@@ -96,6 +113,7 @@ impl Policy for Adaptive {
     }
 
     fn acquired(&mut self, block: u32) {
+        self.is_judged = false;
         let entry = self.entry(block);
         self.lists.unlink(entry.class(), block);
         self.odds.came_back(entry.class(), self.odds.now() - entry.stamp(), true);
@@ -104,6 +122,7 @@ impl Policy for Adaptive {
     }
 
     fn released(&mut self, block: u32) {
+        self.is_judged = false;
         self.write_ghost();
         let class = self.entry(block).class();
         let stamp = self.odds.let_go(class);
@@ -112,6 +131,7 @@ impl Policy for Adaptive {
     }
 
     fn removed(&mut self, block: u32, was_released: bool) {
+        self.is_judged = false;
         if was_released {
             let entry = self.entry(block);
             self.lists.unlink(entry.class(), block);
@@ -122,19 +142,22 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self) -> Option<u32> {
-        let now = self.odds.now();
-        let judged = (0..CLASSES).filter_map(|class| {
-            let oldest = self.lists.oldest(class)?;
-            let age = now - self.entry(oldest).stamp();
-            Some((self.odds.promise(class, age), age, class))
-        });
+        if !self.is_judged {
+            (0..CLASSES).for_each(|class| self.judge(class));
+            self.is_judged = true;
+        }
         // The least promise; the oldest among equals.
-        let (_, _, class) = judged.min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))?;
+        let judged = (0..CLASSES).filter(|&class| self.judged[class].1 > 0);
+        let class = judged.min_by(|&a, &b| {
+            let (a, b) = (self.judged[a], self.judged[b]);
+            a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))
+        })?;
         let block = self.lists.pop_oldest(class)?;
         if self.pending.len() == PENDING_MOST {
             self.write_ghost();
         }
         self.pending.push(self.entry(block));
+        self.judge(class);
         Some(block)
     }
 
