@@ -32,8 +32,8 @@ const DOUBT_OF_AGE: f64 = 8.0;
 const LEARN_SLOTS: u64 = 48;
 /// Touches before it, where the cache is small: chances need counts.
 const LEARN_TOUCHES: u64 = 4096;
-/// Share of all touches that may be lost against lru: half of what a default may cost.
-const BUDGET: f64 = 0.0015;
+/// Share of all touches that may be lost against lru: two thirds of what a default may cost.
+const BUDGET: f64 = 0.002;
 /// Hits over lru's that may be carried over to bad times, as a share of the cache.
 const CREDIT: f64 = 0.25;
 /// Slots after a change to lru in which what is missing still counts against the judgement: twice the cache.
