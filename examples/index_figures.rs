@@ -64,6 +64,7 @@ fn config(blocks: u64) -> CacheConfig {
         require_salt: false,
         partial_hits: false,
         worker: false,
+        exact_order: true,
         index: IndexOptions { device: true, chunks: false },
     }
 }

@@ -256,6 +256,11 @@ enum kavern_kv_cache_flag
     KAVERN_KV_PARTIAL_HITS = 64,
     /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
     KAVERN_KV_WORKER = 256,
+    /**
+     * Free blocks are handed out in the order in which they were freed, the latest first. Without it a request gets
+     * runs of ascending block ids where that can be, which copies and transfers like.
+     */
+    KAVERN_KV_EXACT_ORDER = 32,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -378,11 +383,20 @@ enum kavern_kv_op_kind
      * step's tables are not made. KAVERN_ERR_IN_USE if a lookup has found some of that: free it in the next step.
      */
     KAVERN_OP_CANCEL = 12,
-    /** Later. */
+    /**
+     * Keeps the findable blocks of `tokens` tokens from `offset` on (0: of all) of the sequence or lease `target` from
+     * eviction, once more each, until as many KAVERN_OP_UNPIN or a reset; at most half of a group's blocks. A block
+     * that is not yet committed, or private because its content is findable elsewhere, is passed over.
+     */
     KAVERN_OP_PIN = 13,
-    /** Later. */
+    /** Takes one pin of each of these blocks away; those without are passed over. */
     KAVERN_OP_UNPIN = 14,
-    /** Later. */
+    /**
+     * Gives the blocks of `tokens` tokens from `offset` on (0: of all) of the sequence or lease `target` a `priority`:
+     * below 50 they go before all others, above 50 after all others, 50 is ordinary. After `ttl_ms`, if that is not
+     * 0, they are ordinary again. Blocks that are not yet committed keep it when they are. The last word about a block
+     * counts, also where several sequences share it.
+     */
     KAVERN_OP_RETAIN = 15,
     /** Later. */
     KAVERN_OP_LOAD = 16,
@@ -465,6 +479,8 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_LIMIT = 6,
     /** The sequence that was to write it was cancelled or rolled back before. */
     KAVERN_REMOVE_CANCELLED = 7,
+    /** Its slot was needed, and the priority that had kept it had expired. */
+    KAVERN_REMOVE_EXPIRED = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -811,7 +827,11 @@ typedef struct kavern_kv_cache_config {
     uint32_t scrub;
     /** Events kept for kavern_kv_events_read; 0 keeps none. Default 0. */
     uint32_t event_capacity;
-    /** "lru" or "fifo"; null takes "lru". */
+    /**
+     * What is evicted first: "adaptive" (learns what comes back; the default, which null takes), "lru", "fifo",
+     * "lfu" (with ageing), "s3fifo", "cost" (keeps what is dear to compute again), "runs-lru" (lru that prefers
+     * neighbours). Priorities, pins and expiry rule above every policy.
+     */
     const char *policy;
     /** 32 bytes that key the hash chain; null takes random ones. Give the same to share keys between processes. */
     const uint8_t *hash_secret;
@@ -957,6 +977,8 @@ typedef struct kavern_kv_statistics {
      * read, beyond the keys, beyond the longest sequence).
      */
     uint64_t skipped_blocks;
+    /** Blocks that are pinned, by operations or names. */
+    uint64_t pinned_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1081,6 +1103,18 @@ typedef struct kavern_elastic_statistics {
     uint64_t pins;
 } kavern_elastic_statistics;
 
+/** A named prefix. */
+typedef struct kavern_kv_prefix {
+    /** Its name. */
+    char name[64];
+    /** Whose it is. */
+    uint64_t namespace_id;
+    /** Tokens from the start of the prompt. */
+    uint64_t tokens;
+    /** Blocks that it pins, all groups together. */
+    uint64_t blocks;
+} kavern_kv_prefix;
+
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
 
@@ -1158,8 +1192,8 @@ typedef struct kavern_kv_match_result {
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
     /**
-     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the last
-     * block, of which ADMIT gives the sequence a copy.
+     * Tokens whose blocks are in device memory, in every group. With KAVERN_KV_PARTIAL_HITS they may end inside the
+     * last block, of which ADMIT gives the sequence a copy.
      */
     uint64_t hit_tokens;
     /** Tokens found in pinned memory beyond those. 0 until tiers exist. */
@@ -2290,6 +2324,51 @@ kavern_status kavern_elastic_resize(kavern_elastic *elastic,
  */
 kavern_status kavern_elastic_stats(const kavern_elastic *elastic,
                                    kavern_elastic_statistics *out);
+
+/**
+ * Pins what a lease holds under a name: these blocks are not evicted, whoever uses them or nobody.
+ *
+ * They stay until kavern_kv_prefix_unpin or a kavern_kv_reset that takes in their namespace. At most half of a group's
+ * blocks are pinned at a time, and 256 names.
+ * Shapes: `name` has 1 to 63 bytes. The lease stays yours, for ADMIT or RELEASE.
+ * Errors: KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_IN_USE (the name), KAVERN_ERR_STALE_ID (the lease),
+ * KAVERN_ERR_INVALID_ARGUMENT (the name's length), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or point to a text that ends with 0.
+ */
+kavern_status kavern_kv_prefix_pin(kavern_kv_cache *cache,
+                                   const char *name,
+                                   uint64_t lease);
+
+/**
+ * Gives a named prefix up: its blocks are evictable again when nobody holds or pins them.
+ *
+ * Errors: KAVERN_ERR_NOT_FOUND (no such name), KAVERN_ERR_INVALID_ARGUMENT (the name's length),
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any.
+ * Since: 0.1
+ *
+ * Safety: `name` must be null or point to a text that ends with 0.
+ */
+kavern_status kavern_kv_prefix_unpin(kavern_kv_cache *cache, const char *name);
+
+/**
+ * Lists the named prefixes.
+ *
+ * Shapes: `prefixes` [max]; `count` receives how many there are.
+ * Errors: KAVERN_PARTIAL if there are more than `max`: the first of them are given; KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; takes the cache's lock for the list.
+ * Since: 0.1
+ *
+ * Safety: `prefixes` must point to `max` writable elements, `count` be null or point to a writable value.
+ */
+kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
+                                    size_t max,
+                                    kavern_kv_prefix *prefixes,
+                                    size_t *count);
 
 /**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.

@@ -18,6 +18,7 @@ mod cache {
     mod plans;
     mod prefix;
     mod probe;
+    mod retention;
     mod states;
     mod steps;
     mod tables;

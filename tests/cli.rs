@@ -50,6 +50,7 @@ fn say(text: &str) {
 
 const CONVERSATION: &str = "mooncake_conversation.jsonl.zst";
 const MINISWE: &str = "lmcache_agent_miniswe.jsonl.zst";
+const TAUBENCH: &str = "lmcache_agent_taubench.jsonl.zst";
 
 /// Hit blocks of a replay of a trace.
 fn hits(trace: &str, blocks: u64, more: &[&str]) -> u64 {
@@ -73,6 +74,47 @@ fn conversation_under_lru_hits_the_reference_to_the_block() {
     let Some(trace) = trace(CONVERSATION) else { return };
     for (blocks, expected) in CONVERSATION_LRU {
         assert_eq!(hits(&trace, blocks, &["--no-bytes"]), expected, "{blocks} blocks");
+    }
+}
+
+/// Hit blocks that the default policy must reach on the conversation trace.
+const CONVERSATION_ADAPTIVE: [(u64, u64); 5] =
+    [(1_000, 16_400), (3_000, 28_500), (5_859, 45_500), (10_000, 64_200), (30_000, 93_978)];
+
+#[test]
+fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
+    let small = ["--no-bytes", "--policy"];
+    let Some(conversation) = trace(CONVERSATION) else { return };
+    for (blocks, goal) in CONVERSATION_ADAPTIVE {
+        let reached = hits(&conversation, blocks, &[&small[..], &["adaptive"]].concat());
+        assert!(reached >= goal, "{blocks} blocks: {reached} hits, the goal is {goal}");
+    }
+    let cases: [(&str, &[u64]); 3] = [
+        (CONVERSATION, &[300, 1_000, 3_000, 5_859, 10_000, 30_000, 97_656, 100_000]),
+        (MINISWE, &[300, 1_000, 3_000]),
+        (TAUBENCH, &[100, 300]),
+    ];
+    for (name, capacities) in cases {
+        let Some(trace) = trace(name) else { return };
+        for &blocks in capacities {
+            let of = |policy: &'static str| {
+                let report = json(&[
+                    "replay",
+                    &trace,
+                    "--blocks",
+                    &blocks.to_string(),
+                    "--no-bytes",
+                    "--policy",
+                    policy,
+                ]);
+                (count(&report, "hit_blocks"), count(&report, "blocks"))
+            };
+            let ((adaptive, all), (lru, _), (fifo, _)) = (of("adaptive"), of("lru"), of("fifo"));
+            let points = (adaptive as f64 - lru as f64) * 100.0 / all as f64;
+            say(&format!("{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru"));
+            assert!(points >= -0.3, "{name}, {blocks} blocks: {points} points under lru");
+            assert!(adaptive >= fifo, "{name}, {blocks} blocks: {adaptive} hits, fifo has {fifo}");
+        }
     }
 }
 

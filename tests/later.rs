@@ -52,7 +52,7 @@ fn what_comes_with_later_versions_is_refused_and_not_ignored() {
     assert_eq!(create(plain, &|config| config.codec_remote = name).0, UNSUPPORTED);
     let (status, mut cache) = create(plain, &|_| ());
     assert_eq!(status, 0);
-    for kind in [8, 13, 14, 15, 16, 17, 19] {
+    for kind in [8, 16, 17, 19] {
         let op = kavern_kv_op { struct_size: size_of::<kavern_kv_op>() as u32, kind, ..zeroed() };
         let mut result = kavern_kv_op_result::default();
         // SAFETY: one operation without pointers, room for its result.

@@ -10,6 +10,8 @@ mod branches;
 mod limits;
 #[path = "model/naive.rs"]
 mod naive;
+#[path = "model/retain.rs"]
+mod retain;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -125,6 +127,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         index: IndexOptions { device: true, chunks: false },
         partial_hits: false,
         worker: false,
+        exact_order: true,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))
@@ -147,6 +150,7 @@ fn naive(variant: &Variant) -> Naive {
         blocks: vec![naive::Block::default(); variant.blocks as usize],
         free: (0..variant.blocks as u32).rev().collect(),
         order: VecDeque::new(),
+        others: Vec::new(),
         is_fifo: variant.policy == "fifo",
         is_exact: variant.hash == HashKind::Xxh3 && !variant.keys,
         index: std::collections::HashMap::new(),
@@ -275,7 +279,7 @@ impl Run<'_> {
         for _ in 0..self.random.usize(1..8) {
             self.operations += 1;
             let (tokens, lookahead) = (self.random.usize(0..24), [0, 0, 0, 5][self.random.usize(0..4)]);
-            match self.random.u8(0..12) {
+            match self.random.u8(0..14) {
                 0..=3 => {
                     let lease = self.some_id(true);
                     let op = Op::Admit {
@@ -326,6 +330,7 @@ impl Run<'_> {
                     check(&op, &session.apply(&op), &self.model.free(id));
                     self.ended.push(id);
                 }
+                10 => self.retain(&mut session),
                 _ => {
                     let lease = self.some_id(true);
                     let op = Op::Release { lease: Id(lease) };

@@ -46,6 +46,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
+        exact_order: false,
     }
 }
 

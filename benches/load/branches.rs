@@ -49,7 +49,6 @@ impl Branches {
         };
         let group = GroupConfig {
             content: Content::Attention(shape),
-            reach: kavern::cache::Reach::All,
             block_tokens: BLOCK_TOKENS,
             capacity_blocks: 0,
             region: None,

@@ -159,6 +159,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             hit_blocks_remote: 0,
             missed_blocks: s.missed_blocks,
             skipped_blocks: s.skipped_blocks,
+            pinned_blocks: s.pinned_blocks,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::kv_types::*;
 use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
-use crate::cache::{CacheConfig, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
+use crate::cache::{CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
 
@@ -40,7 +40,7 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 264;
+    kavern_kv_statistics, 200, 272;
     kavern_kv_namespace_statistics, 112, 112;
     kavern_kv_plan_info, 56, 56;
     kavern_kv_append_args, 48, 48;
@@ -57,6 +57,8 @@ unsafe impl CValue for kavern_kv_group_tables {}
 unsafe impl CValue for kavern_kv_completion {}
 // SAFETY: numbers only.
 unsafe impl CValue for kavern_kv_event {}
+// SAFETY: numbers and characters.
+unsafe impl CValue for kavern_kv_prefix {}
 // SAFETY: numbers only.
 unsafe impl CValue for kavern_kv_check_result {}
 // SAFETY: numbers only.
@@ -125,7 +127,15 @@ pub(super) unsafe fn cache_config(
     let chunk_index = kavern_kv_cache_flag::KAVERN_KV_CHUNK_INDEX as u32;
     let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
     let worker = kavern_kv_cache_flag::KAVERN_KV_WORKER as u32;
-    let known = metadata_only | ragged | require_salt | device_index | chunk_index | partial_hits | worker;
+    let exact_order = kavern_kv_cache_flag::KAVERN_KV_EXACT_ORDER as u32;
+    let known = metadata_only
+        | ragged
+        | require_salt
+        | device_index
+        | chunk_index
+        | partial_hits
+        | worker
+        | exact_order;
     config::check_flags(settings.flags, known, "kavern_kv_cache_config")?;
     config::check_reserved(&settings.reserved, "kavern_kv_cache_config")?;
     let later: [*const c_char; 5] = [
@@ -172,7 +182,7 @@ pub(super) unsafe fn cache_config(
         hash: hash_kind(settings.hash)?,
         scrub: scrub(settings.scrub)?,
         event_capacity: settings.event_capacity,
-        policy: policy.unwrap_or("lru").to_owned(),
+        policy: policy.unwrap_or(DEFAULT_POLICY).to_owned(),
         hash_secret,
         metadata_only: settings.flags & metadata_only != 0,
         ragged: settings.flags & ragged != 0,
@@ -183,6 +193,7 @@ pub(super) unsafe fn cache_config(
         },
         partial_hits: settings.flags & partial_hits != 0,
         worker: settings.flags & worker != 0,
+        exact_order: settings.flags & exact_order != 0,
     })
 }
 

@@ -101,6 +101,9 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_PARTIAL_HITS = 64,
     /// The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself.
     KAVERN_KV_WORKER = 256,
+    /// Free blocks are handed out in the order in which they were freed, the latest first. Without it a request gets
+    /// runs of ascending block ids where that can be, which copies and transfers like.
+    KAVERN_KV_EXACT_ORDER = 32,
 }
 
 /// Bits of kavern_kv_request.flags.
@@ -176,11 +179,16 @@ pub enum kavern_kv_op_kind {
     /// Ends sequence `target` as FREE does, and takes back what the open step has published for it as long as the
     /// step's tables are not made. KAVERN_ERR_IN_USE if a lookup has found some of that: free it in the next step.
     KAVERN_OP_CANCEL = 12,
-    /// Later.
+    /// Keeps the findable blocks of `tokens` tokens from `offset` on (0: of all) of the sequence or lease `target` from
+    /// eviction, once more each, until as many KAVERN_OP_UNPIN or a reset; at most half of a group's blocks. A block
+    /// that is not yet committed, or private because its content is findable elsewhere, is passed over.
     KAVERN_OP_PIN = 13,
-    /// Later.
+    /// Takes one pin of each of these blocks away; those without are passed over.
     KAVERN_OP_UNPIN = 14,
-    /// Later.
+    /// Gives the blocks of `tokens` tokens from `offset` on (0: of all) of the sequence or lease `target` a `priority`:
+    /// below 50 they go before all others, above 50 after all others, 50 is ordinary. After `ttl_ms`, if that is not
+    /// 0, they are ordinary again. Blocks that are not yet committed keep it when they are. The last word about a block
+    /// counts, also where several sequences share it.
     KAVERN_OP_RETAIN = 15,
     /// Later.
     KAVERN_OP_LOAD = 16,
@@ -234,6 +242,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_LIMIT = 6,
     /// The sequence that was to write it was cancelled or rolled back before.
     KAVERN_REMOVE_CANCELLED = 7,
+    /// Its slot was needed, and the priority that had kept it had expired.
+    KAVERN_REMOVE_EXPIRED = 5,
 }
 
 /// What kavern_kv_reset forgets.

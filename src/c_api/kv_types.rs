@@ -43,7 +43,9 @@ pub struct kavern_kv_cache_config {
     pub scrub: u32,
     /// Events kept for kavern_kv_events_read; 0 keeps none. Default 0.
     pub event_capacity: u32,
-    /// "lru" or "fifo"; null takes "lru".
+    /// What is evicted first: "adaptive" (learns what comes back; the default, which null takes), "lru", "fifo",
+    /// "lfu" (with ageing), "s3fifo", "cost" (keeps what is dear to compute again), "runs-lru" (lru that prefers
+    /// neighbours). Priorities, pins and expiry rule above every policy.
     pub policy: *const core::ffi::c_char,
     /// 32 bytes that key the hash chain; null takes random ones. Give the same to share keys between processes.
     pub hash_secret: *const u8,
@@ -371,6 +373,22 @@ pub struct kavern_kv_statistics {
     /// Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
     /// read, beyond the keys, beyond the longest sequence).
     pub skipped_blocks: u64,
+    /// Blocks that are pinned, by operations or names.
+    pub pinned_blocks: u64,
+}
+
+/// A named prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_prefix {
+    /// Its name.
+    pub name: [core::ffi::c_char; 64],
+    /// Whose it is.
+    pub namespace_id: u64,
+    /// Tokens from the start of the prompt.
+    pub tokens: u64,
+    /// Blocks that it pins, all groups together.
+    pub blocks: u64,
 }
 
 /// Result of kavern_kv_check_pattern, accumulated since it was last read.

@@ -22,6 +22,8 @@ pub mod kv_enums;
 pub mod kv_event;
 pub mod kv_group;
 pub mod kv_ops;
+pub mod kv_prefix;
+mod kv_retain;
 pub mod kv_types;
 pub mod log;
 pub mod lookup;

@@ -7,6 +7,7 @@ use super::config::{self, Out, OutArray, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
 use super::kv_ops;
+use super::kv_retain;
 use super::kv_types::*;
 use super::plan::fill_tables;
 use super::stream;
@@ -130,7 +131,10 @@ unsafe fn read_op<'a>(
             // SAFETY: the caller's promise.
             Op::Change { target, change: unsafe { kv_ops::change(op, link_tokens) }? }
         }
-        13..=17 => {
+        13 => Op::Pin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
+        14 => Op::Unpin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
+        15 => kv_retain::retain(op, target(op, index, done)?)?,
+        16 | 17 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));
         }
         _ => return Err(Error::new(Status::InvalidArgument, "an unknown kind of operation")),

@@ -113,6 +113,8 @@ pub struct CacheConfig {
     pub partial_hits: bool,
     /// Apply the plans of another cache instead of deciding.
     pub worker: bool,
+    /// Hand free blocks out in the order in which they were freed, the latest first, instead of in runs.
+    pub exact_order: bool,
 }
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.

@@ -37,6 +37,15 @@ pub enum RemoveReason {
     Limit = 6,
     /// The sequence that was to write it was cancelled or rolled back first.
     Cancelled = 7,
+    /// Its slot was needed, and its priority had expired.
+    Expired = 5,
+}
+
+impl RemoveReason {
+    /// Whether the cache chose the block, to make room or to keep a limit.
+    pub(super) fn is_eviction(self) -> bool {
+        matches!(self, Self::Evicted | Self::Expired | Self::Limit)
+    }
 }
 
 /// One change.

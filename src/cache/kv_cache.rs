@@ -13,6 +13,7 @@ use super::pattern::Pattern;
 use super::plan::Shape;
 use super::plan_steps;
 use super::prefix::Chain;
+use super::prefixes::PrefixInfo;
 use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, State};
 use super::steps::StepState;
@@ -22,6 +23,9 @@ use crate::error::{Error, Result, Status};
 use crate::format::Strides;
 use crate::memory::{Allocation, Memory};
 use crate::sync::{Mutex, MutexGuard};
+use crate::sys::clock::coarse_ms;
+use crate::sys::reserve::room;
+use crate::types::Id;
 
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
@@ -204,7 +208,13 @@ impl KvCache {
 
     /// Opens a step, or goes on with the newest open one. Hold it no longer than the list of operations takes.
     pub fn step(&self, step: u64) -> Result<StepSession<'_>> {
+        self.step_at(step, coarse_ms())
+    }
+
+    /// The same, at a time that the caller tells, in milliseconds of a clock that never goes back.
+    pub fn step_at(&self, step: u64, now_ms: u64) -> Result<StepSession<'_>> {
         let mut state = self.reap()?;
+        state.set_time(now_ms);
         state.begin_call(step)?;
         Ok(StepSession { state })
     }
@@ -345,6 +355,31 @@ impl KvCache {
         let mut state = self.reap()?;
         state.check_decides()?;
         Ok(state.evict(group as usize, count))
+    }
+
+    /// Pins the hits of a lease under a name, until `unpin_prefix` or a reset of their namespace. The lease stays.
+    pub fn pin_prefix(&self, name: &str, lease: Id) -> Result<PrefixInfo> {
+        // Memory is taken before the lock: a lease never grows, so what it needs now is enough.
+        let size = self.state.lock().lease_size(lease)?;
+        let mut blocks = Vec::with_capacity(self.geometry.groups.len());
+        for _ in &self.geometry.groups {
+            blocks.push(room(size)?);
+        }
+        let name = name.to_owned();
+        self.state.lock().pin_prefix(name, lease, blocks)
+    }
+
+    /// Takes the pins of a named prefix away.
+    pub fn unpin_prefix(&self, name: &str) -> Result<()> {
+        // The name's memory is given back when the lock is not held any more.
+        let prefix = self.state.lock().unpin_prefix(name)?;
+        drop(prefix);
+        Ok(())
+    }
+
+    /// Gives each named prefix to `take`; answers how many there are.
+    pub fn prefixes(&self, take: impl FnMut(usize, &PrefixInfo, &str)) -> usize {
+        self.state.lock().prefixes.list(take)
     }
 
     /// What the cache holds and did.

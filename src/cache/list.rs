@@ -87,6 +87,10 @@ impl List {
         Some(block)
     }
 
+    pub(in crate::cache) fn bytes(&self) -> u64 {
+        (self.links.len() * size_of::<Link>()) as u64
+    }
+
     /// Walks the list and checks both directions; returns its blocks.
     pub(in crate::cache) fn validate(&self) -> Result<Vec<u32>> {
         let (mut at, mut prev, mut seen) = (self.head, NONE, Vec::new());

@@ -121,6 +121,13 @@ impl KvCache {
         state.check_decides()?;
         state.shared.namespaces.owners.turn_epoch(id);
         drop(state);
+        loop {
+            // A name's memory goes when the lock is not held any more.
+            let unnamed = self.state.lock().take_prefix(scope);
+            if unnamed.is_none() {
+                break;
+            }
+        }
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             removed += match id {

@@ -37,6 +37,7 @@ fn state() -> State {
         ragged: false,
         require_salt: false,
         worker: false,
+        exact_order: true,
         index: IndexOptions::default(),
         partial_hits: false,
     };

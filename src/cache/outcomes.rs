@@ -38,7 +38,8 @@ impl State {
         for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
             let asked = |tokens: u64| store.reach.wanted_blocks(store.block_tokens, tokens);
             // A block that is copied is no hit; its tokens are.
-            let is_copied = self.finds_partial && hit_tokens % u64::from(store.block_tokens) > 0;
+            let ends_inside = !hit_tokens.is_multiple_of(store.block_tokens.into());
+            let is_copied = self.finds_partial && ends_inside;
             let held = rows.held(lease).len() as u64 - u64::from(is_copied);
             let wanted = asked(request.token_count).max(held);
             let lacking = if looked_tokens == 0 { 0 } else { asked(looked_tokens) };

@@ -293,12 +293,12 @@ impl State {
         let hit_tokens = if self.is_plain {
             self.find_prefix(request, keys, namespace, row);
             match self.finds_partial {
-                true => self.settle_partial(request, namespace, row, Key::default()).0,
-                false => self.settle_hits(request, row, Key::default()).0,
+                true => self.settle_partial(request, namespace, row, Key::default()).1,
+                false => self.settle_hits(request, row, Key::default()).1,
             }
         } else {
             let root = self.shared.namespaces.get(namespace).root;
-            self.find_mixed(request, keys, namespace, root, row).0
+            self.find_mixed(request, keys, namespace, root, row).1
         };
         self.holders.lease_rows.iter_mut().for_each(|rows| rows.truncate(row, 0));
         Ok(hit_tokens)

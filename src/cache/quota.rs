@@ -80,7 +80,8 @@ impl State {
                     let counts = &mut found[owner_of(block.tenant) as usize];
                     counts.held_blocks += u64::from(block.refs > 0);
                     counts.findable_blocks += u64::from(block.is_findable());
-                    let is_cached = block.refs == 0 && !block.is_waiting();
+                    let is_cached =
+                        block.refs == 0 && !block.is_waiting() && !store.retention.is_pinned(index);
                     counts.cached_blocks += u64::from(is_cached);
                     cached[owner_of(block.tenant) as usize] += u32::from(is_cached);
                 }

@@ -18,6 +18,7 @@ use super::namespace::Namespaces;
 use super::owners::Owners;
 use super::plan_steps::PlanChain;
 use super::prefix::AHEAD;
+use super::prefixes::Prefixes;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -60,6 +61,7 @@ pub struct CacheStatistics {
     pub copied_tokens: u64,
     pub missed_blocks: u64,
     pub skipped_blocks: u64,
+    pub pinned_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -100,6 +102,9 @@ pub(super) struct State {
     /// Another cache decides, this one has its tables.
     pub(super) is_worker: bool,
     pub(super) plans: PlanChain,
+    pub(super) prefixes: Prefixes,
+    /// Milliseconds of the coarse clock at the latest call that told them.
+    pub(super) now_ms: u64,
 }
 
 impl State {
@@ -117,6 +122,7 @@ impl State {
             mirrors: config.index.device,
             finds_partial: config.partial_hits,
             owners: Owners::capacity(config.max_namespaces),
+            exact_order: config.exact_order,
         };
         let keeps_chain = !geometry.is_plain() || config.partial_hits;
         let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
@@ -150,6 +156,8 @@ impl State {
             finds_partial: config.partial_hits,
             is_worker: false,
             plans: PlanChain::new(seed[3]),
+            prefixes: Prefixes::new()?,
+            now_ms: 0,
         })
     }
 
@@ -260,6 +268,7 @@ impl State {
             copied_tokens: counters.copied_tokens,
             missed_blocks: counters.missed_blocks,
             skipped_blocks: counters.skipped_blocks,
+            pinned_blocks: sum(&|s| s.retention.pinned().into()),
         }
     }
 
@@ -310,7 +319,7 @@ impl State {
         self.holders.rows[group].validate(store.reach)?;
         self.holders.lease_rows[group].validate(store.reach)?;
         let mut is_free = filled(refs.len(), false)?;
-        for &block in store.validate_lists()? {
+        for block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {
                 return Err(Error::internal(format!("block {block} is twice in the free list")));
             }

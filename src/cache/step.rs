@@ -9,10 +9,12 @@ use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
+pub use super::op_result::OpResult;
+pub(super) use super::op_result::{OpOutcome, Refusal};
 use super::prefix::AHEAD;
 use super::sequence::{Holder, Lease, Pause};
 use super::state::State;
-use crate::error::{Error, Result, Status};
+use crate::error::{Result, Status};
 use crate::types::Id;
 
 /// What an operation acts on.
@@ -80,64 +82,37 @@ pub enum Op<'a> {
         /// How.
         change: Change<'a>,
     },
+    /// Gives the blocks of a stretch of tokens a priority and a time to live.
+    Retain {
+        /// The stretch.
+        stretch: Stretch,
+        /// 0 to 100; 50 is ordinary.
+        priority: u8,
+        /// Milliseconds until it is ordinary again; 0 never.
+        ttl_ms: u64,
+    },
+    /// Keeps the findable blocks of a stretch of tokens from eviction.
+    Pin {
+        /// The stretch.
+        stretch: Stretch,
+    },
+    /// Takes one pin of each of them away.
+    Unpin {
+        /// The stretch.
+        stretch: Stretch,
+    },
 }
 
-/// What became of an operation.
+/// A stretch of tokens of a sequence or a lease.
 #[derive(Clone, Copy, Debug)]
-pub struct OpResult {
-    /// Ok, or why it was refused.
-    pub status: Status,
-    /// Row of the tables, -1 if none.
-    pub row: i32,
-    /// The sequence; 0 if none.
-    pub sequence: u64,
-    /// Blocks that the sequence got.
-    pub blocks_added: u32,
-    /// Blocks that were missing.
-    pub blocks_missing: u32,
-    /// The group that was short.
-    pub group: u32,
-    /// Blocks that became findable.
-    pub blocks_committed: u32,
+pub struct Stretch {
+    /// The sequence or the lease.
+    pub target: Target,
+    /// The first token.
+    pub offset: u64,
+    /// How many; 0 all from there on.
+    pub tokens: u64,
 }
-
-impl OpResult {
-    pub(super) const DONE: Self = Self {
-        status: Status::Ok,
-        row: -1,
-        sequence: 0,
-        blocks_added: 0,
-        blocks_missing: 0,
-        group: 0,
-        blocks_committed: 0,
-    };
-
-    /// An operation that was refused before it reached the cache.
-    pub fn refused(status: Status) -> Self {
-        Self { status, ..Self::DONE }
-    }
-}
-
-/// Why an operation is refused: a status, and how many blocks are missing where.
-pub(super) struct Refusal {
-    pub(super) status: Status,
-    pub(super) missing: u32,
-    pub(super) group: u32,
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self { status: error.status, missing: 0, group: 0 }
-    }
-}
-
-impl From<Status> for Refusal {
-    fn from(status: Status) -> Self {
-        Self { status, missing: 0, group: 0 }
-    }
-}
-
-pub(super) type OpOutcome = std::result::Result<OpResult, Refusal>;
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
@@ -161,6 +136,9 @@ impl State {
             Op::Release { lease } => self.release(lease),
             Op::Trim { target, offset } => self.trim(target, offset),
             Op::Change { target, ref change } => self.change(target, change),
+            Op::Retain { ref stretch, priority, ttl_ms } => self.retain(stretch, priority, ttl_ms),
+            Op::Pin { ref stretch } => self.pin(stretch),
+            Op::Unpin { ref stretch } => self.unpin(stretch),
         };
         if self.shared.namespaces.owners.may_be_over() {
             self.settle_limits();
@@ -247,10 +225,9 @@ impl State {
             if needed <= held {
                 continue;
             }
-            for _ in held..needed {
-                let block = store.allocate(tenant, &mut self.shared);
-                rows.push(row, block);
-            }
+            let near = rows.row(row).last().map(|&block| block as u32);
+            let count = (needed - held) as u32;
+            store.allocate_run(count, near, tenant, &mut self.shared, |block| rows.push(row, block));
             self.batch.used_slots += (needed - held) as u64 * u64::from(store.block_tokens);
             self.batch.mark_cells(group, row, held, needed);
         }

@@ -7,22 +7,26 @@
 
 pub(super) use self::find::Proof;
 use super::block::{
-    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
-    Published, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, WAITING,
+    ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
-use super::events::{CacheEvent, CacheEventKind, RemoveReason};
+use super::events::RemoveReason;
 use super::evict::Policy;
+use super::free::Free;
 use super::group::Reach;
 use super::index::Index;
-use super::mirror::{BlockHash, Mirror};
-use super::namespace::Namespaces;
+use super::mirror::Mirror;
 use super::owner_lists::OwnerLists;
 use super::owners::{Owners, owner_of};
+use super::retention::Retention;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
+
+/// At most one block in so many is pinned.
+const PINNED_SHARE: u32 = 2;
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -38,13 +42,14 @@ pub(super) struct Store {
     /// `[block][token]`; empty unless tokens are compared.
     pub(super) tokens: Vec<i32>,
     next_serial: u64,
-    free: Vec<u32>,
+    free: Free,
     pub(super) index: Index,
     /// Of the index on the device, if there is one.
     mirror: Option<Mirror>,
     /// Only where hits may end inside a block.
     pub(super) children: Option<Children>,
     policy: Box<dyn Policy>,
+    pub(super) retention: Retention,
     pub(super) inactive: u32,
     waiting: u32,
     scrub: Scrub,
@@ -71,8 +76,6 @@ impl Store {
             (true, _) => Proof::Anchor,
         };
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
-        let mut free = room(blocks as usize)?;
-        free.extend((0..blocks).rev());
         Ok(Self {
             group,
             block_tokens: geometry.block_tokens,
@@ -86,11 +89,12 @@ impl Store {
             )?,
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
-            free,
+            free: Free::new(blocks, options.exact_order)?,
             index: Index::new(blocks, seed)?,
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
+            retention: Retention::new(blocks, blocks / PINNED_SHARE)?,
             inactive: 0,
             waiting: 0,
             scrub: options.scrub,
@@ -108,7 +112,7 @@ impl Store {
     }
 
     pub(super) fn free_count(&self) -> u32 {
-        self.free.len() as u32
+        self.free.count()
     }
 
     pub(super) fn inactive_count(&self) -> u32 {
@@ -121,7 +125,7 @@ impl Store {
 
     /// Blocks that can be handed out now.
     pub(super) fn available(&self) -> u32 {
-        self.free.len() as u32 + self.inactive
+        self.free.count() + self.inactive - self.retention.pinned_inactive()
     }
 
     pub(super) fn compares_tokens(&self) -> bool {
@@ -197,14 +201,16 @@ impl Store {
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
             Some(index) => index,
-            None => {
-                let victim = self.policy.victim().expect("the caller checked that a block is available");
-                shared.counters.evicted_blocks += 1;
-                self.leave_cached(victim, &mut shared.namespaces.owners);
-                self.forget(victim, RemoveReason::Evicted, shared);
-                victim
-            }
+            None => self
+                .evict(RemoveReason::Evicted, shared)
+                .expect("the caller checked that a block is available"),
         };
+        self.hand_out(index, tenant, shared);
+        index
+    }
+
+    /// A block that was free becomes a holder's.
+    fn hand_out(&mut self, index: u32, tenant: u64, shared: &mut Shared) {
         shared.counters.allocated_blocks += 1;
         let block = &mut self.blocks[index as usize];
         let foreign = block.tenant != 0 && block.tenant != tenant;
@@ -224,7 +230,6 @@ impl Store {
         if wants_zeros {
             self.list_zero(index);
         }
-        index
     }
 
     /// One more holder of a findable block.
@@ -241,8 +246,10 @@ impl Store {
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.unlink_waiting(index, waiting);
         } else {
-            self.leave_cached(index, &mut shared.namespaces.owners);
-            self.policy.acquired(index);
+            self.leave_inactive(index, &mut shared.namespaces.owners);
+            if !self.retention.acquired(index) {
+                self.policy.acquired(index);
+            }
             if shared.namespaces.owners.get(owner).is_ordered() {
                 self.by_owner.set_aside(owner, index);
             }
@@ -270,14 +277,14 @@ impl Store {
     fn give_back(&mut self, index: u32, owners: &mut Owners) {
         if self.blocks[index as usize].is_findable() {
             self.inactive += 1;
-            self.policy.released(index);
-            let owner = owner_of(self.blocks[index as usize].tenant);
-            owners.cached(owner);
-            self.by_owner.add_cached(owner);
-            if owners.get(owner).is_ordered() {
-                self.by_owner.renew(owner, index);
+            if !self.retention.released(index) {
+                self.policy.released(index);
+            }
+            if !self.retention.is_pinned(index) {
+                self.join_cached(index, owners);
             }
         } else {
+            self.retention.clear(index);
             self.free.push(index);
         }
     }
@@ -323,155 +330,20 @@ impl Store {
         Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
     }
 
-    /// Makes a held block findable, unless the same content is or the key is taken.
-    pub(super) fn publish(&mut self, index: u32, as_what: &Publication, shared: &mut Shared) -> Published {
-        if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
-            return Published::Refused;
-        }
-        let hash = self.index.hash(&as_what.key, as_what.namespace);
-        if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
-            let compares = self.compares(as_what);
-            let origin = self.origin(taken);
-            if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
-                shared.counters.collisions += 1;
-                return Published::Refused;
-            }
-            if !compares || origin.parent_serial == as_what.parent_serial {
-                shared.counters.duplicate_blocks += 1;
-                // What follows the duplicate follows the content that is found under the key.
-                if let Some(own) = self.origins.get_mut(index as usize) {
-                    own.serial = origin.serial;
-                }
-                // The private block names its content too: events of what follows tell this key as their parent's.
-                self.blocks[index as usize].key = as_what.key;
-                self.blocks[index as usize].namespace_and_flags |= NAMED;
-                return Published::Duplicate;
-            }
-            // Same tokens after an ancestor that was evicted since: nobody can find it any more.
-            if self.blocks[taken as usize].refs > 0 || self.blocks[taken as usize].is_waiting() {
-                return Published::Refused;
-            }
-            self.policy.removed(taken, true);
-            self.leave_cached(taken, &mut shared.namespaces.owners);
-            self.forget(taken, RemoveReason::Replaced, shared);
-            self.free.push(taken);
-        }
-        if let Some(origin) = self.origins.get_mut(index as usize) {
-            *origin = Origin {
-                serial: self.next_serial,
-                parent_serial: as_what.parent_serial,
-                parent_key: as_what.parent_key,
-                extras: as_what.extras.0,
-                position: as_what.position,
-                step: shared.steps.newest(),
-            };
-            self.next_serial += 1;
-        }
-        let block = &mut self.blocks[index as usize];
-        block.key = as_what.key;
-        block.namespace_and_flags =
-            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
-        self.index.insert(hash, index);
-        if let Some(mirror) = &mut self.mirror {
-            let namespace = shared.namespaces.get(as_what.namespace);
-            mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
-        }
-        if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
-            let (blocks, origins) = (&self.blocks, &self.origins);
-            let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
-            let is_child = |block: u32| {
-                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
-                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
-            };
-            children.add(index, &parent, is_child);
-        }
-        self.policy.committed(index);
-        shared.namespaces.add_use(as_what.namespace);
-        shared.counters.committed_blocks += 1;
-        self.note_findable(index, &mut shared.namespaces.owners);
-        if shared.events.is_on() {
-            let event = self.event(index, CacheEventKind::Stored, RemoveReason::None, &shared.namespaces);
-            shared.events.push(event);
-        }
-        Published::Stored
-    }
-
-    /// What an event or a snapshot says about a findable block.
-    pub(super) fn event(
-        &self,
-        index: u32,
-        kind: CacheEventKind,
-        reason: RemoveReason,
-        namespaces: &Namespaces,
-    ) -> CacheEvent {
-        let (block, origin) = (self.block(index), self.origin(index));
-        CacheEvent {
-            number: 0,
-            kind,
-            reason,
-            group: self.group,
-            block: index as i32,
-            namespace_id: namespaces.get(block.namespace()).id(),
-            token_offset: origin.position * u64::from(self.block_tokens),
-            key: block.key,
-            parent_key: origin.parent_key,
-        }
-    }
-
-    /// Takes a block out of the index; the policy has already let it go.
-    fn forget(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
-        if shared.events.is_on() {
-            let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
-            shared.events.push(event);
-        }
-        let (key, namespace) = (self.block(index).key, self.block(index).namespace());
-        let parent = self.parent_of(index);
-        if let Some(children) = &mut self.children {
-            children.remove(index, &parent);
-        }
-        self.index.remove(self.index.hash(&key, namespace), index);
-        if let Some(mirror) = &mut self.mirror {
-            let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
-            mirror.remove(hash, index);
-        }
-        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
-        let owner = owner_of(self.block(index).tenant);
-        self.by_owner.unlink(owner, index);
-        let counts = shared.namespaces.owners.counts(owner);
-        counts.findable_blocks -= 1;
-        counts.evicted_blocks += u64::from(matches!(reason, RemoveReason::Evicted | RemoveReason::Limit));
-        shared.namespaces.drop_use(namespace);
-    }
-
-    /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
-    pub(super) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+    /// Whether nobody holds a findable block, nor waits for it.
+    pub(super) fn is_inactive(&self, index: u32) -> bool {
         let block = self.block(index);
-        let was_inactive = block.refs == 0 && !block.is_waiting();
-        self.policy.removed(index, was_inactive);
-        if was_inactive {
-            self.leave_cached(index, &mut shared.namespaces.owners);
-        }
-        self.forget(index, reason, shared);
-        if was_inactive {
-            self.free.push(index);
-        }
-    }
-
-    /// Evicts the policy's next victim. False if nothing is inactive.
-    pub(super) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
-        let Some(victim) = self.policy.victim() else { return false };
-        self.leave_cached(victim, &mut shared.namespaces.owners);
-        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
-        self.forget(victim, reason, shared);
-        self.free.push(victim);
-        true
+        block.is_findable() && block.refs == 0 && !block.is_waiting()
     }
 
     pub(super) fn bytes(&self) -> u64 {
         let blocks = self.blocks.len() as u64 * size_of::<Block>() as u64;
         blocks
             + self.origins.len() as u64 * size_of::<Origin>() as u64
-            + (self.tokens.len() + self.free.capacity() + self.zero_list.capacity()) as u64 * 4
+            + (self.tokens.len() + self.zero_list.capacity()) as u64 * 4
+            + self.free.bytes()
+            + self.retention.bytes()
+            + self.policy.bytes()
             + self.index.bytes()
             + self.mirror.as_ref().map_or(0, Mirror::bytes)
             + self.children.as_ref().map_or(0, Children::bytes)
@@ -488,16 +360,16 @@ impl Store {
     }
 
     /// The free list and the policy, for the cache's `validate`.
-    pub(super) fn validate_lists(&self) -> Result<&[u32]> {
-        let released = |index: u32| {
-            let block = self.block(index);
-            block.is_findable() && block.refs == 0 && !block.is_waiting()
-        };
-        self.policy.validate(&released, &|index| self.block(index).is_findable())?;
+    pub(super) fn validate_lists(&self) -> Result<Vec<u32>> {
+        let (is_inactive, is_findable) =
+            (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
+        self.retention.validate(&is_inactive, &is_findable)?;
+        let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
+        self.policy.validate(&is_ordinary, &is_findable)?;
         if let Some(children) = &self.children {
-            children.validate(|index| self.block(index).is_findable().then(|| self.parent_of(index)))?;
+            children.validate(|index| is_findable(index).then(|| self.parent_of(index)))?;
         }
-        Ok(&self.free)
+        self.free.validate()
     }
 }
 
@@ -512,10 +384,16 @@ pub(super) struct StoreOptions {
     pub(super) finds_partial: bool,
     /// Entries of the table of owners.
     pub(super) owners: u32,
+    /// Free blocks are handed out in the order in which they were freed, not in runs.
+    pub(super) exact_order: bool,
 }
 
 #[path = "find.rs"]
 mod find;
+#[path = "findable.rs"]
+mod findable;
+#[path = "victims.rs"]
+mod victims;
 
 #[cfg(test)]
 #[path = "store_tests.rs"]

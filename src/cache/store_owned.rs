@@ -1,4 +1,5 @@
-//! What a store tells the owners of its blocks: which of theirs are findable, which the policy may evict.
+//! What a store tells the owners of its blocks: which of theirs are findable, and which are cached: findable, held by
+//! nobody, and not pinned.
 
 use super::block::Shared;
 use super::events::RemoveReason;
@@ -7,8 +8,24 @@ use super::store::Store;
 
 impl Store {
     /// A findable block that nobody holds is no longer one.
-    pub(super) fn leave_cached(&mut self, index: u32, owners: &mut Owners) {
+    pub(super) fn leave_inactive(&mut self, index: u32, owners: &mut Owners) {
         self.inactive -= 1;
+        if !self.retention.is_pinned(index) {
+            self.leave_cached(index, owners);
+        }
+    }
+
+    /// A findable block that nobody holds or pins: the newest of its owner's.
+    pub(super) fn join_cached(&mut self, index: u32, owners: &mut Owners) {
+        let owner = owner_of(self.block(index).tenant);
+        owners.cached(owner);
+        self.by_owner.add_cached(owner);
+        if owners.get(owner).is_ordered() {
+            self.by_owner.renew(owner, index);
+        }
+    }
+
+    fn leave_cached(&mut self, index: u32, owners: &mut Owners) {
         let owner = owner_of(self.block(index).tenant);
         owners.counts(owner).cached_blocks -= 1;
         self.by_owner.drop_cached(owner);
@@ -33,7 +50,7 @@ impl Store {
         }
         loop {
             match self.by_owner.oldest(owner) {
-                Some(oldest) if self.block(oldest).refs == 0 && !self.block(oldest).is_waiting() => {
+                Some(oldest) if self.is_inactive(oldest) && !self.retention.is_pinned(oldest) => {
                     self.remove(oldest, RemoveReason::Limit, shared);
                     return true;
                 }

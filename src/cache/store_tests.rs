@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::cache::block::Counters;
+use crate::cache::block::{Publication, Published};
+use crate::cache::events::CacheEventKind;
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
 use crate::cache::namespace::KeyMode;
+use crate::cache::namespace::Namespaces;
 use crate::cache::steps::Steps;
 use crate::format::Strides;
 
@@ -34,6 +37,7 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         mirrors: true,
         finds_partial: false,
         owners: 8,
+        exact_order: true,
     };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {

@@ -199,6 +199,15 @@ static void bad_op(kavern_kv_op *op, size_t index) {
             op->kind = 2 + (uint32_t)below(3);
             op->target = KAVERN_SEQ_OF_OP(index + below(100)); /* itself or a later one */
             break;
+        case 7: /* a field that it does not use, or a priority that there is not */
+            op->kind = KAVERN_OP_PIN + (uint32_t)below(3);
+            op->lookahead = 0;
+            op->priority = 101 + (uint32_t)below(1000);
+            break;
+        case 8:
+            op->kind = KAVERN_OP_PIN + (uint32_t)below(3);
+            op->lookahead = (uint32_t)some_u64() | 1;
+            break;
         case 4:
             op->kind = KAVERN_OP_COMMIT;
             op->token_ids = bad_pointer();
@@ -309,6 +318,34 @@ static void evict(void) {
     uint32_t group = is_bad(0) ? unknown_u32(0) : 0;
     uint64_t *evicted = optional_output(1);
     refused(kavern_kv_evict(CACHE(2), group, some_u64(), evicted));
+}
+
+static const char *bad_name(void) {
+    static char name[128];
+    size_t length = one_in(3) ? 0 : 64 + below(60);
+    memset(name, 'n', length);
+    name[length] = 0;
+    return one_in(2) ? name : bad_text();
+}
+
+static void prefix_pin(void) {
+    choose_flaw(3);
+    const char *name = is_bad(0) ? bad_name() : "prompt";
+    /* No lease is held here, so a good name is refused for its lease. */
+    refused(kavern_kv_prefix_pin(CACHE(1), name, bad_id()));
+}
+
+static void prefix_unpin(void) {
+    choose_flaw(2);
+    const char *name = is_bad(0) ? bad_name() : "nobody's";
+    refused(kavern_kv_prefix_unpin(CACHE(1), name));
+}
+
+static void prefix_list(void) {
+    choose_flaw(4);
+    size_t max = is_bad(0) ? bad_count(sizeof(kavern_kv_prefix)) : 4;
+    kavern_kv_prefix *prefixes = is_bad(1) ? bad_pointer() : (void *)&out_memory[4096];
+    refused(kavern_kv_prefix_list(CACHE(2), max, prefixes, output(3)));
 }
 
 typedef kavern_status events_call(kavern_kv_cache *, uint64_t *, size_t, kavern_kv_event *, size_t *);
@@ -481,6 +518,9 @@ const sweep_entry sweep_kv[] = {
     {"kavern_kv_validate", validate},
     {"kavern_kv_reset", reset},
     {"kavern_kv_evict", evict},
+    {"kavern_kv_prefix_pin", prefix_pin},
+    {"kavern_kv_prefix_unpin", prefix_unpin},
+    {"kavern_kv_prefix_list", prefix_list},
     {"kavern_kv_events_read", events_read},
     {"kavern_kv_events_snapshot", events_snapshot},
     {"kavern_kv_block_keys", block_keys},

@@ -71,6 +71,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
+        exact_order: true,
     }
 }
 

@@ -70,6 +70,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         index: IndexOptions { device: true, chunks: false },
         partial_hits: false,
         worker: false,
+        exact_order: true,
     }
 }
 

@@ -20,6 +20,9 @@ pub(crate) struct Block {
     pub(crate) last_step: u64,
     pub(crate) serial: u64,
     pub(crate) parent_serial: u64,
+    /// Priority less 50.
+    pub(crate) bias: i32,
+    pub(crate) pins: u32,
 }
 
 pub(crate) struct Group {
@@ -28,6 +31,8 @@ pub(crate) struct Group {
     pub(crate) free: Vec<u32>,
     /// Released blocks, oldest first (lru), or all findable ones by age (fifo).
     pub(crate) order: VecDeque<u32>,
+    /// Released blocks of another priority than 50 that are not pinned, oldest first.
+    pub(crate) others: Vec<u32>,
     pub(crate) is_fifo: bool,
     pub(crate) is_exact: bool,
     pub(crate) index: HashMap<Content, u32>,
@@ -43,7 +48,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn is_released(&self, block: u32) -> bool {
+    pub(crate) fn is_released(&self, block: u32) -> bool {
         let block = &self.blocks[block as usize];
         block.refs == 0 && block.waits_for.is_none() && block.content.is_some()
     }
@@ -53,26 +58,30 @@ impl Group {
     }
 
     fn available(&self) -> usize {
-        self.free.len() + self.inactive_fast()
-    }
-
-    fn inactive_fast(&self) -> usize {
-        if self.is_fifo { self.inactive() } else { self.order.len() }
+        let is_victim = |block: &u32| self.is_released(*block) && self.blocks[*block as usize].pins == 0;
+        self.free.len() + (0..self.blocks.len() as u32).filter(is_victim).count()
     }
 
     fn victim(&mut self) -> Option<u32> {
-        loop {
-            let block = self.order.pop_front()?;
-            if self.is_released(block) {
+        if let Some(block) = self.other_victim(true) {
+            return Some(block);
+        }
+        while let Some(block) = self.order.pop_front() {
+            if self.is_released(block) && !self.is_governed(block) {
                 return Some(block);
             }
         }
+        self.other_victim(false)
     }
 
     pub(crate) fn forget(&mut self, block: u32) {
         self.note_gone(block);
         let content = self.blocks[block as usize].content.take().unwrap();
         assert_eq!(self.index.remove(&content), Some(block));
+        self.others.retain(|&listed| listed != block);
+        self.order.retain(|&listed| listed != block);
+        let block = &mut self.blocks[block as usize];
+        (block.bias, block.pins) = (0, 0);
     }
 
     fn allocate(&mut self) -> u32 {
@@ -96,7 +105,9 @@ impl Group {
             self.waiting.get_mut(&step).unwrap().retain(|&waiting| waiting != block);
         } else {
             self.note_held(block);
-            if !self.is_fifo {
+            if self.is_governed(block) {
+                self.others.retain(|&listed| listed != block);
+            } else if !self.is_fifo {
                 self.order.retain(|&listed| listed != block);
             }
         }
@@ -118,13 +129,18 @@ impl Group {
         }
     }
 
-    fn give_back(&mut self, block: u32) {
+    pub(crate) fn give_back(&mut self, block: u32) {
         if self.blocks[block as usize].content.is_none() {
+            (self.blocks[block as usize].bias, self.blocks[block as usize].pins) = (0, 0);
             self.free.push(block);
             return;
         }
-        self.note_cached(block);
-        if !self.is_fifo {
+        if self.blocks[block as usize].pins == 0 {
+            self.note_cached(block);
+        }
+        if self.is_governed(block) {
+            self.others.extend((self.blocks[block as usize].pins == 0).then_some(block));
+        } else if !self.is_fifo {
             self.order.push_back(block);
         } else if !self.order.contains(&block) {
             self.order.push_front(block);
@@ -148,7 +164,7 @@ impl Group {
                 self.blocks[block as usize].serial = entry.serial;
                 return false;
             }
-            if !self.is_released(taken) {
+            if !self.is_released(taken) || entry.pins > 0 {
                 return false;
             }
             self.order.retain(|&listed| listed != taken);

@@ -62,6 +62,7 @@ fn config() -> CacheConfig {
         require_salt: false,
         partial_hits: false,
         worker: false,
+        exact_order: true,
         index: kavern::cache::IndexOptions { device: true, chunks: false },
     }
 }

@@ -51,6 +51,7 @@ fn config() -> CacheConfig {
         index: IndexOptions::default(),
         partial_hits: false,
         worker: false,
+        exact_order: true,
     }
 }
 

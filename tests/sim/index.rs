@@ -47,6 +47,7 @@ fn config() -> CacheConfig {
         require_salt: false,
         partial_hits: false,
         worker: false,
+        exact_order: true,
         index: IndexOptions { device: true, chunks: false },
     }
 }

@@ -195,6 +195,7 @@ pub(crate) struct Shape<'a> {
     pub(crate) sequences: u32,
     pub(crate) namespaces: usize,
     pub(crate) has_bytes: bool,
+    pub(crate) in_runs: bool,
     pub(crate) secret: [u8; 32],
 }
 
@@ -279,14 +280,13 @@ impl Cache {
         config.max_sequences = shape.sequences;
         config.max_leases = shape.sequences;
         config.max_sequence_tokens = longest_tokens;
-        // All that may be admitted in one step; the cache has an upper bound of its own.
         config.max_batch_tokens = longest_tokens.saturating_mul(shape.sequences.into()).min(1 << 28) as u32;
         config.max_namespaces = u32::try_from(shape.namespaces.max(1)).unwrap_or(u32::MAX);
         config.policy = policy.as_ptr();
         config.hash_secret = shape.secret.as_ptr();
-        if !shape.has_bytes {
-            config.flags |= kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY as u32;
-        }
+        let if_so = |is_so: bool, flag: kavern_kv_cache_flag| if is_so { flag as u32 } else { 0 };
+        config.flags |= if_so(!shape.has_bytes, kavern_kv_cache_flag::KAVERN_KV_METADATA_ONLY)
+            | if_so(!shape.in_runs, kavern_kv_cache_flag::KAVERN_KV_EXACT_ORDER);
         let mut raw = null_mut();
         // SAFETY: the handle is ours; the configuration and what it points to live through the call.
         let status = unsafe { kavern_kv_cache_create(manager.raw, &config, &mut raw) };

@@ -61,6 +61,7 @@ impl<'a> Player<'a> {
             sequences: 2,
             namespaces: workload.tenant_count(),
             has_bytes: !options.no_bytes,
+            in_runs: options.in_runs,
             secret: keys::secret(options.seed),
         };
         let what = format!("--blocks {} --block-bytes {}", shape.blocks, shape.block_bytes);

@@ -61,6 +61,11 @@ pub(crate) struct Replay {
     #[arg(long)]
     pub(crate) no_bytes: bool,
 
+    /// Hand blocks out in runs of ascending ids, as a cache does unless told otherwise, at a small cost in hits;
+    /// without it in exact order, as the reference answers of traces have it
+    #[arg(long)]
+    pub(crate) in_runs: bool,
+
     /// Give the cache 512 token ids a block, which it hashes itself, instead of ready keys
     #[arg(long)]
     pub(crate) tokens: bool,

@@ -65,6 +65,7 @@ pub(crate) fn run(options: &Replay, manager: &Manager, requests: u64) -> Result<
         sequences: (RUNNING + BATCH) as u32,
         namespaces: NAMESPACES,
         has_bytes: false,
+        in_runs: options.in_runs,
         secret: keys::secret(options.seed),
     };
     let what = format!("--blocks {}", shape.blocks);

@@ -138,6 +138,7 @@ impl<'a> Engine<'a> {
             sequences: options.slots,
             namespaces: workload.tenant_count(),
             has_bytes: false,
+            in_runs: options.in_runs,
             secret: keys::secret(options.seed),
         };
         let what = format!("--blocks {} --slots {}", shape.blocks, shape.sequences);

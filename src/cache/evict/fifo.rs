@@ -5,7 +5,7 @@
 //! each time it is held, and a victim costs O(1) amortised. Among blocks set aside together the order is that of
 //! their release; the store releases a path leaf first, which puts its root, the oldest, in front.
 
-use super::Policy;
+use super::{Facts, Policy};
 use crate::cache::list::List;
 use crate::error::{Error, Result};
 use crate::sys::reserve::filled;
@@ -20,7 +20,7 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
 }
 
 impl Policy for Fifo {
-    fn committed(&mut self, block: u32) {
+    fn committed(&mut self, block: u32, _facts: &Facts) {
         self.is_held[block as usize] = true;
         self.by_age.push_newest(block);
     }
@@ -50,6 +50,10 @@ impl Policy for Fifo {
                 return Some(block);
             }
         }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.by_age.bytes() + self.is_held.len() as u64
     }
 
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, is_findable: &dyn Fn(u32) -> bool) -> Result<()> {

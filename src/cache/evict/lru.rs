@@ -2,7 +2,7 @@
 //!
 //! The store releases a path leaf first, so its root is newest and an ancestor never goes before its descendants.
 
-use super::Policy;
+use super::{Facts, Policy};
 use crate::cache::list::List;
 use crate::error::{Error, Result};
 
@@ -16,7 +16,7 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
 }
 
 impl Policy for Lru {
-    fn committed(&mut self, _block: u32) {}
+    fn committed(&mut self, _block: u32, _facts: &Facts) {}
 
     fn acquired(&mut self, block: u32) {
         self.released.unlink(block);
@@ -34,6 +34,10 @@ impl Policy for Lru {
 
     fn victim(&mut self) -> Option<u32> {
         self.released.pop_oldest()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.released.bytes()
     }
 
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, _is_findable: &dyn Fn(u32) -> bool) -> Result<()> {

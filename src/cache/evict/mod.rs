@@ -4,16 +4,37 @@
 //! `committed` when a block becomes findable (its holder still has it), `released` when the last holder lets go,
 //! `acquired` when somebody takes it again, `removed` when it stops being findable, in whatever state it is.
 //! `victim` names the next to go among the released ones and forgets it. Every call is O(1), at worst amortised.
+//! Priorities, expiry and pins are a layer above every policy (`retention`): a block that they govern counts as held
+//! here.
 
+mod adaptive;
+mod cost;
 mod fifo;
+mod ghosts;
+mod lfu;
 mod lru;
+mod odds;
+mod ranks;
+mod runs;
+mod s3fifo;
 
 use crate::error::{Error, Result, Status};
+
+/// What a policy is told of a block that became findable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    /// Digest of key and namespace, evenly spread: equal when the same content comes again.
+    pub(super) fingerprint: u64,
+    /// Blocks before it in its sequence.
+    pub(super) position: u64,
+    /// Tokens in a block.
+    pub(super) tokens: u32,
+}
 
 /// What a policy answers to.
 pub(super) trait Policy: Send {
     /// The block became findable; somebody holds it.
-    fn committed(&mut self, block: u32);
+    fn committed(&mut self, block: u32, facts: &Facts);
     /// Somebody took a released block.
     fn acquired(&mut self, block: u32);
     /// The last holder let go.
@@ -22,6 +43,8 @@ pub(super) trait Policy: Send {
     fn removed(&mut self, block: u32, was_released: bool);
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
+    /// Bytes of its bookkeeping.
+    fn bytes(&self) -> u64;
     /// Checks the links: exactly the blocks for which `is_released` holds can be victims.
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, is_findable: &dyn Fn(u32) -> bool) -> Result<()>;
 }
@@ -33,8 +56,18 @@ struct Registration {
 }
 
 /// One line each.
-static POLICIES: &[Registration] =
-    &[Registration { name: "lru", make: lru::make }, Registration { name: "fifo", make: fifo::make }];
+static POLICIES: &[Registration] = &[
+    Registration { name: DEFAULT_POLICY, make: adaptive::make },
+    Registration { name: "lru", make: lru::make },
+    Registration { name: "fifo", make: fifo::make },
+    Registration { name: "lfu", make: lfu::make },
+    Registration { name: "s3fifo", make: s3fifo::make },
+    Registration { name: "cost", make: cost::make },
+    Registration { name: "runs-lru", make: runs::make },
+];
+
+/// The policy of a cache that names none.
+pub const DEFAULT_POLICY: &str = "adaptive";
 
 /// Names of all policies.
 pub fn policy_names() -> impl Iterator<Item = &'static str> {
@@ -59,6 +92,15 @@ pub(super) fn make(name: &str, blocks: u32) -> Result<Box<dyn Policy>> {
 mod tests {
     use super::*;
 
+    /// Blocks of few contents, so that ghosts come back.
+    fn facts(block: u32) -> Facts {
+        Facts {
+            fingerprint: u64::from(block + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            position: 3,
+            tokens: 16,
+        }
+    }
+
     /// Every policy, whatever its order, hands out each released block exactly once and never a held one.
     #[test]
     fn no_policy_evicts_what_is_held_or_loses_what_is_released() {
@@ -71,7 +113,7 @@ mod tests {
             for _ in 0..50_000 {
                 let block = random.u32(0..blocks);
                 match (state[block as usize], random.u8(0..10)) {
-                    (0, _) => (policy.committed(block), state[block as usize] = 1).0,
+                    (0, _) => (policy.committed(block, &facts(block)), state[block as usize] = 1).0,
                     (1, 0) => (policy.removed(block, false), state[block as usize] = 0).0,
                     (1, _) => (policy.released(block), state[block as usize] = 2).0,
                     (2, 0) => (policy.removed(block, true), state[block as usize] = 0).0,
@@ -102,7 +144,7 @@ mod tests {
         let (mut lru, mut fifo) = (make("lru", 4).unwrap(), make("fifo", 4).unwrap());
         for policy in [&mut lru, &mut fifo] {
             for block in 0..3 {
-                policy.committed(block);
+                policy.committed(block, &facts(block));
                 policy.released(block);
             }
             policy.acquired(0);
@@ -121,6 +163,6 @@ mod tests {
     #[test]
     fn an_unknown_policy_names_the_known_ones() {
         let error = make("clock", 1).err().unwrap();
-        assert!(error.text.contains("lru, fifo"), "{error}");
+        assert!(error.text.contains("adaptive, lru, fifo"), "{error}");
     }
 }

@@ -65,6 +65,7 @@ KAVERN_KV_DEVICE_INDEX = 8
 KAVERN_KV_CHUNK_INDEX = 16
 KAVERN_KV_PARTIAL_HITS = 64
 KAVERN_KV_WORKER = 256
+KAVERN_KV_EXACT_ORDER = 32
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
 KAVERN_REQUEST_NO_READ = 1
@@ -115,6 +116,7 @@ KAVERN_REMOVE_RESET = 3
 KAVERN_REMOVE_REPLACED = 4
 KAVERN_REMOVE_LIMIT = 6
 KAVERN_REMOVE_CANCELLED = 7
+KAVERN_REMOVE_EXPIRED = 5
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -270,6 +272,10 @@ class kavern_kv_completion(_c.Structure):
 
 class kavern_kv_statistics(_c.Structure):
     """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
+
+
+class kavern_kv_prefix(_c.Structure):
+    """A named prefix."""
 
 
 class kavern_kv_check_result(_c.Structure):
@@ -642,6 +648,14 @@ kavern_kv_statistics._fields_ = [
     ("hit_blocks_remote", _c.c_uint64),
     ("missed_blocks", _c.c_uint64),
     ("skipped_blocks", _c.c_uint64),
+    ("pinned_blocks", _c.c_uint64),
+]
+
+kavern_kv_prefix._fields_ = [
+    ("name", _c.c_char * 64),
+    ("namespace_id", _c.c_uint64),
+    ("tokens", _c.c_uint64),
+    ("blocks", _c.c_uint64),
 ]
 
 kavern_kv_check_result._fields_ = [
@@ -954,6 +968,9 @@ FUNCTIONS = {
     "kavern_elastic_base": (kavern_status, [kavern_elastic, _c.POINTER(_c.c_uint64)]),
     "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
     "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
+    "kavern_kv_prefix_pin": (kavern_status, [kavern_kv_cache, _c.c_char_p, _c.c_uint64]),
+    "kavern_kv_prefix_unpin": (kavern_status, [kavern_kv_cache, _c.c_char_p]),
+    "kavern_kv_prefix_list": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_prefix), _c.POINTER(_c.c_size_t)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
     "kavern_kv_probe": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(_c.c_int64)]),
     "kavern_kv_block_hashes": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_request), _c.c_uint32, _c.POINTER(_c.c_uint64), _c.c_uint64, _c.POINTER(_c.c_uint64)]),

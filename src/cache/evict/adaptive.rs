@@ -1,0 +1,188 @@
+//! Adaptive: learns which kinds of blocks come back and when, and lets go of what promises least.
+//!
+//! Blocks stand in four lists by how often they came back (0, 1, 2, more), each in the order of release. A victim is
+//! the oldest of one of the lists: the one whose kind, at its age, has promised the fewest returns for the room it
+//! takes, as measured so far, in the cache and (by ghosts) for a while after eviction. `Odds` measures and judges.
+//!
+//! What it measures may mislead. So it also knows, from ages alone, which returns plain lru would have served with
+//! the same room, and keeps account: while its own hits have fallen behind lru's by more than a small share of all
+//! touches, the victim is the oldest of all four lists, which is lru itself, with nothing to rebuild.
+//!
+//! Each path is released leaf first, so within a list and at equal odds an ancestor outlives its descendants.
+//! Sources: hit density over age and class (Beckmann et al., LHD, NSDI 2018), ghosts (Megiddo and Modha, ARC, FAST
+//! 2003). docs/decisions/0011 has what was measured and what else was tried.
+
+use super::ghosts::Ghosts;
+use super::odds::{CLASSES, Odds};
+use super::{Facts, Policy};
+use crate::cache::lists::Lists;
+use crate::error::{Error, Result};
+use crate::sys::reserve::{filled, room};
+
+/// Ghosts for each block: the measured span of ages is twelve times the cache, of which some touches are of residents.
+const GHOSTS_PER_BLOCK: u64 = 8;
+/// From here on fewer ghosts per block, but at least one.
+const GHOSTS_ENOUGH: u64 = 1 << 23;
+
+/// Evictions whose ghosts are still to be written: an eviction should not wait for that part of the memory.
+const PENDING_MOST: usize = 256;
+
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    fingerprint: u64,
+    /// Touch at which it was let go last, and the class in the two low bits.
+    stamp_and_class: u64,
+}
+
+impl Entry {
+    fn stamp(self) -> u64 {
+        self.stamp_and_class >> 2
+    }
+
+    fn class(self) -> usize {
+        (self.stamp_and_class & 3) as usize
+    }
+}
+
+struct Adaptive {
+    lists: Lists,
+    entries: Vec<Entry>,
+    ghosts: Ghosts,
+    pending: Vec<Entry>,
+    /// By class, of its oldest block; holds until something but an eviction happens.
+    judged: [(f64, u64); CLASSES],
+    is_judged: bool,
+    odds: Odds,
+}
+
+pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
+    let count = u64::from(blocks);
+    Ok(Box::new(Adaptive {
+        lists: Lists::new(blocks, CLASSES)?,
+        entries: filled(blocks as usize, Entry::default())?,
+        ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
+        pending: room(PENDING_MOST)?,
+        judged: [(0.0, 0); CLASSES],
+        is_judged: false,
+        odds: Odds::new(blocks)?,
+    }))
+}
+
+impl Adaptive {
+    fn entry(&self, block: u32) -> Entry {
+        self.entries[block as usize]
+    }
+
+    fn set_stamp(&mut self, block: u32, stamp: u64, class: usize) {
+        self.entries[block as usize].stamp_and_class = stamp << 2 | class as u64;
+    }
+
+    /// What the oldest block of a class promises, and its age plus one; 0 if there is none.
+    fn judge(&mut self, class: usize) {
+        self.judged[class] = match self.lists.oldest(class) {
+            Some(oldest) => {
+                let age = self.odds.now() - self.entry(oldest).stamp();
+                (self.odds.promise(class, age), age + 1)
+            }
+            None => (0.0, 0),
+        };
+    }
+
+    /// Writes the ghost of an eviction that waits for it, if there is one.
+    fn write_ghost(&mut self) {
+        if let Some(gone) = self.pending.pop() {
+            self.ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), self.odds.now());
+        }
+    }
+}
+
+impl Policy for Adaptive {
+    fn committed(&mut self, block: u32, facts: &Facts) {
+        self.is_judged = false;
+        self.write_ghost();
+        let class = match self.ghosts.take(facts.fingerprint, self.odds.now()) {
+            Some(ghost) if self.odds.is_in_span(ghost.age) => {
+                self.odds.came_back(ghost.class, ghost.age, false);
+                (ghost.class + 1).min(CLASSES - 1)
+            }
+            _ => 0,
+        };
+        self.odds.hold();
+        self.entries[block as usize].fingerprint = facts.fingerprint;
+        self.set_stamp(block, 0, class);
+    }
+
+    fn acquired(&mut self, block: u32) {
+        self.is_judged = false;
+        let entry = self.entry(block);
+        self.lists.unlink(entry.class(), block);
+        self.odds.came_back(entry.class(), self.odds.now() - entry.stamp(), true);
+        self.odds.hold();
+        self.set_stamp(block, 0, (entry.class() + 1).min(CLASSES - 1));
+    }
+
+    fn released(&mut self, block: u32) {
+        self.is_judged = false;
+        self.write_ghost();
+        let class = self.entry(block).class();
+        let stamp = self.odds.let_go(class);
+        self.set_stamp(block, stamp, class);
+        self.lists.push_newest(class, block);
+    }
+
+    fn removed(&mut self, block: u32, was_released: bool) {
+        self.is_judged = false;
+        if was_released {
+            let entry = self.entry(block);
+            self.lists.unlink(entry.class(), block);
+            self.odds.withdraw(entry.class(), self.odds.now() - entry.stamp());
+        } else {
+            self.odds.unhold();
+        }
+    }
+
+    fn victim(&mut self) -> Option<u32> {
+        if !self.is_judged {
+            (0..CLASSES).for_each(|class| self.judge(class));
+            self.is_judged = true;
+        }
+        // The least promise; the oldest among equals.
+        let judged = (0..CLASSES).filter(|&class| self.judged[class].1 > 0);
+        let class = judged.min_by(|&a, &b| {
+            let (a, b) = (self.judged[a], self.judged[b]);
+            a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))
+        })?;
+        let block = self.lists.pop_oldest(class)?;
+        if self.pending.len() == PENDING_MOST {
+            self.write_ghost();
+        }
+        self.pending.push(self.entry(block));
+        self.judge(class);
+        Some(block)
+    }
+
+    fn bytes(&self) -> u64 {
+        let each = size_of::<Entry>() as u64;
+        self.lists.bytes()
+            + (self.entries.len() + PENDING_MOST) as u64 * each
+            + self.ghosts.bytes()
+            + self.odds.bytes()
+    }
+
+    fn validate(&self, is_released: &dyn Fn(u32) -> bool, is_findable: &dyn Fn(u32) -> bool) -> Result<()> {
+        let listed = self.lists.validate()?;
+        let mut held = 0;
+        for (block, list) in (0..).zip(&listed) {
+            if list.is_some() != is_released(block)
+                || list.is_some_and(|list| list != self.entry(block).class())
+            {
+                return Err(Error::internal(format!("adaptive is wrong about block {block}")));
+            }
+            held += u64::from(is_findable(block) && !is_released(block));
+        }
+        match held == self.odds.held() {
+            true => Ok(()),
+            false => Err(Error::internal("adaptive has lost count of the held blocks")),
+        }
+    }
+}

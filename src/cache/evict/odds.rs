@@ -1,0 +1,260 @@
+//! How likely blocks of a kind are to come back at an age, and how plain lru would have done with the same room.
+//!
+//! Time is counted in touches: one for each release. It is cut into slots of a 16th of the cache, and the last
+//! [`SLOTS`] of them are remembered, each with how many blocks of each class were let go in it and have not come back:
+//! resident ones and ghosts together. From slot to slot these counts add up to exposure: how many blocks of a class
+//! waited how long at which age. Returns divided by exposure is the chance of a return at that age.
+//!
+//! The same counts tell lru's doing without simulating it: lru holds the blocks let go last, as many as there is room,
+//! so the age at which the counts, newest first, fill the cache is the age up to which lru would have had a hit.
+//!
+//! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches.
+
+use crate::error::Result;
+use crate::sys::reserve::filled;
+
+/// Kinds of blocks: came back never, once, twice, more often.
+pub(super) const CLASSES: usize = 4;
+/// Slots of time that are remembered: twelve times the cache.
+const SLOTS: u64 = 192;
+const SLOTS_PER_CACHE: u64 = 16;
+/// Least touches in a slot, and least touches between two judgements.
+const SLOT_LEAST: u64 = 16;
+const JUDGE_EVERY: u64 = 64;
+/// Ages in bins that grow by a quarter or so.
+const BINS: usize = 26;
+/// Weight of what is known once the next slot is over: half is forgotten after twenty times the cache.
+const KEEP: f64 = 0.998;
+/// Slots of one block's waiting that count as much as the mean over all classes, or over all ages.
+const DOUBT_OF_CLASS: f64 = 64.0;
+const DOUBT_OF_AGE: f64 = 8.0;
+/// Slots before the first judgement counts: ages up to three times the cache have been seen.
+const LEARN_SLOTS: u64 = 48;
+/// Touches before it, where the cache is small: chances need counts.
+const LEARN_TOUCHES: u64 = 4096;
+/// Share of all touches that may be lost against lru: two thirds of what a default may cost.
+const BUDGET: f64 = 0.002;
+/// Hits over lru's that may be carried over to bad times, as a share of the cache.
+const CREDIT: f64 = 0.25;
+/// Slots after a change to lru in which what is missing still counts against the judgement: twice the cache.
+const AFTERMATH_SLOTS: u64 = 32;
+
+pub(super) struct Odds {
+    blocks: u64,
+    slot_touches: u64,
+    now: u64,
+    slot: u64,
+    learn_slots: u64,
+    judged_slot: u64,
+    judged_at: u64,
+    /// By slot and class: let go then and not back yet.
+    waiting: Vec<[u32; CLASSES]>,
+    /// Findable blocks that somebody holds.
+    held: u64,
+    /// Age up to which lru would have kept a block.
+    lru_age: u64,
+    returns: [[f64; BINS]; CLASSES],
+    exposure: [[f64; BINS]; CLASSES],
+    promises: [[f64; BINS]; CLASSES],
+    bin_of_slot: [u8; SLOTS as usize],
+    slots_of_bin: [f64; BINS],
+    /// Own hits less lru's.
+    balance: f64,
+    touches: f64,
+    trusts_itself: bool,
+    turned_to_lru: u64,
+}
+
+impl Odds {
+    pub(super) fn new(blocks: u32) -> Result<Self> {
+        let bin = |slot: u64| (((slot + 1) as f64).log2() * 3.3) as usize;
+        let mut bin_of_slot = [0; SLOTS as usize];
+        let mut slots_of_bin = [0.0; BINS];
+        for slot in 0..SLOTS {
+            bin_of_slot[slot as usize] = bin(slot) as u8;
+            slots_of_bin[bin(slot)] += 1.0;
+        }
+        let slot_touches = (u64::from(blocks) / SLOTS_PER_CACHE).max(SLOT_LEAST);
+        Ok(Self {
+            blocks: blocks.into(),
+            slot_touches,
+            now: 1,
+            slot: 0,
+            learn_slots: LEARN_SLOTS.max(LEARN_TOUCHES / slot_touches),
+            judged_slot: 0,
+            judged_at: 0,
+            waiting: filled(SLOTS as usize, [0; CLASSES])?,
+            held: 0,
+            lru_age: blocks.into(),
+            returns: [[0.0; BINS]; CLASSES],
+            exposure: [[0.0; BINS]; CLASSES],
+            promises: [[0.0; BINS]; CLASSES],
+            bin_of_slot,
+            slots_of_bin,
+            balance: 0.0,
+            touches: 0.0,
+            trusts_itself: false,
+            turned_to_lru: 0,
+        })
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
+    pub(super) fn hold(&mut self) {
+        self.held += 1;
+    }
+
+    pub(super) fn unhold(&mut self) {
+        self.held -= 1;
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        size_of::<Self>() as u64 + SLOTS * size_of::<[u32; CLASSES]>() as u64
+    }
+
+    /// Slots between now and the touch that was so long ago.
+    fn slots_ago(&self, age: u64) -> u64 {
+        self.slot - (self.now - age) / self.slot_touches
+    }
+
+    fn bin(&self, age: u64) -> usize {
+        self.bin_of_slot[self.slots_ago(age).min(SLOTS - 1) as usize].into()
+    }
+
+    /// Whether an age is one that is measured.
+    pub(super) fn is_in_span(&self, age: u64) -> bool {
+        age < self.now && self.slots_ago(age) < SLOTS
+    }
+
+    /// A block is let go; answers its stamp.
+    pub(super) fn let_go(&mut self, class: usize) -> u64 {
+        self.held -= 1;
+        self.now += 1;
+        if self.now / self.slot_touches != self.slot {
+            self.turn();
+        }
+        self.waiting[(self.slot % SLOTS) as usize][class] += 1;
+        self.now
+    }
+
+    /// A block of this age waits no more.
+    pub(super) fn withdraw(&mut self, class: usize, age: u64) {
+        if self.is_in_span(age) {
+            let slot = ((self.now - age) / self.slot_touches % SLOTS) as usize;
+            self.waiting[slot][class] = self.waiting[slot][class].saturating_sub(1);
+        }
+    }
+
+    /// A block that was let go so long ago is wanted again; `is_hit` tells whether it was still there.
+    pub(super) fn came_back(&mut self, class: usize, age: u64, is_hit: bool) {
+        self.withdraw(class, age);
+        self.returns[class][self.bin(age)] += 1.0;
+        if self.trusts_itself || self.slot < self.turned_to_lru + AFTERMATH_SLOTS {
+            let (own, lru) = (f64::from(u8::from(is_hit)), f64::from(u8::from(age <= self.lru_age)));
+            self.balance = (self.balance + own - lru).min(CREDIT * self.blocks as f64);
+        }
+    }
+
+    /// What a block of this class and age promises: hits for each slot of waiting, or, when lru is followed, its age.
+    pub(super) fn promise(&self, class: usize, age: u64) -> f64 {
+        match self.trusts_itself {
+            true => self.promises[class][self.bin(age)],
+            false => -(age as f64),
+        }
+    }
+
+    fn turn(&mut self) {
+        self.slot = self.now / self.slot_touches;
+        self.touches += self.slot_touches as f64;
+        self.waiting[(self.slot % SLOTS) as usize] = [0; CLASSES];
+        self.lru_age = self.find_lru_age();
+        if self.now - self.judged_at >= JUDGE_EVERY {
+            self.judge();
+            self.judged_at = self.now;
+            self.judged_slot = self.slot;
+        }
+        self.keep_account();
+    }
+
+    fn find_lru_age(&self) -> u64 {
+        let mut kept = self.held;
+        for ago in 1..SLOTS.min(self.slot + 1) {
+            let of_slot = self.waiting[((self.slot - ago) % SLOTS) as usize];
+            let count: u64 = of_slot.iter().map(|&count| u64::from(count)).sum();
+            if kept + count >= self.blocks {
+                let part = self.blocks.saturating_sub(kept) * self.slot_touches / count.max(1);
+                return (ago - 1) * self.slot_touches + part;
+            }
+            kept += count;
+        }
+        (SLOTS - 1) * self.slot_touches
+    }
+
+    fn keep_account(&mut self) {
+        let limit = BUDGET * self.touches;
+        if self.slot < self.learn_slots {
+            return;
+        }
+        if !self.trusts_itself {
+            // Half of the allowance must be earned back, so each next trial is twice as far away.
+            self.trusts_itself = self.balance > -limit / 2.0 || self.slot == self.learn_slots;
+        } else if self.balance < -limit - 1.0 {
+            self.trusts_itself = false;
+            self.turned_to_lru = self.slot;
+        }
+    }
+
+    /// Brings exposure up to now and works out for each class and age the best rate of hits that waiting on can bring:
+    /// over all ages at which one could stop waiting, expected hits by expected time.
+    fn judge(&mut self) {
+        let slots = (self.slot - self.judged_slot) as f64;
+        let keep = KEEP.powf(slots);
+        let (mut returns, mut exposure) = ([0.0; BINS], [0.0; BINS]);
+        for class in 0..CLASSES {
+            for bin in 0..BINS {
+                self.returns[class][bin] *= keep;
+                self.exposure[class][bin] *= keep;
+            }
+            for ago in 0..SLOTS.min(self.slot + 1) {
+                let count = self.waiting[((self.slot - ago) % SLOTS) as usize][class];
+                self.exposure[class][self.bin_of_slot[ago as usize] as usize] += slots * f64::from(count);
+            }
+            for bin in 0..BINS {
+                returns[bin] += self.returns[class][bin];
+                exposure[bin] += self.exposure[class][bin];
+            }
+        }
+        let mean = (returns.iter().sum::<f64>() + 1e-3) / (exposure.iter().sum::<f64>() + 1.0);
+        for class in 0..CLASSES {
+            let mut chance = [0.0; BINS];
+            for bin in 0..BINS {
+                let of_age = (returns[bin] + DOUBT_OF_AGE * mean) / (exposure[bin] + DOUBT_OF_AGE);
+                let rate = (self.returns[class][bin] + DOUBT_OF_CLASS * of_age)
+                    / (self.exposure[class][bin] + DOUBT_OF_CLASS);
+                chance[bin] = 1.0 - (-rate * self.slots_of_bin[bin]).exp();
+            }
+            for from in 0..BINS {
+                self.promises[class][from] = self.best_rate(&chance, from);
+            }
+        }
+    }
+
+    fn best_rate(&self, chance: &[f64; BINS], from: usize) -> f64 {
+        let (mut best, mut hits, mut time, mut left) = (0.0f64, 0.0, 0.0, 1.0);
+        for (&slots, &chance) in
+            self.slots_of_bin.iter().zip(chance).skip(from).filter(|(slots, _)| **slots > 0.0)
+        {
+            hits += left * chance;
+            time += left * slots * (1.0 - 0.5 * chance);
+            left *= 1.0 - chance;
+            best = best.max(hits / time);
+        }
+        best
+    }
+}

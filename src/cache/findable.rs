@@ -1,0 +1,168 @@
+//! How blocks of a store become findable, and how they stop.
+//!
+//! What it does not: choose which; that is the policy and who asks. Part of `store`, whose invariants hold here too.
+
+use super::Store;
+use crate::cache::block::{
+    FINDABLE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, Shared,
+};
+use crate::cache::children::Parent;
+use crate::cache::events::{CacheEvent, CacheEventKind, RemoveReason};
+use crate::cache::evict::Facts;
+use crate::cache::hash::Key;
+use crate::cache::mirror::BlockHash;
+use crate::cache::namespace::Namespaces;
+use crate::cache::owners::owner_of;
+
+impl Store {
+    /// Makes a held block findable, unless the same content is or the key is taken.
+    pub(in crate::cache) fn publish(
+        &mut self,
+        index: u32,
+        as_what: &Publication,
+        shared: &mut Shared,
+    ) -> Published {
+        if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
+            return Published::Refused;
+        }
+        let hash = self.index.hash(&as_what.key, as_what.namespace);
+        if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
+            let compares = self.compares(as_what);
+            let origin = self.origin(taken);
+            if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
+                shared.counters.collisions += 1;
+                return Published::Refused;
+            }
+            if !compares || origin.parent_serial == as_what.parent_serial {
+                shared.counters.duplicate_blocks += 1;
+                // What follows the duplicate follows the content that is found under the key.
+                if let Some(own) = self.origins.get_mut(index as usize) {
+                    own.serial = origin.serial;
+                }
+                // The private block names its content too: events of what follows tell this key as their parent's.
+                self.blocks[index as usize].key = as_what.key;
+                self.blocks[index as usize].namespace_and_flags |= NAMED;
+                return Published::Duplicate;
+            }
+            // Same tokens after an ancestor that was evicted since: nobody can find it any more.
+            if !self.is_inactive(taken) || self.retention.is_pinned(taken) {
+                return Published::Refused;
+            }
+            self.remove(taken, RemoveReason::Replaced, shared);
+        }
+        if let Some(origin) = self.origins.get_mut(index as usize) {
+            *origin = Origin {
+                serial: self.next_serial,
+                parent_serial: as_what.parent_serial,
+                parent_key: as_what.parent_key,
+                extras: as_what.extras.0,
+                position: as_what.position,
+                step: shared.steps.newest(),
+            };
+            self.next_serial += 1;
+        }
+        let block = &mut self.blocks[index as usize];
+        block.key = as_what.key;
+        block.namespace_and_flags =
+            block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
+        self.index.insert(hash, index);
+        if let Some(mirror) = &mut self.mirror {
+            let namespace = shared.namespaces.get(as_what.namespace);
+            mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
+        }
+        if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
+            let (blocks, origins) = (&self.blocks, &self.origins);
+            let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
+            let is_child = |block: u32| {
+                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
+                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
+            };
+            children.add(index, &parent, is_child);
+        }
+        let facts = Facts {
+            fingerprint: fingerprint(&as_what.key, as_what.namespace),
+            position: as_what.position,
+            tokens: self.block_tokens,
+        };
+        self.policy.committed(index, &facts);
+        shared.namespaces.add_use(as_what.namespace);
+        shared.counters.committed_blocks += 1;
+        self.note_findable(index, &mut shared.namespaces.owners);
+        if shared.events.is_on() {
+            let event = self.event(index, CacheEventKind::Stored, RemoveReason::None, &shared.namespaces);
+            shared.events.push(event);
+        }
+        Published::Stored
+    }
+
+    /// What an event or a snapshot says about a findable block.
+    pub(in crate::cache) fn event(
+        &self,
+        index: u32,
+        kind: CacheEventKind,
+        reason: RemoveReason,
+        namespaces: &Namespaces,
+    ) -> CacheEvent {
+        let (block, origin) = (self.block(index), self.origin(index));
+        CacheEvent {
+            number: 0,
+            kind,
+            reason,
+            group: self.group,
+            block: index as i32,
+            namespace_id: namespaces.get(block.namespace()).id(),
+            token_offset: origin.position * u64::from(self.block_tokens),
+            key: block.key,
+            parent_key: origin.parent_key,
+        }
+    }
+
+    /// Takes a block out of the index; the policy has already let it go.
+    pub(super) fn forget(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+        if shared.events.is_on() {
+            let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
+            shared.events.push(event);
+        }
+        let (key, namespace) = (self.block(index).key, self.block(index).namespace());
+        let parent = self.parent_of(index);
+        if let Some(children) = &mut self.children {
+            children.remove(index, &parent);
+        }
+        self.index.remove(self.index.hash(&key, namespace), index);
+        if let Some(mirror) = &mut self.mirror {
+            let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
+            mirror.remove(hash, index);
+        }
+        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        self.retention.clear(index);
+        let owner = owner_of(self.block(index).tenant);
+        self.by_owner.unlink(owner, index);
+        let counts = shared.namespaces.owners.counts(owner);
+        counts.findable_blocks -= 1;
+        counts.evicted_blocks += u64::from(reason.is_eviction());
+        shared.namespaces.drop_use(namespace);
+    }
+
+    /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
+    pub(in crate::cache) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+        let was_inactive = self.is_inactive(index);
+        let is_governed = was_inactive && self.retention.acquired(index);
+        self.policy.removed(index, was_inactive && !is_governed);
+        if was_inactive {
+            self.leave_inactive(index, &mut shared.namespaces.owners);
+        }
+        self.forget(index, reason, shared);
+        if was_inactive {
+            self.free.push(index);
+        }
+    }
+}
+
+/// Digest of a content's name for the policy: the same in every run, and spread although keys of callers may be plain
+/// counts.
+fn fingerprint(key: &Key, namespace: u32) -> u64 {
+    key.0.iter().fold(u64::from(namespace) + 1, |digest, word| {
+        let mixed = (digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    })
+}

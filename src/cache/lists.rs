@@ -1,0 +1,121 @@
+//! Several doubly linked lists over one array of links: a block is in one of them or in none.
+//!
+//! Every call is O(1) and allocates nothing. The caller remembers in which list a block is, because it has the
+//! reason for that anyway. Invariant: walking `next` from a head visits each block of that list once.
+
+use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
+
+const NONE: u32 = u32::MAX;
+/// Marks a block that is in no list, in its `next`.
+const UNLINKED: u32 = u32::MAX - 1;
+
+#[derive(Clone, Copy)]
+struct Link {
+    prev: u32,
+    next: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    oldest: u32,
+    newest: u32,
+}
+
+/// Lists of blocks, oldest first.
+pub(in crate::cache) struct Lists {
+    links: Vec<Link>,
+    ends: Vec<Ends>,
+}
+
+impl Lists {
+    pub(in crate::cache) fn new(blocks: u32, lists: usize) -> Result<Self> {
+        Ok(Self {
+            links: filled(blocks as usize, Link { prev: NONE, next: UNLINKED })?,
+            ends: filled(lists, Ends { oldest: NONE, newest: NONE })?,
+        })
+    }
+
+    pub(in crate::cache) fn contains(&self, block: u32) -> bool {
+        self.links[block as usize].next != UNLINKED
+    }
+
+    pub(in crate::cache) fn is_empty(&self, list: usize) -> bool {
+        self.ends[list].oldest == NONE
+    }
+
+    pub(in crate::cache) fn oldest(&self, list: usize) -> Option<u32> {
+        Some(self.ends[list].oldest).filter(|&block| block != NONE)
+    }
+
+    /// The block after this one in its list.
+    pub(in crate::cache) fn newer(&self, block: u32) -> Option<u32> {
+        Some(self.links[block as usize].next).filter(|&next| next != NONE)
+    }
+
+    pub(in crate::cache) fn push_newest(&mut self, list: usize, block: u32) {
+        debug_assert!(!self.contains(block), "a block is linked once");
+        let newest = std::mem::replace(&mut self.ends[list].newest, block);
+        self.links[block as usize] = Link { prev: newest, next: NONE };
+        match newest {
+            NONE => self.ends[list].oldest = block,
+            newest => self.links[newest as usize].next = block,
+        }
+    }
+
+    pub(in crate::cache) fn push_oldest(&mut self, list: usize, block: u32) {
+        debug_assert!(!self.contains(block), "a block is linked once");
+        let oldest = std::mem::replace(&mut self.ends[list].oldest, block);
+        self.links[block as usize] = Link { prev: NONE, next: oldest };
+        match oldest {
+            NONE => self.ends[list].newest = block,
+            oldest => self.links[oldest as usize].prev = block,
+        }
+    }
+
+    pub(in crate::cache) fn unlink(&mut self, list: usize, block: u32) {
+        debug_assert!(self.contains(block), "only a linked block is unlinked");
+        let Link { prev, next } = self.links[block as usize];
+        match prev {
+            NONE => self.ends[list].oldest = next,
+            prev => self.links[prev as usize].next = next,
+        }
+        match next {
+            NONE => self.ends[list].newest = prev,
+            next => self.links[next as usize].prev = prev,
+        }
+        self.links[block as usize].next = UNLINKED;
+    }
+
+    pub(in crate::cache) fn pop_oldest(&mut self, list: usize) -> Option<u32> {
+        let block = self.oldest(list)?;
+        self.unlink(list, block);
+        Some(block)
+    }
+
+    pub(in crate::cache) fn bytes(&self) -> u64 {
+        (self.links.len() * size_of::<Link>() + self.ends.len() * size_of::<Ends>()) as u64
+    }
+
+    /// Walks all lists; answers for each block the list in which it is.
+    pub(in crate::cache) fn validate(&self) -> Result<Vec<Option<usize>>> {
+        let mut found = filled(self.links.len(), None)?;
+        for (list, ends) in self.ends.iter().enumerate() {
+            let (mut at, mut prev) = (ends.oldest, NONE);
+            while at != NONE {
+                if self.links[at as usize].prev != prev || found[at as usize].is_some() {
+                    return Err(Error::internal(format!("list {list} is broken at block {at}")));
+                }
+                found[at as usize] = Some(list);
+                (prev, at) = (at, self.links[at as usize].next);
+            }
+            if ends.newest != prev {
+                return Err(Error::internal(format!("list {list} does not end at its newest block")));
+            }
+        }
+        match (0..self.links.len() as u32).find(|&b| self.contains(b) != found[b as usize].is_some()) {
+            Some(block) => Err(Error::internal(format!("block {block} is marked as linked and in no list"))),
+            None => Ok(found),
+        }
+    }
+}

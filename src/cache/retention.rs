@@ -1,0 +1,376 @@
+//! Priorities, expiry and pins: a layer above every eviction policy.
+//!
+//! A block is ordinary, and the policy's, unless it has a priority other than 50 or is pinned. An inactive block of
+//! another priority stands in the list of that priority, least recently used first; bits tell which lists hold blocks.
+//! A pinned one stands nowhere and is never a victim. To the policy both count as held. Victims come from priorities
+//! below 50, lowest first, then from the policy, then from priorities above 50.
+//!
+//! A priority may expire: a timing wheel of four levels lists the block by its hour, and the block is ordinary from
+//! then on. Time is a parameter. Every call is O(1); `expire` moves a few blocks at a time and goes on where it
+//! stopped. Source of the wheel: Varghese and Lauck, SOSP 1987.
+//!
+//! Invariants: `pinned <= pin_limit`; a block is in a priority's list exactly if it is inactive, not pinned and not
+//! ordinary; it is in the wheel exactly if its priority expires.
+
+use super::lists::Lists;
+use crate::error::{Error, Result, Status};
+use crate::sys::reserve::filled;
+
+/// The priority of a block of which nobody said anything.
+pub(super) const ORDINARY: u8 = 50;
+/// The highest priority.
+pub(super) const HIGHEST: u8 = 100;
+/// Milliseconds of one tick of the wheel: a priority expires at most so much late, and never early.
+const TICK_MS: u64 = 64;
+const LEVELS: u32 = 4;
+const SLOT_BITS: u32 = 6;
+const SLOTS: u32 = 1 << SLOT_BITS;
+/// Not in the wheel.
+const NOWHERE: u16 = u16::MAX;
+
+#[derive(Clone, Copy)]
+struct Mark {
+    /// Tick at which the priority ends.
+    expiry: u32,
+    /// List of the wheel.
+    place: u16,
+    /// By [`Pinner`].
+    pins: [u16; 2],
+    priority: u8,
+    /// Its priority ended while nobody held it.
+    has_expired: bool,
+}
+
+impl Mark {
+    fn is_pinned(&self) -> bool {
+        self.pins != [0; 2]
+    }
+
+    const ORDINARY: Self =
+        Self { expiry: 0, place: NOWHERE, pins: [0; 2], priority: ORDINARY, has_expired: false };
+}
+
+/// Who pins: one cannot take the other's pins away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pinner {
+    Operation = 0,
+    Name = 1,
+}
+
+/// Marks of the blocks of one group.
+pub(super) struct Retention {
+    marks: Vec<Mark>,
+    by_priority: Lists,
+    /// One bit for each priority.
+    is_used: u128,
+    wheel: Lists,
+    wheel_used: [u64; LEVELS as usize],
+    /// Blocks in the wheel.
+    timed: u32,
+    /// The tick up to which the wheel has turned.
+    tick: u32,
+    pinned: u32,
+    pinned_inactive: u32,
+    pin_limit: u32,
+}
+
+impl Retention {
+    pub(super) fn new(blocks: u32, pin_limit: u32) -> Result<Self> {
+        Ok(Self {
+            marks: filled(blocks as usize, Mark::ORDINARY)?,
+            by_priority: Lists::new(blocks, usize::from(HIGHEST) + 1)?,
+            is_used: 0,
+            wheel: Lists::new(blocks, (LEVELS * SLOTS) as usize)?,
+            wheel_used: [0; LEVELS as usize],
+            timed: 0,
+            tick: 0,
+            pinned: 0,
+            pinned_inactive: 0,
+            pin_limit,
+        })
+    }
+
+    /// Whether the block is not the policy's to evict.
+    pub(super) fn governs(&self, block: u32) -> bool {
+        let mark = &self.marks[block as usize];
+        mark.is_pinned() || mark.priority != ORDINARY
+    }
+
+    /// Inactive blocks that cannot be victims.
+    pub(super) fn pinned_inactive(&self) -> u32 {
+        self.pinned_inactive
+    }
+
+    /// Pinned blocks.
+    pub(super) fn pinned(&self) -> u32 {
+        self.pinned
+    }
+
+    pub(super) fn is_pinned(&self, block: u32) -> bool {
+        self.marks[block as usize].is_pinned()
+    }
+
+    /// The block becomes inactive; answers whether it is taken care of here.
+    pub(super) fn released(&mut self, block: u32) -> bool {
+        let mark = &mut self.marks[block as usize];
+        mark.has_expired = false;
+        if mark.is_pinned() {
+            self.pinned_inactive += 1;
+            return true;
+        }
+        if mark.priority == ORDINARY {
+            return false;
+        }
+        self.by_priority.push_newest(mark.priority.into(), block);
+        self.is_used |= 1 << mark.priority;
+        true
+    }
+
+    /// The block is inactive no more; answers whether it was taken care of here.
+    pub(super) fn acquired(&mut self, block: u32) -> bool {
+        let mark = self.marks[block as usize];
+        if mark.is_pinned() {
+            self.pinned_inactive -= 1;
+            return true;
+        }
+        if mark.priority == ORDINARY {
+            return false;
+        }
+        self.unlist(block);
+        true
+    }
+
+    fn unlist(&mut self, block: u32) {
+        let priority = self.marks[block as usize].priority;
+        self.by_priority.unlink(priority.into(), block);
+        if self.by_priority.is_empty(priority.into()) {
+            self.is_used &= !(1 << priority);
+        }
+    }
+
+    /// The next victim of a priority below the ordinary, and unlists it.
+    pub(super) fn victim_below(&mut self) -> Option<u32> {
+        self.victim_of(self.is_used & ((1 << ORDINARY) - 1))
+    }
+
+    /// The next victim of a priority above the ordinary, and unlists it.
+    pub(super) fn victim_above(&mut self) -> Option<u32> {
+        self.victim_of(self.is_used)
+    }
+
+    fn victim_of(&mut self, priorities: u128) -> Option<u32> {
+        if priorities == 0 {
+            return None;
+        }
+        let block = self.by_priority.oldest(priorities.trailing_zeros() as usize)?;
+        self.unlist(block);
+        Some(block)
+    }
+
+    /// Whether the priority of an inactive block has expired.
+    pub(super) fn has_expired(&self, block: u32) -> bool {
+        self.marks[block as usize].has_expired
+    }
+
+    /// The content of a block that is in no list of priorities is gone: nothing said of it holds any more.
+    pub(super) fn clear(&mut self, block: u32) {
+        let mark = &self.marks[block as usize];
+        if mark.is_pinned() {
+            self.pinned -= 1;
+        }
+        if mark.place != NOWHERE {
+            self.unwind(block);
+        }
+        self.marks[block as usize] = Mark::ORDINARY;
+    }
+
+    /// Gives a held block a priority, for `ttl_ms` milliseconds from now or, if that is 0, without an end.
+    pub(super) fn retain(&mut self, block: u32, priority: u8, ttl_ms: u64, now_ms: u64) {
+        if self.marks[block as usize].place != NOWHERE {
+            self.unwind(block);
+        }
+        self.marks[block as usize].priority = priority;
+        if ttl_ms > 0 && priority != ORDINARY {
+            if self.timed == 0 {
+                self.tick = (now_ms / TICK_MS) as u32;
+            }
+            let expiry = now_ms.saturating_add(ttl_ms) / TICK_MS + 1;
+            self.marks[block as usize].expiry = u32::try_from(expiry).unwrap_or(u32::MAX);
+            self.wind(block);
+        }
+    }
+
+    /// Checks that all of these blocks can be pinned once more.
+    pub(super) fn check_pins(&self, pinner: Pinner, blocks: impl Iterator<Item = u32>) -> Result<()> {
+        let mut new = 0;
+        for block in blocks {
+            let mark = &self.marks[block as usize];
+            new += u32::from(!mark.is_pinned());
+            if mark.pins[pinner as usize] == u16::MAX {
+                return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
+            }
+        }
+        if new > self.pin_limit - self.pinned {
+            let text = format!("{new} more blocks to pin, {} of {} are", self.pinned, self.pin_limit);
+            return Err(Error::new(Status::LimitReached, text));
+        }
+        Ok(())
+    }
+
+    /// Pins a findable block that is held.
+    pub(super) fn pin(&mut self, pinner: Pinner, block: u32) {
+        let mark = &mut self.marks[block as usize];
+        self.pinned += u32::from(!mark.is_pinned());
+        mark.pins[pinner as usize] += 1;
+    }
+
+    /// Takes one pin away; answers whether an inactive block must be released again, because it was the last.
+    pub(super) fn unpin(&mut self, pinner: Pinner, block: u32, is_inactive: bool) -> bool {
+        let mark = &mut self.marks[block as usize];
+        if mark.pins[pinner as usize] == 0 {
+            return false;
+        }
+        mark.pins[pinner as usize] -= 1;
+        if mark.is_pinned() {
+            return false;
+        }
+        self.pinned -= 1;
+        self.pinned_inactive -= u32::from(is_inactive);
+        is_inactive
+    }
+
+    /// Puts a block into the wheel by its expiry: the level by how far away it is, the slot by the bits of that level.
+    fn wind(&mut self, block: u32) {
+        let expiry = self.marks[block as usize].expiry.max(self.tick + 1);
+        let away = expiry - self.tick;
+        let level = (away.ilog2() / SLOT_BITS).min(LEVELS - 1);
+        // Farther than the wheel reaches: the last slot, and from there on again.
+        let at = expiry.min(self.tick + (1 << (LEVELS * SLOT_BITS)) - (1 << ((LEVELS - 1) * SLOT_BITS)));
+        let slot = at >> (level * SLOT_BITS) & (SLOTS - 1);
+        self.marks[block as usize].place = (level * SLOTS + slot) as u16;
+        self.wheel.push_newest((level * SLOTS + slot) as usize, block);
+        self.wheel_used[level as usize] |= 1 << slot;
+        self.timed += 1;
+    }
+
+    fn unwind(&mut self, block: u32) {
+        let place = std::mem::replace(&mut self.marks[block as usize].place, NOWHERE);
+        self.wheel.unlink(place.into(), block);
+        if self.wheel.is_empty(place.into()) {
+            self.wheel_used[usize::from(place) / SLOTS as usize] &= !(1 << (u32::from(place) % SLOTS));
+        }
+        self.timed -= 1;
+    }
+
+    /// Turns the wheel up to now, moving at most [`EXPIRE_MOST`] blocks; answers which inactive ones are the policy's
+    /// again.
+    pub(super) fn expire(&mut self, now_ms: u64, is_inactive: impl Fn(u32) -> bool) -> Expired {
+        let now = (now_ms / TICK_MS) as u32;
+        let mut released = Expired { blocks: [0; EXPIRE_MOST], count: 0 };
+        let mut moved = 0;
+        while self.timed > 0 && self.tick <= now {
+            if moved == EXPIRE_MOST {
+                return released;
+            }
+            moved += 1;
+            if let Some(block) = self.due() {
+                self.unwind(block);
+                if self.marks[block as usize].expiry > self.tick {
+                    self.wind(block);
+                    continue;
+                }
+                let is_listed = is_inactive(block) && !self.marks[block as usize].is_pinned();
+                if is_listed {
+                    self.unlist(block);
+                    released.blocks[released.count] = block;
+                    released.count += 1;
+                }
+                self.marks[block as usize].priority = ORDINARY;
+                self.marks[block as usize].has_expired = is_listed;
+                continue;
+            }
+            if self.tick == now {
+                break;
+            }
+            self.tick = self.next_tick(now);
+        }
+        if self.timed == 0 {
+            self.tick = now;
+        }
+        released
+    }
+
+    /// A block of the slots at which the wheel stands: of level 0, and of each higher one whose lower hands are at 0.
+    fn due(&self) -> Option<u32> {
+        for level in 0..LEVELS {
+            if level > 0 && self.tick & ((1 << (level * SLOT_BITS)) - 1) != 0 {
+                return None;
+            }
+            let slot = self.tick >> (level * SLOT_BITS) & (SLOTS - 1);
+            if let Some(block) = self.wheel.oldest((level * SLOTS + slot) as usize) {
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// The next tick at which a block may be due, at most `now`: empty levels are skipped a turn at a time.
+    fn next_tick(&self, now: u32) -> u32 {
+        let empty = self.wheel_used.iter().take_while(|&&used| used == 0).count() as u32;
+        let turn = 1u32 << (empty.min(LEVELS - 1) * SLOT_BITS);
+        (self.tick / turn + 1).saturating_mul(turn).min(now)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        (self.marks.len() * size_of::<Mark>()) as u64 + self.by_priority.bytes() + self.wheel.bytes()
+    }
+
+    /// Checks the lists against the marks and the states of the blocks.
+    pub(super) fn validate(
+        &self,
+        is_inactive: &dyn Fn(u32) -> bool,
+        is_findable: &dyn Fn(u32) -> bool,
+    ) -> Result<()> {
+        let (by_priority, wheel) = (self.by_priority.validate()?, self.wheel.validate()?);
+        let (mut pinned, mut pinned_inactive) = (0, 0);
+        for (block, mark) in (0..).zip(&self.marks) {
+            let at = block as usize;
+            pinned += u32::from(mark.is_pinned());
+            pinned_inactive += u32::from(mark.is_pinned() && is_inactive(block));
+            let is_listed = is_inactive(block) && !mark.is_pinned() && mark.priority != ORDINARY;
+            let place = Some(usize::from(mark.place)).filter(|_| mark.place != NOWHERE);
+            if by_priority[at] != is_listed.then_some(mark.priority.into())
+                || wheel[at] != place
+                || (mark.is_pinned() && !is_findable(block))
+            {
+                return Err(Error::internal(format!("the retention of block {block} is wrong")));
+            }
+        }
+        let timed = wheel.iter().flatten().count() as u32;
+        if (pinned, pinned_inactive, timed) != (self.pinned, self.pinned_inactive, self.timed)
+            || pinned > self.pin_limit
+        {
+            return Err(Error::internal("counts of pinned or timed blocks are wrong"));
+        }
+        Ok(())
+    }
+}
+
+/// Most blocks that one call of `expire` moves.
+const EXPIRE_MOST: usize = 64;
+
+/// Inactive blocks that are the policy's again.
+pub(super) struct Expired {
+    blocks: [u32; EXPIRE_MOST],
+    count: usize,
+}
+
+impl Expired {
+    pub(super) fn blocks(&self) -> &[u32] {
+        &self.blocks[..self.count]
+    }
+}
+
+#[cfg(test)]
+#[path = "retention_tests.rs"]
+mod tests;

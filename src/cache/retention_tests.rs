@@ -1,0 +1,90 @@
+//! The layer of priorities by itself: order of victims, the wheel against a plain list of times, pins.
+
+use super::*;
+
+fn retention(blocks: u32) -> Retention {
+    Retention::new(blocks, blocks / 2).unwrap()
+}
+
+#[test]
+fn victims_come_by_priority_and_within_one_by_age() {
+    let mut retention = retention(8);
+    for (block, priority) in [(0, 90), (1, 10), (2, 51), (3, 10), (4, ORDINARY)] {
+        retention.retain(block, priority, 0, 0);
+        assert_eq!(retention.released(block), priority != ORDINARY);
+    }
+    assert_eq!(
+        [retention.victim_below(), retention.victim_below(), retention.victim_below()],
+        [Some(1), Some(3), None]
+    );
+    assert_eq!(
+        [retention.victim_above(), retention.victim_above(), retention.victim_above()],
+        [Some(2), Some(0), None]
+    );
+}
+
+#[test]
+fn priorities_end_in_time_never_early_and_at_most_a_tick_late() {
+    let mut random = fastrand::Rng::with_seed(5);
+    let blocks = 4096;
+    let mut retention = retention(blocks);
+    let start = 1_000_003;
+    let mut ends = Vec::new();
+    for block in 0..blocks {
+        let ttl = match random.u8(0..4) {
+            0 => random.u64(1..100),
+            1 => random.u64(1..10_000),
+            2 => random.u64(1..1_000_000),
+            _ => random.u64(1..40_000_000_000),
+        };
+        retention.retain(block, 70, ttl, start);
+        assert!(retention.released(block));
+        ends.push(start + ttl);
+    }
+    let mut now = start;
+    while retention.timed > 0 {
+        // Small steps at first, long silence later.
+        now += random.u64(1..=(now - start) / 8 + 50);
+        loop {
+            let expired = retention.expire(now, |_| true);
+            for &block in expired.blocks() {
+                assert!(ends[block as usize] <= now, "block {block} ended early");
+                ends[block as usize] = u64::MAX;
+            }
+            if expired.blocks().is_empty() && retention.tick >= (now / TICK_MS) as u32 {
+                break;
+            }
+        }
+        let late = ends.iter().filter(|&&end| end != u64::MAX && end + 2 * TICK_MS < now).count();
+        assert_eq!(late, 0, "{now}: still retained");
+    }
+    assert!(ends.iter().all(|&end| end == u64::MAX));
+}
+
+#[test]
+fn no_more_than_the_limit_is_pinned_and_the_last_unpin_lets_go() {
+    let mut retention = retention(4);
+    retention.check_pins(Pinner::Name, [0, 1].into_iter()).unwrap();
+    retention.pin(Pinner::Name, 0);
+    retention.pin(Pinner::Name, 0);
+    retention.pin(Pinner::Name, 1);
+    assert_eq!(retention.check_pins(Pinner::Name, [2].into_iter()).unwrap_err().status, Status::LimitReached);
+    retention.check_pins(Pinner::Name, [0].into_iter()).unwrap();
+    assert!(retention.released(0) && retention.released(1));
+    assert_eq!((retention.victim_below(), retention.victim_above()), (None, None));
+    assert!(!retention.unpin(Pinner::Operation, 0, true), "the name's pins are the name's");
+    assert!(!retention.unpin(Pinner::Name, 0, true) && retention.unpin(Pinner::Name, 0, true));
+    assert_eq!((retention.pinned(), retention.pinned_inactive()), (1, 1));
+    assert!(!retention.unpin(Pinner::Name, 2, false), "it was not pinned");
+}
+
+#[test]
+fn a_cleared_block_is_ordinary() {
+    let mut retention = retention(4);
+    retention.retain(3, 80, 500, 0);
+    retention.pin(Pinner::Name, 3);
+    assert!(retention.governs(3));
+    retention.clear(3);
+    assert!(!retention.governs(3) && retention.pinned() == 0 && retention.timed == 0);
+    retention.validate(&|_| false, &|_| false).unwrap();
+}
