@@ -41,8 +41,12 @@ fn managed_memory_is_written_and_read_by_the_processor_and_by_the_device() {
             return;
         }
         assert_eq!(refused(device.managed_allocate(0)), Status::InvalidArgument);
-        // With the first of its kind a driver may take memory for its own books, which it keeps.
-        device.memory_free(device.managed_allocate(4096).unwrap()).unwrap();
+        // With the first of its kind that is touched a driver may take memory for its own books, which it keeps.
+        let first = device.managed_allocate(4096).unwrap();
+        processor_bytes(first).fill(1);
+        device.memset(Stream::DEFAULT, first, 2).unwrap();
+        device.stream_synchronize(Stream::DEFAULT).unwrap();
+        device.memory_free(first).unwrap();
         let before = device.memory_info().unwrap();
         assert_eq!(refused(device.managed_allocate(before.free_bytes + 1)), Status::OutOfMemory);
         let (one, other) = (device.managed_allocate(5000).unwrap(), device.managed_allocate(5000).unwrap());

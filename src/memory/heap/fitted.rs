@@ -30,6 +30,10 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// it breaks no run.
 const OWN_PAGES_BYTES: u64 = 16 << 20;
 
+/// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With more
+/// of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not grow.
+const WALK_MOST: u32 = 2048;
+
 fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
 }
@@ -122,7 +126,7 @@ impl Heap {
             if may_reuse && let Some(block) = core.order.take_same_sized(stream, FITTED, run_bytes) {
                 return Ok(Some(block.id as u32));
             }
-            if let Some(start) = core.middle.take_lowest(count, alignment)? {
+            if let Some(start) = core.take_run(count, alignment)? {
                 return Ok(Some(start));
             }
             core.order.bytes()
@@ -140,7 +144,7 @@ impl Heap {
             self.flush(None);
             self.close_lanes()?;
             self.collect()?;
-            if let Some(start) = self.core.lock().middle.take_lowest(count, alignment)? {
+            if let Some(start) = self.core.lock().take_run(count, alignment)? {
                 return Ok(Some(start));
             }
         }
@@ -149,14 +153,14 @@ impl Heap {
 
     /// A run of exactly so many granules, with as few new pages as possible.
     fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        if alignment > 1 {
+        if alignment > 1 || self.core.lock().middle.used_ranges() > WALK_MOST {
             return self.grow_middle(count, alignment);
         }
         let _growing = self.growing.lock();
         self.weigh();
         let region = self.region(MIDDLE)?;
         let mut core = self.core.lock();
-        if let Some(start) = core.middle.take_lowest(count, 1)? {
+        if let Some(start) = core.take_run(count, 1)? {
             return Ok(Some(start));
         }
         let Some(site) = best_site(&core.middle, count) else { return Ok(None) };
@@ -221,6 +225,14 @@ fn best_site(middle: &FreeList, count: u32) -> Option<Site> {
 }
 
 impl Core {
+    /// A free run: the lowest that fits while there are few, so that the memory above it empties.
+    fn take_run(&mut self, count: u32, alignment: u32) -> Result<Option<u32>> {
+        match self.middle.used_ranges() > WALK_MOST {
+            true => self.middle.allocate(count, alignment),
+            false => self.middle.take_lowest(count, alignment),
+        }
+    }
+
     /// Makes a run that the stream may have as long as it is wanted; what is behind it stays freed on the stream.
     pub(super) fn cut(&mut self, stream: Stream, block: Freed, count: u32) -> Result<u32> {
         let start = block.id as u32;
