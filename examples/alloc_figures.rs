@@ -256,6 +256,8 @@ fn holes(spec: &str, scale: u64) -> Result<String> {
         blocks = kept;
         blocks.extend(bench.fill(limit - GIB / scale - live, block)?);
     }
+    // Those that went into the request without being unmapped first, in all rounds.
+    let moved = bench.heap.statistics().ladder.moved_pages;
     bench.heap.free(bench.stream, rest)?;
     bench.end()?;
     values.sort_by(f64::total_cmp);
@@ -263,6 +265,7 @@ fn holes(spec: &str, scale: u64) -> Result<String> {
         "{{\"limit_bytes\": {limit}, \"live_bytes\": {}, \"unheld_bytes\": {unheld}, \
          \"hole_bytes\": {PAGE_BYTES}, \"wanted_bytes\": {wanted}, \
          \"rounds\": {ROUNDS}, \"median_ms\": {:.3}, \"max_ms\": {:.3}, \"copies\": {copies}, \
+         \"moved_pages\": {moved}, \
          \"wrong_blocks\": {wrong}}}",
         live + GIB / scale,
         values[ROUNDS / 2],

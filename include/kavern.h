@@ -64,6 +64,8 @@ enum kavern_device_capability
     KAVERN_DEVICE_CAPTURE = 8,
     /** The device reports races between streams. */
     KAVERN_DEVICE_RACE_DETECTION = 16,
+    /** The CPU and the device may touch memory at the same time under one address; for KAVERN_POOL_MANAGED. */
+    KAVERN_DEVICE_MANAGED_MEMORY = 32,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -422,6 +424,27 @@ typedef uint32_t kavern_kv_reset_scope;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/** Bits of kavern_manager_config.flags. */
+enum kavern_manager_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Before kavern_alloc refuses a request it does what kavern_manager_defragment does, without a limit, and tries
+     * once more. With this flag the program promises that, while an allocation runs, no other thread enqueues work on
+     * the device, launches a graph or captures one. Not done while a stream that has allocated is being captured.
+     */
+    KAVERN_MANAGER_MESH_ON_SHORTAGE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_manager_flag kavern_manager_flag;
+#else
+typedef uint32_t kavern_manager_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /** How a pool finds the block for a request; for kavern_pool_config.rounding. */
 enum kavern_pool_rounding
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -440,6 +463,28 @@ enum kavern_pool_rounding
 typedef enum kavern_pool_rounding kavern_pool_rounding;
 #else
 typedef uint32_t kavern_pool_rounding;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** Where the blocks of a pool lie; for kavern_pool_config.memory_kind. */
+enum kavern_pool_memory
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /** Memory of the device. */
+    KAVERN_POOL_DEVICE = 0,
+    /**
+     * Managed memory: the CPU and the device use a block's address, each where the other's work on it is known to be
+     * done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free.
+     */
+    KAVERN_POOL_MANAGED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kavern_pool_memory kavern_pool_memory;
+#else
+typedef uint32_t kavern_pool_memory;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -939,7 +984,7 @@ typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, 
 typedef struct kavern_manager_config {
     /** sizeof(kavern_manager_config). */
     uint32_t struct_size;
-    /** Zero. */
+    /** KAVERN_MANAGER_ bits. */
     uint32_t flags;
     /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
     const char *device;
@@ -1016,6 +1061,12 @@ typedef struct kavern_manager_statistics {
     uint64_t device_held_bytes;
     /** Soft limit of device memory, 0 for none. */
     uint64_t device_soft_limit_bytes;
+    /** Copies to the host that are running, as kavern_copies_begin and kavern_copies_end tell. */
+    uint64_t running_copies;
+    /** Calls of the device that changed page tables. */
+    uint64_t table_changes;
+    /** Those of them that could not wait for the end of a copy to the host. */
+    uint64_t loud_table_changes;
 } kavern_manager_statistics;
 
 /** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
@@ -1094,6 +1145,10 @@ typedef struct kavern_pool_config {
     const char *name;
     /** Zero. */
     uint64_t reserved[4];
+    /** KAVERN_POOL_DEVICE or KAVERN_POOL_MANAGED. */
+    uint32_t memory_kind;
+    /** Zero. */
+    uint32_t reserved_tail;
 } kavern_pool_config;
 
 /** What was handed out. It will never grow, so it carries no size. */
@@ -1146,6 +1201,8 @@ typedef struct kavern_pool_statistics {
     double utilisation;
     /** Share of the held bytes that are free and cannot serve a request, the mean over the requests so far. */
     double fragmentation;
+    /** Those of the bytes held that lie in managed memory: all or none. */
+    uint64_t managed_bytes;
 } kavern_pool_statistics;
 
 /** What one class of a pool has and did. It will never grow, so it carries no size. */
@@ -1559,6 +1616,8 @@ typedef struct kavern_memory_statistics {
     uint64_t ladder_refusals;
     /** Allocations ever that came straight from the device one by one, because it cannot map memory; 0 where it can. */
     uint64_t plain_allocations;
+    /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
+    uint64_t ladder_meshes;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */
@@ -1833,6 +1892,37 @@ kavern_status kavern_kv_events_snapshot(kavern_kv_cache *cache,
 kavern_status kavern_kv_append(kavern_kv_cache *cache,
                                void *stream,
                                const kavern_kv_append_args *args);
+
+/**
+ * Says that you are about to copy from the device to the host, by means of your own.
+ *
+ * Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
+ * waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
+ * needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
+ * are not worth the call.
+ * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Threads: any; does not block and does not call the device.
+ * Owner: end each with kavern_copies_end.
+ * Since: 0.1
+ *
+ * Safety: None beyond a handle or null.
+ */
+kavern_status kavern_copies_begin(kavern_manager *manager);
+
+/**
+ * Says that one copy is over once the stream is past this point; NULL says that it is over now.
+ *
+ * Which of the copies under way it was does not matter: they are counted.
+ * Stream: as for kavern_stream_synchronize, but for NULL; the default stream is KAVERN_STREAM_DEFAULT.
+ * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured; then end it by NULL when
+ * the graph is done. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
+ * Threads: any, also another than that of the begin; enqueues and returns.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_copies_end(kavern_manager *manager,
+                                void *stream);
 
 /**
  * Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.
@@ -2339,8 +2429,9 @@ kavern_status kavern_pool_config_init(kavern_pool_config *config,
 /**
  * Makes a pool with its initial blocks.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
- * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (classes of more than 1 MiB in managed memory too), KAVERN_ERR_UNSUPPORTED for
+ * managed memory on a device without it (KAVERN_DEVICE_MANAGED_MEMORY), KAVERN_ERR_OUT_OF_MEMORY,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
  * Threads: any; blocks while memory is allocated.
  * Owner: destroy with kavern_pool_destroy; it keeps its manager alive.
  * Since: 0.1

@@ -23,7 +23,9 @@ use crate::cache;
 use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
-use crate::memory::{Heap, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Statistics, Where};
+use crate::memory::{
+    Heap, HeapConfig, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Statistics, Where,
+};
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
 use crate::types::Id;
@@ -92,6 +94,10 @@ pub struct Totals {
     pub pending_tickets: u64,
     /// Caches.
     pub caches: u64,
+    /// Copies to the host that are running.
+    pub running_copies: u64,
+    /// Changes of page tables, and those of them beside a running copy.
+    pub table_changes: (u64, u64),
     /// Fallible calls of the device that a fault wrapper has counted.
     pub device_calls: u64,
     /// Races between streams that the device has found.
@@ -108,6 +114,18 @@ impl Totals {
     }
 }
 
+/// How a manager is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings<'a> {
+    /// Its limits.
+    pub limits: Limits,
+    /// A budget of the machine that its use is charged to as well: its name, and its limit or 0 for the one that is
+    /// there.
+    pub machine: Option<(&'a str, u64)>,
+    /// Whether the allocator meshes pages before it refuses a request: see [`HeapConfig::meshes_when_short`].
+    pub meshes_when_short: bool,
+}
+
 /// One device with all that belongs to it.
 pub struct Manager {
     device: Arc<dyn Device>,
@@ -122,23 +140,19 @@ pub struct Manager {
     next_cache: AtomicU64,
     heap: OnceLock<Arc<Heap>>,
     making_heap: Mutex<()>,
+    meshes_when_short: bool,
     born_ns: u64,
 }
 
 impl Manager {
     /// Opens a device by name, for example "host" or "cuda:0".
     pub fn open(spec: &str, limits: Limits, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
-        Self::open_sharing(spec, limits, None, sink)
+        Self::open_with(spec, Settings { limits, ..Settings::default() }, sink)
     }
 
-    /// Opens a device whose use is charged to a budget of the machine too, if one is named: its name, and its limit or
-    /// 0 for the one that is there.
-    pub fn open_sharing(
-        spec: &str,
-        limits: Limits,
-        machine: Option<(&str, u64)>,
-        sink: Arc<dyn EventSink>,
-    ) -> Result<Arc<Self>> {
+    /// As `open`, with all that may be set.
+    pub fn open_with(spec: &str, settings: Settings<'_>, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
+        let Settings { limits, machine, meshes_when_short } = settings;
         fork::install()?;
         let machine = machine.map(|(name, bytes)| MachineBudget::open(name, bytes)).transpose()?;
         let device = registry::open_telling(spec, Arc::clone(&sink))?;
@@ -160,6 +174,7 @@ impl Manager {
             next_cache: AtomicU64::new(0),
             heap: OnceLock::new(),
             making_heap: Mutex::default(),
+            meshes_when_short,
             born_ns: clock::now_ns(),
         });
         manager.say(Level::Info, || format!("opened {} for {spec}", manager.device.description().name));
@@ -183,7 +198,9 @@ impl Manager {
         }
         let _making = self.making_heap.lock();
         if self.heap.get().is_none() {
-            let heap = self.memory.make_heap()?;
+            let config =
+                HeapConfig { meshes_when_short: self.meshes_when_short, ..self.memory.heap_config() };
+            let heap = self.memory.make_heap_with(config)?;
             let _ = self.heap.set(heap);
         }
         self.heap.get().ok_or_else(|| Error::internal("a heap that was made just now"))
@@ -368,6 +385,8 @@ impl Manager {
             foreign_streams,
             pending_tickets: self.pending_tickets.load(Ordering::Relaxed),
             caches: self.caches.lock().len() as u64,
+            running_copies: self.memory.copies().running(),
+            table_changes: self.table_changes(),
             device_calls: self.device.call_count(),
             races: self.device.race_count(),
         }

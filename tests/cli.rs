@@ -284,7 +284,7 @@ fn bad_files_are_named() {
 
 #[test]
 fn bad_arguments_are_named() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["replay", "--generate", "chat", "--policy", "best"], "best"),
         (&["replay", "--generate", "chat", "--device", "abacus"], "abacus"),
         (&["replay", "--generate", "chat", "--blocks", "0"], "0"),
@@ -293,6 +293,9 @@ fn bad_arguments_are_named() {
         (&["replay", "--generate", "chat", "--block-bytes", "17"], "17"),
         (&["replay"], "TRACE"),
         (&["replay", "trace.jsonl"], "--blocks"),
+        (&["replay", "--generate", "chat", "--timed"], "--timed"),
+        (&["replay", "--generate", "chat", "--plot", "x.svg", "--capacities", "0"], "--capacities"),
+        (&["replay", "--generate", "chat", "--plot", "x.svg", "--policies", "best"], "best"),
         (&["juggle"], "juggle"),
     ];
     for (arguments, word) in cases {
@@ -392,4 +395,58 @@ fn unusable_allocations_are_named() {
         let text = refused(&[&["replay-alloc"], arguments].concat());
         assert!(text.contains(word), "{arguments:?}: {text}");
     }
+}
+
+#[test]
+fn conversation_in_its_own_time_hits_the_timed_reference_to_the_block() {
+    let Some(trace) = trace(CONVERSATION) else { return };
+    // Level 1 of the reference replays: arrivals, waiting, outputs that hold blocks.
+    for (blocks, expected) in
+        [(3_000, 18_870), (5_859, 40_168), (10_000, 62_273), (30_000, 95_311), (100_000, 104_926)]
+    {
+        let report = json(&["replay", &trace, "--blocks", &blocks.to_string(), "--timed"]);
+        assert_eq!(count(&report, "hit_blocks"), expected, "{blocks} blocks");
+        assert_eq!((count(&report, "full_blocks"), count(&report, "dropped")), (276_491, 0));
+    }
+    // One at a time: nobody waits for blocks, but all wait for their turn, and what never fits is dropped.
+    let alone = json(&["replay", &trace, "--blocks", "200", "--timed", "--slots", "1", "--limit", "300"]);
+    assert_eq!(count(&alone, "peak_running"), 1);
+    assert!(count(&alone, "dropped") > 0 && alone["wait_s_p99"].as_f64() > Some(1.0), "{alone}");
+}
+
+#[test]
+fn a_plot_has_a_line_for_each_policy_and_none_above_the_bound() {
+    let folder = Folder::new("plot");
+    let path = folder.file("hits.svg", b"");
+    let made = ["replay", "--generate", "mixed", "--requests", "600", "--plot", &path];
+    let report = json(&[&made[..], &["--capacities", "500,2000,8000", "--policies", "lru,fifo"]].concat());
+    let curves: Vec<Vec<u64>> = (report["curves"].as_array().unwrap().iter())
+        .map(|curve| {
+            curve["hit_blocks"].as_array().unwrap().iter().map(|hits| hits.as_u64().unwrap()).collect()
+        })
+        .collect();
+    let [lru, fifo, bound] = &curves[..] else { panic!("{report}") };
+    for point in 0..3 {
+        assert!(lru[point] <= bound[point] && fifo[point] <= bound[point], "{report}");
+    }
+    assert!(lru.is_sorted() && bound[0] < bound[2], "{report}");
+    let picture = std::fs::read_to_string(&path).unwrap();
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
+    for word in ["lru", "fifo", "bound (MIN)", "blocks of the cache"] {
+        assert!(picture.contains(word), "{word}");
+    }
+    let text = refused(&[&made[..6], &["/nowhere/hits.svg"]].concat());
+    assert!(text.contains("/nowhere/hits.svg"), "{text}");
+}
+
+#[test]
+fn internet_traffic_is_the_same_each_time_and_hits_more_with_more_room() {
+    let made = ["replay", "--generate", "internet", "--requests", "4000", "--blocks"];
+    let [small, again, large] =
+        ["20000", "20000", "400000"].map(|blocks| json(&[&made[..], &[blocks]].concat()));
+    assert_eq!(count(&small, "hit_blocks"), count(&again, "hit_blocks"));
+    assert!(count(&small, "hit_blocks") < count(&large, "hit_blocks"), "{small} {large}");
+    assert!(count(&small, "evicted_blocks") > 0 && count(&large, "hostile_blocks") > 0);
+    assert!(refused(&["replay", "--generate", "internet", "--tokens"]).contains("--tokens"));
+    assert!(refused(&["replay", "--generate", "chat", "--requests", "100001"]).contains("--requests"));
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use kavern::device::{Stream, registry};
 use kavern::error::Status;
 use kavern::event::NoSink;
-use kavern::memory::{ClassConfig, Limits, Memory, Pool, PoolConfig, Sizes};
+use kavern::memory::{ClassConfig, Limits, Memory, Pool, PoolConfig, PoolMemory, Sizes};
 use kavern::sys::clock;
 
 fn memory() -> Arc<Memory> {
@@ -119,6 +119,49 @@ fn blocks_of_a_stream_that_is_gone_serve_others() {
     let totals = pool.statistics().0;
     assert_eq!((totals.device_waits, totals.stream_waits), (1, 0));
     pool.validate().unwrap();
+}
+
+#[test]
+fn small_blocks_of_managed_memory_are_counted_limited_and_given_back() {
+    let memory = memory();
+    let [stream] = streams(&memory);
+    let managed = |config| PoolConfig { memory: PoolMemory::Managed, ..config };
+    let too_large = Pool::new(&memory, managed(fixed((1 << 20) + 1, 1, 0)), 0).err().unwrap();
+    assert_eq!(too_large.status, Status::InvalidArgument, "{too_large}");
+    if !memory.device().description().capabilities.managed_memory {
+        let refused = Pool::new(&memory, managed(fixed(256, 1, 0)), 0).err().unwrap();
+        assert_eq!(refused.status, Status::Unsupported);
+        return;
+    }
+    let pool = Pool::new(&memory, managed(fixed(1 << 20, 1, 2 << 20)), 0).unwrap();
+    let blocks: Vec<_> = (0..2).map(|_| pool.acquire(9, stream, 0).unwrap()).collect();
+    assert_eq!(pool.acquire(9, stream, 0).unwrap_err().status, Status::OutOfMemory);
+    let totals = pool.statistics().0;
+    assert_eq!((totals.managed_bytes, totals.held_bytes), (2 << 20, 2 << 20));
+    assert_eq!((memory.statistics().device.bytes, memory.held_bytes().0), (2 << 20, 2 << 20));
+    for block in &blocks {
+        // SAFETY: the block is this test's, the processor reaches it, and the device does nothing.
+        unsafe { (block.address as *mut u64).write(block.address) };
+        pool.release(block.address, stream, 0).unwrap();
+    }
+    memory.device().stream_synchronize(stream).unwrap();
+    assert_eq!(pool.trim(0, 0), 2 << 20);
+    assert_eq!((pool.statistics().0.managed_bytes, memory.held_bytes().0), (0, 0));
+    let ladder = Pool::new(&memory, managed(PoolConfig::ladder()), 0).unwrap();
+    assert!(ladder.acquire(1_000_000, stream, 0).unwrap().bytes >= 1_000_000);
+    let refused = ladder.acquire(1_100_000, stream, 0).unwrap_err();
+    assert!(refused.status == Status::InvalidArgument && refused.text.contains("1048576"), "{refused}");
+    assert_eq!(Pool::new(&memory, PoolConfig::classes(), 0).unwrap().statistics().0.managed_bytes, 0);
+}
+
+#[test]
+fn a_device_without_managed_memory_says_so() {
+    let device = registry::open("host?managed=0").unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let config = PoolConfig { memory: PoolMemory::Managed, ..fixed(256, 1, 0) };
+    let refused = Pool::new(&memory, config, 0).err().unwrap();
+    assert!(refused.status == Status::Unsupported && refused.text.contains("no managed memory"), "{refused}");
+    assert_eq!(memory.held_bytes().0, 0);
 }
 
 #[test]

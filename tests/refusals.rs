@@ -1,6 +1,7 @@
-//! A device that fails again and again under the heap, a pool, an elastic range and direct allocations: each failure is
-//! a status, nobody panics, and at the end nothing is held. `KAVERN_SOAK` makes it long: 1 for 10^6 failures, or their
-//! number. `KAVERN_SEED` starts with another seed.
+//! A device whose calls fail again and again under the allocator, pools, an elastic range, a shared pool, pinned memory
+//! and direct allocations: each failure is a status, nobody panics, and at the end nothing is held. Counted are calls
+//! that answer a failure which the device injected, and no others. `KAVERN_SOAK` makes it long: 1 for 10^6 of them, or
+//! their number. `KAVERN_SEED` starts with another seed.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
@@ -9,14 +10,18 @@ use kavern::device::{Device, Event, Stream, registry};
 use kavern::error::{Error, Result, Status};
 use kavern::event::NoSink;
 use kavern::memory::{
-    Allocation, ClassConfig, Elastic, ElasticConfig, Heap, HeapConfig, Limits, Memory, Pool, PoolConfig,
-    Sizes,
+    Allocation, ClassConfig, Elastic, ElasticConfig, Heap, HeapConfig, Limits, Memory, PinnedConfig,
+    PinnedPool, Pool, PoolConfig, PoolMemory, SharedConfig, SharedPool, Sizes, Terms,
 };
 use kavern::sys::clock;
 
 const MIB: u64 = 1 << 20;
-/// Failures of one device; then another seed.
+/// Injected failures of one device; then another seed.
 const EACH: u64 = 2_500;
+/// What is played; a step belongs to one of them.
+const AREAS: [&str; 6] = ["allocator", "elastic", "pools", "shared pools", "pinned", "direct"];
+const PINNED: usize = 4;
+const MODELS: [&str; 2] = ["one", "other"];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -44,42 +49,69 @@ fn live_events(device: &dyn Device) -> u64 {
 
 struct Things {
     heap: Arc<Heap>,
-    pool: Pool,
+    pools: [Pool; 2],
     elastic: Elastic,
+    shared: SharedPool,
+    pinned: PinnedPool,
     memory: Arc<Memory>,
     streams: [Stream; 2],
     blocks: Vec<u64>,
-    pooled: Vec<u64>,
+    pooled: [Vec<u64>; 2],
+    staged: Vec<u64>,
     direct: Vec<Allocation>,
 }
 
 impl Things {
     fn new(device: &Arc<dyn Device>) -> Self {
-        let limits = Limits { device_limit_bytes: 192 * MIB, ..Limits::default() };
+        let limits = Limits { device_limit_bytes: 448 * MIB, ..Limits::default() };
         let memory = Memory::new(Arc::clone(device), limits, Arc::new(NoSink));
-        let config = HeapConfig { front_cache_bytes: 8 * MIB, patience_ns: 1_000_000 };
+        let config =
+            HeapConfig { front_cache_bytes: 8 * MIB, patience_ns: 1_000_000, ..memory.heap_config() };
         let class = ClassConfig { block_bytes: MIB, initial_blocks: 0, growth_blocks: 2 };
         let pool = PoolConfig { sizes: Sizes::Classes(vec![class]), max_bytes: 0, ..PoolConfig::classes() };
+        let kinds = [PoolMemory::Device, PoolMemory::Managed];
         let range = ElasticConfig { capacity_bytes: 256 * MIB, page_bytes: 0, has_slabs: true };
+        let models = SharedConfig { limit_bytes: 16 * MIB, has_slabs: true, ..SharedConfig::default() };
+        let shared = until(|| SharedPool::new(&memory, models.clone()));
+        let terms = Terms { min_bytes: MIB, weight: 1, cap_bytes: 0 };
+        for name in MODELS {
+            until(|| shared.register(name, 64 * MIB, terms));
+        }
+        let chunks = PinnedConfig { chunk_bytes: MIB / 4, threads: 1, node: None };
         Self {
             heap: until(|| memory.make_heap_with(config)),
-            pool: until(|| Pool::new(&memory, pool.clone(), 0)),
+            pools: kinds.map(|memory_kind| {
+                until(|| Pool::new(&memory, PoolConfig { memory: memory_kind, ..pool.clone() }, 0))
+            }),
             elastic: until(|| Elastic::new(&memory, range)),
+            shared,
+            pinned: PinnedPool::new(&memory, chunks),
             streams: [Stream::DEFAULT, until(|| device.stream_create())],
             memory,
             blocks: Vec::new(),
-            pooled: Vec::new(),
+            pooled: [Vec::new(), Vec::new()],
+            staged: Vec::new(),
             direct: Vec::new(),
         }
     }
 
-    /// One call, which the device may fail.
-    fn step(&mut self, random: &mut fastrand::Rng) -> Result<()> {
+    /// One call, which the device may fail; `area` says to what it belonged.
+    fn step(&mut self, random: &mut fastrand::Rng, area: &mut usize) -> Result<()> {
         let stream = self.streams[random.usize(0..2)];
         let most = 1 << random.u32(1..26);
         let bytes = random.u64(1..most);
         let (offset, length) = (random.u64(0..200) * MIB, random.u64(1..32) * MIB);
-        match random.u32(0..12) {
+        let (place, kind) = (random.u64(0..16) * MIB, random.usize(0..2));
+        let step = random.u32(0..20);
+        *area = match step {
+            0..7 => 0,
+            7..9 => 1,
+            9..12 => 2,
+            12..15 => 3,
+            15..18 => 4,
+            _ => 5,
+        };
+        match step {
             0..3 => self.blocks.push(self.heap.allocate(stream, bytes, 0, 0)?),
             3 => self.blocks.push(self.heap.allocate(stream, 33 * MIB + bytes, 0, 0)?),
             4 if !self.blocks.is_empty() => {
@@ -97,12 +129,29 @@ impl Things {
             6 => self.heap.give_back().map(drop)?,
             7 => self.elastic.commit(offset, length).map(drop)?,
             8 => self.elastic.decommit(offset, length, Some(stream)).map(drop)?,
-            9 => self.pooled.push(self.pool.acquire(bytes.min(MIB), stream, 0)?.address),
-            10 => {
-                for address in self.pooled.drain(..) {
-                    self.pool.release(address, stream, 0)?;
+            9..11 => {
+                let blocks = self.pools[kind].acquire_list(&[bytes.min(MIB); 4], stream, 0);
+                let blocks = blocks.map_err(|(_, error)| error)?;
+                self.pooled[kind].extend(blocks.iter().map(|block| block.address));
+            }
+            11 => {
+                for address in self.pooled[kind].drain(..) {
+                    self.pools[kind].release(address, stream, 0)?;
                 }
-                self.pool.trim(0, 0);
+                self.pools[kind].trim(0, 0);
+            }
+            12..14 => self.shared.commit(MODELS[kind], place, length.min(8 * MIB)).map(drop)?,
+            14 => self.shared.decommit(MODELS[kind], place, length, Some(stream)).map(drop)?,
+            15..17 => {
+                let slice = self.pinned.allocate(bytes.min(MIB / 4), "staged")?;
+                self.staged.push(slice.address() as u64);
+            }
+            17 => {
+                while let Some(address) = self.staged.pop() {
+                    // A refused free leaves the range where it is.
+                    self.pinned.free(address, Some(stream)).inspect_err(|_| self.staged.push(address))?;
+                }
+                self.pinned.trim();
             }
             _ => {
                 self.direct.truncate(random.usize(0..3));
@@ -114,8 +163,10 @@ impl Things {
 
     fn validate(&self) {
         self.heap.validate().unwrap();
-        self.pool.validate().unwrap();
+        self.pools.iter().for_each(|pool| pool.validate().unwrap());
         self.elastic.validate().unwrap();
+        self.shared.validate().unwrap();
+        self.pinned.validate().unwrap();
         self.memory.validate().unwrap();
     }
 
@@ -124,55 +175,88 @@ impl Things {
         for address in std::mem::take(&mut self.blocks) {
             until(|| self.heap.free(Stream::DEFAULT, address));
         }
-        for address in std::mem::take(&mut self.pooled) {
-            self.pool.release(address, Stream::DEFAULT, 0).unwrap();
+        for (pool, pooled) in self.pools.iter().zip(&mut self.pooled) {
+            pooled.drain(..).for_each(|address| pool.release(address, Stream::DEFAULT, 0).unwrap());
+        }
+        self.staged.drain(..).for_each(|address| self.pinned.free(address, None).unwrap());
+        for name in MODELS {
+            self.shared.decommit(name, 0, 64 * MIB, None).unwrap();
         }
         self.direct.clear();
         self.elastic.decommit(0, 256 * MIB, None).unwrap();
         until(|| {
             self.heap.give_back()?;
-            self.pool.trim(0, 0);
+            let _ = self.pools.each_ref().map(|pool| pool.trim(0, 0));
             until(|| self.elastic.settle());
+            until(|| self.memory.device().synchronize());
+            self.shared.physical().collect();
+            self.shared.physical().trim(0);
+            self.pinned.trim();
             self.memory.trim_pages();
+            if self.pinned.statistics().held_bytes > 0 {
+                return Err(Error::internal("pinned bytes are held"));
+            }
             match self.memory.held_bytes().0 {
                 0 => Ok(()),
                 held => Err(Error::internal(format!("{held} bytes are held"))),
             }
         });
         assert_eq!(self.heap.statistics().live_bytes, 0);
-        assert_eq!(self.memory.statistics().device.bytes, 0);
+        let left = self.memory.statistics();
+        assert_eq!(
+            (left.device.bytes, left.device.count, left.pinned.bytes, left.pinned.count),
+            (0, 0, 0, 0)
+        );
         self.validate();
         self.memory.device().stream_destroy(self.streams[1]).unwrap();
     }
 }
 
-/// Plays one device; how long each failed call took, in nanoseconds.
-fn play(seed: u64, error: &str, status: Status) -> Vec<u64> {
-    let spec = format!("host?memory_bytes={}&fail_rate=0.1&seed={seed}&error={error}", 256 * MIB);
+/// Injected failures: how long each such call took, in nanoseconds, and how many each area had.
+#[derive(Default)]
+struct Failures {
+    spent_ns: Vec<u64>,
+    areas: [u64; AREAS.len()],
+    /// Calls that failed because memory was short in truth.
+    short: u64,
+}
+
+/// Plays one device.
+fn play(seed: u64, error: &str, status: Status, failures: &mut Failures) {
+    // What lacks memory is tried again in many ways, so that fewer calls fail in the end.
+    let rate = if status == Status::OutOfMemory { 0.3 } else { 0.1 };
+    let spec = format!("host?memory_bytes={}&fail_rate={rate}&seed={seed}&error={error}", 512 * MIB);
     let device = registry::open(&spec).unwrap();
     let before = (device.memory_info().unwrap().free_bytes, live_events(device.as_ref()));
     let mut random = fastrand::Rng::with_seed(seed);
     let mut things = Things::new(&device);
-    let (mut failed_ns, mut injected) = (Vec::new(), 0);
-    while (failed_ns.len() as u64) < EACH {
+    let (mut injected, mut area) = (0, 0);
+    while injected < EACH {
         let start_ns = clock::now_ns();
-        let outcome = things.step(&mut random);
+        let outcome = things.step(&mut random, &mut area);
         let spent_ns = clock::now_ns() - start_ns;
-        if let Err(error) = outcome {
-            // Memory may also be short in truth.
-            assert!(error.status == status || error.status == Status::OutOfMemory, "{error}");
-            injected += u64::from(error.text.contains("injected fault"));
-            failed_ns.push(spent_ns);
-            if failed_ns.len().is_multiple_of(500) {
-                things.validate();
+        match outcome {
+            Err(error) if error.text.contains("injected fault") => {
+                // Memory that cannot be pinned is the host's that is short.
+                let is_host = area == PINNED && error.status == Status::OutOfHostMemory;
+                assert!(error.status == status || is_host, "{error}");
+                failures.spent_ns.push(spent_ns);
+                failures.areas[area] += 1;
+                injected += 1;
+                if injected % 500 == 0 {
+                    things.validate();
+                }
             }
+            Err(error) => {
+                assert_eq!(error.status, Status::OutOfMemory, "{error}");
+                failures.short += 1;
+            }
+            Ok(()) => {}
         }
     }
     things.end();
     let after = (device.memory_info().unwrap().free_bytes, live_events(device.as_ref()));
-    assert!(injected > EACH / 4, "{injected} of the failures were the device's");
     assert_eq!(after, before, "free bytes and live events of the device");
-    failed_ns
 }
 
 #[test]
@@ -180,24 +264,28 @@ fn play(seed: u64, error: &str, status: Status) -> Vec<u64> {
 fn failures_of_the_device_are_statuses_and_nothing_is_held_at_the_end() {
     let wanted = number("KAVERN_SOAK").map_or(20_000, |count| if count == 1 { 1_000_000 } else { count });
     let first = number("KAVERN_SEED").unwrap_or(1);
-    let mut failed_ns = Vec::new();
+    let mut failures = Failures::default();
     for seed in first.. {
         let (error, status) =
             if seed % 2 == 0 { ("oom", Status::OutOfMemory) } else { ("device", Status::Device) };
-        failed_ns.extend(play(seed, error, status));
-        if failed_ns.len() as u64 >= wanted {
+        play(seed, error, status, &mut failures);
+        if failures.spent_ns.len() as u64 >= wanted {
             break;
         }
     }
+    let Failures { spent_ns: mut failed_ns, areas, short } = failures;
     failed_ns.sort_unstable();
     let at = |share: usize| failed_ns[(failed_ns.len() - 1) * share / 1000] / 1000;
     println!(
-        "{} failed calls: p50 {} us, p99 {} us, p99.9 {} us, most {} us",
+        "{} calls that answer an injected failure ({:?}; {short} more for want of memory): p50 {} us, p99 {} us, \
+         p99.9 {} us, most {} us",
         failed_ns.len(),
+        AREAS.iter().zip(areas).collect::<Vec<_>>(),
         at(500),
         at(990),
         at(999),
         at(1000)
     );
+    assert!(areas.iter().all(|&count| count * 200 > failed_ns.len() as u64), "{areas:?}");
     assert!(at(990) <= 20_000, "the failure path's p99 is {} us", at(990));
 }

@@ -21,7 +21,13 @@ fn memory(limit_bytes: u64, soft_bytes: u64) -> Arc<Memory> {
 }
 
 fn heap(memory: &Arc<Memory>) -> Arc<Heap> {
-    memory.make_heap_with(HeapConfig { front_cache_bytes: 32 * MIB, patience_ns: 1_000_000 }).unwrap()
+    memory
+        .make_heap_with(HeapConfig {
+            front_cache_bytes: 32 * MIB,
+            patience_ns: 1_000_000,
+            ..memory.heap_config()
+        })
+        .unwrap()
 }
 
 fn pool(memory: &Arc<Memory>) -> Arc<Pool> {

@@ -24,6 +24,8 @@ pub enum kavern_device_capability {
     KAVERN_DEVICE_CAPTURE = 8,
     /// The device reports races between streams.
     KAVERN_DEVICE_RACE_DETECTION = 16,
+    /// The CPU and the device may touch memory at the same time under one address; for KAVERN_POOL_MANAGED.
+    KAVERN_DEVICE_MANAGED_MEMORY = 32,
 }
 
 /// What a device is. You set struct_size; the call fills the rest.
@@ -70,6 +72,7 @@ fn capability_bits(has: Capabilities) -> u32 {
         | bit(has.host_addressable, KAVERN_DEVICE_HOST_ADDRESSABLE)
         | bit(has.capture, KAVERN_DEVICE_CAPTURE)
         | bit(has.race_detection, KAVERN_DEVICE_RACE_DETECTION)
+        | bit(has.managed_memory, KAVERN_DEVICE_MANAGED_MEMORY)
 }
 
 /// Counts the devices of a backend ("host", "cuda") on this machine; 0 if its driver is missing.

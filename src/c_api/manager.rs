@@ -12,12 +12,22 @@ use super::log::LogSink;
 use super::stream;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Error, Status};
-use crate::manager::{Manager, Totals};
+use crate::manager::{Manager, Settings, Totals};
 use crate::memory::Limits;
 
 impl Handle for kavern_manager {
     const KIND: Kind = Kind::Manager;
     type Object = Manager;
+}
+
+/// Bits of kavern_manager_config.flags.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_manager_flag {
+    /// Before kavern_alloc refuses a request it does what kavern_manager_defragment does, without a limit, and tries
+    /// once more. With this flag the program promises that, while an allocation runs, no other thread enqueues work on
+    /// the device, launches a graph or captures one. Not done while a stream that has allocated is being captured.
+    KAVERN_MANAGER_MESH_ON_SHORTAGE = 1,
 }
 
 /// How a manager is made; fill with kavern_manager_config_init.
@@ -26,7 +36,7 @@ impl Handle for kavern_manager {
 pub struct kavern_manager_config {
     /// sizeof(kavern_manager_config).
     pub struct_size: u32,
-    /// Zero.
+    /// KAVERN_MANAGER_ bits.
     pub flags: u32,
     /// The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host".
     pub device: *const c_char,
@@ -111,6 +121,12 @@ pub struct kavern_manager_statistics {
     pub device_held_bytes: u64,
     /// Soft limit of device memory, 0 for none.
     pub device_soft_limit_bytes: u64,
+    /// Copies to the host that are running, as kavern_copies_begin and kavern_copies_end tell.
+    pub running_copies: u64,
+    /// Calls of the device that changed page tables.
+    pub table_changes: u64,
+    /// Those of them that could not wait for the end of a copy to the host.
+    pub loud_table_changes: u64,
 }
 
 // SAFETY: numbers only.
@@ -153,6 +169,9 @@ impl From<Totals> for kavern_manager_statistics {
             shared_bytes: totals.shared_bytes,
             device_held_bytes: totals.held_bytes,
             device_soft_limit_bytes: totals.limits.device_soft_limit_bytes,
+            running_copies: totals.running_copies,
+            table_changes: totals.table_changes.0,
+            loud_table_changes: totals.table_changes.1,
         }
     }
 }
@@ -197,7 +216,8 @@ pub unsafe extern "C" fn kavern_manager_create(
         let settings = unsafe { config::read_struct(config, "config") }?;
         // SAFETY: the header asks for a writable handle or null.
         let out = unsafe { Out::new(out, "out") }?;
-        config::check_flags(settings.flags, 0, "kavern_manager_config")?;
+        let mesh = kavern_manager_flag::KAVERN_MANAGER_MESH_ON_SHORTAGE as u32;
+        config::check_flags(settings.flags, mesh, "kavern_manager_config")?;
         config::check_reserved(&settings.reserved, "kavern_manager_config")?;
         // SAFETY: the header asks for a text or null.
         let device = unsafe { config::optional_text(settings.device, "config.device") }?;
@@ -223,7 +243,8 @@ pub unsafe extern "C" fn kavern_manager_create(
         }
         let machine = name.map(|name| (name, budget));
         let device = device.unwrap_or("host");
-        let manager = Manager::open_sharing(device, limits, machine, std::sync::Arc::new(LogSink))?;
+        let settings = Settings { limits, machine, meshes_when_short: settings.flags & mesh != 0 };
+        let manager = Manager::open_with(device, settings, std::sync::Arc::new(LogSink))?;
         out.write(handle::insert(manager)?);
         Ok(Status::Ok)
     })

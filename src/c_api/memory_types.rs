@@ -96,6 +96,8 @@ pub struct kavern_memory_statistics {
     pub ladder_refusals: u64,
     /// Allocations ever that came straight from the device one by one, because it cannot map memory; 0 where it can.
     pub plain_allocations: u64,
+    /// When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE.
+    pub ladder_meshes: u64,
 }
 
 // SAFETY: numbers only.
@@ -131,6 +133,7 @@ impl From<HeapStatistics> for kavern_memory_statistics {
             ladder_host_waits: heap.ladder.host_waits,
             ladder_refusals: heap.ladder.refusals,
             plain_allocations: heap.plain_allocations,
+            ladder_meshes: heap.ladder.meshes,
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod address;
 pub mod cache;
 mod config;
+pub mod copies;
 pub mod device;
 pub mod elastic;
 mod guard;

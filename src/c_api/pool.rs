@@ -49,8 +49,9 @@ pub unsafe extern "C" fn kavern_pool_config_init(
 
 /// Makes a pool with its initial blocks.
 ///
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
-/// KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (classes of more than 1 MiB in managed memory too), KAVERN_ERR_UNSUPPORTED for
+/// managed memory on a device without it (KAVERN_DEVICE_MANAGED_MEMORY), KAVERN_ERR_OUT_OF_MEMORY,
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
 /// Threads: any; blocks while memory is allocated.
 /// Owner: destroy with kavern_pool_destroy; it keeps its manager alive.
 /// Since: 0.1

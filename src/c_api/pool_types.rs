@@ -6,7 +6,7 @@ use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue};
 use crate::error::{Error, Result};
-use crate::memory::{ClassConfig, ClassStatistics, PoolConfig, PoolStatistics, Sizes};
+use crate::memory::{ClassConfig, ClassStatistics, PoolConfig, PoolMemory, PoolStatistics, Sizes};
 
 /// How a pool finds the block for a request; for kavern_pool_config.rounding.
 #[repr(u32)]
@@ -18,6 +18,17 @@ pub enum kavern_pool_rounding {
     KAVERN_POOL_FIXED = 1,
     /// Decimal megabytes: below 1 up to 0.1, below 10 to 1, below 100 to 10, above to 50; then up to 256 bytes.
     KAVERN_POOL_LADDER = 2,
+}
+
+/// Where the blocks of a pool lie; for kavern_pool_config.memory_kind.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum kavern_pool_memory {
+    /// Memory of the device.
+    KAVERN_POOL_DEVICE = 0,
+    /// Managed memory: the CPU and the device use a block's address, each where the other's work on it is known to be
+    /// done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free.
+    KAVERN_POOL_MANAGED = 1,
 }
 
 /// A size class of a pool. It will never grow, so it carries no size.
@@ -65,6 +76,10 @@ pub struct kavern_pool_config {
     pub name: *const c_char,
     /// Zero.
     pub reserved: [u64; 4],
+    /// KAVERN_POOL_DEVICE or KAVERN_POOL_MANAGED.
+    pub memory_kind: u32,
+    /// Zero.
+    pub reserved_tail: u32,
 }
 
 // SAFETY: numbers and pointers that are read with checks.
@@ -123,6 +138,8 @@ pub struct kavern_pool_statistics {
     pub utilisation: f64,
     /// Share of the held bytes that are free and cannot serve a request, the mean over the requests so far.
     pub fragmentation: f64,
+    /// Those of the bytes held that lie in managed memory: all or none.
+    pub managed_bytes: u64,
 }
 
 // SAFETY: numbers only.
@@ -227,6 +244,15 @@ pub(super) unsafe fn pool_config(settings: &kavern_pool_config) -> Result<PoolCo
         (_, true) => {}
         (_, false) => return Err(Error::argument("classes belong to KAVERN_POOL_CLASSES; pass none")),
     }
+    made.memory = match (settings.memory_kind, settings.reserved_tail) {
+        (0, 0) => PoolMemory::Device,
+        (1, 0) => PoolMemory::Managed,
+        (_, 0) => {
+            let text = "is unknown; use KAVERN_POOL_DEVICE or KAVERN_POOL_MANAGED";
+            return Err(Error::argument(format!("memory_kind {} {text}", settings.memory_kind)));
+        }
+        _ => return Err(Error::argument("config.reserved_tail is not zero")),
+    };
     match settings.max_bytes {
         0 => {}
         u64::MAX => made.max_bytes = 0,
@@ -263,6 +289,7 @@ impl From<(PoolStatistics, usize)> for kavern_pool_statistics {
             hit_rate: totals.hit_rate,
             utilisation: totals.utilisation,
             fragmentation: totals.fragmentation,
+            managed_bytes: totals.managed_bytes,
         }
     }
 }

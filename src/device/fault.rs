@@ -288,6 +288,11 @@ impl Device for Faulty {
         self.inner.memory_free_async(slice, stream)
     }
 
+    fn managed_allocate(&self, bytes: u64) -> Result<DeviceSlice> {
+        self.take(Kind::Memory, "managed_allocate")?;
+        self.inner.managed_allocate(bytes)
+    }
+
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice> {
         self.take(Kind::Virtual, "virtual_reserve")?;
         self.inner.virtual_reserve(bytes)

@@ -125,6 +125,8 @@ pub struct Capabilities {
     pub capture: bool,
     /// The backend reports races between streams.
     pub race_detection: bool,
+    /// Memory that the host and the device may touch at the same time, under one address.
+    pub managed_memory: bool,
 }
 
 /// Memory of a device at this moment.
@@ -229,6 +231,10 @@ pub trait Device: Send + Sync {
     fn memory_allocate_async(&self, bytes: u64, stream: Stream) -> Result<DeviceSlice>;
     /// Gives back what [`Device::memory_allocate_async`] returned when the stream gets there.
     fn memory_free_async(&self, slice: DeviceSlice, stream: Stream) -> Result<()>;
+    /// Memory that the host reaches too, under the address of the slice; never more than is free on the device. Given
+    /// back by [`Device::memory_free`]. Who touches it when is ordered by streams and synchronisation, as for pinned
+    /// memory. Unsupported where the capability says so. May block.
+    fn managed_allocate(&self, bytes: u64) -> Result<DeviceSlice>;
 
     /// Reserves addresses without memory behind them; access faults.
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice>;

@@ -55,6 +55,13 @@ impl Holdings {
 }
 
 impl Manager {
+    /// Changes of page tables by all pools of pages, and those of them beside a running copy.
+    pub(super) fn table_changes(&self) -> (u64, u64) {
+        let shared = self.holdings.shared().into_iter().map(|pool| pool.physical().statistics());
+        let shared = shared.map(|pages| (pages.table_changes, pages.loud_changes));
+        shared.fold(self.memory.table_changes(), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
     /// Takes a pool on this manager's memory into reports, and lets it be asked when memory is short.
     pub fn attach_pool(&self, pool: &Arc<Pool>) {
         add(&self.holdings.pools, pool);

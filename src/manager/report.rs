@@ -89,6 +89,7 @@ fn capability_names(has: Capabilities) -> impl Iterator<Item = &'static str> {
         (has.host_addressable, "host_addressable"),
         (has.capture, "capture"),
         (has.race_detection, "race_detection"),
+        (has.managed_memory, "managed_memory"),
     ];
     all.into_iter().filter_map(|(is_there, name)| is_there.then_some(name))
 }
@@ -180,6 +181,7 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("ordered_bytes", totals.ordered_bytes),
         ("largest_free_bytes", totals.largest_free_bytes),
         ("plain_allocations", totals.plain_allocations),
+        ("meshes", totals.ladder.meshes),
         ("refusals", totals.ladder.refusals),
     ]);
     json.key("live");
@@ -206,6 +208,7 @@ fn pools(json: &mut Json, manager: &Manager) {
             json.string(pool.tag());
             json.numbers(&[
                 ("held_bytes", totals.held_bytes),
+                ("managed_bytes", totals.managed_bytes),
                 ("in_use_bytes", totals.in_use_bytes),
                 ("requested_bytes", totals.requested_bytes),
                 ("blocks", totals.blocks),

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::heap::Heap;
 use super::order::Freed;
 use super::records::Facts;
-use super::region::MIDDLE_GRANULE_BYTES;
+use super::region::MIDDLE_STEP_BYTES;
 use super::size_class::{self, Class};
 use crate::device::Stream;
 use crate::sys::lease::{Guest, Owner, lease};
@@ -253,7 +253,7 @@ fn with<R>(key: Key, body: impl FnOnce(&Arc<Heap>, &mut FrontCache) -> Answer<R>
 pub fn allocate(key: Key, bytes: u64, alignment: u64, tag: u64) -> Answer<u64> {
     let alignment = if alignment == 0 { size_class::UNIT_BYTES } else { alignment };
     let Some(class) = size_class::class_of(bytes, alignment) else { return Answer::Miss };
-    if alignment > MIDDLE_GRANULE_BYTES && !class.is_small() {
+    if alignment > MIDDLE_STEP_BYTES && !class.is_small() {
         return Answer::Miss;
     }
     with(key, |heap, cache| {

@@ -8,6 +8,7 @@
 mod bitmap;
 mod budget;
 mod chores;
+mod copies;
 mod direct;
 mod elastic;
 mod fence;
@@ -36,6 +37,7 @@ mod upkeep;
 use std::sync::{Arc, Weak};
 
 pub use budget::{Limits, MachineBudget, Payer, Quota};
+pub use copies::Copies;
 pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
 pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
@@ -44,7 +46,9 @@ pub use page_class::{
 };
 pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
-pub use pool::{ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolStatistics, Sizes};
+pub use pool::{
+    ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolMemory, PoolStatistics, Sizes,
+};
 pub use reclaim::Reclaim;
 pub use rooms::Room;
 pub use shared::{ModelStatistics, SharedConfig, SharedPool, SharedStatistics};
@@ -92,6 +96,7 @@ pub struct Memory {
     budget: Arc<Budget>,
     ledger: Ledger,
     rooms: Arc<Rooms>,
+    copies: Arc<Copies>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -131,11 +136,13 @@ impl Memory {
     ) -> Arc<Self> {
         let strategy = (strategy.make)();
         let budget = Arc::new(Budget::new(limits, machine));
+        let copies = Copies::new(Fences::new(Arc::clone(&device)));
         Arc::new(Self {
             device,
             strategy,
             sink,
             rooms: Rooms::new(Arc::clone(&budget)),
+            copies,
             budget,
             ledger: Ledger::default(),
             physical: Mutex::default(),
@@ -165,7 +172,25 @@ impl Memory {
         }
         let config = PhysicalConfig::of(self.device.as_ref());
         let made = Physical::new(Arc::clone(&self.device), self.payer(), config, Arc::clone(&self.sink))?;
+        self.hush(&made);
         Ok(Arc::clone(physical.insert(made)))
+    }
+
+    /// Copies to the host that are running, beside which page tables change as little as possible.
+    pub fn copies(&self) -> &Arc<Copies> {
+        &self.copies
+    }
+
+    /// Keeps the upkeep of pages away from running copies.
+    pub(super) fn hush(&self, physical: &Physical) {
+        let copies = Arc::clone(&self.copies);
+        physical.set_quiet(Some(Arc::new(move || copies.running() == 0)));
+    }
+
+    /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
+    pub fn table_changes(&self) -> (u64, u64) {
+        let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
+        statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
     }
 
     /// Gives idle physical pages to the device; returns their bytes.
@@ -208,14 +233,19 @@ impl Memory {
         self.rooms.relax();
     }
 
-    /// A general allocator on the pool of physical pages.
-    pub fn make_heap(self: &Arc<Self>) -> Result<Arc<Heap>> {
+    /// What suits a general allocator on this memory.
+    pub fn heap_config(&self) -> HeapConfig {
         let total_bytes = self.device.description().total_bytes;
-        let config = HeapConfig {
+        HeapConfig {
             front_cache_bytes: (total_bytes / 128).clamp(1 << 20, 1 << 30),
             patience_ns: 1_000_000_000,
-        };
-        self.make_heap_with(config)
+            meshes_when_short: false,
+        }
+    }
+
+    /// A general allocator on the pool of physical pages.
+    pub fn make_heap(self: &Arc<Self>) -> Result<Arc<Heap>> {
+        self.make_heap_with(self.heap_config())
     }
 
     /// As `make_heap`, with settings.
@@ -247,9 +277,24 @@ impl Memory {
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.
     pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
         let make = || self.strategy.allocate(self.device.as_ref(), bytes);
-        let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, make))?;
+        self.own(bytes, tag, make, false)
+    }
+
+    /// Device memory that the CPU reaches under the same address; refused where the device has none such. May block.
+    pub fn allocate_managed(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
+        self.own(bytes, tag, || self.device.managed_allocate(bytes), true)
+    }
+
+    fn own(
+        self: &Arc<Self>,
+        bytes: u64,
+        tag: &str,
+        make: impl Fn() -> Result<DeviceSlice>,
+        is_managed: bool,
+    ) -> Result<Allocation> {
+        let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, &make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
-        let allocation = Allocation { memory: Arc::clone(self), slice, entry };
+        let allocation = Allocation { memory: Arc::clone(self), slice, entry, is_managed };
         self.relax();
         Ok(allocation)
     }
@@ -315,6 +360,8 @@ pub struct Allocation {
     memory: Arc<Memory>,
     slice: DeviceSlice,
     entry: u64,
+    /// It came from the device, past the strategy.
+    is_managed: bool,
 }
 
 impl Allocation {
@@ -331,7 +378,11 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        let freed = self.memory.strategy.free(self.memory.device.as_ref(), self.slice);
+        let device = self.memory.device.as_ref();
+        let freed = match self.is_managed {
+            true => device.memory_free(self.slice),
+            false => self.memory.strategy.free(device, self.slice),
+        };
         self.memory.leave(Where::Device, self.slice.bytes(), self.entry, freed);
     }
 }

@@ -14,8 +14,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::fence::Fence;
+use super::size_class;
 use crate::device::Stream;
 use crate::error::{Error, Result};
+
+/// `Freed::class` of large blocks, which follows those of the size classes.
+pub(super) const LARGE: u32 = size_class::CLASS_COUNT as u32;
 
 /// A freed block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +134,39 @@ impl Order {
             _ => lane.take_closed(class, bytes)?.1,
         };
         Some(self.took(block))
+    }
+
+    /// The smallest block of at least so many bytes, of a class from `class` on, for the stream on which it was freed.
+    pub(super) fn take_same_run(&mut self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        let open = lane.open.iter().enumerate().skip(class as usize);
+        let best = open
+            .flat_map(|(class, list)| list.iter().enumerate().map(move |(at, block)| ((class, at), block)))
+            .filter(|(_, block)| is_run(block, class, bytes))
+            .min_by_key(|(_, block)| block.bytes);
+        let block = match best {
+            Some(((class, at), _)) => {
+                lane.open_count -= 1;
+                lane.open[class].swap_remove(at)
+            }
+            None => lane.take_closed_run(class, bytes)?.1,
+        };
+        Some(self.took(block))
+    }
+
+    /// As `take_other`, the smallest block of at least so many bytes, of a class from `class` on.
+    pub(super) fn take_other_run(
+        &mut self,
+        stream: Stream,
+        class: u32,
+        bytes: u64,
+    ) -> Option<(Stream, Arc<Fence>, Freed)> {
+        let others = self.lanes.iter_mut().filter(|lane| lane.stream != stream);
+        let sizes = others.filter_map(|lane| Some((lane.smallest_run(class, bytes)?.1, lane)));
+        let (_, lane) = sizes.min_by_key(|(size, _)| *size)?;
+        let owner = lane.stream;
+        let (fence, block) = lane.take_closed_run(class, bytes)?;
+        Some((owner, fence, self.took(block)))
     }
 
     /// A block of the class that was freed on another stream, with the fence that `stream` has to wait for.
@@ -253,7 +290,33 @@ impl Order {
     }
 }
 
+/// Whether a block can be cut to a run of so many bytes; large ones lie elsewhere.
+fn is_run(block: &Freed, class: u32, bytes: u64) -> bool {
+    block.class >= class && block.class != LARGE && block.bytes >= bytes
+}
+
 impl Lane {
+    /// Place and size of the smallest closed block that can be cut to a run.
+    fn smallest_run(&self, class: u32, bytes: u64) -> Option<((usize, usize), u64)> {
+        let batches = self.closed.iter().enumerate();
+        let blocks = batches.flat_map(|(batch, closed)| {
+            closed.blocks.iter().enumerate().map(move |(at, block)| ((batch, at), block))
+        });
+        let runs = blocks.filter(|(_, block)| is_run(block, class, bytes));
+        runs.map(|(place, block)| (place, block.bytes)).min_by_key(|(_, bytes)| *bytes)
+    }
+
+    fn take_closed_run(&mut self, class: u32, bytes: u64) -> Option<(Arc<Fence>, Freed)> {
+        let ((index, at), _) = self.smallest_run(class, bytes)?;
+        let batch = &mut self.closed[index];
+        let block = batch.blocks.swap_remove(at);
+        let fence = Arc::clone(&batch.fence);
+        if batch.blocks.is_empty() {
+            self.closed.remove(index);
+        }
+        Some((fence, block))
+    }
+
     /// The youngest closed block of a class: the oldest batches are about to be free for all anyway.
     fn take_closed(&mut self, class: u32, bytes: u64) -> Option<(Arc<Fence>, Freed)> {
         let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);

@@ -3,10 +3,12 @@
 //! What it does: bookkeeping over numbers of pages. What it does not: call a device, or take a lock. A mapping is one
 //! physical page of 1, 16 or 32 device pages, which a bit each says whether the range's user has them. Part of a
 //! mapping cannot be unmapped, so one with some pages given up is *retained* for the rest; one with all given up is
-//! *leaving* until the streams that may still use it are past.
+//! *leaving* until the streams that may still use it are past. A leaving mapping is *stale* if its page has moved to
+//! other addresses: it is never live again, only unmapped.
 //!
 //! Invariants, checked by [`PageTable::validate`]: mappings do not overlap; each begins at a multiple of its length;
-//! a mapping is leaving if and only if it has no live page; the counts are the sums.
+//! a mapping is leaving if and only if it has no live page; a stale one is leaving and an alias; the counts are the
+//! sums.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,8 @@ struct Mapping {
     page: Arc<PhysicalPage>,
     /// Another mapping counts as the page's.
     is_alias: bool,
+    /// The page is in use at other addresses, and here no more.
+    is_stale: bool,
     /// A bit for each device page that the user has.
     live: u32,
     /// Pages that were given up, and the point after which nobody uses them.
@@ -39,6 +43,8 @@ pub(super) struct PageTable {
     live_pages: u64,
     mapped_pages: u64,
     alias_pages: u64,
+    /// Stale mappings.
+    stale: u64,
 }
 
 /// Sums of a table, in device pages.
@@ -103,13 +109,19 @@ impl PageTable {
         found
     }
 
+    /// Takes a new mapping in. Nobody has its pages yet.
+    pub(super) fn add(&mut self, start: u64, page: Arc<PhysicalPage>) {
+        self.mapped_pages += page.class().pages();
+        self.mappings
+            .insert(start, Mapping { page, is_alias: false, is_stale: false, live: 0, marks: Vec::new() });
+        self.leaving.insert(start);
+    }
+
     /// Takes new mappings in and makes all of `[first, end)` live; returns how many pages were not.
     pub(super) fn publish(&mut self, made: Vec<(u64, PhysicalPage)>, first: u64, end: u64) -> u64 {
         for (start, mut page) in made {
             page.adopt();
-            self.mapped_pages += page.class().pages();
-            self.mappings
-                .insert(start, Mapping { page: Arc::new(page), is_alias: false, live: 0, marks: Vec::new() });
+            self.add(start, Arc::new(page));
         }
         let mut new_pages = 0;
         for (&start, mapping) in self.mappings.range_mut(self.lead(first)..end) {
@@ -142,8 +154,14 @@ impl PageTable {
         given_pages
     }
 
-    /// Takes out the leaving mappings whose streams are past, in order of address.
-    pub(super) fn take_ripe(&mut self) -> Vec<(u64, Arc<PhysicalPage>)> {
+    /// Takes out at most so many of the leaving mappings that meet `[first, end)` and whose streams are past, in order
+    /// of address.
+    pub(super) fn take_ripe(
+        &mut self,
+        first: u64,
+        end: u64,
+        count_max: usize,
+    ) -> Vec<(u64, Arc<PhysicalPage>)> {
         if self.leaving.is_empty() {
             return Vec::new();
         }
@@ -161,7 +179,8 @@ impl PageTable {
         let is_ripe = |start: &&u64| {
             mappings.get(start).is_none_or(|mapping| mapping.marks.iter().all(|(_, fence)| is_past(fence)))
         };
-        let ripe: Vec<u64> = self.leaving.iter().filter(is_ripe).copied().collect();
+        let leaving = self.leaving.range(self.lead(first)..end);
+        let ripe: Vec<u64> = leaving.filter(is_ripe).take(count_max).copied().collect();
         ripe.into_iter().filter_map(|start| self.remove(start)).collect()
     }
 
@@ -172,6 +191,7 @@ impl PageTable {
         if mapping.is_alias {
             self.alias_pages -= mapping.page.class().pages();
         }
+        self.stale -= u64::from(mapping.is_stale);
         self.live_pages -= u64::from(mapping.live.count_ones());
         Some((start, mapping.page))
     }
@@ -182,6 +202,41 @@ impl PageTable {
         let is_whole = mapping.page.class().pages() == end - first
             && u64::from(mapping.live.count_ones()) == end - first;
         (is_whole && self.pin_in(first, end).is_none()).then_some(&mapping.page)
+    }
+
+    /// Mappings inside of `[first, end)` whose pages can move to other addresses: all of it live, nothing pinned or
+    /// given up, and the page is nobody else's.
+    pub(super) fn movable(&self, first: u64, end: u64) -> Vec<(u64, Arc<PhysicalPage>)> {
+        let is_movable = |(start, mapping): &(u64, &Mapping)| {
+            let stop = start + mapping.page.class().pages();
+            let is_inside = first <= *start && stop <= end;
+            let is_own = !mapping.is_alias && Arc::strong_count(&mapping.page) == 1;
+            is_inside && is_own && mapping.marks.is_empty() && self.whole(*start, stop).is_some()
+        };
+        let found = self.within(first, end).filter(is_movable);
+        found.map(|(start, mapping)| (start, Arc::clone(&mapping.page))).collect()
+    }
+
+    /// A whole mapping is stale from here on: its page is another mapping's.
+    pub(super) fn leave_behind(&mut self, start: u64) {
+        let Some(mapping) = self.mappings.get_mut(&start).filter(|mapping| !mapping.is_stale) else { return };
+        self.live_pages -= u64::from(std::mem::take(&mut mapping.live).count_ones());
+        if !std::mem::replace(&mut mapping.is_alias, true) {
+            self.alias_pages += mapping.page.class().pages();
+        }
+        mapping.is_stale = true;
+        self.stale += 1;
+        self.leaving.insert(start);
+    }
+
+    /// Takes out the stale mappings that meet `[first, end)`, in order of address.
+    pub(super) fn take_stale(&mut self, first: u64, end: u64) -> Vec<(u64, Arc<PhysicalPage>)> {
+        if self.stale == 0 {
+            return Vec::new();
+        }
+        let stale = self.within(first, end).filter(|(_, mapping)| mapping.is_stale);
+        let starts: Vec<u64> = stale.map(|(start, _)| start).collect();
+        starts.into_iter().filter_map(|start| self.remove(start)).collect()
     }
 
     /// Puts another page of the same size behind a whole mapping; the one before comes back.
@@ -278,11 +333,16 @@ impl PageTable {
 
     /// Checks the invariants in the file head.
     pub(super) fn validate(&self) -> Result<()> {
-        let (mut end, mut live, mut mapped, mut aliases) = (0, 0, 0, 0);
+        let (mut end, mut live, mut mapped, mut aliases, mut stale) = (0, 0, 0, 0, 0);
         for (&start, mapping) in &self.mappings {
             let pages = mapping.page.class().pages();
             let is_leaving = self.leaving.contains(&start);
-            if start < end || !start.is_multiple_of(pages) || is_leaving != (mapping.live == 0) {
+            let is_wrongly_stale = mapping.is_stale && !(is_leaving && mapping.is_alias);
+            if start < end
+                || !start.is_multiple_of(pages)
+                || is_leaving != (mapping.live == 0)
+                || is_wrongly_stale
+            {
                 return Err(Error::internal(format!(
                     "page table: a mapping of {pages} pages at {start} after {end}, live {:#x}, leaving {is_leaving}",
                     mapping.live
@@ -292,8 +352,10 @@ impl PageTable {
             live += u64::from(mapping.live.count_ones());
             mapped += pages;
             aliases += if mapping.is_alias { pages } else { 0 };
+            stale += u64::from(mapping.is_stale);
         }
-        if (live, mapped, aliases) != (self.live_pages, self.mapped_pages, self.alias_pages)
+        let sums = (self.live_pages, self.mapped_pages, self.alias_pages, self.stale);
+        if (live, mapped, aliases, stale) != sums
             || self.leaving.iter().any(|start| !self.mappings.contains_key(start))
             || self.pins.keys().any(|&(first, end)| self.live_in(first, end) != end - first)
         {

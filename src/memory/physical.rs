@@ -62,6 +62,8 @@ pub(super) struct Core {
     pub(super) chores: Chores,
     has_quiet: AtomicBool,
     quiet: Mutex<Option<Quiet>>,
+    /// When the upkeep found a moment that is not quiet; 0 for none.
+    pub(super) held_since_ns: AtomicU64,
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
 }
@@ -302,6 +304,7 @@ impl Physical {
             chores: Chores::default(),
             has_quiet: AtomicBool::new(false),
             quiet: Mutex::default(),
+            held_since_ns: AtomicU64::new(0),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
         });
@@ -380,8 +383,8 @@ impl Physical {
         self.core.tick(now_ns)
     }
 
-    /// A hook that is asked before page tables change: while it answers false, deferred changes wait, and others count
-    /// as loud. Page tables change slowly while a copy from the device to the host runs.
+    /// A hook that is asked before page tables change: while it answers false, the upkeep waits for a while, and
+    /// changes count as loud. Page tables change slowly while a copy from the device to the host runs.
     pub fn set_quiet(&self, quiet: Option<Quiet>) {
         self.core.has_quiet.store(quiet.is_some(), Ordering::Release);
         *self.core.quiet.lock() = quiet;

@@ -11,10 +11,13 @@
 //! given up. A failed call leaves all as it was. Lock order: the range's one lock, which is held across calls into the
 //! device, because two changes of one range must not cross; then the pool's. Never two ranges' at a time.
 
+mod moving;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+pub(super) use self::moving::Movable;
 use super::budget::Payer;
 use super::chores::{Chore, Collected};
 use super::fence::Fence;
@@ -25,6 +28,9 @@ use crate::device::{Access, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::event::Level;
 use crate::sync::{Mutex, MutexGuard};
+
+/// Mappings that the upkeep removes under one hold of the lock: a millisecond of a driver.
+const BATCH: usize = 64;
 
 /// Whose a range is.
 pub(super) struct Holder {
@@ -54,24 +60,26 @@ pub(super) struct Range {
 struct Plan<'a> {
     range: &'a Range,
     made: Vec<(u64, PhysicalPage)>,
+    /// Pages that are mapped elsewhere too, at addresses below those of `made`.
+    moved: Vec<(u64, Arc<PhysicalPage>)>,
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
+    fn new(range: &'a Range) -> Self {
+        Self { range, made: Vec::new(), moved: Vec::new() }
+    }
+
     /// Maps a page; it is in the plan or back in the pool.
     fn map(&mut self, start: u64, page: PhysicalPage) -> Result<()> {
-        self.made
-            .try_reserve(1)
-            .map_err(|_| Error::new(Status::OutOfHostMemory, "no memory for the plan of a mapping"))?;
-        let target = self.range.part(start, start + page.class().pages())?;
-        self.range.physical.note_change();
-        self.range.physical.device().virtual_map(target, page.page())?;
+        room_for_one(&mut self.made)?;
+        self.range.map(start, &page)?;
         self.made.push((start, page));
         Ok(())
     }
 
     /// Opens what was mapped.
     fn open(&self) -> Result<()> {
-        for (first, end) in runs(&self.made) {
+        for (first, end) in runs(places(&self.moved).chain(places(&self.made))) {
             self.range.physical.note_change();
             let run = self.range.part(first, end)?;
             self.range.physical.device().virtual_set_access(run, Access::ReadWrite)?;
@@ -81,7 +89,8 @@ impl Plan<'_> {
 
     /// Runs of what holds another's bytes, or nobody's.
     fn foreign(&self) -> Result<Vec<DeviceSlice>> {
-        let foreign = runs(self.made.iter().filter(|(_, page)| !page.is_used_by_us()));
+        let foreign = self.made.iter().filter(|(_, page)| !page.is_used_by_us());
+        let foreign = runs(places(foreign));
         foreign.into_iter().map(|(first, end)| self.range.part(first, end)).collect()
     }
 }
@@ -89,17 +98,29 @@ impl Plan<'_> {
 impl Drop for Plan<'_> {
     fn drop(&mut self) {
         self.range.unmap(std::mem::take(&mut self.made));
+        self.range.unmap(std::mem::take(&mut self.moved));
     }
 }
 
+fn room_for_one<T>(list: &mut Vec<T>) -> Result<()> {
+    list.try_reserve(1)
+        .map_err(|_| Error::new(Status::OutOfHostMemory, "no memory for the plan of a mapping"))
+}
+
+/// First page and end of each mapping.
+fn places<'a, P: AsRef<PhysicalPage> + 'a>(
+    pages: impl IntoIterator<Item = &'a (u64, P)>,
+) -> impl Iterator<Item = (u64, u64)> {
+    pages.into_iter().map(|(start, page)| (*start, start + page.as_ref().class().pages()))
+}
+
 /// First page and end of each run of neighbours.
-fn runs<'a, P: AsRef<PhysicalPage> + 'a>(pages: impl IntoIterator<Item = &'a (u64, P)>) -> Vec<(u64, u64)> {
+fn runs(places: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
-    for (start, page) in pages {
-        let end = start + page.as_ref().class().pages();
+    for (start, end) in places {
         match runs.last_mut() {
-            Some(run) if run.1 == *start => run.1 = end,
-            _ => runs.push((*start, end)),
+            Some(run) if run.1 == start => run.1 = end,
+            _ => runs.push((start, end)),
         }
     }
     runs
@@ -141,13 +162,19 @@ impl Range {
         self.slice.part(first * self.page_bytes, (end - first) * self.page_bytes)
     }
 
+    fn map(&self, start: u64, page: &PhysicalPage) -> Result<()> {
+        let target = self.part(start, start + page.class().pages())?;
+        self.physical.note_change();
+        self.physical.device().virtual_map(target, page.page())
+    }
+
     /// Unmaps pages, in order of address, and puts them back.
     fn unmap<P: AsRef<PhysicalPage>>(&self, pages: Vec<(u64, P)>) {
         if self.is_abandoned.load(Ordering::Acquire) {
             pages.into_iter().for_each(|(_, page)| page.as_ref().discard());
             return;
         }
-        let runs = runs(&pages);
+        let runs = runs(places(&pages));
         let mut pages = pages.into_iter().peekable();
         for (first, end) in runs {
             self.physical.note_change();
@@ -190,9 +217,10 @@ impl Range {
 
     fn try_back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
         let mut table = self.lock_settled(first, end)?;
+        self.unmap(table.take_stale(first, end));
         let gaps = table.gaps(first, end);
         self.check_left(gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes)?;
-        let mut plan = Plan { range: self, made: Vec::new() };
+        let mut plan = Plan::new(self);
         for (first, end) in gaps {
             self.fill(&mut plan, first, end)?;
         }
@@ -263,9 +291,10 @@ impl Range {
         let mut table = self.table.lock();
         self.check_pins(&table, first, end)?;
         let given = table.give_up(first, end, fence);
-        // With a point to wait for, the upkeep unmaps off this path.
+        // With a point to wait for, the upkeep unmaps off this path; and always what is not asked for here.
+        let (low, high) = if self.physical.has_thread() { (first, end) } else { (0, u64::MAX) };
         if fence.is_none() || !self.physical.has_thread() {
-            let ripe = table.take_ripe();
+            let ripe = table.take_ripe(low, high, usize::MAX);
             self.unmap(ripe);
         }
         if table.is_waiting() {
@@ -379,12 +408,20 @@ impl Range {
 
 impl Chore for Range {
     fn collect(&self, waits: bool) -> Collected {
-        let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
-        let Some(mut table) = table else { return Collected { bytes: 0, is_waiting: true } };
-        let ripe = table.take_ripe();
-        let bytes = ripe.iter().map(|(_, page)| page.class().pages() * self.page_bytes).sum();
-        self.unmap(ripe);
-        Collected { bytes, is_waiting: table.is_waiting() }
+        let mut bytes = 0;
+        loop {
+            let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
+            let Some(mut table) = table else { return Collected { bytes, is_waiting: true } };
+            let ripe = table.take_ripe(0, u64::MAX, BATCH);
+            let is_last = ripe.len() < BATCH;
+            // A page that has moved stays where it is now.
+            let going = ripe.iter().filter(|(_, page)| Arc::strong_count(page) == 1);
+            bytes += going.map(|(_, page)| page.class().pages() * self.page_bytes).sum::<u64>();
+            self.unmap(ripe);
+            if is_last {
+                return Collected { bytes, is_waiting: table.is_waiting() };
+            }
+        }
     }
 }
 

@@ -16,8 +16,10 @@ use crate::error::Result;
 
 /// Bytes of a page of small blocks.
 pub(super) const SLAB_PAGE_BYTES: u64 = 2 << 20;
-/// Granule of middle sizes: every class above 256 KiB is a multiple of it.
-pub(super) const MIDDLE_GRANULE_BYTES: u64 = 32 << 10;
+/// Granule of middle sizes.
+pub(super) const MIDDLE_GRANULE_BYTES: u64 = 8 << 10;
+/// Every class above 256 KiB is a multiple of it, and its blocks begin at multiples of it.
+pub(super) const MIDDLE_STEP_BYTES: u64 = 32 << 10;
 /// Granule of large sizes.
 pub(super) const LARGE_GRANULE_BYTES: u64 = 2 << 20;
 
@@ -92,8 +94,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Pages of the device behind a part of the region.
-    fn pages(&self, offset: u64, bytes: u64) -> (u64, u64) {
+    /// Pages of the device behind a part of the region: the first, and the one after.
+    pub(super) fn pages(&self, offset: u64, bytes: u64) -> (u64, u64) {
         let page_bytes = self.page_bytes;
         let first = (self.lead + offset) / page_bytes;
         (first, first + bytes / page_bytes)

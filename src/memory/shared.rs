@@ -108,25 +108,49 @@ struct Scrubber {
     scrubbed_bytes: AtomicU64,
 }
 
+/// A stream that refuses to be waited for is asked so often before it counts as lost.
+const WAITS_MAX: u32 = 16;
+
 /// Waits for what was enqueued, also when a panic of the device ends the clearing: its pages are about to be unmapped.
 struct Settled<'a>(&'a Scrubber);
 
+impl Settled<'_> {
+    /// Whether the stream is done with the pages for certain.
+    fn wait(&self) -> bool {
+        let Scrubber { device, stream, .. } = self.0;
+        let wait =
+            || matches!(catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(*stream))), Ok(Ok(())));
+        (0..WAITS_MAX).any(|_| wait())
+    }
+}
+
 impl Drop for Settled<'_> {
     fn drop(&mut self) {
-        let Scrubber { device, stream, .. } = self.0;
-        let _ = catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(*stream)));
+        self.wait();
     }
 }
 
 impl Scrubber {
+    /// Clears pages. After a refusal nothing is under way on them, unless the device counts as lost.
     fn clear(&self, foreign: &[DeviceSlice]) -> Result<()> {
         let settled = Settled(self);
+        let cleared = self.enqueue(foreign).and_then(|()| self.device.stream_synchronize(self.stream));
+        let is_over = cleared.is_ok() || settled.wait();
+        std::mem::forget(settled);
+        match cleared {
+            Err(error) if !is_over => {
+                let text = format!("{error}; the stream that clears memory cannot be waited for");
+                Err(Error::new(Status::DeviceLost, text))
+            }
+            other => other,
+        }
+    }
+
+    fn enqueue(&self, foreign: &[DeviceSlice]) -> Result<()> {
         for run in foreign {
             self.device.memset(self.stream, *run, 0)?;
             self.scrubbed_bytes.fetch_add(run.bytes(), Ordering::Relaxed);
         }
-        self.device.stream_synchronize(self.stream)?;
-        std::mem::forget(settled);
         Ok(())
     }
 }
@@ -171,6 +195,7 @@ impl SharedPool {
         // Everything that comes back is kept for the next model: moving it must not cost the driver's price.
         let kept = PhysicalConfig { high_bytes: config.limit_bytes, ..PhysicalConfig::of(device.as_ref()) };
         let physical = Physical::new(Arc::clone(device), account, kept, Arc::clone(memory.sink()))?;
+        memory.hush(&physical);
         let scrubber = Scrubber {
             device: Arc::clone(device),
             stream: device.stream_create()?,

@@ -2,11 +2,12 @@
 //!
 //! What it does: one pass at a given time ([`Core::tick`]), and a thread that makes passes when there is reason. What
 //! it does not: run on a simulated device, where a caller makes the passes, so that the order of calls is the same each
-//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing; it ends before the
-//! pool's owner does. Lock order: the pool's lock, alone.
+//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing and the moment is
+//! quiet; it ends before the pool's owner does. Lock order: the pool's lock, alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
@@ -20,15 +21,16 @@ const PATIENCE_MIN_NS: u64 = 250_000;
 const PATIENCE_MAX_NS: u64 = 16_000_000;
 /// After a device that has refused a page.
 const REFUSED_NS: u64 = 1_000_000_000;
+/// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
+const HELD_MAX_NS: u64 = 100_000_000;
 
 impl Core {
     /// One pass. Returns after how long the next one has something to do, if it has.
     pub(super) fn tick(&self, now_ns: u64) -> Option<u64> {
-        let deferred = if self.is_quiet() {
-            self.chores.collect(false).is_waiting.then_some(PATIENCE_MIN_NS)
-        } else {
-            Some(PATIENCE_MIN_NS)
-        };
+        if self.is_held_back(now_ns) {
+            return Some(PATIENCE_MIN_NS);
+        }
+        let deferred = self.chores.collect(false).is_waiting.then_some(PATIENCE_MIN_NS);
         let idle_ns = self.config.idle_ns;
         let is_strained = self.account.is_strained();
         self.shed(|pool, class, idle, _| {
@@ -37,6 +39,23 @@ impl Core {
             is_strained || (is_old && pool.idle[class.index()].len() > ahead)
         });
         [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
+    }
+
+    /// Whether the pass is to wait for a quiet moment; it does not wait for ever.
+    fn is_held_back(&self, now_ns: u64) -> bool {
+        if self.is_quiet() {
+            self.held_since_ns.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let since_ns = self.held_since_ns.load(Ordering::Relaxed);
+        let is_over = since_ns > 0 && now_ns.saturating_sub(since_ns) >= HELD_MAX_NS;
+        let next_ns = match (is_over, since_ns) {
+            (true, _) => 0,
+            (false, 0) => now_ns.max(1),
+            (false, since_ns) => since_ns,
+        };
+        self.held_since_ns.store(next_ns, Ordering::Relaxed);
+        !is_over
     }
 
     /// Makes what is missing of the pages that are to be there ahead.

@@ -76,6 +76,8 @@
     ON_MANAGER(kavern_manager_trim, (manager, NULL))                                                              \
     ON_MANAGER(kavern_manager_defragment, (manager, 0, NULL))                                                     \
     ON_MANAGER(kavern_manager_on_reclaim, (manager, NULL, NULL))                                                  \
+    ON_MANAGER(kavern_copies_begin, (manager))                                                                    \
+    ON_MANAGER(kavern_copies_end, (manager, NULL))                                                                \
     ON_MANAGER(kavern_capture_begin, (manager, NULL))                                                             \
     ON_MANAGER(kavern_capture_release, (manager, NULL, NULL))                                                     \
     ON_NONE(kavern_elastic_config_init, (NULL, 0))                                                                \

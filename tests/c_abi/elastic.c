@@ -1,6 +1,43 @@
 /* Elastic ranges and shared pools as a C program meets them. */
 #include "objects.h"
 
+static kavern_manager_statistics totals_of(kavern_manager *manager) {
+    kavern_manager_statistics totals = {.struct_size = sizeof totals};
+    OK(kavern_manager_stats(manager, &totals));
+    return totals;
+}
+
+/* The engine copies to the host by itself: what must be mapped meanwhile is counted, what can wait does. */
+static void page_tables_beside_copies(kavern_manager *manager) {
+    uint64_t page = page_bytes();
+    kavern_stream *stream = NULL;
+    OK(kavern_stream_create(manager, &stream));
+    kavern_elastic *elastic = make_elastic(manager, 10);
+    EXPECT(KAVERN_ERR_WRONG_STATE, kavern_copies_end(manager, NULL));
+    EXPECT(KAVERN_ERR_WRONG_STATE, kavern_copies_end(manager, stream));
+    CHECK(last_error_has("no copy"));
+    kavern_manager_statistics before = totals_of(manager);
+    OK(kavern_elastic_commit(elastic, 0, page, NULL));
+    CHECK(totals_of(manager).table_changes > before.table_changes);
+    CHECK(totals_of(manager).loud_table_changes == before.loud_table_changes);
+    OK(kavern_copies_begin(manager));
+    OK(kavern_copies_begin(manager));
+    CHECK(totals_of(manager).running_copies == 2);
+    OK(kavern_elastic_commit(elastic, page, page, NULL));
+    kavern_manager_statistics meanwhile = totals_of(manager);
+    CHECK(meanwhile.loud_table_changes > before.loud_table_changes);
+    OK(kavern_copies_end(manager, stream));
+    OK(kavern_copies_end(manager, KAVERN_STREAM_DEFAULT));
+    OK(kavern_stream_synchronize(manager, stream));
+    OK(kavern_stream_synchronize(manager, KAVERN_STREAM_DEFAULT));
+    CHECK(totals_of(manager).running_copies == 0);
+    OK(kavern_elastic_commit(elastic, 2 * page, page, NULL));
+    CHECK(totals_of(manager).loud_table_changes == meanwhile.loud_table_changes);
+    EXPECT(KAVERN_ERR_WRONG_STATE, kavern_copies_end(manager, NULL));
+    OK(kavern_elastic_destroy(&elastic));
+    OK(kavern_stream_destroy(&stream));
+}
+
 static void elastic_ranges(kavern_manager *manager) {
     uint64_t page = page_bytes(), base = 0, again = 0;
     kavern_stream *stream = NULL;
@@ -110,6 +147,7 @@ static void shared_pools(kavern_manager *manager) {
 
 int main(void) {
     kavern_manager *manager = open_manager(test_device());
+    page_tables_beside_copies(manager);
     elastic_ranges(manager);
     shared_pools(manager);
     /* The parent first: the child keeps it alive. */

@@ -163,6 +163,36 @@ static void half_empty_pages(void) {
     OK(kavern_manager_destroy(&manager));
 }
 
+/* With the promise that nobody else enqueues, a request that would be refused finds the half-empty pages. */
+static void half_empty_pages_serve_a_request(void) {
+    enum { BLOCKS = 32 * 16 };
+    static uint64_t blocks[BLOCKS];
+    for (uint32_t flags = 0; flags <= KAVERN_MANAGER_MESH_ON_SHORTAGE; ++flags) {
+        kavern_manager_config config;
+        kavern_manager *manager = NULL;
+        uint64_t address = 0, rest = 0;
+        OK(kavern_manager_config_init(&config, sizeof config));
+        config.device = test_device();
+        config.device_limit_bytes = UINT64_C(128) << 20;
+        config.flags = flags;
+        OK(kavern_manager_create(&config, &manager));
+        for (int i = 0; i < BLOCKS; ++i) OK(kavern_alloc_zeroed(manager, 65536, 0, NULL, 0, &blocks[i]));
+        for (int i = 0; i < BLOCKS; ++i)
+            if (i % 8 != i / 32 % 8) OK(kavern_free(manager, blocks[i], NULL));
+        /* Only now: where memory is short, blocks of this size would not lie in slots. */
+        OK(kavern_alloc(manager, UINT64_C(96) << 20, 0, NULL, 0, &rest));
+        EXPECT(flags == 0 ? KAVERN_ERR_OUT_OF_MEMORY : KAVERN_OK,
+               kavern_alloc(manager, UINT64_C(16) << 20, 0, NULL, 0, &address));
+        CHECK(stats_of(manager).ladder_meshes == flags && stats_of(manager).ladder_refusals == 1 - flags);
+        OK(kavern_free(manager, address, NULL));
+        OK(kavern_free(manager, rest, NULL));
+        for (int i = 0; i < BLOCKS; ++i)
+            if (i % 8 == i / 32 % 8) OK(kavern_free(manager, blocks[i], NULL));
+        OK(kavern_manager_validate(manager));
+        OK(kavern_manager_destroy(&manager));
+    }
+}
+
 enum { THREADS = 8, TURNS = 20000 };
 static kavern_manager *shared_manager;
 
@@ -201,6 +231,7 @@ int main(void) {
     batches();
     short_memory();
     half_empty_pages();
+    half_empty_pages_serve_a_request();
     threads();
     puts("device memory: sizes, batches, short memory, half-empty pages, threads");
     return 0;

@@ -1,5 +1,5 @@
 /* Pools through the C interface: classes, fixed blocks and the ladder; reuse on a stream, limits, lists, trimming. */
-#include "check.h"
+#include "driver.h"
 
 static kavern_pool_statistics stats_of(kavern_pool *pool) {
     kavern_pool_statistics totals = {.struct_size = sizeof totals};
@@ -101,6 +101,51 @@ static void the_ladder_rounds_in_decimal_megabytes(kavern_manager *manager, void
     OK(kavern_pool_destroy(&pool));
 }
 
+/* The device's part of the work: on a GPU by its driver, elsewhere the device is the CPU itself. */
+static void copy_on_device(kavern_manager *manager, uint64_t target, uint64_t source, size_t bytes) {
+    if (library != NULL) {
+        DRIVER(cuMemcpyDtoDAsync_v2, target, source, bytes, NULL);
+        OK(kavern_stream_synchronize(manager, NULL));
+    } else {
+        memcpy((void *)(uintptr_t)target, (const void *)(uintptr_t)source, bytes);
+    }
+}
+
+static void managed_blocks_are_the_cpus_and_the_devices(kavern_manager *manager) {
+    kavern_pool_config config;
+    kavern_pool *pool = NULL;
+    OK(kavern_pool_config_init(&config, sizeof config));
+    CHECK(config.memory_kind == KAVERN_POOL_DEVICE);
+    config.memory_kind = KAVERN_POOL_MANAGED;
+    config.rounding = KAVERN_POOL_FIXED;
+    config.block_bytes = (1 << 20) + 1;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_pool_create(manager, &config, &pool));
+    CHECK(last_error_has("managed memory") && last_error_has("1048576"));
+    config.block_bytes = 1 << 20;
+    kavern_device_description device = {.struct_size = sizeof device};
+    OK(kavern_device_describe(test_device(), &device));
+    if (!(device.capabilities & KAVERN_DEVICE_MANAGED_MEMORY)) {
+        EXPECT(KAVERN_ERR_UNSUPPORTED, kavern_pool_create(manager, &config, &pool));
+        return;
+    }
+    OK(kavern_pool_create(manager, &config, &pool));
+    kavern_pool_block one, other;
+    OK(kavern_pool_acquire(pool, 1 << 20, NULL, &one));
+    OK(kavern_pool_acquire(pool, 1 << 20, NULL, &other));
+    uint64_t *here = (uint64_t *)(uintptr_t)one.address, *there = (uint64_t *)(uintptr_t)other.address;
+    for (uint64_t round = 1; round <= 3; ++round) {
+        for (uint64_t i = 0; i < (1 << 20) / 8; ++i) here[i] = i * round;
+        copy_on_device(manager, other.address, one.address, 1 << 20);
+        for (uint64_t i = 0; i < (1 << 20) / 8; ++i) CHECK(there[i] == i * round);
+    }
+    CHECK(stats_of(pool).managed_bytes == stats_of(pool).held_bytes && stats_of(pool).managed_bytes >= 2 << 20);
+    CHECK(device_bytes(manager) == stats_of(pool).held_bytes);
+    OK(kavern_pool_release(pool, one.address, NULL));
+    OK(kavern_pool_release(pool, other.address, NULL));
+    OK(kavern_pool_destroy(&pool));
+    CHECK(device_bytes(manager) == 0);
+}
+
 static void a_pool_outlives_its_manager_handle(void) {
     kavern_manager *manager = open_manager(test_device());
     kavern_pool *pool = make(manager, KAVERN_POOL_FIXED, 256, 0);
@@ -112,6 +157,13 @@ static void a_pool_outlives_its_manager_handle(void) {
 }
 
 int main(void) {
+    if (strncmp(test_device(), "cuda", 4) == 0) {
+        void *context = NULL;
+        CHECK(has_gpu());
+        DRIVER(cuInit, 0);
+        DRIVER(cuDevicePrimaryCtxRetain, &context, 0);
+        DRIVER(cuCtxSetCurrent, context);
+    }
     kavern_manager *manager = open_manager(test_device());
     kavern_stream *stream = NULL;
     OK(kavern_stream_create(manager, &stream));
@@ -119,6 +171,7 @@ int main(void) {
     classes_with_their_defaults(manager, NULL);
     a_limit_names_what_was_asked_and_what_is_held(manager, stream);
     the_ladder_rounds_in_decimal_megabytes(manager, stream);
+    managed_blocks_are_the_cpus_and_the_devices(manager);
     a_pool_outlives_its_manager_handle();
     OK(kavern_stream_destroy(&stream));
     OK(kavern_manager_destroy(&manager));

@@ -57,7 +57,7 @@ static void configurations(void) {
     config.later[3] = 1;
     EXPECT(KAVERN_ERR_STRUCT_SIZE, kavern_manager_create(&config.known, &manager));
     config.later[3] = 0;
-    config.known.flags = 1;
+    config.known.flags = 2;
     EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_manager_create(&config.known, &manager));
     config.known.flags = 0;
     config.known.reserved[2] = 1;

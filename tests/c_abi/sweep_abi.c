@@ -53,7 +53,7 @@ static void manager_create(void) {
         large.config.struct_size = sizeof large;
         large.tail[below(sizeof large.tail)] = 1 + (unsigned char)below(255);
     }
-    if (is_bad(2)) large.config.flags = (uint32_t)nonzero_u64() | 1;
+    if (is_bad(2)) large.config.flags = (uint32_t)nonzero_u64() | 2;
     if (is_bad(3)) large.config.reserved[below(4)] = nonzero_u64();
     if (is_bad(4)) {
         large.config.device = bad_text();

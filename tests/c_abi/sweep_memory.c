@@ -125,6 +125,15 @@ static void on_reclaim(void) {
     refused(kavern_manager_on_reclaim(bad_handle(live_manager, stale_manager, live_stream), NULL, NULL));
 }
 
+static void copies_begin(void) { refused(kavern_copies_begin(bad_handle(live_manager, stale_manager, live_stream))); }
+
+/* No copy was begun, so every end is one too many. */
+static void copies_end(void) {
+    choose_flaw(2);
+    kavern_manager *manager = MANAGER(0);
+    refused(kavern_copies_end(manager, one_in(4) ? NULL : STREAM(1)));
+}
+
 static void capture_begin(void) {
     choose_flaw(2);
     kavern_manager *manager = MANAGER(0);
@@ -155,6 +164,8 @@ const sweep_entry sweep_memory[] = {
     {"kavern_manager_trim", manager_trim},
     {"kavern_manager_defragment", manager_defragment},
     {"kavern_manager_on_reclaim", on_reclaim},
+    {"kavern_copies_begin", copies_begin},
+    {"kavern_copies_end", copies_end},
     {"kavern_capture_begin", capture_begin},
     {"kavern_capture_release", capture_release},
     {NULL, NULL},

@@ -14,7 +14,7 @@ static void pool_config_init(void) {
 static void pool_create(void) {
     static kavern_pool_config config;
     static kavern_pool_class classes[3];
-    choose_flaw(11);
+    choose_flaw(13);
     OK(kavern_pool_config_init(&config, sizeof config));
     config.classes = classes;
     config.class_count = 3;
@@ -39,6 +39,8 @@ static void pool_create(void) {
         config.block_bytes = nonzero_u64();
         config.rounding = one_in(2) ? KAVERN_POOL_CLASSES : KAVERN_POOL_LADDER;
     }
+    if (is_bad(11)) config.memory_kind = unknown_u32(KAVERN_POOL_MANAGED);
+    if (is_bad(12)) config.reserved_tail = (uint32_t)nonzero_u64() | 1;
     kavern_manager *manager = MANAGER(9);
     const kavern_pool_config *given = one_in(10) ? bad_pointer() : &config;
     refused(kavern_pool_create(manager, given, output(10)));

@@ -25,6 +25,48 @@ fn an_allocation_is_aligned_of_the_asked_size_and_holds_its_bytes() {
     });
 }
 
+/// Bytes of managed memory, as the processor finds them.
+fn processor_bytes(slice: DeviceSlice) -> &'static mut [u8] {
+    // SAFETY: the device says that the processor reaches the address; the sentence frees the memory after its last use
+    // of the bytes, and touches them only when the device has nothing to do.
+    unsafe { std::slice::from_raw_parts_mut(slice.address() as *mut u8, slice.bytes() as usize) }
+}
+
+#[test]
+fn managed_memory_is_written_and_read_by_the_processor_and_by_the_device() {
+    each(|subject| {
+        let device = subject.open();
+        if !device.description().capabilities.managed_memory {
+            assert_eq!(refused(device.managed_allocate(4096)), Status::Unsupported);
+            return;
+        }
+        assert_eq!(refused(device.managed_allocate(0)), Status::InvalidArgument);
+        let before = device.memory_info().unwrap();
+        assert_eq!(refused(device.managed_allocate(before.free_bytes + 1)), Status::OutOfMemory);
+        let (one, other) = (device.managed_allocate(5000).unwrap(), device.managed_allocate(5000).unwrap());
+        assert_eq!((one.address() % 256, one.bytes(), one.device()), (0, 5000, device.key()));
+        let stream = device.stream_create().unwrap();
+        for round in 0..3 {
+            let content = pattern(round, 5000);
+            processor_bytes(one).copy_from_slice(&content);
+            let copy = Copy { target: Place::Device(other), source: Place::Device(one) };
+            device.copy(stream, copy).unwrap();
+            device.memset(stream, one.part(8, 16).unwrap(), 7).unwrap();
+            device.stream_synchronize(stream).unwrap();
+            assert_eq!(processor_bytes(other), content);
+            let (start, rest) = processor_bytes(one).split_at(8);
+            assert!(start == &content[..8] && rest[..16] == [7; 16] && rest[16..] == content[24..]);
+            assert_eq!(bytes_of(&*device, other), content);
+        }
+        device.stream_destroy(stream).unwrap();
+        device.memory_free(one).unwrap();
+        assert_eq!(refused(device.memory_free(one)), Status::InvalidArgument);
+        device.memory_free(other).unwrap();
+        assert_eq!(device.race_count(), 0);
+        assert_memory(&*device, before);
+    });
+}
+
 #[test]
 fn attributes_agree_with_the_description() {
     each(|subject| {

@@ -162,6 +162,36 @@ fn memory_whose_scrubbing_failed_is_scrubbed_the_next_time() {
 }
 
 #[test]
+fn pages_that_are_being_cleared_stay_mapped_until_their_stream_was_waited_for() {
+    for device in devices() {
+        for (faults, is_for_ever) in [("fail_rate=0.6", false), ("fail_from=2&error=device", true)] {
+            let memory = memory_of(&with(&device, &format!("{faults}&kind=stream")));
+            let unit = memory.device().description().page_bytes;
+            // Enough that the clearing is still under way when the wait for it is refused.
+            let config = SharedConfig { limit_bytes: 64 * unit, ..SharedConfig::default() };
+            let pool = (0..100).find_map(|_| SharedPool::new(&memory, config.clone()).ok()).unwrap();
+            let terms = Terms { min_bytes: 0, weight: 1, cap_bytes: 0 };
+            ["a", "b"].iter().for_each(|name| pool.register(name, 64 * unit, terms).unwrap());
+            for name in ["a", "b", "a", "b", "a", "b", "a", "b"] {
+                let committed = pool.commit(name, 0, 64 * unit);
+                if is_for_ever {
+                    // Nobody knows when the pages are free of it, so nobody gets them again.
+                    assert_eq!(committed.unwrap_err().status, Status::DeviceLost);
+                    break;
+                }
+                if let Err(error) = committed {
+                    assert!(error.text.contains("injected"), "{error}");
+                }
+                pool.decommit(name, 0, 64 * unit, None).unwrap();
+                pool.validate().unwrap();
+            }
+            drop(pool);
+            assert_eq!(memory.device().race_count(), 0);
+        }
+    }
+}
+
+#[test]
 fn a_panic_of_the_device_between_two_models_leaves_nothing_behind() {
     if std::env::var_os("KAVERN_TEST_DEVICE").is_some() {
         return;

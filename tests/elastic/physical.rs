@@ -206,6 +206,121 @@ fn a_device_that_refuses_pages_leaves_all_counts_as_they_were() {
 }
 
 #[test]
+fn deferred_unmaps_wait_while_a_copy_runs_and_go_after_it_or_in_the_end_all_the_same() {
+    const HELD_NS: u64 = 100_000_000;
+    each(|memory, unit| {
+        if memory.device().simulator().is_none() {
+            // A thread does the upkeep there, at times of its own.
+            return;
+        }
+        let (pool, copies) = (memory.physical().unwrap(), memory.copies());
+        let stream = memory.device().stream_create().unwrap();
+        let range = super::support::range(memory, 2, false);
+        for is_ended in [true, false] {
+            range.commit(0, 2 * unit).unwrap();
+            let before = pool.statistics();
+            copies.begin();
+            // So much work that asking once does not see its end: then the pages stay for the upkeep.
+            let used = range.slice().part(0, unit).unwrap();
+            (0..200).for_each(|_| memory.device().memset(stream, used, 7).unwrap());
+            range.decommit(0, 2 * unit, Some(stream)).unwrap();
+            memory.device().stream_synchronize(stream).unwrap();
+            let leaving = |now_ns| {
+                assert!(pool.poll(now_ns).is_some() || range.statistics().leaving_bytes == 0);
+                range.statistics().leaving_bytes
+            };
+            assert_eq!((leaving(7), leaving(7 + HELD_NS - 1)), (2 * unit, 2 * unit));
+            assert_eq!(pool.statistics(), before, "nothing was unmapped, given back or made");
+            if is_ended {
+                copies.end(Some(stream)).unwrap();
+                memory.device().stream_synchronize(stream).unwrap();
+                assert_eq!((leaving(7 + HELD_NS - 1), copies.running()), (0, 0));
+                assert_eq!(pool.statistics().loud_changes, before.loud_changes);
+            } else {
+                assert_eq!(
+                    leaving(7 + HELD_NS),
+                    0,
+                    "a copy that runs for ever does not keep memory for ever"
+                );
+                let after = pool.statistics();
+                assert!(after.loud_changes > before.loud_changes);
+                // What cannot wait is done and counted.
+                range.commit(0, unit).unwrap();
+                assert!(pool.statistics().loud_changes > after.loud_changes);
+                copies.end(None).unwrap();
+            }
+        }
+        memory.device().stream_destroy(stream).unwrap();
+    });
+}
+
+#[test]
+fn the_thread_unmaps_what_a_copy_has_held_back() {
+    let memory = super::support::memory_of("host");
+    let (unit, copies) = (memory.device().description().page_bytes, memory.copies());
+    let stream = memory.device().stream_create().unwrap();
+    let range = super::support::range(&memory, 2, false);
+    range.commit(0, 2 * unit).unwrap();
+    copies.begin();
+    range.decommit(0, 2 * unit, Some(stream)).unwrap();
+    memory.device().stream_synchronize(stream).unwrap();
+    copies.end(Some(stream)).unwrap();
+    while range.statistics().leaving_bytes > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(copies.running(), 0);
+}
+
+#[test]
+fn copies_of_several_threads_are_counted_and_an_end_too_many_is_refused() {
+    each(|memory, _| {
+        let (device, copies) = (memory.device(), memory.copies());
+        assert_eq!(refused(copies.end(None)), Status::WrongState);
+        let stream = device.stream_create().unwrap();
+        assert_eq!(refused(copies.end(Some(stream))), Status::WrongState);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for turn in 0..100 {
+                        copies.begin();
+                        assert!(copies.running() > 0);
+                        copies.end(if turn % 2 == 0 { None } else { Some(stream) }).unwrap();
+                    }
+                });
+            }
+        });
+        device.stream_synchronize(stream).unwrap();
+        assert_eq!(copies.running(), 0);
+        copies.begin();
+        device.stream_destroy(stream).unwrap();
+        assert_eq!(refused(copies.end(Some(stream))), Status::InvalidArgument);
+        assert_eq!(copies.running(), 1, "a refused end changes nothing");
+        copies.end(None).unwrap();
+        assert_eq!((copies.running(), refused(copies.end(None))), (0, Status::WrongState));
+    });
+}
+
+#[test]
+fn a_copy_whose_end_lies_on_a_busy_stream_is_running() {
+    let memory = super::support::memory_of("host");
+    let (device, copies) = (memory.device(), memory.copies());
+    let stream = device.stream_create().unwrap();
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let hold = Box::new(move || {
+        let _ = told.recv();
+    });
+    device.stream_callback(stream, hold).unwrap();
+    (0..100).for_each(|_| {
+        copies.begin();
+        copies.end(Some(stream)).unwrap();
+    });
+    assert_eq!(copies.running(), 100);
+    tell.send(()).unwrap();
+    device.stream_synchronize(stream).unwrap();
+    assert_eq!(copies.running(), 0);
+}
+
+#[test]
 fn deferred_changes_wait_for_a_quiet_moment() {
     each(|memory, unit| {
         let pool = memory.physical().unwrap();

@@ -191,6 +191,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) block_bytes: u64,
     pub(crate) block_tokens: u32,
     pub(crate) longest_blocks: usize,
+    /// Sequences, and leases, at a time.
+    pub(crate) sequences: u32,
     pub(crate) namespaces: usize,
     pub(crate) has_bytes: bool,
     pub(crate) secret: [u8; 32],
@@ -204,11 +206,43 @@ pub(crate) enum Content<'a> {
     Tokens(&'a [i32]),
 }
 
-/// What a step does: ends the sequence of the request before, and admits the next one as a whole.
-pub(crate) struct Admission<'a> {
-    pub(crate) lease: u64,
-    pub(crate) new_tokens: u64,
-    pub(crate) content: Content<'a>,
+/// KAVERN_SEQ_OF_OP of the header, which is a macro there, without the index of the operation.
+const SEQ_OF_OP: u64 = 0x5f << 56;
+
+/// One operation of a step.
+#[derive(Clone, Copy)]
+pub(crate) enum Op<'a> {
+    /// Ends a sequence.
+    Free(u64),
+    /// Drops a lease.
+    Release(u64),
+    /// Turns a lease into a sequence with so many new tokens and room for more.
+    Admit { lease: u64, tokens: u64, lookahead: u32 },
+    /// Makes tokens of the sequence that operation `admit` of the list admits final.
+    Commit { admit: usize, tokens: u64, content: Content<'a> },
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome {
+    status: kavern_status,
+    pub(crate) admitted: Admitted,
+    blocks_missing: u32,
+}
+
+impl Outcome {
+    /// Whether it was refused because blocks are missing.
+    pub(crate) fn is_short(&self) -> bool {
+        self.status == kavern_status_code::KAVERN_ERR_OUT_OF_BLOCKS as kavern_status
+    }
+
+    /// Fails if it was refused.
+    pub(crate) fn check(&self) -> Result<Admitted> {
+        check_element("kavern_kv_step", self.status, || {
+            format!("an operation was refused, {} blocks are missing", self.blocks_missing)
+        })?;
+        Ok(self.admitted)
+    }
 }
 
 /// A sequence and its row of the tables.
@@ -221,6 +255,9 @@ pub(crate) struct Admitted {
 /// A paged cache.
 pub(crate) struct Cache {
     raw: *mut kavern_kv_cache,
+    /// Of the latest list, so that a step allocates nothing.
+    ops: Vec<kavern_kv_op>,
+    results: Vec<kavern_kv_op_result>,
 }
 
 impl Cache {
@@ -239,10 +276,11 @@ impl Cache {
         config.groups = &group;
         config.group_count = 1;
         config.capacity_blocks = shape.blocks;
-        config.max_sequences = 2;
-        config.max_leases = 2;
+        config.max_sequences = shape.sequences;
+        config.max_leases = shape.sequences;
         config.max_sequence_tokens = longest_tokens;
-        config.max_batch_tokens = u32::try_from(longest_tokens).unwrap_or(u32::MAX);
+        // All that may be admitted in one step; the cache has an upper bound of its own.
+        config.max_batch_tokens = longest_tokens.saturating_mul(shape.sequences.into()).min(1 << 28) as u32;
         config.max_namespaces = u32::try_from(shape.namespaces.max(1)).unwrap_or(u32::MAX);
         config.policy = policy.as_ptr();
         config.hash_secret = shape.secret.as_ptr();
@@ -252,19 +290,25 @@ impl Cache {
         let mut raw = null_mut();
         // SAFETY: the handle is ours; the configuration and what it points to live through the call.
         let status = unsafe { kavern_kv_cache_create(manager.raw, &config, &mut raw) };
-        check("kavern_kv_cache_create", status).map(|()| Cache { raw })
+        check("kavern_kv_cache_create", status).map(|()| Cache { raw, ops: Vec::new(), results: Vec::new() })
     }
 
-    /// Looks a prompt up; `hits` receives the ids of the blocks found. Answers the lease and the tokens found.
+    /// Looks a prompt up; `hits` receives the ids of the blocks found, if it is not empty. With `prompt_tokens` at
+    /// least one of so many tokens is left to compute. Answers the lease and the tokens found.
     pub(crate) fn lookup(
         &mut self,
         namespace: u64,
         content: Content<'_>,
+        prompt_tokens: Option<u64>,
         hits: &mut [i32],
     ) -> Result<(u64, u64)> {
         let mut request: kavern_kv_request = zeroed();
         request.struct_size = size_of_val(&request) as u32;
         request.namespace_id = namespace;
+        if let Some(tokens) = prompt_tokens {
+            request.flags = kavern_kv_request_flag::KAVERN_REQUEST_KEEP_ONE_TOKEN as u32;
+            request.token_count = tokens;
+        }
         match content {
             Content::Keys(keys) => {
                 request.key_bytes = KEY_BYTES as u32;
@@ -276,8 +320,10 @@ impl Cache {
                 request.token_count = tokens.len() as u64;
             }
         }
-        request.block_ids = hits.as_mut_ptr();
-        request.block_capacity = hits.len() as u64;
+        if !hits.is_empty() {
+            request.block_ids = hits.as_mut_ptr();
+            request.block_capacity = hits.len() as u64;
+        }
         let mut result = kavern_kv_match_result::default();
         // SAFETY: the handle is ours; the request points to slices of the lengths that it says.
         let status = unsafe { kavern_kv_match(self.raw, 1, &request, &mut result) };
@@ -286,40 +332,23 @@ impl Cache {
         Ok((result.lease, result.hit_tokens))
     }
 
-    /// One step: first FREE, then ADMIT and COMMIT.
-    pub(crate) fn step(
-        &mut self,
-        step: u64,
-        freed: Option<u64>,
-        admission: Option<&Admission<'_>>,
-    ) -> Result<Option<Admitted>> {
-        let mut ops = [operation(kavern_kv_op_kind::KAVERN_OP_FREE, 0); 3];
-        let mut count = 0;
-        if let Some(sequence) = freed {
-            ops[count].target = sequence;
-            count += 1;
-        }
-        let admit = count;
-        if let Some(admission) = admission {
-            ops[count] = operation(kavern_kv_op_kind::KAVERN_OP_ADMIT, admission.lease);
-            ops[count].tokens = admission.new_tokens;
-            count += 1;
-            if admission.new_tokens > 0 {
-                ops[count] = commit(admit as u64, admission);
-                count += 1;
-            }
-        }
-        let mut results = [kavern_kv_op_result::default(); 3];
+    /// Applies operations as one list of a step; `outcomes` receives what became of each.
+    pub(crate) fn step(&mut self, step: u64, list: &[Op<'_>], outcomes: &mut Vec<Outcome>) -> Result<()> {
+        self.ops.clear();
+        self.ops.extend(list.iter().map(Op::raw));
+        self.results.clear();
+        self.results.resize(list.len(), kavern_kv_op_result::default());
+        let (count, ops, results) = (list.len(), self.ops.as_ptr(), self.results.as_mut_ptr());
         // SAFETY: the handle is ours; both arrays hold `count` elements, whose pointers are slices that outlive it.
-        let status = unsafe { kavern_kv_step(self.raw, step, count, ops.as_ptr(), results.as_mut_ptr()) };
+        let status = unsafe { kavern_kv_step(self.raw, step, count, ops, results) };
         check("kavern_kv_step", status)?;
-        for (at, result) in results[..count].iter().enumerate() {
-            check_element("kavern_kv_step", result.status, || {
-                format!("operation {at} of {count} was refused, {} blocks are missing", result.blocks_missing)
-            })?;
-        }
-        let admitted = results[admit];
-        Ok(admission.map(|_| Admitted { sequence: admitted.sequence, row: admitted.row }))
+        outcomes.clear();
+        outcomes.extend(self.results.iter().map(|result| Outcome {
+            status: result.status,
+            admitted: Admitted { sequence: result.sequence, row: result.row },
+            blocks_missing: result.blocks_missing,
+        }));
+        Ok(())
     }
 
     /// Uploads the tables and copies block ids of the sequence's row, from cell `from` on, as many as `target` takes.
@@ -440,26 +469,32 @@ fn operation(kind: kavern_kv_op_kind, target: u64) -> kavern_kv_op {
     }
 }
 
-/// KAVERN_SEQ_OF_OP of the header, which is a macro there: the sequence that operation `index` of the list admits.
-fn sequence_of_op(index: u64) -> u64 {
-    0x5f << 56 | index
-}
-
-/// Commits all new blocks of the sequence that operation `admit` admits.
-fn commit(admit: u64, admission: &Admission<'_>) -> kavern_kv_op {
-    let mut op = operation(kavern_kv_op_kind::KAVERN_OP_COMMIT, sequence_of_op(admit));
-    op.tokens = admission.new_tokens;
-    match admission.content {
-        Content::Keys(keys) => {
-            op.key_bytes = KEY_BYTES as u32;
-            op.keys = keys.as_ptr();
-            op.key_count = (keys.len() / KEY_BYTES) as u64;
-        }
-        // The library reads as many ids as the operation commits.
-        Content::Tokens(tokens) => {
-            assert_eq!(tokens.len() as u64, admission.new_tokens, "the ids of exactly the new tokens");
-            op.token_ids = tokens.as_ptr();
+impl Op<'_> {
+    fn raw(&self) -> kavern_kv_op {
+        match *self {
+            Op::Free(sequence) => operation(kavern_kv_op_kind::KAVERN_OP_FREE, sequence),
+            Op::Release(lease) => operation(kavern_kv_op_kind::KAVERN_OP_RELEASE, lease),
+            Op::Admit { lease, tokens, lookahead } => {
+                let admit = operation(kavern_kv_op_kind::KAVERN_OP_ADMIT, lease);
+                kavern_kv_op { tokens, lookahead, ..admit }
+            }
+            Op::Commit { admit, tokens, content } => {
+                let mut op = operation(kavern_kv_op_kind::KAVERN_OP_COMMIT, SEQ_OF_OP | admit as u64);
+                op.tokens = tokens;
+                match content {
+                    Content::Keys(keys) => {
+                        op.key_bytes = KEY_BYTES as u32;
+                        op.keys = keys.as_ptr();
+                        op.key_count = (keys.len() / KEY_BYTES) as u64;
+                    }
+                    // The library reads as many ids as the operation commits.
+                    Content::Tokens(ids) => {
+                        assert_eq!(ids.len() as u64, tokens, "the ids of exactly the new tokens");
+                        op.token_ids = ids.as_ptr();
+                    }
+                }
+                op
+            }
         }
     }
-    op
 }

@@ -21,10 +21,15 @@ pub(crate) enum Kind {
     Batch,
     /// All three interleaved
     Mixed,
+    /// Thousands of tenants that come and go, some of them hostile; bookkeeping only, any number of requests
+    Internet,
 }
 
 /// Requests of a generated workload unless told otherwise.
 pub(crate) const DEFAULT_REQUESTS: usize = 6000;
+
+/// Most requests of a workload that lies in memory.
+pub(crate) const MOST_REQUESTS: u64 = 100_000;
 
 /// Chat tenants; few of them make most of the traffic.
 const CHAT_TENANTS: usize = 48;
@@ -43,19 +48,21 @@ pub(crate) fn generate(kind: Kind, requests: usize, seed: u64) -> Workload {
         Kind::Chat => "generated chat",
         Kind::Agents => "generated agents",
         Kind::Batch => "generated batch",
-        Kind::Mixed => "generated mix of chat, agents and batch",
+        Kind::Mixed | Kind::Internet => "generated mix of chat, agents and batch",
     };
     let mut world = World::new(name, seed);
     while world.workload.requests() < requests {
         // Shares of a server that mostly chats.
         let kind = match kind {
-            Kind::Mixed => [Kind::Chat, Kind::Agents, Kind::Batch][share(&mut world.rng, &[5, 3, 2])],
+            Kind::Mixed | Kind::Internet => {
+                [Kind::Chat, Kind::Agents, Kind::Batch][share(&mut world.rng, &[5, 3, 2])]
+            }
             one => one,
         };
         match kind {
             Kind::Agents => world.agent_turn(),
             Kind::Batch => world.batch_item(),
-            Kind::Chat | Kind::Mixed => world.chat_turn(),
+            Kind::Chat | Kind::Mixed | Kind::Internet => world.chat_turn(),
         }
     }
     world.workload

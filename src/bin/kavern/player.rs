@@ -8,7 +8,7 @@
 
 use kavern::sys::clock::now_ns;
 
-use crate::abi::{Admission, Admitted, Cache, Content, Manager, Refusal, Shape, Stream};
+use crate::abi::{Admitted, Cache, Content, Manager, Op, Outcome, Refusal, Shape, Stream};
 use crate::failure::Failure;
 use crate::keys::{self, BLOCK_TOKENS, Keys};
 use crate::replay::{Replay, unusable};
@@ -34,6 +34,7 @@ pub(crate) struct Player<'a> {
     fresh: Vec<i32>,
     /// Tokens of the latest request; empty where keys are replayed.
     tokens: Vec<i32>,
+    outcomes: Vec<Outcome>,
     latencies: Latencies,
     hit_blocks: u64,
     verified_blocks: u64,
@@ -56,6 +57,8 @@ impl<'a> Player<'a> {
             block_bytes: options.block_bytes,
             block_tokens: options.block_tokens() as u32,
             longest_blocks: longest,
+            // The one before, which is freed in the same list, and this one.
+            sequences: 2,
             namespaces: workload.tenant_count(),
             has_bytes: !options.no_bytes,
             secret: keys::secret(options.seed),
@@ -73,6 +76,7 @@ impl<'a> Player<'a> {
             hits: vec![0; longest],
             fresh: vec![0; longest],
             tokens: vec![0; if options.tokens { longest * BLOCK_TOKENS } else { 0 }],
+            outcomes: Vec::with_capacity(3),
             latencies: Latencies::with_room(workload.requests()),
             hit_blocks: 0,
             verified_blocks: 0,
@@ -123,7 +127,7 @@ impl<'a> Player<'a> {
         };
         let mut watch = Watch::start();
         let tenant = self.workload.tenant(request);
-        let (lease, hit_tokens) = self.cache.lookup(tenant, content(0), &mut self.hits)?;
+        let (lease, hit_tokens) = self.cache.lookup(tenant, content(0), None, &mut self.hits)?;
         if let Some(stream) = &self.stream {
             // Blocks of the step before become evictable when its work is over. Waiting here, and not when they are
             // missing, makes the choice of victims the same in every run.
@@ -134,10 +138,23 @@ impl<'a> Player<'a> {
         let block_tokens = self.options.block_tokens();
         let hit_blocks = hit_tokens as usize / block_tokens;
         let new_blocks = range.len() - hit_blocks;
-        let admission =
-            Admission { lease, new_tokens: (new_blocks * block_tokens) as u64, content: content(hit_blocks) };
-        let freed = held.map(|admitted| admitted.sequence);
-        let admitted = self.cache.step(step, freed, Some(&admission))?.expect("an admission was asked for");
+        let tokens = (new_blocks * block_tokens) as u64;
+        let mut list = [Op::Admit { lease, tokens, lookahead: 0 }; 3];
+        let mut count = 0;
+        if let Some(before) = held {
+            list[0] = Op::Free(before.sequence);
+            count = 1;
+        }
+        let admit = count;
+        list[admit] = Op::Admit { lease, tokens, lookahead: 0 };
+        count += 1;
+        if new_blocks > 0 {
+            list[count] = Op::Commit { admit, tokens, content: content(hit_blocks) };
+            count += 1;
+        }
+        self.cache.step(step, &list[..count], &mut self.outcomes)?;
+        self.outcomes.iter().try_for_each(|outcome| outcome.check().map(drop))?;
+        let admitted = self.outcomes[admit].admitted;
         let stream = self.stream.as_ref();
         let fresh = if stream.is_some() { &mut self.fresh[..new_blocks] } else { &mut [] };
         self.cache.tables(step, stream, admitted, hit_blocks, fresh)?;
@@ -157,7 +174,8 @@ impl<'a> Player<'a> {
     /// A last step that only frees.
     fn finish(&mut self, step: u64, held: Option<Admitted>) -> Result<(), Refusal> {
         if let Some(admitted) = held {
-            self.cache.step(step, Some(admitted.sequence), None)?;
+            self.cache.step(step, &[Op::Free(admitted.sequence)], &mut self.outcomes)?;
+            self.outcomes[0].check()?;
             self.cache.step_done(step, self.stream.as_ref())?;
         }
         self.count_checks()

@@ -5,13 +5,18 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
+use kavern::cache::policy_names;
 
 use crate::abi::{Manager, Refusal};
+use crate::curve;
 use crate::failure::Failure;
 use crate::generate::{self, Kind};
 use crate::keys::BLOCK_TOKENS;
 use crate::player::Player;
+use crate::scale;
 use crate::screen;
+use crate::timed;
 use crate::trace;
 use crate::workload::Workload;
 
@@ -19,7 +24,7 @@ use crate::workload::Workload;
 const DEFAULT_BLOCKS: u64 = 20_000;
 
 /// Replay request traffic against a cache and report hits, evictions, speed, and whether every byte was right
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Replay {
     /// Trace file: Mooncake JSON lines or Azure CSV, plain or zstd
@@ -32,16 +37,16 @@ pub(crate) struct Replay {
 
     /// How many requests to generate
     #[arg(long, value_name = "N", requires = "generate", default_value_t = generate::DEFAULT_REQUESTS as u64,
-          value_parser = clap::value_parser!(u64).range(1..=100_000))]
+          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     requests: u64,
 
     /// Blocks that the cache holds [default with --generate: 20000]
-    #[arg(long, value_name = "N", required_unless_present = "generate",
+    #[arg(long, value_name = "N", required_unless_present_any = ["generate", "plot"],
           value_parser = clap::value_parser!(u64).range(1..))]
-    blocks: Option<u64>,
+    pub(crate) blocks: Option<u64>,
 
     /// Which block goes when room is needed
-    #[arg(long, default_value = "lru", value_parser = ["lru", "fifo"])]
+    #[arg(long, default_value = "lru", value_parser = PossibleValuesParser::new(policy_names()))]
     pub(crate) policy: String,
 
     /// Where the blocks lie; "host" needs no GPU
@@ -66,7 +71,36 @@ pub(crate) struct Replay {
 
     /// Print one JSON object instead of the table
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
+
+    /// Play the trace in its own time: requests wait, run and hold their blocks until they end; no bytes move
+    #[arg(long, conflicts_with_all = ["generate", "tokens"])]
+    timed: bool,
+
+    /// Tokens of a block of the trace, with --timed
+    #[arg(long = "block-tokens", value_name = "N", default_value_t = BLOCK_TOKENS as u32, requires = "timed",
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) trace_block_tokens: u32,
+
+    /// Requests that run at a time, with --timed
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "timed",
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) slots: u32,
+
+    /// Draw the hit rate over the capacity for several policies, beside the bound, into this SVG file; no bytes move
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["timed", "blocks", "policy"])]
+    plot: Option<PathBuf>,
+
+    /// Capacities of the plot, in blocks [default: twelve, up to where everything fits]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "plot",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) capacities: Vec<u64>,
+
+    /// Policies of the plot [default: all]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "plot",
+          default_values_t = policy_names().map(String::from), hide_default_value = true,
+          value_parser = PossibleValuesParser::new(policy_names()))]
+    pub(crate) policies: Vec<String>,
 
     /// Stop after this many requests
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
@@ -81,8 +115,13 @@ Examples:
       kavern replay conversation_trace.jsonl.zst --blocks 10000
   The same, only counting, as JSON
       kavern replay conversation_trace.jsonl.zst --blocks 10000 --no-bytes --json
-  Compare policies
+  The trace in its own time: arrivals, waiting, outputs that hold blocks
+      kavern replay conversation_trace.jsonl.zst --blocks 10000 --timed
+  Ten million blocks, thousands of tenants, about 10^8 touches
+      kavern replay --generate internet --requests 1000000 --blocks 10000000
+  Compare policies: one, or all in a picture
       kavern replay --generate chat --blocks 5000 --policy fifo
+      kavern replay conversation_trace.jsonl.zst --plot hits.svg
 
 A trace is a file of lines
   {\"timestamp\": 0, \"input_length\": 1024, \"output_length\": 9, \"hash_ids\": [0, 1]}
@@ -100,7 +139,21 @@ impl Replay {
                 &refusal,
             )
         })?;
+        if self.generate == Some(Kind::Internet) {
+            if self.tokens || self.plot.is_some() {
+                let text =
+                    "--generate internet is counted by keys alone; expected neither --tokens nor --plot";
+                return Err(Failure::Input(text.into()));
+            }
+            return scale::run(self, &manager, self.limit.unwrap_or(u64::MAX).min(self.requests));
+        }
         let workload = self.workload()?;
+        if let Some(path) = &self.plot {
+            return curve::run(self, &manager, &workload, path);
+        }
+        if self.timed {
+            return timed::run(self, &manager, &workload);
+        }
         let mut player = Player::new(self, &manager, &workload)?;
         player.play()?;
         let report = player.report()?;
@@ -112,9 +165,19 @@ impl Replay {
         let limit = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         match (&self.trace, self.generate) {
             (Some(path), _) => trace::read(path, limit),
+            (None, Some(_)) if self.requests > generate::MOST_REQUESTS => Err(Failure::Input(format!(
+                "--requests {}: expected at most {}, which lie in memory; internet takes any number",
+                self.requests,
+                generate::MOST_REQUESTS
+            ))),
             (None, Some(kind)) => Ok(generate::generate(kind, limit.min(self.requests as usize), self.seed)),
             (None, None) => Err(Failure::Input("expected a trace file or --generate".into())),
         }
+    }
+
+    /// The same with another policy and size, bookkeeping only.
+    pub(crate) fn counting(&self, policy: &str, blocks: u64) -> Replay {
+        Replay { policy: policy.into(), blocks: Some(blocks), no_bytes: true, ..self.clone() }
     }
 
     /// Blocks of the cache.

@@ -144,6 +144,13 @@ impl Latencies {
     }
 }
 
+/// The smallest value that so many percent do not exceed; 0 without values. Sorts them.
+pub(crate) fn percentile(values: &mut [f64], percent: usize) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
 /// 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();

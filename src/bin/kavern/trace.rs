@@ -1,7 +1,7 @@
 //! Reads request traces into a workload: Mooncake's JSON lines and Azure's CSV, plain or packed with zstd.
 //!
-//! The form is told by the content, not by the name. Timestamps are not read: a replay keeps the order and nothing
-//! else. Every complaint names the file, the line, and what was expected there.
+//! The form is told by the content, not by the name. Timestamps are read from JSON lines only. Every complaint names
+//! the file, the line, and what was expected there.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::failure::Failure;
 use crate::keys::BLOCK_TOKENS;
 use crate::prefix_tree::PrefixTree;
-use crate::workload::{MAX_BLOCKS, Workload};
+use crate::workload::{Arrival, MAX_BLOCKS, Workload};
 use crate::zstd::{Frames, MAGIC};
 
 /// Longest line; the longest of the public traces has 20 KB.
@@ -32,6 +32,7 @@ const EXPECTED_ANY: &str = concat!(
 /// One line of a Mooncake trace; other fields are ignored.
 #[derive(Deserialize)]
 struct Record {
+    timestamp: Option<f64>,
     input_length: i64,
     output_length: i64,
     hash_ids: Vec<u64>,
@@ -89,8 +90,8 @@ fn read_mooncake(lines: &mut Lines, workload: &mut Workload, limit: usize) -> Re
     loop {
         let record: Record =
             serde_json::from_slice(&lines.line).map_err(|error| lines.refuse_json(&error))?;
-        lines.check_length("input_length", record.input_length)?;
-        lines.check_length("output_length", record.output_length)?;
+        let input_tokens = lines.check_length("input_length", record.input_length)? as u64;
+        let output_tokens = lines.check_length("output_length", record.output_length)? as u64;
         lines.check_room(workload, record.hash_ids.len())?;
         let mut parent = None;
         for &id in &record.hash_ids {
@@ -99,6 +100,13 @@ fn read_mooncake(lines: &mut Lines, workload: &mut Workload, limit: usize) -> Re
             parent = Some(id);
         }
         workload.finish_request(TENANT);
+        // Times that are not all there, or run backwards, are as good as none.
+        let before = workload.arrivals().last().map_or(0.0, |arrival| arrival.ms);
+        if let Some(ms) = record.timestamp.filter(|&ms| ms >= before)
+            && workload.arrivals().len() + 1 == workload.requests()
+        {
+            workload.push_arrival(Arrival { ms, input_tokens, output_tokens });
+        }
         if workload.requests() >= limit || !lines.advance()? {
             return Ok(());
         }

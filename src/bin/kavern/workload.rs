@@ -11,6 +11,22 @@ use std::ops::Range;
 /// Blocks that a workload may hold: it lies in memory as a whole, with its keys.
 pub(crate) const MAX_BLOCKS: usize = 1 << 28;
 
+/// When a request arrives and how long it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Arrival {
+    /// Since the start of the trace.
+    pub(crate) ms: f64,
+    pub(crate) input_tokens: u64,
+    pub(crate) output_tokens: u64,
+}
+
+impl Arrival {
+    /// Tokens at its end.
+    pub(crate) fn total_tokens(&self) -> u64 {
+        self.input_tokens + self.output_tokens
+    }
+}
+
 /// Requests in the order in which they arrive.
 pub(crate) struct Workload {
     /// File name, or what was generated.
@@ -18,12 +34,14 @@ pub(crate) struct Workload {
     starts: Vec<usize>,
     nodes: Vec<u32>,
     tenants: Vec<u64>,
+    /// Of every request, or empty where nobody knows.
+    arrivals: Vec<Arrival>,
 }
 
 impl Workload {
     /// No requests yet.
     pub(crate) fn new(name: String) -> Workload {
-        Workload { name, starts: vec![0], nodes: Vec::new(), tenants: Vec::new() }
+        Workload { name, starts: vec![0], nodes: Vec::new(), tenants: Vec::new(), arrivals: Vec::new() }
     }
 
     /// Adds one block to the request that `finish_request` will close.
@@ -35,6 +53,16 @@ impl Workload {
     pub(crate) fn finish_request(&mut self, tenant: u64) {
         self.starts.push(self.nodes.len());
         self.tenants.push(tenant);
+    }
+
+    /// Says when the request that was closed last arrives.
+    pub(crate) fn push_arrival(&mut self, arrival: Arrival) {
+        self.arrivals.push(arrival);
+    }
+
+    /// When each request arrives; empty where nobody knows.
+    pub(crate) fn arrivals(&self) -> &[Arrival] {
+        &self.arrivals
     }
 
     /// Requests so far.

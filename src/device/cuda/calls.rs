@@ -179,6 +179,15 @@ impl Device for Cuda {
         self.blocks.free_async(&self.context, slice, stream.raw)
     }
 
+    fn managed_allocate(&self, bytes: u64) -> Result<DeviceSlice> {
+        let managed = self.context.driver.managed.filter(|_| self.description.capabilities.managed_memory);
+        let managed = managed.ok_or_else(|| {
+            let text = "no managed memory that the host may touch while the GPU works";
+            Error::new(Status::Unsupported, format!("{} has {text}", self.description.name))
+        })?;
+        self.blocks.allocate_managed(&self.context, self.key, bytes, managed)
+    }
+
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice> {
         self.virtual_memory.lock().reserve(&self.context.enter_relaxed()?, bytes)
     }

@@ -139,6 +139,9 @@ type BatchV2 = unsafe extern "C" fn(
     Raw,
 ) -> Code;
 
+/// `cuMemAllocManaged`.
+pub(super) type Managed = unsafe extern "C" fn(*mut CUdeviceptr, usize, c_uint) -> Code;
+
 /// The batch copy of this driver.
 #[derive(Clone, Copy)]
 pub(super) enum Batch {
@@ -156,6 +159,8 @@ pub(super) struct Driver {
     pub(super) batch: Option<Batch>,
     /// Loads a function that the driver would load at its first launch; from 12.4.
     pub(super) function_load: Option<unsafe extern "C" fn(Raw) -> Code>,
+    /// Allocates managed memory, where the driver can: address, bytes, who may touch it.
+    pub(super) managed: Option<Managed>,
     _library: Library,
 }
 
@@ -170,6 +175,8 @@ pub(super) struct Facts {
     pub(super) multiprocessors: i32,
     pub(super) has_virtual_memory: bool,
     pub(super) has_pools: bool,
+    /// Managed memory that the host may touch while the GPU works.
+    pub(super) has_managed: bool,
 }
 
 /// The driver, or the reason why there is none; looked for once per process.
@@ -225,7 +232,10 @@ fn start(name: &str, library: Library) -> Result<Driver> {
     // SAFETY: the driver's header gives cuFuncLoad this type.
     let function_load = find(&api, c"cuFuncLoad", 12_040)
         .map(|found| unsafe { std::mem::transmute::<*mut c_void, _>(found) });
-    Ok(Driver { api, batch, function_load, _library: library })
+    // SAFETY: the driver's header gives cuMemAllocManaged this type.
+    let managed = find(&api, c"cuMemAllocManaged", LEAST_VERSION)
+        .map(|found| unsafe { std::mem::transmute::<*mut c_void, Managed>(found) });
+    Ok(Driver { api, batch, function_load, managed, _library: library })
 }
 
 fn find_batch(api: &Api, version: i32) -> Option<Batch> {
@@ -307,6 +317,9 @@ impl Driver {
             multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             has_virtual_memory: ask(Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)? != 0,
             has_pools: ask(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0,
+            // Without the second the host may not touch any of it while a kernel runs, be it of another block.
+            has_managed: ask(Attribute::CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY)? != 0
+                && ask(Attribute::CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS)? != 0,
         })
     }
 }

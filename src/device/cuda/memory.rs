@@ -6,16 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{c_uint, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::context::{Context, Entered};
-use super::driver::Raw;
+use super::driver::{Managed, Raw};
 use crate::device::{DeviceKey, DeviceSlice, PinnedSlice};
 use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
 
 /// Alignment that the driver promises for every allocation.
 pub(super) const ALIGNMENT: u64 = 256;
+
+/// CU_MEM_ATTACH_GLOBAL: every stream may touch it.
+const ATTACH_GLOBAL: c_uint = 1;
 
 /// CU_MEMHOSTALLOC_PORTABLE and CU_MEMHOSTREGISTER_PORTABLE.
 const PORTABLE: c_uint = 1;
@@ -24,6 +27,7 @@ const PORTABLE: c_uint = 1;
 struct Block {
     bytes: u64,
     is_async: bool,
+    is_managed: bool,
 }
 
 /// All allocations of one instance.
@@ -32,6 +36,8 @@ pub(super) struct Blocks {
     live: Mutex<BTreeMap<u64, Block>>,
     /// Whether memory was ever freed in stream order, so that waiting may bring some back.
     has_freed_async: AtomicBool,
+    /// Bytes of the managed blocks.
+    managed_bytes: AtomicU64,
 }
 
 fn check_bytes(bytes: u64, place: &str) -> Result<usize> {
@@ -79,7 +85,39 @@ impl Blocks {
             taken = take(&entered, size, stream);
         }
         let address = taken.map_err(|error| say_missing(&entered, bytes, error))?;
-        self.live.lock().insert(address, Block { bytes, is_async: stream.is_some() });
+        self.live.lock().insert(address, Block { bytes, is_async: stream.is_some(), is_managed: false });
+        Ok(DeviceSlice::new(key, address, bytes))
+    }
+
+    /// Memory that the host reaches too, never more than is free: the driver itself would let it grow beyond the GPU's
+    /// memory and move pages to and fro.
+    pub(super) fn allocate_managed(
+        &self,
+        context: &Context,
+        key: DeviceKey,
+        bytes: u64,
+        managed: Managed,
+    ) -> Result<DeviceSlice> {
+        let size = check_bytes(bytes, "managed")?;
+        let entered = context.enter_relaxed()?;
+        let (free, _) = info(&entered)?;
+        // Pages come when they are touched, so what was given out so far may still be missing from the free bytes.
+        let given = self.managed_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let taken = if given.checked_add(bytes).is_some_and(|sum| sum <= free) {
+            let mut address = 0;
+            // SAFETY: the result is writable, the context is current.
+            let code = unsafe { managed(&mut address, size, ATTACH_GLOBAL) };
+            entered.done("cuMemAllocManaged", code).map(|()| address)
+        } else {
+            let text = format!(
+                "{bytes} bytes of managed memory requested next to {given}, {free} free; free something"
+            );
+            Err(Error::new(Status::OutOfMemory, text))
+        };
+        let address = taken.inspect_err(|_| {
+            self.managed_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        })?;
+        self.live.lock().insert(address, Block { bytes, is_async: false, is_managed: true });
         Ok(DeviceSlice::new(key, address, bytes))
     }
 
@@ -115,6 +153,9 @@ impl Blocks {
             let code = unsafe { (context.driver.api.cuMemFree_v2)(slice.address()) };
             entered.done("cuMemFree", code)
         });
+        if freed.is_ok() && block.is_managed {
+            self.managed_bytes.fetch_sub(block.bytes, Ordering::AcqRel);
+        }
         freed.inspect_err(|_| self.undo_free(slice, block))
     }
 

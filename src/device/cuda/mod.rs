@@ -81,6 +81,7 @@ fn look(ordinal: u32) -> Result<(&'static Driver, Facts, Description)> {
             host_addressable: false,
             capture: true,
             race_detection: false,
+            managed_memory: facts.has_managed && driver.managed.is_some(),
         },
     };
     Ok((driver, facts, description))

@@ -215,6 +215,15 @@ impl Device for Host {
         stream.enqueue_free(block, &self.blocks)
     }
 
+    fn managed_allocate(&self, bytes: u64) -> Result<DeviceSlice> {
+        self.ready()?;
+        if !self.description.capabilities.managed_memory {
+            return Err(Error::new(Status::Unsupported, "opened with managed=0: it has no managed memory"));
+        }
+        // All memory of this device is the processor's.
+        self.allocate(bytes, false)
+    }
+
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice> {
         self.mapped()?.reserve(bytes)
     }

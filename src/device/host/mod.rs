@@ -36,7 +36,7 @@ const COUNT: u32 = 8;
 const PAGE_BYTES: u64 = 64 << 10;
 
 /// What may follow the question mark in the spec.
-pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes", "virtual"];
+pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes", "virtual", "managed"];
 
 /// How many there are.
 pub(super) fn count() -> Result<u32> {
@@ -53,12 +53,11 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
             shm::os_page_bytes()
         )));
     }
-    let has_virtual = spec.number("virtual")?.unwrap_or(1);
-    if has_virtual > 1 {
-        return Err(Error::argument(format!(
-            "virtual={has_virtual}; take 0 for a device that cannot map memory, or 1"
-        )));
-    }
+    let has = |key: &str, what: &str| match spec.number(key)?.unwrap_or(1) {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Error::argument(format!("{key}={other}; take 0 for a device {what}, or 1"))),
+    };
     Ok(Description {
         name: if spec.ordinal == 0 { "host".to_owned() } else { format!("host:{}", spec.ordinal) },
         model: format!("CPU with {} threads", cores()),
@@ -67,11 +66,12 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
         total_bytes,
         page_bytes,
         capabilities: Capabilities {
-            virtual_memory: has_virtual > 0,
+            virtual_memory: has("virtual", "that cannot map memory")?,
             stream_ordered: true,
             host_addressable: true,
             capture: false,
             race_detection: false,
+            managed_memory: has("managed", "without managed memory")?,
         },
     })
 }

@@ -5,7 +5,7 @@
 
 use super::gpu::Entry;
 use super::judge::Actor;
-use super::memory::ALIGNMENT;
+use super::memory::{ALIGNMENT, Content, Region};
 use super::report::{FindingKind, Party, Report};
 use super::run::{Declared, Work};
 use super::schedule::mix;
@@ -104,7 +104,7 @@ impl Sim {
     }
 }
 
-fn is_live((start, region): (u64, &mut super::memory::Region)) -> bool {
+fn is_live((start, region): (u64, &mut Region)) -> bool {
     region.real(start).is_some()
 }
 
@@ -121,9 +121,13 @@ impl Simulator for Sim {
         let entry = self.stream(&mut world, stream)?;
         for slice in reads.iter().chain(writes) {
             self.reach(&mut world, slice)?;
-            let is_ours =
+            let is_simulated =
                 world.gpus.iter().flatten().any(|gpu| gpu.space.holds(slice.address(), slice.bytes()));
-            if !is_ours {
+            // Managed memory lies at the address that the processor knows.
+            let is_managed = |found: Option<(u64, &mut Region)>| {
+                matches!(found, Some((_, Region { content: Content::Block { .. }, .. })))
+            };
+            if !is_simulated && !is_managed(world.regions.around(slice.address(), slice.bytes())) {
                 return Err(Error::argument(format!(
                     "{} bytes at {:#x} are no memory of a simulated device",
                     slice.bytes(),
@@ -348,6 +352,10 @@ impl Device for Sim {
 
     fn memory_free_async(&self, slice: DeviceSlice, stream: Stream) -> Result<()> {
         self.free_async(slice, stream)
+    }
+
+    fn managed_allocate(&self, bytes: u64) -> Result<DeviceSlice> {
+        self.allocate_managed(bytes)
     }
 
     fn virtual_reserve(&self, bytes: u64) -> Result<DeviceSlice> {

@@ -25,9 +25,8 @@ impl Sim {
         Actor::new((self.index, self.key), world.host_stamp(self.index), (0, world.next_serial(), 0), name)
     }
 
-    pub(super) fn allocate(&self, bytes: u64, stream: Option<Stream>) -> Result<DeviceSlice> {
-        let mut world = self.ready()?;
-        let entry = stream.map(|stream| self.stream(&mut world, stream)).transpose()?;
+    /// Pays for memory, if need be after a wait for what is leaving; answers what was paid.
+    fn charge(&self, world: &mut Guard, bytes: u64) -> Result<u64> {
         if bytes == 0 {
             return Err(Error::argument("0 bytes of device memory requested; ask for at least 1"));
         }
@@ -42,9 +41,29 @@ impl Sim {
                 return Err(refusal);
             }
             // Memory whose free waits in a stream is only a wait away.
-            self.drain(&mut world);
+            self.drain(world);
             physical.charge(charged).map_err(|_| refusal)
         })?;
+        Ok(charged)
+    }
+
+    /// Memory at an address that the processor reaches too.
+    pub(super) fn allocate_managed(&self, bytes: u64) -> Result<DeviceSlice> {
+        let mut world = self.ready()?;
+        let charged = self.charge(&mut world, bytes)?;
+        let made = Anonymous::new(bytes);
+        let memory = made.inspect_err(|_| world.gpu(self.index).physical.discharge(charged))?;
+        let start = memory.address() as u64;
+        let content = Content::Block { bytes: Bytes::Mapped(memory), is_async: false };
+        world.regions.insert(start, Region::new(self.index, bytes, content, None));
+        Ok(DeviceSlice::new(self.key, start, bytes))
+    }
+
+    pub(super) fn allocate(&self, bytes: u64, stream: Option<Stream>) -> Result<DeviceSlice> {
+        let mut world = self.ready()?;
+        let entry = stream.map(|stream| self.stream(&mut world, stream)).transpose()?;
+        let charged = self.charge(&mut world, bytes)?;
+        let physical = std::sync::Arc::clone(&world.gpu(self.index).physical);
         let made = Bytes::new(bytes).and_then(|real| {
             let world = &mut *world;
             let gpu = world.gpus[self.index].as_mut();
@@ -225,7 +244,7 @@ impl Sim {
         if is_registered {
             world.regions.unregister(self.index, start);
         } else {
-            world.regions.bury_pinned(start, actor.access);
+            world.regions.bury_real(start, actor.access);
         }
         Ok(())
     }

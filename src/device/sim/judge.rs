@@ -178,7 +178,10 @@ impl World {
         self.values.forget_marks(start, bytes);
         let Self { regions, gpus, .. } = self;
         if let Some(gpu) = gpus[owner].as_mut() {
-            regions.bury(&mut gpu.space, start, actor.access);
+            match gpu.space.holds(start, bytes) {
+                true => regions.bury(&mut gpu.space, start, actor.access),
+                false => regions.bury_real(start, actor.access),
+            }
             gpu.physical.discharge(bytes.next_multiple_of(ALIGNMENT));
         }
     }

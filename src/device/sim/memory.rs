@@ -4,7 +4,8 @@
 //! access. What it does not: judge accesses; `world` does. Invariants: pieces do not overlap; an address is not handed
 //! out again before all addresses of its device have been; between two pieces lies a gap.
 //!
-//! Pinned memory of the host is noted here too, under its real address, so that copies into it are watched as well.
+//! Pinned memory of the host is noted here too, under its real address, so that copies into it are watched as well; and
+//! managed memory, which is a block at a real address.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,7 +25,7 @@ const TOMBS_MAX: usize = 4096;
 const UNMAPPED_MAX: usize = 256;
 /// Blocks below this size come from the heap, larger ones are mapped.
 const HEAP_BYTES: u64 = 64 << 10;
-/// Pinned memory that is kept after its free, so that its addresses do not come back at once.
+/// Pinned and managed memory that is kept after its free, so that its addresses do not come back at once.
 const PINNED_QUARANTINE_BYTES: u64 = 16 << 20;
 
 /// What fills a late read, and memory that a late operation would have written.
@@ -244,12 +245,15 @@ impl Regions {
         }
     }
 
-    /// Gives pinned memory of ours back, poisoned and late.
-    pub(super) fn bury_pinned(&mut self, start: u64, freed: Access) {
+    /// Gives memory of ours back that lies at a real address, pinned or managed: poisoned and late.
+    pub(super) fn bury_real(&mut self, start: u64, freed: Access) {
         let Some(region) = self.map.get_mut(&start) else { return };
-        let Content::Pinned(Some(memory)) = std::mem::replace(&mut region.content, Content::Gone) else {
-            self.map.remove(&start);
-            return;
+        let memory = match std::mem::replace(&mut region.content, Content::Gone) {
+            Content::Pinned(Some(memory)) | Content::Block { bytes: Bytes::Mapped(memory), .. } => memory,
+            _ => {
+                self.map.remove(&start);
+                return;
+            }
         };
         region.freed = Some(freed);
         region.shadow = Shadow::default();

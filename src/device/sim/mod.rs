@@ -76,6 +76,7 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
             host_addressable: false,
             capture: false,
             race_detection: true,
+            managed_memory: true,
         },
     })
 }

@@ -10,16 +10,21 @@ use std::sync::Arc;
 
 use super::super::fence::Fence;
 use super::super::free_list::FreeList;
-use super::super::order::{Freed, Order};
+use super::super::order::{self, Freed, Order};
 use super::super::records::LINE;
-use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Slots};
+use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
 /// `Freed::class` of large blocks; their sizes are told apart by their bytes.
-pub(super) const LARGE: u32 = size_class::CLASS_COUNT as u32;
+pub(super) const LARGE: u32 = order::LARGE;
+/// `Freed::class` of runs of granules that are as long as they were asked for.
+pub(super) const FITTED: u32 = LARGE + 1;
+
+/// Granules of the start of a block of a middle class.
+pub(super) const CLASS_ALIGNMENT: u32 = (MIDDLE_STEP_BYTES / MIDDLE_GRANULE_BYTES) as u32;
 
 /// Slots of one small class.
 pub(super) struct Small {
@@ -115,6 +120,8 @@ pub(super) struct Core {
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,
     pub(super) limbo: Vec<Limbo>,
+    /// Live blocks of small requests that are cut to their length, by class.
+    pub(super) rare: [u32; size_class::SMALL_CLASS_COUNT],
     small_region_bytes: u64,
 }
 
@@ -139,6 +146,7 @@ impl Core {
             idle_large_bytes: 0,
             order: Order::default(),
             limbo: Vec::new(),
+            rare: [0; size_class::SMALL_CLASS_COUNT],
             small_region_bytes,
         })
     }
@@ -160,7 +168,7 @@ impl Core {
             let found = self.small(class)?.slab.take();
             return Ok(found.map(|slot| slots.index(slot.page, slot.index)));
         }
-        self.middle.allocate((bytes / MIDDLE_GRANULE_BYTES) as u32, 1)
+        self.middle.allocate((bytes / MIDDLE_GRANULE_BYTES) as u32, CLASS_ALIGNMENT)
     }
 
     /// As `take_free`, for a stream: the neighbours whose records lie in the same line of memory are the stream's then
@@ -192,6 +200,9 @@ impl Core {
 
     /// Takes back a block that every stream may have.
     pub(super) fn give_free(&mut self, block: Freed) -> Result<()> {
+        if block.class == FITTED {
+            return self.middle.free(block.id as u32).map(drop);
+        }
         let Some(class) = Class::at(block.class as usize) else {
             self.idle_large_bytes += block.bytes;
             self.idle_large.push(block);

@@ -77,11 +77,8 @@ impl Heap {
         PageClass::ALL.iter().rev().find(fits).copied().unwrap_or(PageClass::SMALL)
     }
 
-    /// New memory for a class, and a block of it. Nothing if another thread's growth may have left one.
+    /// A new page for a small class, and a block of it. Nothing if another thread's growth may have left one.
     pub(super) fn grow(&self, stream: Stream, class: Class) -> Result<Option<u32>> {
-        if !class.is_small() {
-            return self.grow_middle((size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32, 1);
-        }
         let _growing = self.growing.lock();
         if let Some(index) = self.core.lock().take_line(stream, class)? {
             return Ok(Some(index));
@@ -154,6 +151,7 @@ impl Heap {
                 _ => self.trim_small(number, region)?,
             };
         }
+        self.weigh();
         Ok(bytes)
     }
 

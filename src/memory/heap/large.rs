@@ -50,10 +50,7 @@ impl Heap {
             let _growing = self.growing.lock();
             self.region(LARGE)?
         };
-        let too_many = || Error::new(Status::OutOfMemory, format!("{bytes} bytes; no device has that much"));
-        let granules = u32::try_from(bytes / LARGE_GRANULE_BYTES).map_err(|_| too_many())?;
-        let found = self.core.lock().large.allocate(granules, LARGE_ALIGNMENT)?;
-        let start = found.ok_or_else(too_many)?;
+        let start = self.large_addresses(bytes)?;
         let offset = u64::from(start) * LARGE_GRANULE_BYTES;
         let backed = region.records.grow(start).and_then(|()| region.back(offset, bytes));
         match backed {
@@ -63,6 +60,13 @@ impl Heap {
                 Err(error)
             }
         }
+    }
+
+    /// Addresses for a large block.
+    pub(super) fn large_addresses(&self, bytes: u64) -> Result<u32> {
+        let too_many = || Error::new(Status::OutOfMemory, format!("{bytes} bytes; no device has that much"));
+        let granules = u32::try_from(bytes / LARGE_GRANULE_BYTES).map_err(|_| too_many())?;
+        self.core.lock().large.allocate(granules, LARGE_ALIGNMENT)?.ok_or_else(too_many)
     }
 
     /// Size of a large block.
@@ -91,6 +95,14 @@ impl core::Core {
         let at = self.idle_large.iter().rposition(|block| block.bytes == bytes)?;
         self.idle_large_bytes -= bytes;
         Some(self.idle_large.remove(at))
+    }
+
+    /// Exactly this one; whether it was there.
+    pub(super) fn take_idle(&mut self, block: Freed) -> bool {
+        let Some(at) = self.idle_large.iter().position(|idle| *idle == block) else { return false };
+        self.idle_large_bytes -= block.bytes;
+        self.idle_large.remove(at);
+        true
     }
 
     fn take_oldest_idle(&mut self) -> Option<Freed> {

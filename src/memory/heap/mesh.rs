@@ -19,6 +19,8 @@ use super::core::{Guest, Small};
 use crate::device::{Copy, Place, Stream};
 use crate::error::{Error, Result};
 
+/// A device that refuses to be waited for is asked so often.
+const WAITS_MAX: u32 = 16;
 /// Hosts that a page is compared with.
 const HOSTS_TRIED: usize = 64;
 
@@ -131,8 +133,10 @@ impl Heap {
         };
         let copy = |&index: &u32| Ok(Copy { target: place(host, index)?, source: place(guest, index)? });
         let copies: Vec<Copy> = live.iter().map(copy).collect::<Result<_>>()?;
-        self.device.copy_batch(Stream::DEFAULT, &copies)?;
-        self.device.synchronize()?;
+        let copied = self.device.copy_batch(Stream::DEFAULT, &copies);
+        // If this ends here the places in the host's memory are anybody's again, so no copy may be on its way to them.
+        let waited = (1..WAITS_MAX).find_map(|_| self.device.synchronize().ok());
+        copied.and_then(|()| waited.map_or_else(|| self.device.synchronize(), Ok))?;
         region.mesh(guest, host)
     }
 }

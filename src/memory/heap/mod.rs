@@ -3,7 +3,8 @@
 //! Four layers, each asked only when the one before has nothing: the thread's front cache for the stream
 //! (`front_cache`), blocks freed on the same stream or free for all (`core`), new pages (`grow`), and the ladder of
 //! what can be done when memory is short (`pressure`). Small blocks (to 256 KiB) are slots in pages of 2 MiB, middle
-//! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own.
+//! ones (to 32 MiB) runs of granules in such pages, large ones have addresses of their own. Where memory is short, what
+//! would need a new page is cut to its own length instead (`fitted`).
 //! A device that cannot map memory gets allocations one by one instead (`plain`).
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
@@ -12,15 +13,19 @@
 //! No driver call under `core`.
 
 mod core;
+mod fitted;
 mod grow;
 mod lane;
 mod large;
 mod leases;
 mod mesh;
+#[cfg(test)]
+mod mesh_tests;
 mod plain;
 mod planted;
 mod pressure;
 mod report;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod uses;
@@ -36,7 +41,7 @@ use super::front_cache::{Counts, Leased};
 use super::order::Freed;
 use super::physical::Physical;
 use super::records::{Facts, Record};
-use super::region::{MIDDLE_GRANULE_BYTES, Region, Regions};
+use super::region::{MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Region, Regions};
 use super::rooms::Rooms;
 use super::size_class::{self, Class};
 use crate::device::{Device, Stream};
@@ -66,6 +71,9 @@ pub struct HeapConfig {
     pub front_cache_bytes: u64,
     /// How long the last attempt before an error waits for work in flight, in nanoseconds.
     pub patience_ns: u64,
+    /// Whether a request that would be refused meshes pages first: while an allocation runs, no other thread enqueues
+    /// work, launches a graph or captures one.
+    pub meshes_when_short: bool,
 }
 
 /// Names that a record holds as a number.
@@ -109,6 +117,8 @@ pub struct Heap {
     /// Freed blocks that a graph may use, by the stream of the capture.
     captured: Mutex<HashMap<u64, Vec<Freed>>>,
     ladder: pressure::Ladder,
+    /// Whether more is held than can still be had; see `fitted`.
+    is_short: AtomicBool,
     is_closed: AtomicBool,
     /// Which mistake a test planted.
     #[cfg(test)]
@@ -154,6 +164,7 @@ impl Heap {
             shared: Mutex::default(),
             captured: Mutex::default(),
             ladder: pressure::Ladder::default(),
+            is_short: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
@@ -260,20 +271,21 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+        let (region, index, class) = match size_class::class_of(bytes, alignment)
+            .filter(|_| !self.has_own_pages(bytes))
+        {
             Some(class) => {
-                let index = self.climb(bytes, is_captured, |may_wait| {
-                    self.take_block(stream, class, alignment, is_captured, may_wait)
-                })?;
-                let number = class.index().min(MIDDLE);
+                let wanted = (bytes, class);
+                let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
+                let (class, index) = self.climb(bytes, is_captured, attempt, || Ok(None))?;
+                let number = (class as usize).min(MIDDLE);
                 let region =
                     self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, class.index() as u8)
+                (region, index, class as u8)
             }
             None => {
-                let index = self.climb(bytes, is_captured, |may_wait| {
-                    self.take_large(stream, bytes, is_captured, may_wait)
-                })?;
+                let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
+                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
                 let region =
                     self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
                 (region, index, core::LARGE as u8)
@@ -290,8 +302,8 @@ impl Heap {
         Ok(region.address_of(index))
     }
 
-    /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait.
-    fn take_block(
+    /// A block of the class out of what is there.
+    fn take_of_class(
         &self,
         stream: Stream,
         class: Class,
@@ -299,21 +311,24 @@ impl Heap {
         is_captured: bool,
         may_wait: bool,
     ) -> Result<Option<u32>> {
-        // Every slot is aligned as its size is; a run of granules only to its granules.
-        let granules = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
-        if !class.is_small() && granules > 1 {
-            return self.take_aligned(class, granules);
+        // Every slot is aligned as its size is; a run of granules only to its step.
+        if !class.is_small() && alignment > MIDDLE_STEP_BYTES {
+            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+            let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
+            return self.core.lock().middle.allocate(count, granules);
         }
         let wanted = class.index() as u32;
         if is_captured && let Some(block) = self.take_captured(stream, wanted, 0) {
             return Ok(Some(block.id as u32));
         }
+        let is_fitted = !class.is_small() && self.is_short();
         {
             let mut core = self.core.lock();
             // What a graph captures must not be anybody's later, so it takes nothing that is only free for a stream.
             let own = if is_captured { None } else { core.order.take_same(stream, wanted) };
             let found = match own {
                 Some(block) => Some(block.id as u32),
+                None if is_fitted => return Ok(None),
                 None if is_captured => core.take_free(class)?,
                 None => core.take_line(stream, class)?,
             };
@@ -333,15 +348,7 @@ impl Heap {
         {
             return Ok(Some(block.id as u32));
         }
-        self.grow(stream, class)
-    }
-
-    fn take_aligned(&self, class: Class, granules: u32) -> Result<Option<u32>> {
-        let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
-        if let Some(index) = self.core.lock().middle.allocate(count, granules)? {
-            return Ok(Some(index));
-        }
-        self.grow_middle(count, granules)
+        Ok(None)
     }
 
     /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
@@ -392,6 +399,7 @@ impl Heap {
         let class = u32::from(facts.class);
         let bytes = match Class::at(facts.class.into()) {
             Some(class) => size_class::bytes_of(class),
+            None if class == core::FITTED => self.run_bytes(index)?,
             None => self.large_bytes(index)?,
         };
         let block = Freed { class, id: index.into(), bytes };
@@ -419,6 +427,9 @@ impl Heap {
             return Ok(());
         }
         let mut core = self.core.lock();
+        if class == core::FITTED {
+            core.count_rare(facts.bytes, false);
+        }
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
         } else if fences.is_empty() {
@@ -435,6 +446,8 @@ impl Heap {
         self.close_lanes()?;
         self.collect()?;
         self.trim()?;
+        // Pages that have moved before their old addresses were left are the device's only after that.
+        self.physical.collect();
         Ok(self.physical.trim(0))
     }
 

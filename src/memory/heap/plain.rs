@@ -139,8 +139,8 @@ impl Heap {
         plain.collect()?;
         // The device aligns to 256 bytes; for more, there is room to begin later.
         let extra = if alignment > size_class::UNIT_BYTES { alignment } else { 0 };
-        let allocation =
-            self.climb(bytes, false, |_| plain.memory.allocate(bytes + extra, tag_name).map(Some))?;
+        let attempt = |_| plain.memory.allocate(bytes + extra, tag_name).map(Some);
+        let allocation = self.climb(bytes, false, attempt, || Ok(None))?;
         let address = allocation.slice().address().next_multiple_of(alignment);
         let block = Block { allocation, bytes, tag, stream, born: self.tick(), users: Vec::new() };
         plain.blocks.lock().insert(address, block);

@@ -2,7 +2,8 @@
 //!
 //! Each step gives back more than the one before and costs more: own caches, fences that were reached, empty pages,
 //! blocks of other streams behind a wait, what others hold and can spare (pools, idle models, the program's callbacks),
-//! and at last waiting for work in flight. After each step the request is tried again. Each step is counted.
+//! waiting for work in flight, and at last, where the program allows it, meshing half-empty pages. After each step the
+//! request is tried again. Each step is counted.
 //! What it does not: take from anybody who did not offer it. Invariant: no lock is held while somebody else is asked.
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::super::fence::Fence;
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
 use super::planted::Mistake;
-use super::{Heap, PlainBlocks};
+use super::{Heap, MIDDLE, PlainBlocks};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 use crate::sync::pause;
@@ -33,8 +34,12 @@ pub struct LadderCounts {
     pub rooms: u64,
     /// Waits of the host for work in flight.
     pub host_waits: u64,
+    /// Half-empty pages meshed; 0 where the program did not allow it.
+    pub meshes: u64,
     /// Requests that were refused after all of it.
     pub refusals: u64,
+    /// Pages of the device that went from free blocks to a large one without being unmapped first.
+    pub moved_pages: u64,
 }
 
 #[derive(Default)]
@@ -45,7 +50,9 @@ pub(super) struct Ladder {
     stream_waits: AtomicU64,
     rooms: AtomicU64,
     host_waits: AtomicU64,
+    meshes: AtomicU64,
     refusals: AtomicU64,
+    pub(super) moved_pages: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -56,10 +63,18 @@ enum Step {
     StreamWaits,
     Rooms,
     HostWaits,
+    Mesh,
 }
 
-const STEPS: [Step; 6] =
-    [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits];
+const STEPS: [Step; 7] =
+    [Step::OwnCaches, Step::Fences, Step::Trim, Step::StreamWaits, Step::Rooms, Step::HostWaits, Step::Mesh];
+
+impl Step {
+    /// Whether it ends with taking what is empty.
+    fn trims(self) -> bool {
+        matches!(self, Self::Trim | Self::Rooms | Self::HostWaits)
+    }
+}
 
 impl Ladder {
     fn count(&self, step: Step) {
@@ -70,6 +85,7 @@ impl Ladder {
             Step::StreamWaits => &self.stream_waits,
             Step::Rooms => &self.rooms,
             Step::HostWaits => &self.host_waits,
+            Step::Mesh => &self.meshes,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -83,18 +99,22 @@ impl Ladder {
             stream_waits: read(&self.stream_waits),
             rooms: read(&self.rooms),
             host_waits: read(&self.host_waits),
+            meshes: read(&self.meshes),
             refusals: read(&self.refusals),
+            moved_pages: read(&self.moved_pages),
         }
     }
 }
 
 impl Heap {
-    /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait.
+    /// Tries, makes room, tries again. `attempt` is told whether it may make a stream wait. `take_over` is tried before
+    /// empty pages are unmapped: it may do with them as they are.
     pub(super) fn climb<T>(
         &self,
         bytes: u64,
         is_captured: bool,
         attempt: impl Fn(bool) -> Result<Option<T>>,
+        take_over: impl Fn() -> Result<Option<T>>,
     ) -> Result<T> {
         let mut last = match tried(&attempt, false)? {
             Ok(found) => return Ok(found),
@@ -106,9 +126,19 @@ impl Heap {
                 // A capture forbids asking about events and waiting.
                 continue;
             }
+            if matches!(step, Step::Mesh) && !self.may_mesh() {
+                continue;
+            }
             self.ladder.count(step);
             may_wait |= matches!(step, Step::StreamWaits);
             self.take_step(step, bytes)?;
+            if step.trims() {
+                // What a graph captures keeps its addresses for long; it gets memory in the plain way.
+                if !is_captured && let Some(found) = take_over()? {
+                    return Ok(found);
+                }
+                self.trim()?;
+            }
             last = match tried(&attempt, may_wait)? {
                 Ok(found) => return Ok(found),
                 Err(refusal) => refusal,
@@ -118,6 +148,8 @@ impl Heap {
         Err(self.refusal(bytes, &last))
     }
 
+    /// All of a step but the trim at its end. What a trim leaves in the pool of pages stays there: the next attempt
+    /// takes it, or gives it to the device itself where it needs the bytes in another form.
     fn take_step(&self, step: Step, bytes: u64) -> Result<()> {
         match step {
             Step::OwnCaches => {
@@ -125,27 +157,28 @@ impl Heap {
                 self.close_lanes()
             }
             Step::Fences => self.collect().map(drop),
-            Step::Trim => {
-                self.trim()?;
-                self.physical.trim(0);
-                Ok(())
-            }
-            Step::StreamWaits => Ok(()),
+            Step::Trim | Step::StreamWaits => Ok(()),
             Step::Rooms => {
                 self.rooms.ask(self.missing_bytes(bytes));
-                self.trim()?;
-                self.physical.trim(0);
                 Ok(())
             }
             Step::HostWaits => {
                 self.close_lanes()?;
                 self.wait_for_streams()?;
-                self.collect()?;
-                self.trim()?;
-                self.physical.trim(0);
-                Ok(())
+                self.collect().map(drop)
             }
+            Step::Mesh => self.defragment(0).map(drop),
         }
+    }
+
+    /// Whether the program has promised what meshing needs. It waits for the whole device, which would break a capture.
+    fn may_mesh(&self) -> bool {
+        if !self.config.meshes_when_short || self.plain.is_some() {
+            return false;
+        }
+        let streams = self.names.read().streams.clone();
+        // A stream that is gone cannot be asked and captures nothing.
+        !streams.into_iter().any(|stream| matches!(self.is_capturing(stream), Ok(true)))
     }
 
     /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
@@ -184,9 +217,17 @@ impl Heap {
 
     /// A block that was freed on another stream, after `stream` was made to wait for it.
     pub(super) fn take_behind_wait(&self, stream: Stream, class: u32, bytes: u64) -> Result<Option<Freed>> {
-        let Some((owner, fence, block)) = self.core.lock().order.take_other(stream, class, bytes) else {
-            return Ok(None);
-        };
+        let taken = self.core.lock().order.take_other(stream, class, bytes);
+        taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
+    }
+
+    /// As `take_behind_wait`, any run of granules that is long enough.
+    pub(super) fn take_run_behind_wait(&self, stream: Stream, bytes: u64) -> Result<Option<Freed>> {
+        let taken = self.core.lock().order.take_other_run(stream, MIDDLE as u32, bytes);
+        taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
+    }
+
+    fn hold_back(&self, stream: Stream, (owner, fence, block): (Stream, Arc<Fence>, Freed)) -> Result<Freed> {
         let held = match (self.has(Mistake::WaitForgotten), self.has(Mistake::WaitTooOld)) {
             (false, false) => fence.hold_back(self.enqueued(stream)),
             (true, _) => Ok(()),
@@ -195,7 +236,7 @@ impl Heap {
             }
         };
         match held {
-            Ok(()) => Ok(Some(block)),
+            Ok(()) => Ok(block),
             Err(error) => {
                 self.core.lock().order.put_back(owner, fence, block);
                 Err(error)

@@ -6,8 +6,10 @@
 use std::sync::atomic::Ordering;
 
 use super::super::front_cache::Counts;
+use super::super::records::Facts;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::super::size_class::{self, Class};
+use super::core::FITTED;
 use super::plain::PlainCounts;
 use super::{Heap, LadderCounts, PlainBlocks};
 use crate::error::Result;
@@ -80,16 +82,21 @@ impl Heap {
         (counts, cached)
     }
 
+    /// Physical memory behind the addresses.
+    pub(super) fn backed_bytes(&self) -> u64 {
+        let mapped = |region: &Region| {
+            let counts = region.range.counts();
+            (counts.mapped_pages - counts.alias_pages) * region.page_bytes
+        };
+        self.regions.iter().map(|(_, region)| mapped(region)).sum()
+    }
+
     /// What it holds and did.
     pub fn statistics(&self) -> HeapStatistics {
         let (counts, front_cache_bytes) = self.counts();
         let plain = self.plain.as_ref().map(PlainBlocks::counts);
         let of_plain = |of: fn(&PlainCounts) -> u64| plain.as_ref().map_or(0, of);
-        let mapped = |region: &Region| {
-            let counts = region.range.counts();
-            (counts.mapped_pages - counts.alias_pages) * region.page_bytes
-        };
-        let backed_bytes = self.regions.iter().map(|(_, region)| mapped(region)).sum();
+        let backed_bytes = self.backed_bytes();
         let core = self.core.lock();
         let middle = u64::from(core.middle.largest_free()) * MIDDLE_GRANULE_BYTES;
         let idle = core.idle_large.iter().map(|block| block.bytes).max().unwrap_or(0);
@@ -130,10 +137,7 @@ impl Heap {
         let mut blocks = Vec::new();
         for (_, region) in self.regions.iter() {
             for (index, facts) in region.records.live() {
-                let block_bytes = match Class::at(facts.class.into()) {
-                    Some(class) => size_class::bytes_of(class),
-                    None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
-                };
+                let block_bytes = block_bytes(&facts);
                 blocks.push(LiveBlock {
                     address: region.address_of(index),
                     bytes: facts.bytes,
@@ -161,10 +165,7 @@ impl Heap {
         }
         let (_, _, _, facts) = self.live(address)?;
         let names = self.names.read();
-        let block_bytes = match Class::at(facts.class.into()) {
-            Some(class) => size_class::bytes_of(class),
-            None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
-        };
+        let block_bytes = block_bytes(&facts);
         Ok(LiveBlock {
             address,
             bytes: facts.bytes,
@@ -200,5 +201,14 @@ impl Heap {
         let shown = |(tag, bytes): &(String, u64)| format!("\"{tag}\" {bytes}");
         let list: Vec<String> = sums.iter().take(count).map(shown).collect();
         if list.is_empty() { "nothing".to_owned() } else { list.join(", ") }
+    }
+}
+
+/// Bytes of the block behind a live record.
+fn block_bytes(facts: &Facts) -> u64 {
+    match Class::at(facts.class.into()) {
+        Some(class) => size_class::bytes_of(class),
+        None if u32::from(facts.class) == FITTED => facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES),
+        None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
     }
 }

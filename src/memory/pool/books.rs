@@ -13,7 +13,7 @@ mod proof;
 
 use std::sync::Arc;
 
-use super::config::{PoolConfig, Sizes};
+use super::config::{PoolConfig, PoolMemory, Sizes};
 use super::statistics::{ClassStatistics, PoolStatistics};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -93,6 +93,7 @@ pub(super) struct Growth {
 
 pub(super) struct Books<O> {
     sizes: Sizes,
+    memory: PoolMemory,
     max_bytes: u64,
     classes: Vec<Class>,
     /// Size and number of each class, by size.
@@ -112,6 +113,7 @@ impl<O> Books<O> {
     pub(super) fn new(config: &PoolConfig) -> Self {
         let mut books = Self {
             sizes: config.sizes.clone(),
+            memory: config.memory,
             max_bytes: if config.max_bytes == 0 { u64::MAX } else { config.max_bytes },
             classes: Vec::new(),
             by_bytes: Vec::new(),
@@ -147,6 +149,7 @@ impl<O> Books<O> {
     /// The class that serves a request.
     pub(super) fn class_of(&mut self, bytes: u64) -> Result<u32> {
         let block_bytes = self.sizes.block_bytes(bytes)?;
+        self.memory.check(block_bytes)?;
         if block_bytes > self.max_bytes {
             return Err(self.refusal(bytes, block_bytes));
         }
@@ -467,7 +470,8 @@ impl<O> Books<O> {
     /// Totals and classes by size.
     pub(super) fn statistics(&self) -> (PoolStatistics, Vec<ClassStatistics>) {
         let counts = self.by_bytes.iter().map(|&(_, class)| self.classes[class as usize].counts);
-        PoolStatistics::complete(self.totals, counts.collect())
+        let managed_bytes = if self.memory == PoolMemory::Managed { self.totals.held_bytes } else { 0 };
+        PoolStatistics::complete(PoolStatistics { managed_bytes, ..self.totals }, counts.collect())
     }
 }
 

@@ -34,6 +34,17 @@ pub enum Sizes {
     },
 }
 
+/// Where the blocks of a pool lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoolMemory {
+    /// In memory of the device.
+    #[default]
+    Device,
+    /// In managed memory, for small things that the CPU and the device both touch; blocks of at most
+    /// [`PoolConfig::MANAGED_MAX_BYTES`].
+    Managed,
+}
+
 /// How a pool is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
@@ -45,9 +56,13 @@ pub struct PoolConfig {
     pub max_bytes: u64,
     /// Blocks that nobody used for so long go back; 0 keeps them until a trim.
     pub idle_ns: u64,
+    /// Where its blocks lie.
+    pub memory: PoolMemory,
 }
 
 impl PoolConfig {
+    /// 1 MiB. A page of managed memory moves to whoever touches it, which only pays for little.
+    pub const MANAGED_MAX_BYTES: u64 = 1 << 20;
     /// 1 KiB x 32, 64 KiB x 16, 1 MiB x 8; grows by 4.
     pub const DEFAULT_CLASSES: [ClassConfig; 3] = [
         ClassConfig { block_bytes: 1 << 10, initial_blocks: 32, growth_blocks: Self::DEFAULT_GROWTH },
@@ -68,6 +83,7 @@ impl PoolConfig {
             sizes: Sizes::Classes(Self::DEFAULT_CLASSES.to_vec()),
             max_bytes: 0,
             idle_ns: Self::DEFAULT_IDLE_NS,
+            memory: PoolMemory::Device,
         }
     }
 
@@ -92,6 +108,7 @@ impl PoolConfig {
                 for class in &mut *classes {
                     check_growth(class.growth_blocks)?;
                     class.block_bytes = aligned(class.block_bytes)?;
+                    self.memory.check(class.block_bytes)?;
                 }
                 if let Some(pair) = classes.windows(2).find(|pair| pair[0].block_bytes >= pair[1].block_bytes)
                 {
@@ -103,6 +120,20 @@ impl PoolConfig {
             }
         }
         Ok(self)
+    }
+}
+
+impl PoolMemory {
+    /// Refuses blocks that are too large for it.
+    pub(super) fn check(self, block_bytes: u64) -> Result<()> {
+        let most = PoolConfig::MANAGED_MAX_BYTES;
+        if self == Self::Device || block_bytes <= most {
+            return Ok(());
+        }
+        Err(Error::argument(format!(
+            "a block of {block_bytes} bytes in managed memory, which is for blocks of at most {most}; use a pool in \
+             device memory"
+        )))
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use books::PoolBlock;
-pub use config::{ClassConfig, PoolConfig, Sizes};
+pub use config::{ClassConfig, PoolConfig, PoolMemory, Sizes};
 pub use statistics::{ClassStatistics, PoolStatistics};
 
 use self::books::{Books, Cells, Growth, Source};
@@ -43,6 +43,7 @@ pub struct Pool {
     memory: Arc<Memory>,
     fences: Arc<Fences>,
     tag: String,
+    kind: PoolMemory,
     idle_ns: u64,
     books: Mutex<Books<Allocation>>,
     /// When idle batches are looked for again.
@@ -54,12 +55,18 @@ impl Pool {
     /// Makes a pool with its initial blocks. Blocks while they are allocated.
     pub fn new(memory: &Arc<Memory>, config: PoolConfig, now_ns: u64) -> Result<Self> {
         let config = config.checked()?;
+        let description = memory.device().description();
+        if config.memory == PoolMemory::Managed && !description.capabilities.managed_memory {
+            let text = "no managed memory that CPU and device may touch at the same time; use a pool in device memory";
+            return Err(Error::new(Status::Unsupported, format!("{} has {text}", description.name)));
+        }
         let pool = Self {
             memory: Arc::clone(memory),
             fences: Fences::new(Arc::clone(memory.device())),
             books: Mutex::new(Books::new(&config)),
             next_look_ns: AtomicU64::new(now_ns.saturating_add(config.idle_ns)),
             tag: config.tag,
+            kind: config.memory,
             idle_ns: config.idle_ns,
             ways: Ways { hold_back: Fence::hold_back, record: Fences::record },
         };
@@ -284,8 +291,11 @@ impl Pool {
     // -------------------------------------------------------------------------------------------- growing, shrinking
 
     fn allocate(&self, growth: &Growth) -> Result<(Cells, Allocation)> {
-        let made = Cells::new(growth.blocks)
-            .and_then(|cells| Ok((cells, self.memory.allocate(growth.bytes, &self.tag)?)));
+        let take = || match self.kind {
+            PoolMemory::Device => self.memory.allocate(growth.bytes, &self.tag),
+            PoolMemory::Managed => self.memory.allocate_managed(growth.bytes, &self.tag),
+        };
+        let made = Cells::new(growth.blocks).and_then(|cells| Ok((cells, take()?)));
         made.inspect_err(|_| self.books.lock().cancel_growth(growth))
     }
 

@@ -41,6 +41,8 @@ pub struct PoolStatistics {
     pub device_waits: u64,
     /// Bytes held.
     pub held_bytes: u64,
+    /// Those of them in managed memory: all or none.
+    pub managed_bytes: u64,
     /// Most that was held at one time.
     pub peak_held_bytes: u64,
     /// Limit; 0 for none.

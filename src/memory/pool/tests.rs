@@ -172,6 +172,17 @@ fn random_use_agrees_with_a_naive_list_and_has_no_race_on_simulated_streams() {
 }
 
 #[test]
+fn random_use_of_managed_blocks_has_no_race_and_gives_all_back() {
+    for seed in seeds(20) {
+        let managed = PoolConfig { memory: PoolMemory::Managed, ..config(TIGHT, 24 << 10) };
+        let mut world = World::new(&schedule(seed), seed, managed, |_| {});
+        world.run(300);
+        assert_eq!(world.pool.statistics().0.managed_bytes, world.pool.statistics().0.held_bytes);
+        assert_eq!(world.finish(), 0, "seed {seed}");
+    }
+}
+
+#[test]
 fn random_use_agrees_with_a_naive_list_on_real_threads() {
     for seed in seeds(20) {
         let mut world = World::new("host", seed, config(TIGHT, 24 << 10), |_| {});
@@ -218,7 +229,7 @@ fn a_pool_that_records_on_the_wrong_stream_is_found_by_the_simulator() {
 }
 
 /// A scene in which every kind of call of the device happens; its failures are answers, never losses.
-fn scene(device: &str) -> (u64, bool) {
+fn scene(device: &str, kind: PoolMemory) -> (u64, bool) {
     let memory = memory(device);
     let device = Arc::clone(memory.device());
     let mut has_failed = false;
@@ -228,7 +239,8 @@ fn scene(device: &str) -> (u64, bool) {
         streams.first().copied().unwrap_or(Stream::DEFAULT),
         streams.last().copied().unwrap_or(Stream::DEFAULT),
     ];
-    if let Ok(pool) = Pool::new(&memory, config(&[(1024, 2), (4096, 1)], 8192), 0) {
+    let settings = PoolConfig { memory: kind, ..config(&[(1024, 2), (4096, 1)], 8192) };
+    if let Ok(pool) = Pool::new(&memory, settings, 0) {
         let mut held: Vec<(u64, Stream)> = Vec::new();
         for round in 0..24_u64 {
             let before = pool.statistics().0;
@@ -269,11 +281,13 @@ fn scene(device: &str) -> (u64, bool) {
 
 #[test]
 fn each_call_of_the_device_may_fail_and_the_pool_stays_whole() {
-    for error in ["oom", "device", "lost"] {
-        let calls = scene(&format!("host?fail_nth=0&error={error}")).0;
-        assert!(calls > 40, "{calls}");
-        for nth in 1..=calls {
-            scene(&format!("host?fail_nth={nth}&error={error}"));
+    for kind in [PoolMemory::Device, PoolMemory::Managed] {
+        for error in ["oom", "device", "lost"] {
+            let calls = scene(&format!("host?fail_nth=0&error={error}"), kind).0;
+            assert!(calls > 40, "{calls}");
+            for nth in 1..=calls {
+                scene(&format!("host?fail_nth={nth}&error={error}"), kind);
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ KAVERN_DEVICE_STREAM_ORDERED = 2
 KAVERN_DEVICE_HOST_ADDRESSABLE = 4
 KAVERN_DEVICE_CAPTURE = 8
 KAVERN_DEVICE_RACE_DETECTION = 16
+KAVERN_DEVICE_MANAGED_MEMORY = 32
 
 # kavern_elastic_flags: Bits of kavern_elastic_config.flags and kavern_shared_pool_config.flags.
 KAVERN_ELASTIC_SINGLE_PAGES = 1
@@ -110,10 +111,17 @@ KAVERN_REMOVE_CANCELLED = 7
 KAVERN_RESET_ALL = 1
 KAVERN_RESET_NAMESPACE = 2
 
+# kavern_manager_flag: Bits of kavern_manager_config.flags.
+KAVERN_MANAGER_MESH_ON_SHORTAGE = 1
+
 # kavern_pool_rounding: How a pool finds the block for a request; for kavern_pool_config.rounding.
 KAVERN_POOL_CLASSES = 0
 KAVERN_POOL_FIXED = 1
 KAVERN_POOL_LADDER = 2
+
+# kavern_pool_memory: Where the blocks of a pool lie; for kavern_pool_config.memory_kind.
+KAVERN_POOL_DEVICE = 0
+KAVERN_POOL_MANAGED = 1
 
 # kavern_status_code: Values of kavern_status. Bands: -1..-99 your argument, -100..-199 resources (free something and retry),
 KAVERN_OK = 0
@@ -656,6 +664,9 @@ kavern_manager_statistics._fields_ = [
     ("shared_bytes", _c.c_uint64),
     ("device_held_bytes", _c.c_uint64),
     ("device_soft_limit_bytes", _c.c_uint64),
+    ("running_copies", _c.c_uint64),
+    ("table_changes", _c.c_uint64),
+    ("loud_table_changes", _c.c_uint64),
 ]
 
 kavern_address_description._fields_ = [
@@ -688,6 +699,7 @@ kavern_memory_statistics._fields_ = [
     ("ladder_host_waits", _c.c_uint64),
     ("ladder_refusals", _c.c_uint64),
     ("plain_allocations", _c.c_uint64),
+    ("ladder_meshes", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [
@@ -736,6 +748,8 @@ kavern_pool_config._fields_ = [
     ("idle_ns", _c.c_uint64),
     ("name", _c.c_char_p),
     ("reserved", _c.c_uint64 * 4),
+    ("memory_kind", _c.c_uint32),
+    ("reserved_tail", _c.c_uint32),
 ]
 
 kavern_pool_statistics._fields_ = [
@@ -759,6 +773,7 @@ kavern_pool_statistics._fields_ = [
     ("hit_rate", _c.c_double),
     ("utilisation", _c.c_double),
     ("fragmentation", _c.c_double),
+    ("managed_bytes", _c.c_uint64),
 ]
 
 kavern_pool_class_statistics._fields_ = [
@@ -845,6 +860,8 @@ FUNCTIONS = {
     "kavern_kv_events_read": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
     "kavern_kv_events_snapshot": (kavern_status, [kavern_kv_cache, _c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(kavern_kv_event), _c.POINTER(_c.c_size_t)]),
     "kavern_kv_append": (kavern_status, [kavern_kv_cache, _c.c_void_p, _c.POINTER(kavern_kv_append_args)]),
+    "kavern_copies_begin": (kavern_status, [kavern_manager]),
+    "kavern_copies_end": (kavern_status, [kavern_manager, _c.c_void_p]),
     "kavern_device_count": (kavern_status, [_c.c_char_p, _c.POINTER(_c.c_uint32)]),
     "kavern_device_describe": (kavern_status, [_c.c_char_p, _c.POINTER(kavern_device_description)]),
     "kavern_elastic_config_init": (kavern_status, [_c.POINTER(kavern_elastic_config), _c.c_size_t]),

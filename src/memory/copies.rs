@@ -1,0 +1,106 @@
+//! Copies from the device to the host that are running, by count: page tables change slowly beside one.
+//!
+//! What it does: counts those that were begun and not ended, and those whose end lies on a stream that has not got
+//! there. What it does not: copy, or know how large a copy is; whoever copies says so. Invariant:
+//! `running == begun + ends being recorded + ends not known to be reached`. Lock order: its one lock, which is not held
+//! while the device is called.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::fence::{Fence, Fences};
+use crate::device::Stream;
+use crate::error::{Error, Result, Status};
+use crate::sync::Mutex;
+
+/// Ends are looked at once there are so many, and again at twice what is left then, so that a list of which nobody
+/// asks stays short.
+const LOOK_AT: usize = 16;
+
+#[derive(Default)]
+struct State {
+    /// Begun and not ended.
+    begun: u64,
+    ending: Vec<Arc<Fence>>,
+    look_at: usize,
+}
+
+/// The copies of one manager. Shared by threads.
+pub struct Copies {
+    fences: Arc<Fences>,
+    running: AtomicU64,
+    state: Mutex<State>,
+}
+
+impl Copies {
+    /// None yet.
+    pub(super) fn new(fences: Arc<Fences>) -> Arc<Self> {
+        let state = State { look_at: LOOK_AT, ..State::default() };
+        Arc::new(Self { fences, running: AtomicU64::new(0), state: Mutex::new(state) })
+    }
+
+    /// Says that a copy is about to begin.
+    pub fn begin(&self) {
+        let mut state = self.state.lock();
+        state.begun += 1;
+        self.running.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says that a copy is over: now, or once the stream is past this point.
+    pub fn end(&self, stream: Option<Stream>) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            state.begun = state.begun.checked_sub(1).ok_or_else(|| {
+                let text = "no copy to the host is under way: each begin has one end";
+                Error::new(Status::WrongState, text)
+            })?;
+        }
+        let Some(stream) = stream else {
+            self.running.fetch_sub(1, Ordering::AcqRel);
+            return Ok(());
+        };
+        let fence = self.mark(stream).inspect_err(|_| self.state.lock().begun += 1)?;
+        let is_long = {
+            let mut state = self.state.lock();
+            state.ending.push(fence);
+            state.ending.len() >= state.look_at
+        };
+        if is_long {
+            self.look();
+        }
+        Ok(())
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Arc<Fence>> {
+        let device = self.fences.device();
+        if device.description().capabilities.capture && device.stream_is_capturing(stream)? {
+            let text = "the stream is being captured, and a graph cannot be asked how far it is; end the copy by NULL \
+                        once the graph is done";
+            return Err(Error::new(Status::WrongState, text));
+        }
+        self.fences.record(stream)
+    }
+
+    /// Forgets the ends that were reached.
+    fn look(&self) {
+        let ending = self.state.lock().ending.clone();
+        let mut is_lost = false;
+        for fence in &ending {
+            // On a device that is lost nothing runs; any other refusal is asked again another time.
+            is_lost |= fence.is_reached().is_err_and(|error| error.status == Status::DeviceLost);
+        }
+        let mut state = self.state.lock();
+        let before = state.ending.len();
+        state.ending.retain(|fence| !is_lost && !fence.is_known_reached());
+        self.running.fetch_sub((before - state.ending.len()) as u64, Ordering::AcqRel);
+        state.look_at = LOOK_AT.max(2 * state.ending.len());
+    }
+
+    /// How many are running. Asks the device about those whose end lies on a stream.
+    pub fn running(&self) -> u64 {
+        if self.running.load(Ordering::Acquire) > 0 {
+            self.look();
+        }
+        self.running.load(Ordering::Acquire)
+    }
+}
