@@ -388,7 +388,7 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_NONE = 0,
     /** Its slot was needed. */
     KAVERN_REMOVE_EVICTED = 1,
-    /** kavern_kv_evict asked for it. */
+    /** kavern_kv_evict asked for it, or it lay above what kavern_kv_resize left. */
     KAVERN_REMOVE_REQUESTED = 2,
     /** kavern_kv_reset asked for it. */
     KAVERN_REMOVE_RESET = 3,
@@ -667,7 +667,7 @@ typedef struct kavern_kv_group {
     uint64_t capacity_blocks;
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
-    /** Bytes there, at least capacity_blocks x bytes of a block, and one block more where null_block is not -1. */
+    /** Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more where null_block is not -1. */
     uint64_t region_bytes;
     /**
      * KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
@@ -743,6 +743,12 @@ typedef struct kavern_kv_cache_config {
     const char *codec_remote;
     /** Zero. */
     uint64_t reserved[4];
+    /**
+     * Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
+     * are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
+     * memory that stays.
+     */
+    uint64_t max_blocks;
 } kavern_kv_cache_config;
 
 /**
@@ -770,7 +776,7 @@ typedef struct kavern_kv_description {
     uint32_t layout;
     /** Device address of block 0; 0 in a metadata-only cache. */
     uint64_t base_address;
-    /** Blocks. */
+    /** Blocks that may be handed out. */
     uint64_t block_count;
     /** Bytes of a block. */
     uint64_t block_bytes;
@@ -790,9 +796,14 @@ typedef struct kavern_kv_description {
     int32_t null_block;
     /** Tokens of the window or chunk; 0 if there is none. */
     uint32_t window_tokens;
+    /** Blocks to which the group may grow; the addresses of all are taken. */
+    uint64_t max_blocks;
 } kavern_kv_description;
 
-/** What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups. */
+/**
+ * What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all
+ * groups, those above a lowered capacity included that are still held.
+ */
 typedef struct kavern_kv_statistics {
     /** sizeof(kavern_kv_statistics). */
     uint32_t struct_size;
@@ -853,6 +864,8 @@ typedef struct kavern_kv_statistics {
     uint64_t held_tokens;
     /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
     uint64_t copied_tokens;
+    /** Blocks that may be handed out, all groups together; see kavern_kv_resize. */
+    uint64_t capacity_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -976,6 +989,18 @@ typedef struct kavern_elastic_statistics {
     /** Pins that keep parts committed. */
     uint64_t pins;
 } kavern_elastic_statistics;
+
+/** What kavern_kv_resize has led to. */
+typedef struct kavern_kv_resize_result {
+    /** Blocks of the group from now on. */
+    uint64_t blocks;
+    /** The most that can be asked for. */
+    uint64_t max_blocks;
+    /** Blocks above that which are still in use: held by sequences or leases, or waiting for a step. 0 when done. */
+    uint64_t held_blocks;
+    /** Bytes of memory behind the group's blocks; 0 in a metadata-only cache. */
+    uint64_t committed_bytes;
+} kavern_kv_resize_result;
 
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
@@ -2079,6 +2104,27 @@ kavern_status kavern_elastic_resize(kavern_elastic *elastic,
  */
 kavern_status kavern_elastic_stats(const kavern_elastic *elastic,
                                    kavern_elastic_statistics *out);
+
+/**
+ * Changes how many blocks a group has while sequences run, 1 to the most that the cache was made for.
+ *
+ * Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
+ * count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
+ * they are let go: sequences that last are moved by PREEMPT and RESUME. The memory of the highest blocks goes back in
+ * whole pages when no step in flight can reach them, if the cache was made with max_blocks; addresses stay.
+ * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
+ * same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
+ * KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
+ * Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
+ * lock for at most 256 blocks at a time.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_kv_resize(kavern_kv_cache *cache,
+                               uint32_t group,
+                               uint64_t blocks,
+                               kavern_kv_resize_result *out);
 
 /**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.

@@ -13,6 +13,7 @@ mod cache {
     mod ops;
     mod partial;
     mod prefix;
+    mod resize;
     mod states;
     mod steps;
     mod tables;

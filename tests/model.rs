@@ -120,6 +120,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         ragged: variant.ragged,
         require_salt: false,
         partial_hits: false,
+        max_blocks: 0,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

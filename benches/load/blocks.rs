@@ -44,6 +44,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         ragged: false,
         require_salt: false,
         partial_hits: false,
+        max_blocks: 0,
     }
 }
 

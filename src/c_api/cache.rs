@@ -153,6 +153,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             last_step: s.last_step,
             held_tokens: s.held_tokens,
             copied_tokens: s.copied_tokens,
+            capacity_blocks: s.capacity_blocks,
         }
     }
 }

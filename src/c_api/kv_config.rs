@@ -36,8 +36,8 @@ c_struct! {
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
-    kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 216;
+    kavern_kv_description, 104, 120;
+    kavern_kv_statistics, 200, 224;
     kavern_kv_append_args, 48, 48;
 }
 
@@ -75,7 +75,7 @@ unsafe impl CStruct for kavern_kv_cache_config {
         }
     }
 }
-const _: () = assert!(size_of::<kavern_kv_cache_config>() == 176, "a struct grows only at its end");
+const _: () = assert!(size_of::<kavern_kv_cache_config>() == 184, "a struct grows only at its end");
 const _: () =
     assert!(size_of::<kavern_kv_extra>() == size_of::<Extra>(), "the header's struct is the room's");
 
@@ -169,6 +169,7 @@ pub(super) unsafe fn cache_config(
         ragged: settings.flags & ragged != 0,
         require_salt: settings.flags & require_salt != 0,
         partial_hits: settings.flags & partial_hits != 0,
+        max_blocks: settings.max_blocks,
     })
 }
 

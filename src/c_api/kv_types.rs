@@ -60,6 +60,10 @@ pub struct kavern_kv_cache_config {
     pub codec_remote: *const core::ffi::c_char,
     /// Zero.
     pub reserved: [u64; 4],
+    /// Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
+    /// are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
+    /// memory that stays.
+    pub max_blocks: u64,
 }
 
 /// Something beside the tokens that the content of a block depends on: an image, an embedding.
@@ -291,7 +295,8 @@ pub struct kavern_kv_completion {
     pub bytes: u64,
 }
 
-/// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups.
+/// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all
+/// groups, those above a lowered capacity included that are still held.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kavern_kv_statistics {
@@ -352,6 +357,22 @@ pub struct kavern_kv_statistics {
     pub held_tokens: u64,
     /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block.
     pub copied_tokens: u64,
+    /// Blocks that may be handed out, all groups together; see kavern_kv_resize.
+    pub capacity_blocks: u64,
+}
+
+/// What kavern_kv_resize has led to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_resize_result {
+    /// Blocks of the group from now on.
+    pub blocks: u64,
+    /// The most that can be asked for.
+    pub max_blocks: u64,
+    /// Blocks above that which are still in use: held by sequences or leases, or waiting for a step. 0 when done.
+    pub held_blocks: u64,
+    /// Bytes of memory behind the group's blocks; 0 in a metadata-only cache.
+    pub committed_bytes: u64,
 }
 
 /// One numbered change of what is findable.

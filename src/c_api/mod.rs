@@ -21,6 +21,7 @@ mod kv_config;
 pub mod kv_enums;
 pub mod kv_group;
 pub mod kv_ops;
+pub mod kv_resize;
 pub mod kv_types;
 pub mod log;
 pub mod manager;

@@ -66,6 +66,8 @@ pub struct CacheConfig {
     pub groups: Vec<GroupConfig>,
     /// Blocks of each group that names none.
     pub capacity_blocks: u64,
+    /// Blocks to which a group may grow later; 0: its capacity, in memory that stays.
+    pub max_blocks: u64,
     /// Bytes of all pools, where no blocks are named.
     pub capacity_bytes: u64,
     /// Rows of the tables.
@@ -114,7 +116,12 @@ pub(super) struct GroupGeometry {
     pub(super) reach: Reach,
     pub(super) strides: Strides,
     pub(super) block_tokens: u32,
+    /// The most that there can be.
     pub(super) blocks: u32,
+    /// At the beginning.
+    pub(super) first_blocks: u32,
+    /// The library's pool gets and gives memory as the count changes.
+    pub(super) is_elastic: bool,
     pub(super) block_bytes: u64,
     pub(super) row_cells: u32,
     /// State: a snapshot is kept at multiples of so many tokens.
@@ -313,6 +320,8 @@ impl CacheConfig {
         }
         let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
         within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
+        within("max_blocks", self.max_blocks, 0, BLOCKS_MAX)?;
+        let (first_blocks, blocks) = (blocks, blocks.max(self.max_blocks));
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
             return Err(Error::argument(format!(
                 "{blocks} blocks of {block_bytes} bytes are more than can be"
@@ -340,6 +349,8 @@ impl CacheConfig {
             strides,
             block_tokens: group.block_tokens,
             blocks: blocks as u32,
+            first_blocks: first_blocks as u32,
+            is_elastic: self.max_blocks > 0 && group.region.is_none(),
             block_bytes,
             row_cells: 0,
             snapshot_tokens: 0,

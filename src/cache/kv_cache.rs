@@ -13,6 +13,8 @@ use super::hash::Key;
 use super::kernels::KERNELS;
 use super::lookup::Request;
 use super::pattern::Pattern;
+use super::pool::Pool;
+use super::resize::Resizer;
 use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, ResetScope, State};
 use super::steps::StepState;
@@ -20,20 +22,13 @@ use super::table::Uploader;
 use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
 use crate::error::{Error, Result, Status};
 use crate::format::Strides;
-use crate::memory::{Allocation, Memory};
+use crate::memory::Memory;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Blocks that a reset looks at before it lets others in.
 const RESET_STRETCH: u32 = 4096;
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
-
-/// Memory of one group's blocks.
-struct Pool {
-    slice: DeviceSlice,
-    /// `None` if the engine owns it.
-    _owner: Option<Allocation>,
-}
 
 /// What an engine needs to write the slots of a group itself.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +41,10 @@ pub struct GroupDescription {
     pub null_block: Option<u32>,
     /// Address of block 0; 0 in a metadata-only cache.
     pub base_address: u64,
-    /// Blocks.
+    /// Blocks that may be handed out.
     pub blocks: u32,
+    /// Blocks to which the group may grow.
+    pub max_blocks: u32,
     /// Tokens in a block.
     pub block_tokens: u32,
     /// Bytes of a block.
@@ -62,8 +59,9 @@ pub struct GroupDescription {
 pub struct KvCache {
     geometry: Geometry,
     pub(super) memory: Arc<Memory>,
-    pools: Vec<Pool>,
-    state: Mutex<State>,
+    pub(super) pools: Vec<Pool>,
+    pub(super) resizer: Resizer,
+    pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
     /// Owners of the events in the steps.
@@ -81,30 +79,13 @@ impl KvCache {
         if !config.metadata_only {
             device.module_load(KERNELS)?;
             for (group, asked) in geometry.groups.iter().zip(&config.groups) {
-                let bytes = group.pool_blocks() * group.block_bytes;
-                pools.push(match asked.region {
-                    Some(region) if region.device() == device.key() => {
-                        Pool { slice: region.part(0, bytes)?, _owner: None }
-                    }
-                    Some(_) => return Err(Error::argument("the region is memory of another device")),
-                    None => {
-                        let owner = memory.allocate(bytes, &config.name)?;
-                        Pool { slice: owner.slice().part(0, bytes)?, _owner: Some(owner) }
-                    }
-                });
+                pools.push(Pool::new(memory, group, asked, &config.name)?);
             }
-            if let Some(at) =
-                (1..pools.len()).find(|&at| pools[..at].iter().any(|p| p.slice.overlaps(&pools[at].slice)))
+            if let Some(at) = (1..pools.len()).find(|&at| pools[..at].iter().any(|p| p.overlaps(&pools[at])))
             {
                 return Err(Error::argument(format!(
                     "the region of group {at} overlaps that of an earlier group"
                 )));
-            }
-            for (group, pool) in geometry.groups.iter().zip(&pools) {
-                if let Some(null) = group.null_block() {
-                    let first = u64::from(null) * group.block_bytes;
-                    device.memset(Stream::DEFAULT, pool.slice.part(first, group.block_bytes)?, 0)?;
-                }
             }
             for _ in 0..config.steps_in_flight {
                 events.push(OwnedEvent::new(device)?);
@@ -122,6 +103,7 @@ impl KvCache {
         };
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
+            resizer: Resizer::new(&geometry),
             geometry,
             memory: Arc::clone(memory),
             pools,
@@ -141,7 +123,7 @@ impl KvCache {
     pub(super) fn pool(&self, group: u32) -> Result<(DeviceSlice, u64)> {
         let geometry = self.group(group)?;
         match self.pools.get(group as usize) {
-            Some(pool) => Ok((pool.slice, geometry.block_bytes)),
+            Some(pool) => Ok((pool.slice()?, geometry.block_bytes)),
             None => Err(Error::new(Status::Unsupported, "a metadata-only cache has no blocks in memory")),
         }
     }
@@ -169,8 +151,9 @@ impl KvCache {
             content: geometry.content,
             reach: geometry.reach,
             null_block: geometry.null_block(),
-            base_address: self.pools.get(group as usize).map_or(0, |pool| pool.slice.address()),
-            blocks: geometry.blocks,
+            base_address: self.pools.get(group as usize).map_or(0, Pool::address),
+            blocks: self.resizer.target(group),
+            max_blocks: geometry.blocks,
             block_tokens: geometry.block_tokens,
             block_bytes: geometry.block_bytes,
             strides: geometry.strides,
@@ -191,7 +174,7 @@ impl KvCache {
     }
 
     /// Gives back the blocks of steps whose work is over; answers with the lock held.
-    fn reap(&self) -> Result<MutexGuard<'_, State>> {
+    pub(super) fn reap(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         let mut running = [(0, Event(0)); STEPS_MAX];
         let mut count = 0;
@@ -267,7 +250,7 @@ impl KvCache {
             for event in &waits[..wait_count] {
                 self.device().stream_wait_event(stream, *event)?;
             }
-            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group]);
+            let pools = |group: usize| Ok((self.pools[group].slice()?, self.geometry.groups[group]));
             uploader.enqueue(self.device(), stream, words, &pools)?;
             if is_all {
                 return Ok(());
@@ -304,9 +287,11 @@ impl KvCache {
         }
     }
 
-    /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps.
+    /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps; goes on
+    /// with resizes.
     pub fn poll(&self) -> Result<()> {
-        self.reap().map(drop)
+        self.reap().map(drop)?;
+        self.advance_resizes()
     }
 
     /// Keys of all full links of a request, each given to `take`; answers how many there are.
@@ -398,9 +383,8 @@ impl KvCache {
 
     /// What the cache holds and did.
     pub fn statistics(&self) -> CacheStatistics {
-        let pools = self.geometry.groups.iter().zip(&self.pools);
         CacheStatistics {
-            pool_bytes: pools.map(|(group, _)| group.pool_blocks() * group.block_bytes).sum(),
+            pool_bytes: self.pools.iter().map(Pool::bytes).sum(),
             metadata_bytes: self.metadata_bytes,
             ..self.state.lock().statistics()
         }

@@ -53,6 +53,7 @@ pub struct CacheStatistics {
     pub last_step: u64,
     pub held_tokens: u64,
     pub copied_tokens: u64,
+    pub capacity_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -238,7 +239,7 @@ impl State {
         CacheStatistics {
             steps_in_flight: self.shared.steps.count() as u32,
             free_blocks: free,
-            used_blocks: sum(&|s| s.block_count().into()) - free - inactive - deferred,
+            used_blocks: sum(&|s| (s.block_count() - s.retired_count()).into()) - free - inactive - deferred,
             inactive_blocks: inactive,
             deferred_blocks: deferred,
             indexed_blocks: sum(&|s| s.index.count().into()),
@@ -268,6 +269,7 @@ impl State {
             last_step: self.shared.steps.newest(),
             held_tokens: self.held_tokens(),
             copied_tokens: counters.copied_tokens,
+            capacity_blocks: sum(&|s| s.limit().into()),
         }
     }
 
@@ -317,6 +319,7 @@ impl State {
             let block = store.block(index);
             let state_count = u32::from(is_free[index as usize])
                 + u32::from(block.refs > 0)
+                + u32::from(store.is_retired(index))
                 + u32::from(block.is_waiting())
                 + u32::from(block.refs == 0 && !block.is_waiting() && block.is_findable());
             if block.refs != refs[index as usize] || state_count != 1 {

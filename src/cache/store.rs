@@ -2,7 +2,7 @@
 //!
 //! Each block is in exactly one state: free (in the free list), used (`refs > 0`), inactive (nobody holds it, but it
 //! is findable: the policy lists it), waiting (nobody holds it, but a step in flight may still read it).
-//! `free + used + inactive + waiting == blocks`. All calls are O(1) and allocate nothing. The caller holds the
+//! `free + used + inactive + waiting + retired == blocks`; a retired one is out of use (`resize`). All calls are O(1) and allocate nothing. The caller holds the
 //! cache's lock.
 
 use super::block::{
@@ -42,13 +42,17 @@ pub(super) struct Store {
     /// State: a snapshot is kept at multiples of so many tokens.
     pub(super) snapshot_tokens: u64,
     proof: Proof,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     origins: Vec<Origin>,
     /// `[block][token]`; empty unless tokens are compared.
     tokens: Vec<i32>,
     next_serial: u64,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
+    /// Ids below may be handed out; see `resize`.
+    pub(super) limit: u32,
+    /// Blocks above it that nobody holds.
+    pub(super) retired: u32,
     pub(super) index: Index,
     /// Only where hits may end inside a block.
     children: Option<Children>,
@@ -78,8 +82,8 @@ impl Store {
         };
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         let mut free = room(blocks as usize)?;
-        free.extend((0..blocks).rev());
-        Ok(Self {
+        free.extend((0..geometry.first_blocks).rev());
+        let mut store = Self {
             group,
             block_tokens: geometry.block_tokens,
             reach: geometry.reach,
@@ -93,6 +97,8 @@ impl Store {
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free,
+            limit: geometry.first_blocks,
+            retired: blocks - geometry.first_blocks,
             index: Index::new(blocks, seed)?,
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
@@ -100,7 +106,9 @@ impl Store {
             waiting: 0,
             scrub: options.scrub,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
-        })
+        };
+        store.note_places();
+        Ok(store)
     }
 
     pub(super) fn block(&self, block: u32) -> &Block {
@@ -262,7 +270,7 @@ impl Store {
             self.inactive += 1;
             self.policy.released(index);
         } else {
-            self.free.push(index);
+            self.put_free(index);
         }
     }
 
@@ -392,6 +400,11 @@ impl Store {
         if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
             return Published::Refused;
         }
+        if index >= self.limit {
+            // Out of use once its holder lets go: it stays private, with the name of its content.
+            self.blocks[index as usize].key = as_what.key;
+            return Published::Duplicate;
+        }
         let hash = self.index.hash(&as_what.key, as_what.namespace);
         if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
             let compares = self.compares(as_what);
@@ -417,7 +430,7 @@ impl Store {
             self.policy.removed(taken, true);
             self.inactive -= 1;
             self.forget(taken, RemoveReason::Replaced, shared);
-            self.free.push(taken);
+            self.put_free(taken);
         }
         if let Some(origin) = self.origins.get_mut(index as usize) {
             *origin = Origin {
@@ -500,7 +513,7 @@ impl Store {
         self.forget(index, reason, shared);
         if was_inactive {
             self.inactive -= 1;
-            self.free.push(index);
+            self.put_free(index);
         }
     }
 
@@ -510,7 +523,7 @@ impl Store {
         self.inactive -= 1;
         shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
         self.forget(victim, reason, shared);
-        self.free.push(victim);
+        self.put_free(victim);
         true
     }
 
@@ -529,6 +542,7 @@ impl Store {
             let block = self.block(index);
             block.is_findable() && block.refs == 0 && !block.is_waiting()
         };
+        self.validate_limit()?;
         self.policy.validate(&released, &|index| self.block(index).is_findable())?;
         if let Some(children) = &self.children {
             children.validate(|index| self.block(index).is_findable().then(|| self.parent_of(index)))?;

@@ -54,6 +54,7 @@
     ON_CACHE(kavern_kv_validate, (cache))                                                                         \
     ON_CACHE(kavern_kv_reset, (cache, 0, 0, NULL))                                                                \
     ON_CACHE(kavern_kv_evict, (cache, 0, 0, NULL))                                                                \
+    ON_CACHE(kavern_kv_resize, (cache, 0, 0, NULL))                                                               \
     ON_CACHE(kavern_kv_events_read, (cache, NULL, 0, NULL, NULL))                                                 \
     ON_CACHE(kavern_kv_events_snapshot, (cache, NULL, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_block_keys, (cache, NULL, NULL, 0, NULL))                                                  \

@@ -69,6 +69,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         ragged: false,
         require_salt: false,
         partial_hits: false,
+        max_blocks: 0,
     }
 }
 

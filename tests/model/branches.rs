@@ -66,6 +66,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         ragged: true,
         require_salt: false,
         partial_hits: false,
+        max_blocks: 0,
     }
 }
 

@@ -36,6 +36,7 @@ fn config() -> CacheConfig {
     let group = GroupConfig {
         content: Content::Attention(shape),
         block_tokens: BLOCK_TOKENS as u32,
+        reach: kavern::cache::Reach::All,
         capacity_blocks: 0,
         region: None,
     };
@@ -59,6 +60,8 @@ fn config() -> CacheConfig {
         metadata_only: false,
         ragged: false,
         require_salt: false,
+        partial_hits: false,
+        max_blocks: 0,
     }
 }
 

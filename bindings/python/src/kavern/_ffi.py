@@ -253,7 +253,11 @@ class kavern_kv_completion(_c.Structure):
 
 
 class kavern_kv_statistics(_c.Structure):
-    """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
+    """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all"""
+
+
+class kavern_kv_resize_result(_c.Structure):
+    """What kavern_kv_resize has led to."""
 
 
 class kavern_kv_event(_c.Structure):
@@ -417,6 +421,7 @@ kavern_kv_description._fields_ = [
     ("row_cells", _c.c_uint64),
     ("null_block", _c.c_int32),
     ("window_tokens", _c.c_uint32),
+    ("max_blocks", _c.c_uint64),
 ]
 
 kavern_kv_token_copy._fields_ = [
@@ -454,6 +459,7 @@ kavern_kv_cache_config._fields_ = [
     ("codec_disk", _c.c_char_p),
     ("codec_remote", _c.c_char_p),
     ("reserved", _c.c_uint64 * 4),
+    ("max_blocks", _c.c_uint64),
 ]
 
 kavern_kv_extra._fields_ = [
@@ -596,6 +602,14 @@ kavern_kv_statistics._fields_ = [
     ("last_step", _c.c_uint64),
     ("held_tokens", _c.c_uint64),
     ("copied_tokens", _c.c_uint64),
+    ("capacity_blocks", _c.c_uint64),
+]
+
+kavern_kv_resize_result._fields_ = [
+    ("blocks", _c.c_uint64),
+    ("max_blocks", _c.c_uint64),
+    ("held_blocks", _c.c_uint64),
+    ("committed_bytes", _c.c_uint64),
 ]
 
 kavern_kv_event._fields_ = [
@@ -873,6 +887,7 @@ FUNCTIONS = {
     "kavern_elastic_base": (kavern_status, [kavern_elastic, _c.POINTER(_c.c_uint64)]),
     "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
     "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
+    "kavern_kv_resize": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.c_uint64, _c.POINTER(kavern_kv_resize_result)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
     "kavern_manager_config_init": (kavern_status, [_c.POINTER(kavern_manager_config), _c.c_size_t]),
     "kavern_manager_create": (kavern_status, [_c.POINTER(kavern_manager_config), _c.POINTER(kavern_manager)]),
