@@ -667,7 +667,10 @@ typedef struct kavern_kv_group {
     uint64_t capacity_blocks;
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
-    /** Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more where null_block is not -1. */
+    /**
+     * Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more where
+     * null_block is not -1.
+     */
     uint64_t region_bytes;
     /**
      * KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
@@ -866,6 +869,8 @@ typedef struct kavern_kv_statistics {
     uint64_t copied_tokens;
     /** Blocks that may be handed out, all groups together; see kavern_kv_resize. */
     uint64_t capacity_blocks;
+    /** Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT. */
+    uint64_t promised_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1454,7 +1459,10 @@ typedef struct kavern_kv_op {
     uint64_t offset;
     /** RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others. */
     uint64_t ttl_ms;
-    /** ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others. */
+    /**
+     * ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
+     * refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
+     */
     uint64_t expected_tokens;
     /**
      * RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all

@@ -13,6 +13,7 @@ mod cache {
     mod ops;
     mod partial;
     mod prefix;
+    mod promises;
     mod resize;
     mod states;
     mod steps;

@@ -154,6 +154,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             held_tokens: s.held_tokens,
             copied_tokens: s.copied_tokens,
             capacity_blocks: s.capacity_blocks,
+            promised_blocks: s.promised_blocks,
         }
     }
 }

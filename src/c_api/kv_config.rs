@@ -37,7 +37,7 @@ c_struct! {
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
     kavern_kv_description, 104, 120;
-    kavern_kv_statistics, 200, 224;
+    kavern_kv_statistics, 200, 232;
     kavern_kv_append_args, 48, 48;
 }
 

@@ -175,7 +175,8 @@ pub struct kavern_kv_op {
     pub offset: u64,
     /// RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others.
     pub ttl_ms: u64,
-    /// ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others.
+    /// ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
+    /// refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
     pub expected_tokens: u64,
     /// RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
     /// others.
@@ -359,6 +360,8 @@ pub struct kavern_kv_statistics {
     pub copied_tokens: u64,
     /// Blocks that may be handed out, all groups together; see kavern_kv_resize.
     pub capacity_blocks: u64,
+    /// Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT.
+    pub promised_blocks: u64,
 }
 
 /// What kavern_kv_resize has led to.

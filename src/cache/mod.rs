@@ -32,6 +32,7 @@ mod partial;
 mod pattern;
 mod pool;
 mod preempt;
+mod promise;
 mod publish;
 mod resize;
 mod rewind;

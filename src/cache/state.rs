@@ -14,6 +14,7 @@ use super::group::Reach;
 use super::hash::Key;
 use super::hybrid::ChainLink;
 use super::namespace::Namespaces;
+use super::promise::Promises;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -54,6 +55,7 @@ pub struct CacheStatistics {
     pub held_tokens: u64,
     pub copied_tokens: u64,
     pub capacity_blocks: u64,
+    pub promised_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -77,6 +79,7 @@ pub(super) struct State {
     pub(super) batch: Batch,
     pub(super) copies: Copies,
     pub(super) trunks: Trunks,
+    pub(super) promises: Promises,
     /// New blocks of an edited tail, before they take the place of the old ones.
     pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
@@ -127,6 +130,7 @@ impl State {
             batch: Batch::new(geometry, config)?,
             copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
             trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            promises: Promises::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
             is_plain: geometry.is_plain(),
@@ -264,12 +268,14 @@ impl State {
                 + self.batch.bytes()
                 + self.copies.bytes()
                 + self.trunks.bytes()
+                + self.promises.bytes()
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
             held_tokens: self.held_tokens(),
             copied_tokens: counters.copied_tokens,
             capacity_blocks: sum(&|s| s.limit().into()),
+            promised_blocks: sum(&|s| s.promised.into()),
         }
     }
 
@@ -301,6 +307,7 @@ impl State {
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
+        self.promises.validate(group, store)?;
         let mut refs = filled(store.block_count() as usize, 0u32)?;
         self.count_row_refs(group, &mut refs)?;
         let leases =

@@ -53,6 +53,8 @@ pub(super) struct Store {
     pub(super) limit: u32,
     /// Blocks above it that nobody holds.
     pub(super) retired: u32,
+    /// Free or inactive blocks that are promised to sequences; see `promise`.
+    pub(super) promised: u32,
     pub(super) index: Index,
     /// Only where hits may end inside a block.
     children: Option<Children>,
@@ -99,6 +101,7 @@ impl Store {
             free,
             limit: geometry.first_blocks,
             retired: blocks - geometry.first_blocks,
+            promised: 0,
             index: Index::new(blocks, seed)?,
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
@@ -131,9 +134,9 @@ impl Store {
         self.waiting
     }
 
-    /// Blocks that can be handed out now.
+    /// Blocks that can be handed out now to whom none are promised.
     pub(super) fn available(&self) -> u32 {
-        self.free.len() as u32 + self.inactive
+        self.free.len() as u32 + self.inactive - self.promised
     }
 
     pub(super) fn compares_tokens(&self) -> bool {

@@ -603,6 +603,7 @@ kavern_kv_statistics._fields_ = [
     ("held_tokens", _c.c_uint64),
     ("copied_tokens", _c.c_uint64),
     ("capacity_blocks", _c.c_uint64),
+    ("promised_blocks", _c.c_uint64),
 ]
 
 kavern_kv_resize_result._fields_ = [
