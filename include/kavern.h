@@ -770,8 +770,8 @@ typedef struct kavern_kv_group {
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
     /**
-     * Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more where
-     * null_block is not -1.
+     * Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more
+     * where null_block is not -1.
      */
     uint64_t region_bytes;
     /**
@@ -2408,8 +2408,9 @@ kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
  *
  * Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
  * count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
- * they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned. The memory of the highest blocks goes back in
- * whole pages when no step in flight can reach them, if the cache was made with max_blocks; addresses stay.
+ * they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned.
+ * The memory of the highest blocks goes back in whole pages when no step in flight can reach them, if the cache was
+ * made with max_blocks; addresses stay.
  * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
  * same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
  * KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,
@@ -2445,8 +2446,8 @@ kavern_status kavern_set_log_callback(uint32_t level,
 /**
  * Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
  *
- * The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a part
- * of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
+ * The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a
+ * part of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
  * Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
  * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
  * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.

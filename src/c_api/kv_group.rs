@@ -44,8 +44,8 @@ pub struct kavern_kv_group {
     pub capacity_blocks: u64,
     /// Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate.
     pub region_address: u64,
-    /// Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more where
-    /// null_block is not -1.
+    /// Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more
+    /// where null_block is not -1.
     pub region_bytes: u64,
     /// KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
     /// in all others.

@@ -25,8 +25,9 @@ impl From<Resized> for kavern_kv_resize_result {
 ///
 /// Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
 /// count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
-/// they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned. The memory of the highest blocks goes back in
-/// whole pages when no step in flight can reach them, if the cache was made with max_blocks; addresses stay.
+/// they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned.
+/// The memory of the highest blocks goes back in whole pages when no step in flight can reach them, if the cache was
+/// made with max_blocks; addresses stay.
 /// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
 /// same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
 /// KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,

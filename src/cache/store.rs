@@ -2,8 +2,8 @@
 //!
 //! Each block is in exactly one state: free (in the free list), used (`refs > 0`), inactive (nobody holds it, but it
 //! is findable: the policy lists it), waiting (nobody holds it, but a step in flight may still read it).
-//! `free + used + inactive + waiting + retired == blocks`; a retired one is out of use (`resize`). All calls are O(1) and
-//! allocate nothing. The caller holds the cache's lock.
+//! `free + used + inactive + waiting + retired == blocks`; a retired one is out of use (`resize`). All calls are O(1)
+//! and allocate nothing. The caller holds the cache's lock.
 
 pub(super) use self::find::Proof;
 use super::block::{

@@ -192,7 +192,7 @@ static void bad_op(kavern_kv_op *op, size_t index) {
     op->target = bad_id();
     op->tokens = some_u64();
     op->lookahead = (uint32_t)some_u64();
-    switch (below(10)) {
+    switch (below(12)) {
         case 0: op->kind = one_in(2) ? 0 : unknown_u32(18); break;
         case 1: op->kind = 6 + (uint32_t)below(13); break;
         case 2: op->reserved = (uint32_t)some_u64() | 1; break;
@@ -200,12 +200,12 @@ static void bad_op(kavern_kv_op *op, size_t index) {
             op->kind = 2 + (uint32_t)below(3);
             op->target = KAVERN_SEQ_OF_OP(index + below(100)); /* itself or a later one */
             break;
-        case 7: /* a field that it does not use, or a priority that there is not */
+        case 9: /* a field that it does not use, or a priority that there is not */
             op->kind = KAVERN_OP_PIN + (uint32_t)below(3);
             op->lookahead = 0;
             op->priority = 101 + (uint32_t)below(1000);
             break;
-        case 8:
+        case 10:
             op->kind = KAVERN_OP_PIN + (uint32_t)below(3);
             op->lookahead = (uint32_t)some_u64() | 1;
             break;
