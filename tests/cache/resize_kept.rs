@@ -1,6 +1,6 @@
 //! Pins, promises and runs of blocks in a pool whose size changes.
 
-use kavern::cache::{CacheConfig, Op, Stretch, Target};
+use kavern::cache::{CacheConfig, GroupConfig, Op, Reach, Stretch, Target};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -112,6 +112,33 @@ fn what_is_pinned_is_not_promised() {
         bench.cache.validate().unwrap();
         assert_eq!(bench.append(sequence, 20).blocks_added, 5);
         bench.release(pinned.lease);
+        bench.done();
+    }
+}
+
+#[test]
+fn a_window_counts_on_no_block_that_is_pinned_or_goes_out_of_use() {
+    let window = GroupConfig { reach: Reach::Sliding { window_tokens: 4 }, ..group(4) };
+    for (is_pinned, is_smaller) in [(false, false), (true, false), (false, true)] {
+        let mut bench = Bench::new(&config(vec![window.clone()], 4));
+        // The other sequence has the low blocks, so that the window's are above a smaller size.
+        let tokens = prompt(1, 8);
+        bench.begin();
+        bench.start(&ask(&prompt(2, 8)), &prompt(2, 8));
+        let sequence = bench.start(&ask(&tokens), &tokens).1;
+        if is_pinned {
+            bench.good(&Op::Pin { stretch: all_of(sequence) });
+        }
+        bench.done();
+        if is_smaller {
+            assert_eq!(bench.cache.resize(0, 2).unwrap().held_blocks, 2);
+        }
+        bench.begin();
+        let target = Target::Id(Id(sequence));
+        let result = bench.apply(&Op::Append { target, tokens: 4, lookahead: 0 });
+        let expected = if is_pinned || is_smaller { Status::OutOfBlocks } else { Status::Ok };
+        assert_eq!(result.status, expected, "pinned {is_pinned}, smaller {is_smaller}");
+        bench.cache.validate().unwrap();
         bench.done();
     }
 }
