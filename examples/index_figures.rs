@@ -65,6 +65,7 @@ fn config(blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },
     }
 }

@@ -469,7 +469,7 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_NONE = 0,
     /** Its slot was needed. */
     KAVERN_REMOVE_EVICTED = 1,
-    /** kavern_kv_evict asked for it. */
+    /** kavern_kv_evict asked for it, or it lay above what kavern_kv_resize left. */
     KAVERN_REMOVE_REQUESTED = 2,
     /** kavern_kv_reset asked for it. */
     KAVERN_REMOVE_RESET = 3,
@@ -769,7 +769,10 @@ typedef struct kavern_kv_group {
     uint64_t capacity_blocks;
     /** Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate. */
     uint64_t region_address;
-    /** Bytes there, at least capacity_blocks x bytes of a block, and one block more where null_block is not -1. */
+    /**
+     * Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more
+     * where null_block is not -1.
+     */
     uint64_t region_bytes;
     /**
      * KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
@@ -849,6 +852,12 @@ typedef struct kavern_kv_cache_config {
     const char *codec_remote;
     /** Zero. */
     uint64_t reserved[4];
+    /**
+     * Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
+     * are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
+     * memory that stays.
+     */
+    uint64_t max_blocks;
 } kavern_kv_cache_config;
 
 /**
@@ -876,7 +885,7 @@ typedef struct kavern_kv_description {
     uint32_t layout;
     /** Device address of block 0; 0 in a metadata-only cache. */
     uint64_t base_address;
-    /** Blocks. */
+    /** Blocks that may be handed out. */
     uint64_t block_count;
     /** Bytes of a block. */
     uint64_t block_bytes;
@@ -896,9 +905,14 @@ typedef struct kavern_kv_description {
     int32_t null_block;
     /** Tokens of the window or chunk; 0 if there is none. */
     uint32_t window_tokens;
+    /** Blocks to which the group may grow; the addresses of all are taken. */
+    uint64_t max_blocks;
 } kavern_kv_description;
 
-/** What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups. */
+/**
+ * What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all
+ * groups, those above a lowered capacity included that are still held.
+ */
 typedef struct kavern_kv_statistics {
     /** sizeof(kavern_kv_statistics). */
     uint32_t struct_size;
@@ -979,6 +993,10 @@ typedef struct kavern_kv_statistics {
     uint64_t skipped_blocks;
     /** Blocks that are pinned, by operations or names. */
     uint64_t pinned_blocks;
+    /** Blocks that may be handed out, all groups together; see kavern_kv_resize. */
+    uint64_t capacity_blocks;
+    /** Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT. */
+    uint64_t promised_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1114,6 +1132,18 @@ typedef struct kavern_kv_prefix {
     /** Blocks that it pins, all groups together. */
     uint64_t blocks;
 } kavern_kv_prefix;
+
+/** What kavern_kv_resize has led to. */
+typedef struct kavern_kv_resize_result {
+    /** Blocks of the group from now on. */
+    uint64_t blocks;
+    /** The most that can be asked for. */
+    uint64_t max_blocks;
+    /** Blocks above that which are still in use: held by sequences or leases, or waiting for a step. 0 when done. */
+    uint64_t held_blocks;
+    /** Bytes of memory behind the group's blocks; 0 in a metadata-only cache. */
+    uint64_t committed_bytes;
+} kavern_kv_resize_result;
 
 /** Receives what the library says: your userdata, a KAVERN_LOG_ level, the room that speaks, a sentence. */
 typedef void (*kavern_log_fn)(void *userdata, uint32_t level, const char *room, const char *text);
@@ -1767,7 +1797,10 @@ typedef struct kavern_kv_op {
     uint64_t offset;
     /** RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others. */
     uint64_t ttl_ms;
-    /** ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others. */
+    /**
+     * ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
+     * refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
+     */
     uint64_t expected_tokens;
     /**
      * RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
@@ -2371,6 +2404,29 @@ kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
                                     size_t *count);
 
 /**
+ * Changes how many blocks a group has while sequences run, 1 to the most that the cache was made for.
+ *
+ * Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
+ * count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
+ * they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned.
+ * The memory of the highest blocks goes back in whole pages when no step in flight can reach them, if the cache was
+ * made with max_blocks; addresses stay.
+ * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
+ * same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
+ * KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER; then nothing has changed.
+ * Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
+ * lock for at most 256 blocks at a time.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_kv_resize(kavern_kv_cache *cache,
+                               uint32_t group,
+                               uint64_t blocks,
+                               kavern_kv_resize_result *out);
+
+/**
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
  *
  * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
@@ -2390,8 +2446,8 @@ kavern_status kavern_set_log_callback(uint32_t level,
 /**
  * Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
  *
- * The answer is that of the same walk over every link; it may be outdated when it arrives. Counts as no lookup and
- * makes no block newer.
+ * The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a
+ * part of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
  * Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
  * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
  * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.

@@ -18,6 +18,9 @@ mod cache {
     mod plans;
     mod prefix;
     mod probe;
+    mod promises;
+    mod resize;
+    mod resize_kept;
     mod retention;
     mod states;
     mod steps;

@@ -53,6 +53,7 @@ fn cache(blocks: u64, policy: &str) -> KvCache {
         partial_hits: false,
         worker: false,
         exact_order: false,
+        max_blocks: 0,
     };
     let device = registry::open("host").expect("the host opens");
     let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));

@@ -128,6 +128,7 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        max_blocks: 0,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

@@ -47,6 +47,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: false,
+        max_blocks: 0,
     }
 }
 

@@ -160,6 +160,8 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             missed_blocks: s.missed_blocks,
             skipped_blocks: s.skipped_blocks,
             pinned_blocks: s.pinned_blocks,
+            capacity_blocks: s.capacity_blocks,
+            promised_blocks: s.promised_blocks,
         }
     }
 }

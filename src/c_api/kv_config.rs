@@ -39,10 +39,10 @@ c_struct! {
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
     kavern_kv_step_tables, 80, 104;
-    kavern_kv_description, 104, 112;
-    kavern_kv_statistics, 200, 272;
+    kavern_kv_statistics, 200, 288;
     kavern_kv_namespace_statistics, 112, 112;
     kavern_kv_plan_info, 56, 56;
+    kavern_kv_description, 104, 120;
     kavern_kv_append_args, 48, 48;
     kavern_kv_lookup_args, 48, 48;
 }
@@ -83,7 +83,7 @@ unsafe impl CStruct for kavern_kv_cache_config {
         }
     }
 }
-const _: () = assert!(size_of::<kavern_kv_cache_config>() == 176, "a struct grows only at its end");
+const _: () = assert!(size_of::<kavern_kv_cache_config>() == 184, "a struct grows only at its end");
 const _: () =
     assert!(size_of::<kavern_kv_extra>() == size_of::<Extra>(), "the header's struct is the room's");
 
@@ -194,6 +194,7 @@ pub(super) unsafe fn cache_config(
         partial_hits: settings.flags & partial_hits != 0,
         worker: settings.flags & worker != 0,
         exact_order: settings.flags & exact_order != 0,
+        max_blocks: settings.max_blocks,
     })
 }
 

@@ -232,7 +232,7 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_NONE = 0,
     /// Its slot was needed.
     KAVERN_REMOVE_EVICTED = 1,
-    /// kavern_kv_evict asked for it.
+    /// kavern_kv_evict asked for it, or it lay above what kavern_kv_resize left.
     KAVERN_REMOVE_REQUESTED = 2,
     /// kavern_kv_reset asked for it.
     KAVERN_REMOVE_RESET = 3,

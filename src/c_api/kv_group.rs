@@ -44,7 +44,8 @@ pub struct kavern_kv_group {
     pub capacity_blocks: u64,
     /// Device address of memory of yours that holds the blocks, aligned to 256; 0 lets the library allocate.
     pub region_address: u64,
-    /// Bytes there, at least capacity_blocks x bytes of a block, and one block more where null_block is not -1.
+    /// Bytes there, at least capacity_blocks (or max_blocks, if that is more) x bytes of a block, and one block more
+    /// where null_block is not -1.
     pub region_bytes: u64,
     /// KAVERN_GROUP_SLIDING: tokens that one attends to, itself among them. KAVERN_GROUP_CHUNKED: tokens of a chunk. 0
     /// in all others.
@@ -89,7 +90,7 @@ pub struct kavern_kv_description {
     pub layout: u32,
     /// Device address of block 0; 0 in a metadata-only cache.
     pub base_address: u64,
-    /// Blocks.
+    /// Blocks that may be handed out.
     pub block_count: u64,
     /// Bytes of a block.
     pub block_bytes: u64,
@@ -109,6 +110,8 @@ pub struct kavern_kv_description {
     pub null_block: i32,
     /// Tokens of the window or chunk; 0 if there is none.
     pub window_tokens: u32,
+    /// Blocks to which the group may grow; the addresses of all are taken.
+    pub max_blocks: u64,
 }
 
 const KINDS: [kavern_kv_group_kind; 7] = [
@@ -211,6 +214,7 @@ pub(super) fn describe(group: &GroupDescription) -> kavern_kv_description {
         block_tokens: group.block_tokens,
         base_address: group.base_address,
         block_count: group.blocks.into(),
+        max_blocks: group.max_blocks.into(),
         block_bytes: group.block_bytes,
         block_stride: group.strides.block,
         layer_stride: group.strides.layer,

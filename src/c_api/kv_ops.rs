@@ -73,9 +73,6 @@ pub(super) fn check_unused(op: &kavern_kv_op) -> Result<()> {
 }
 
 fn check_each_unused(op: &kavern_kv_op) -> Result<()> {
-    if op.kind == 1 && op.expected_tokens != 0 {
-        return Err(Error::new(Status::Unsupported, "expected_tokens comes with a later version"));
-    }
     let is_used = |kinds: &[u32]| kinds.contains(&op.kind);
     let later = [
         ("offset", op.offset != 0, is_used(&[8, 9, 13, 14, 15])),

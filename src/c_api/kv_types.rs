@@ -63,6 +63,10 @@ pub struct kavern_kv_cache_config {
     pub codec_remote: *const core::ffi::c_char,
     /// Zero.
     pub reserved: [u64; 4],
+    /// Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
+    /// are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
+    /// memory that stays.
+    pub max_blocks: u64,
 }
 
 /// Something beside the tokens that the content of a block depends on: an image, an embedding.
@@ -178,7 +182,8 @@ pub struct kavern_kv_op {
     pub offset: u64,
     /// RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others.
     pub ttl_ms: u64,
-    /// ADMIT: tokens that the sequence is expected to reach, 0 if nobody knows; 0 in all others.
+    /// ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
+    /// refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
     pub expected_tokens: u64,
     /// RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
     /// others.
@@ -298,7 +303,8 @@ pub struct kavern_kv_completion {
     pub bytes: u64,
 }
 
-/// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups.
+/// What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all
+/// groups, those above a lowered capacity included that are still held.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kavern_kv_statistics {
@@ -375,6 +381,24 @@ pub struct kavern_kv_statistics {
     pub skipped_blocks: u64,
     /// Blocks that are pinned, by operations or names.
     pub pinned_blocks: u64,
+    /// Blocks that may be handed out, all groups together; see kavern_kv_resize.
+    pub capacity_blocks: u64,
+    /// Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT.
+    pub promised_blocks: u64,
+}
+
+/// What kavern_kv_resize has led to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kavern_kv_resize_result {
+    /// Blocks of the group from now on.
+    pub blocks: u64,
+    /// The most that can be asked for.
+    pub max_blocks: u64,
+    /// Blocks above that which are still in use: held by sequences or leases, or waiting for a step. 0 when done.
+    pub held_blocks: u64,
+    /// Bytes of memory behind the group's blocks; 0 in a metadata-only cache.
+    pub committed_bytes: u64,
 }
 
 /// A named prefix.

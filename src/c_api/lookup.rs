@@ -26,8 +26,8 @@ impl From<ChunkHit> for kavern_kv_chunk_hit {
 
 /// Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
 ///
-/// The answer is that of the same walk over every link; it may be outdated when it arrives. Counts as no lookup and
-/// makes no block newer.
+/// The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a
+/// part of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
 /// Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
 /// Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
 /// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.

@@ -23,6 +23,7 @@ pub mod kv_event;
 pub mod kv_group;
 pub mod kv_ops;
 pub mod kv_prefix;
+pub mod kv_resize;
 mod kv_retain;
 pub mod kv_types;
 pub mod log;

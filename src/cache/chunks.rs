@@ -126,8 +126,8 @@ impl State {
         for (store, rows) in self.stores.iter().zip(rows.iter_mut()) {
             let hash = store.index.hash(key, namespace);
             match store.find(hash, &wanted, &[], &mut self.shared.counters) {
-                Some(block) => rows.push(lease, block),
-                None => break,
+                Some(block) if store.may_take(block) => rows.push(lease, block),
+                _ => break,
             }
         }
         if rows.iter().any(|rows| rows.count(lease) == held) {

@@ -75,6 +75,8 @@ pub struct CacheConfig {
     pub groups: Vec<GroupConfig>,
     /// Blocks of each group that names none.
     pub capacity_blocks: u64,
+    /// Blocks to which a group may grow later; 0: its capacity, in memory that stays.
+    pub max_blocks: u64,
     /// Bytes of all pools, where no blocks are named.
     pub capacity_bytes: u64,
     /// Rows of the tables.
@@ -129,7 +131,12 @@ pub(super) struct GroupGeometry {
     pub(super) reach: Reach,
     pub(super) strides: Strides,
     pub(super) block_tokens: u32,
+    /// The most that there can be.
     pub(super) blocks: u32,
+    /// At the beginning.
+    pub(super) first_blocks: u32,
+    /// The library's pool gets and gives memory as the count changes.
+    pub(super) is_elastic: bool,
     pub(super) block_bytes: u64,
     pub(super) row_cells: u32,
     /// State: a snapshot is kept at multiples of so many tokens.
@@ -341,6 +348,10 @@ impl CacheConfig {
         }
         let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
         within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
+        within("max_blocks", self.max_blocks, 0, BLOCKS_MAX)?;
+        let most = blocks.max(self.max_blocks);
+        // A worker is told no sizes: what it maps is there from the beginning.
+        let (first_blocks, blocks) = (if self.worker { most } else { blocks }, most);
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
             return Err(Error::argument(format!(
                 "{blocks} blocks of {block_bytes} bytes are more than can be"
@@ -368,6 +379,8 @@ impl CacheConfig {
             strides,
             block_tokens: group.block_tokens,
             blocks: blocks as u32,
+            first_blocks: first_blocks as u32,
+            is_elastic: self.max_blocks > 0 && group.region.is_none() && !self.worker,
             block_bytes,
             row_cells: 0,
             snapshot_tokens: 0,

@@ -12,8 +12,15 @@ const LOOK: u32 = 16;
 
 /// Free blocks.
 pub(super) enum Free {
-    Stack(Vec<u32>),
+    Stack(Stack),
     Runs(Runs),
+}
+
+/// The block freed last goes first.
+pub(super) struct Stack {
+    order: Vec<u32>,
+    /// By block: where it stands in `order`, if it is free.
+    places: Vec<u32>,
 }
 
 /// A set of blocks in which the next member is found fast.
@@ -26,31 +33,33 @@ pub(super) struct Runs {
 }
 
 impl Free {
-    /// All blocks free.
-    pub(super) fn new(blocks: u32, is_exact: bool) -> Result<Self> {
+    /// The first `free` of so many blocks are free.
+    pub(super) fn new(blocks: u32, free: u32, is_exact: bool) -> Result<Self> {
         if is_exact {
-            let mut stack = room(blocks as usize)?;
-            stack.extend((0..blocks).rev());
+            let (order, places) = (room(blocks as usize)?, filled(blocks as usize, 0)?);
+            let mut stack = Stack { order, places };
+            (0..free).rev().for_each(|block| stack.push(block));
             return Ok(Self::Stack(stack));
         }
         let mut levels = Vec::new();
-        let mut bits = blocks as usize;
+        let (mut bits, mut set) = (blocks as usize, free as usize);
         loop {
-            let mut words = filled(bits.div_ceil(64), u64::MAX)?;
-            if let (Some(last), 1..) = (words.last_mut(), bits % 64) {
-                *last = (1 << (bits % 64)) - 1;
+            let mut words = filled(bits.div_ceil(64), 0)?;
+            words[..set / 64].fill(u64::MAX);
+            if !set.is_multiple_of(64) {
+                words[set / 64] = (1 << (set % 64)) - 1;
             }
-            bits = words.len();
+            (bits, set) = (words.len(), set.div_ceil(64));
             levels.push(words);
             if bits <= 1 {
-                return Ok(Self::Runs(Runs { levels, count: blocks, cursor: 0 }));
+                return Ok(Self::Runs(Runs { levels, count: free, cursor: 0 }));
             }
         }
     }
 
     pub(super) fn count(&self) -> u32 {
         match self {
-            Self::Stack(stack) => stack.len() as u32,
+            Self::Stack(stack) => stack.order.len() as u32,
             Self::Runs(runs) => runs.count,
         }
     }
@@ -67,10 +76,18 @@ impl Free {
         }
     }
 
+    /// Takes this free block. In exact order the one on top comes to its place.
+    pub(super) fn take(&mut self, block: u32) {
+        match self {
+            Self::Stack(stack) => stack.take(block),
+            Self::Runs(runs) => runs.remove(block),
+        }
+    }
+
     /// Takes one block.
     pub(super) fn pop(&mut self) -> Option<u32> {
         match self {
-            Self::Stack(stack) => stack.pop(),
+            Self::Stack(stack) => stack.order.pop(),
             Self::Runs(runs) => runs.take_run(1, None).map(|(first, _)| first),
         }
     }
@@ -78,22 +95,22 @@ impl Free {
     /// Takes a run of at most `most` blocks, the one after `near` if that is free; answers its first and its length.
     pub(super) fn take_run(&mut self, most: u32, near: Option<u32>) -> Option<(u32, u32)> {
         match self {
-            Self::Stack(stack) => stack.pop().map(|block| (block, 1)),
+            Self::Stack(stack) => stack.order.pop().map(|block| (block, 1)),
             Self::Runs(runs) => runs.take_run(most, near),
         }
     }
 
     pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::Stack(stack) => 4 * stack.capacity() as u64,
+            Self::Stack(stack) => 4 * (stack.order.capacity() + stack.places.len()) as u64,
             Self::Runs(runs) => runs.levels.iter().map(|level| 8 * level.len() as u64).sum(),
         }
     }
 
-    /// Checks the summaries; answers all free blocks.
+    /// Checks places or summaries; answers all free blocks.
     pub(super) fn validate(&self) -> Result<Vec<u32>> {
         let runs = match self {
-            Self::Stack(stack) => return Ok(stack.clone()),
+            Self::Stack(stack) => return stack.validate(),
             Self::Runs(runs) => runs,
         };
         for (below, above) in runs.levels.iter().zip(&runs.levels[1..]) {
@@ -107,6 +124,30 @@ impl Free {
         match free.len() == runs.count as usize {
             true => Ok(free),
             false => Err(Error::internal("the count of the free blocks is wrong")),
+        }
+    }
+}
+
+impl Stack {
+    fn push(&mut self, block: u32) {
+        self.places[block as usize] = self.order.len() as u32;
+        self.order.push(block);
+    }
+
+    fn take(&mut self, block: u32) {
+        let at = self.places[block as usize] as usize;
+        let taken = self.order.swap_remove(at);
+        debug_assert_eq!(taken, block, "a free block knows its place");
+        if let Some(&moved) = self.order.get(at) {
+            self.places[moved as usize] = at as u32;
+        }
+    }
+
+    fn validate(&self) -> Result<Vec<u32>> {
+        let is_right = |(at, &block): (u32, &u32)| self.places[block as usize] == at;
+        match (0..).zip(&self.order).all(is_right) {
+            true => Ok(self.order.clone()),
+            false => Err(Error::internal("a free block does not know its place")),
         }
     }
 }
@@ -213,7 +254,7 @@ mod tests {
     fn the_set_agrees_with_a_plain_one_and_runs_are_runs() {
         let mut random = fastrand::Rng::with_seed(3);
         for blocks in [1, 63, 64, 65, 4096, 4097, 9000] {
-            let mut free = Free::new(blocks, false).unwrap();
+            let mut free = Free::new(blocks, blocks, false).unwrap();
             let mut taken: Vec<u32> = Vec::new();
             for _ in 0..2000 {
                 if random.bool() {
@@ -239,11 +280,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn single_blocks_leave_the_middle_and_come_back_in_either_order() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for (blocks, first, is_exact) in [
+            (1, 1, true),
+            (130, 65, true),
+            (1, 1, false),
+            (130, 64, false),
+            (130, 65, false),
+            (9000, 4097, false),
+        ] {
+            let mut free = Free::new(blocks, first, is_exact).unwrap();
+            let mut left: Vec<u32> = (0..first).collect();
+            let mut taken: Vec<u32> = (first..blocks).collect();
+            for _ in 0..3000 {
+                if random.bool() && !left.is_empty() {
+                    let block = left.swap_remove(random.usize(0..left.len()));
+                    free.take(block);
+                    taken.push(block);
+                } else if !taken.is_empty() {
+                    let block = taken.swap_remove(random.usize(0..taken.len()));
+                    free.push(block);
+                    left.push(block);
+                }
+                assert_eq!(free.count() as usize, left.len());
+            }
+            let mut all = free.validate().unwrap();
+            all.sort_unstable();
+            left.sort_unstable();
+            assert_eq!(all, left);
+        }
+    }
+
     /// A million blocks come and go at 90 % use, in requests of 64 to 256.
     #[test]
     fn runs_stay_long_under_churn_at_nine_tenths_use() {
         let (blocks, mut random) = (20_000, fastrand::Rng::with_seed(11));
-        let mut free = Free::new(blocks, false).unwrap();
+        let mut free = Free::new(blocks, blocks, false).unwrap();
         let mut requests: Vec<Vec<u32>> = Vec::new();
         let (mut churned, mut late_blocks, mut late_runs) = (0, 0, 0);
         while churned < 1_000_000 {

@@ -12,8 +12,10 @@ use super::kernels::KERNELS;
 use super::pattern::Pattern;
 use super::plan::Shape;
 use super::plan_steps;
+use super::pool::Pool;
 use super::prefix::Chain;
 use super::prefixes::PrefixInfo;
+use super::resize::Resizer;
 use super::session::{MatchSession, StepSession, StepTables};
 use super::state::{CacheStatistics, State};
 use super::steps::StepState;
@@ -21,7 +23,7 @@ use super::table::Uploader;
 use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
 use crate::error::{Error, Result, Status};
 use crate::format::Strides;
-use crate::memory::{Allocation, Memory};
+use crate::memory::Memory;
 use crate::sync::{Mutex, MutexGuard};
 use crate::sys::clock::coarse_ms;
 use crate::sys::reserve::room;
@@ -29,13 +31,6 @@ use crate::types::Id;
 
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
-
-/// Memory of one group's blocks.
-struct Pool {
-    slice: DeviceSlice,
-    /// `None` if the engine owns it.
-    _owner: Option<Allocation>,
-}
 
 /// What an engine needs to write the slots of a group itself.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +43,10 @@ pub struct GroupDescription {
     pub null_block: Option<u32>,
     /// Address of block 0; 0 in a metadata-only cache.
     pub base_address: u64,
-    /// Blocks.
+    /// Blocks that may be handed out.
     pub blocks: u32,
+    /// Blocks to which the group may grow.
+    pub max_blocks: u32,
     /// Tokens in a block.
     pub block_tokens: u32,
     /// Bytes of a block.
@@ -64,8 +61,9 @@ pub struct GroupDescription {
 pub struct KvCache {
     pub(super) geometry: Geometry,
     pub(super) memory: Arc<Memory>,
-    pools: Vec<Pool>,
     pub(super) chain: Chain,
+    pub(super) pools: Vec<Pool>,
+    pub(super) resizer: Resizer,
     pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
@@ -88,30 +86,13 @@ impl KvCache {
         if !config.metadata_only {
             device.module_load(KERNELS)?;
             for (group, asked) in geometry.groups.iter().zip(&config.groups) {
-                let bytes = group.pool_blocks() * group.block_bytes;
-                pools.push(match asked.region {
-                    Some(region) if region.device() == device.key() => {
-                        Pool { slice: region.part(0, bytes)?, _owner: None }
-                    }
-                    Some(_) => return Err(Error::argument("the region is memory of another device")),
-                    None => {
-                        let owner = memory.allocate(bytes, &config.name)?;
-                        Pool { slice: owner.slice().part(0, bytes)?, _owner: Some(owner) }
-                    }
-                });
+                pools.push(Pool::new(memory, group, asked, &config.name)?);
             }
-            if let Some(at) =
-                (1..pools.len()).find(|&at| pools[..at].iter().any(|p| p.slice.overlaps(&pools[at].slice)))
+            if let Some(at) = (1..pools.len()).find(|&at| pools[..at].iter().any(|p| p.overlaps(&pools[at])))
             {
                 return Err(Error::argument(format!(
                     "the region of group {at} overlaps that of an earlier group"
                 )));
-            }
-            for (group, pool) in geometry.groups.iter().zip(&pools) {
-                if let Some(null) = group.null_block() {
-                    let first = u64::from(null) * group.block_bytes;
-                    device.memset(Stream::DEFAULT, pool.slice.part(first, group.block_bytes)?, 0)?;
-                }
             }
             for _ in 0..config.steps_in_flight {
                 events.push(OwnedEvent::new(device)?);
@@ -139,6 +120,7 @@ impl KvCache {
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
             shape: plan_steps::shape(config, &geometry),
+            resizer: Resizer::new(&geometry),
             geometry,
             memory: Arc::clone(memory),
             pools,
@@ -159,7 +141,7 @@ impl KvCache {
     pub(super) fn pool(&self, group: u32) -> Result<(DeviceSlice, u64)> {
         let geometry = self.group(group)?;
         match self.pools.get(group as usize) {
-            Some(pool) => Ok((pool.slice, geometry.block_bytes)),
+            Some(pool) => Ok((pool.slice()?, geometry.block_bytes)),
             None => Err(Error::new(Status::Unsupported, "a metadata-only cache has no blocks in memory")),
         }
     }
@@ -192,8 +174,9 @@ impl KvCache {
             content: geometry.content,
             reach: geometry.reach,
             null_block: geometry.null_block(),
-            base_address: self.pools.get(group as usize).map_or(0, |pool| pool.slice.address()),
-            blocks: geometry.blocks,
+            base_address: self.pools.get(group as usize).map_or(0, Pool::address),
+            blocks: self.resizer.target(group),
+            max_blocks: geometry.blocks,
             block_tokens: geometry.block_tokens,
             block_bytes: geometry.block_bytes,
             strides: geometry.strides,
@@ -303,7 +286,7 @@ impl KvCache {
             for event in &waits[..wait_count] {
                 self.device().stream_wait_event(stream, *event)?;
             }
-            let pools = |group: usize| (self.pools[group].slice, self.geometry.groups[group]);
+            let pools = |group: usize| Ok((self.pools[group].slice()?, self.geometry.groups[group]));
             uploader.enqueue(self.device(), stream, words, &pools)?;
             if is_all {
                 return Ok(());
@@ -340,9 +323,11 @@ impl KvCache {
         }
     }
 
-    /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps.
+    /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps; goes on
+    /// with resizes.
     pub fn poll(&self) -> Result<()> {
-        self.reap().map(drop)
+        self.reap().map(drop)?;
+        self.advance_resizes()
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -384,9 +369,8 @@ impl KvCache {
 
     /// What the cache holds and did.
     pub fn statistics(&self) -> CacheStatistics {
-        let pools = self.geometry.groups.iter().zip(&self.pools);
         CacheStatistics {
-            pool_bytes: pools.map(|(group, _)| group.pool_blocks() * group.block_bytes).sum(),
+            pool_bytes: self.pools.iter().map(Pool::bytes).sum(),
             metadata_bytes: self.metadata_bytes,
             ..self.state.lock().statistics()
         }

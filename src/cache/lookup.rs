@@ -118,7 +118,8 @@ impl State {
             true => (0, 0, root),
             false if self.is_plain => {
                 self.find_prefix(request, keys, namespace, lease);
-                match self.finds_partial {
+                let has_promises = self.leave_promised(lease);
+                match self.finds_partial && !has_promises {
                     true => self.settle_partial(request, namespace, lease, root),
                     false => self.settle_hits(request, lease, root),
                 }

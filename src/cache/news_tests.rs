@@ -38,6 +38,7 @@ fn state() -> State {
         require_salt: false,
         worker: false,
         exact_order: true,
+        max_blocks: 0,
         index: IndexOptions::default(),
         partial_hits: false,
     };

@@ -112,7 +112,10 @@ impl KvCache {
         seeds: &[u64],
         is_check: bool,
     ) -> Result<()> {
-        let count = self.describe(group)?.blocks;
+        let count = match self.pools.get(group as usize) {
+            Some(pool) => self.group(group)?.blocks.min(pool.usable()),
+            None => self.group(group)?.blocks,
+        };
         if let Some(block) = blocks.iter().find(|&&block| block < 0 || block as u32 >= count) {
             return Err(Error::argument(format!("block {block} of a group with {count} blocks")));
         }
@@ -135,7 +138,11 @@ impl KvCache {
         seeds: &[u64],
         is_check: bool,
     ) -> Result<()> {
-        let (pool, block_bytes) = self.pool(group)?;
+        let (mut pool, block_bytes) = self.pool(group)?;
+        if let Some(&last) = blocks.iter().max() {
+            // No more than what is named: the rest may lose its memory meanwhile.
+            pool = pool.part(0, (last as u64 + 1) * block_bytes)?;
+        }
         let device = self.device();
         slot.wait(device)?;
         let count = blocks.len();

@@ -79,7 +79,7 @@ impl State {
         for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(&mut blocks) {
             let held = rows.held(lease).iter().map(|&block| block as u32);
             blocks.extend(held.filter(|&block| store.block(block).is_findable()));
-            store.retention.check_pins(Pinner::Name, blocks.iter().copied())?;
+            store.check_pins(Pinner::Name, blocks.iter().copied())?;
         }
         for (store, blocks) in self.stores.iter_mut().zip(&blocks) {
             blocks.iter().for_each(|&block| store.retention.pin(Pinner::Name, block));
@@ -105,8 +105,7 @@ impl State {
         let prefix = self.prefixes.named.swap_remove(at);
         for (store, blocks) in self.stores.iter_mut().zip(&prefix.blocks) {
             // Leaf first, as sequences let go: the root is the newest.
-            let owners = &mut self.shared.namespaces.owners;
-            blocks.iter().rev().for_each(|&block| store.unpin(Pinner::Name, block, owners));
+            blocks.iter().rev().for_each(|&block| store.unpin(Pinner::Name, block, &mut self.shared));
         }
         self.settle_limits();
         prefix

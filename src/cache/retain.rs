@@ -88,7 +88,7 @@ impl State {
     pub(super) fn pin(&mut self, stretch: &Stretch) -> OpOutcome {
         let held = self.find_stretch(stretch)?;
         for (group, store) in self.stores.iter().enumerate() {
-            store.retention.check_pins(Pinner::Operation, self.findable_of(&held, group))?;
+            store.check_pins(Pinner::Operation, self.findable_of(&held, group))?;
         }
         self.each_block(&held, |store, block| {
             if store.block(block).is_findable() {
@@ -101,9 +101,8 @@ impl State {
     pub(super) fn unpin(&mut self, stretch: &Stretch) -> OpOutcome {
         let held = self.find_stretch(stretch)?;
         for store in &mut self.stores {
-            let owners = &mut self.shared.namespaces.owners;
-            let blocks = held.blocks(&self.holders, store);
-            blocks.iter().for_each(|&block| store.unpin(Pinner::Operation, block as u32, owners));
+            let (blocks, shared) = (held.blocks(&self.holders, store), &mut self.shared);
+            blocks.iter().for_each(|&block| store.unpin(Pinner::Operation, block as u32, shared));
         }
         Ok(self.done(&held))
     }

@@ -200,8 +200,14 @@ impl Retention {
         }
     }
 
-    /// Checks that all of these blocks can be pinned once more.
-    pub(super) fn check_pins(&self, pinner: Pinner, blocks: impl Iterator<Item = u32>) -> Result<()> {
+    /// Checks that all of these blocks can be pinned once more, and that at most so many are pinned then.
+    pub(super) fn check_pins(
+        &self,
+        pinner: Pinner,
+        most: u32,
+        blocks: impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        let most = most.min(self.pin_limit);
         let mut new = 0;
         for block in blocks {
             let mark = &self.marks[block as usize];
@@ -210,8 +216,8 @@ impl Retention {
                 return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
             }
         }
-        if new > self.pin_limit - self.pinned {
-            let text = format!("{new} more blocks to pin, {} of {} are", self.pinned, self.pin_limit);
+        if new > most.saturating_sub(self.pinned) {
+            let text = format!("{new} more blocks to pin, {} of {most} are", self.pinned);
             return Err(Error::new(Status::LimitReached, text));
         }
         Ok(())

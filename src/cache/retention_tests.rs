@@ -64,12 +64,15 @@ fn priorities_end_in_time_never_early_and_at_most_a_tick_late() {
 #[test]
 fn no_more_than_the_limit_is_pinned_and_the_last_unpin_lets_go() {
     let mut retention = retention(4);
-    retention.check_pins(Pinner::Name, [0, 1].into_iter()).unwrap();
+    retention.check_pins(Pinner::Name, u32::MAX, [0, 1].into_iter()).unwrap();
     retention.pin(Pinner::Name, 0);
     retention.pin(Pinner::Name, 0);
     retention.pin(Pinner::Name, 1);
-    assert_eq!(retention.check_pins(Pinner::Name, [2].into_iter()).unwrap_err().status, Status::LimitReached);
-    retention.check_pins(Pinner::Name, [0].into_iter()).unwrap();
+    assert_eq!(
+        retention.check_pins(Pinner::Name, u32::MAX, [2].into_iter()).unwrap_err().status,
+        Status::LimitReached
+    );
+    retention.check_pins(Pinner::Name, u32::MAX, [0].into_iter()).unwrap();
     assert!(retention.released(0) && retention.released(1));
     assert_eq!((retention.victim_below(), retention.victim_above()), (None, None));
     assert!(!retention.unpin(Pinner::Operation, 0, true), "the name's pins are the name's");

@@ -252,6 +252,8 @@ pub(super) struct Sequence {
     /// Its open block may be another's too, or findable: the next append looks.
     pub(super) may_share: bool,
     pub(super) pause: Pause,
+    /// Length up to which blocks are promised; 0: none are.
+    pub(super) expected_tokens: u64,
 }
 
 /// Whether a sequence runs.

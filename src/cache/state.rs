@@ -19,6 +19,7 @@ use super::owners::Owners;
 use super::plan_steps::PlanChain;
 use super::prefix::AHEAD;
 use super::prefixes::Prefixes;
+use super::promise::Promises;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -62,6 +63,8 @@ pub struct CacheStatistics {
     pub missed_blocks: u64,
     pub skipped_blocks: u64,
     pub pinned_blocks: u64,
+    pub capacity_blocks: u64,
+    pub promised_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -87,6 +90,7 @@ pub(super) struct State {
     pub(super) batch: Batch,
     pub(super) copies: Copies,
     pub(super) trunks: Trunks,
+    pub(super) promises: Promises,
     /// New blocks of an edited tail, before they take the place of the old ones.
     pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
@@ -148,6 +152,7 @@ impl State {
             batch: Batch::new(geometry, config)?,
             copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
             trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            promises: Promises::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
             is_plain: geometry.is_plain(),
@@ -234,7 +239,7 @@ impl State {
         CacheStatistics {
             steps_in_flight: self.shared.steps.count() as u32,
             free_blocks: free,
-            used_blocks: sum(&|s| s.block_count().into()) - free - inactive - deferred,
+            used_blocks: sum(&|s| (s.block_count() - s.retired_count()).into()) - free - inactive - deferred,
             inactive_blocks: inactive,
             deferred_blocks: deferred,
             indexed_blocks: sum(&|s| s.index.count().into()),
@@ -260,6 +265,7 @@ impl State {
                 + self.shared.namespaces.owners.bytes()
                 + self.copies.bytes()
                 + self.trunks.bytes()
+                + self.promises.bytes()
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
@@ -269,6 +275,8 @@ impl State {
             missed_blocks: counters.missed_blocks,
             skipped_blocks: counters.skipped_blocks,
             pinned_blocks: sum(&|s| s.retention.pinned().into()),
+            capacity_blocks: sum(&|s| s.limit().into()),
+            promised_blocks: sum(&|s| s.promised.into()),
         }
     }
 
@@ -311,6 +319,7 @@ impl State {
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
+        self.promises.validate(group, store)?;
         let mut refs = filled(store.block_count() as usize, 0u32)?;
         self.count_row_refs(group, &mut refs)?;
         let leases =
@@ -329,6 +338,7 @@ impl State {
             let block = store.block(index);
             let state_count = u32::from(is_free[index as usize])
                 + u32::from(block.refs > 0)
+                + u32::from(store.is_retired(index))
                 + u32::from(block.is_waiting())
                 + u32::from(block.refs == 0 && !block.is_waiting() && block.is_findable());
             if block.refs != refs[index as usize] || state_count != 1 {

@@ -40,6 +40,19 @@ pub enum Op<'a> {
         /// Row of the tables, or negative.
         row: i32,
     },
+    /// As `Admit`; blocks up to an expected length are promised to the sequence.
+    AdmitExpecting {
+        /// The lease.
+        lease: Id,
+        /// Tokens to schedule.
+        tokens: u64,
+        /// Tokens beyond those for which blocks are held.
+        lookahead: u32,
+        /// Row of the tables, or negative.
+        row: i32,
+        /// Tokens that the sequence is expected to reach.
+        expected_tokens: u64,
+    },
     /// Schedules more tokens of a sequence.
     Append {
         /// The sequence.
@@ -128,8 +141,12 @@ impl State {
 
     /// Applies one operation.
     pub(super) fn apply(&mut self, op: &Op<'_>) -> OpResult {
+        let promised = self.take_promise_back(op);
         let outcome = match *op {
             Op::Admit { lease, tokens, lookahead, row } => self.admit(lease, tokens, lookahead, row),
+            Op::AdmitExpecting { lease, tokens, lookahead, row, expected_tokens } => {
+                self.admit_expecting(lease, tokens, lookahead, row, expected_tokens)
+            }
             Op::Append { target, tokens, lookahead } => self.append(target, tokens, lookahead),
             Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
             Op::Free { target } => self.free(target),
@@ -140,6 +157,9 @@ impl State {
             Op::Pin { ref stretch } => self.pin(stretch),
             Op::Unpin { ref stretch } => self.unpin(stretch),
         };
+        if let Some(row) = promised {
+            self.settle_promise(row, outcome.is_err());
+        }
         if self.shared.namespaces.owners.may_be_over() {
             self.settle_limits();
         }
@@ -256,7 +276,7 @@ impl State {
         self.batch.set_length(row, sequence.length);
     }
 
-    fn admit(&mut self, lease: Id, tokens: u64, lookahead: u32, row: i32) -> OpOutcome {
+    pub(super) fn admit(&mut self, lease: Id, tokens: u64, lookahead: u32, row: i32) -> OpOutcome {
         let lease = self.holders.find_lease(lease)?;
         if self.holders.leases[lease].is_chunks {
             return Err(Status::WrongState.into());

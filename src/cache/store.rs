@@ -2,8 +2,8 @@
 //!
 //! Each block is in exactly one state: free (in the free list), used (`refs > 0`), inactive (nobody holds it, but it
 //! is findable: the policy lists it), waiting (nobody holds it, but a step in flight may still read it).
-//! `free + used + inactive + waiting == blocks`. All calls are O(1) and allocate nothing. The caller holds the
-//! cache's lock.
+//! `free + used + inactive + waiting + retired == blocks`; a retired one is out of use (`resize`). All calls are O(1)
+//! and allocate nothing. The caller holds the cache's lock.
 
 pub(super) use self::find::Proof;
 use super::block::{
@@ -42,7 +42,13 @@ pub(super) struct Store {
     /// `[block][token]`; empty unless tokens are compared.
     pub(super) tokens: Vec<i32>,
     next_serial: u64,
-    free: Free,
+    pub(super) free: Free,
+    /// Ids below may be handed out; see `resize`.
+    pub(super) limit: u32,
+    /// Blocks above it that nobody holds.
+    pub(super) retired: u32,
+    /// Free or inactive blocks that are promised to sequences; see `promise`.
+    pub(super) promised: u32,
     pub(super) index: Index,
     /// Of the index on the device, if there is one.
     mirror: Option<Mirror>,
@@ -89,7 +95,10 @@ impl Store {
             )?,
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
-            free: Free::new(blocks, options.exact_order)?,
+            free: Free::new(blocks, geometry.first_blocks, options.exact_order)?,
+            limit: geometry.first_blocks,
+            retired: blocks - geometry.first_blocks,
+            promised: 0,
             index: Index::new(blocks, seed)?,
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
@@ -123,9 +132,11 @@ impl Store {
         self.waiting
     }
 
-    /// Blocks that can be handed out now.
+    /// Blocks that can be handed out now to whom none are promised.
     pub(super) fn available(&self) -> u32 {
-        self.free.count() + self.inactive - self.retention.pinned_inactive()
+        (self.free.count() + self.inactive)
+            .saturating_sub(self.retention.pinned_inactive())
+            .saturating_sub(self.promised)
     }
 
     pub(super) fn compares_tokens(&self) -> bool {
@@ -140,7 +151,10 @@ impl Store {
     /// Whether a block that one more `release` with this step lets go of could be handed out at once.
     pub(super) fn returns_at_once(&self, index: u32, last_step: u64, completed: u64) -> bool {
         let block = self.block(index);
-        block.refs == 1 && block.last_step.max(last_step) <= completed
+        block.refs == 1
+            && block.last_step.max(last_step) <= completed
+            && index < self.limit
+            && !self.retention.is_pinned(index)
     }
 
     pub(super) fn origin(&self, block: u32) -> Origin {
@@ -285,7 +299,7 @@ impl Store {
             }
         } else {
             self.retention.clear(index);
-            self.free.push(index);
+            self.put_free(index);
         }
     }
 
@@ -363,6 +377,7 @@ impl Store {
     pub(super) fn validate_lists(&self) -> Result<Vec<u32>> {
         let (is_inactive, is_findable) =
             (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
+        self.validate_limit()?;
         self.retention.validate(&is_inactive, &is_findable)?;
         let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
         self.policy.validate(&is_ordinary, &is_findable)?;

@@ -27,6 +27,8 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         strides: Strides::default(),
         block_tokens: 2,
         blocks: 4,
+        first_blocks: 4,
+        is_elastic: false,
         block_bytes: 16,
         row_cells: 4,
     };

@@ -334,7 +334,7 @@ impl Uploader {
         device: &dyn Device,
         stream: Stream,
         words: usize,
-        pools: &dyn Fn(usize) -> (DeviceSlice, GroupGeometry),
+        pools: &dyn Fn(usize) -> Result<(DeviceSlice, GroupGeometry)>,
     ) -> Result<()> {
         let (Some(arena), Staging::Device(staging)) = (&self.arena, &mut self.staging[self.current]) else {
             return Ok(());
@@ -344,7 +344,7 @@ impl Uploader {
         let copy_launches = &self.copy_launches;
         staging.send(device, stream, words, |packed| {
             for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {
-                let (pool, GroupGeometry { block_bytes, .. }) = pools(group);
+                let (pool, GroupGeometry { block_bytes, .. }) = pools(group)?;
                 let ids = packed.part(4 * first as u64, 4 * count as u64)?;
                 let args = [Arg::Write(pool), Arg::Read(ids), Arg::U64(block_bytes)];
                 let grid = grid(count, block_bytes);
@@ -355,7 +355,7 @@ impl Uploader {
                 index.enqueue(device, stream, packed)?;
             }
             for &(group, first, count) in copy_launches {
-                let (pool, geometry) = pools(group);
+                let (pool, geometry) = pools(group)?;
                 let args = [
                     Arg::Write(pool),
                     Arg::Read(packed.part(4 * first as u64, (4 * COPY_WORDS * count) as u64)?),

@@ -2,11 +2,11 @@
 //!
 //! Priorities and pins (`retention`) come before the policy. Part of `store`, whose invariants hold here too.
 
-use super::Store;
+use super::{PINNED_SHARE, Store};
 use crate::cache::block::Shared;
 use crate::cache::events::RemoveReason;
-use crate::cache::owners::Owners;
 use crate::cache::retention::Pinner;
+use crate::error::Result;
 
 /// Requests of fewer blocks are not worth headroom.
 const RUN_LEAST: u32 = 8;
@@ -28,9 +28,9 @@ impl Store {
             return (0..count).for_each(|_| take(self.allocate(tenant, shared)));
         }
         // All victims first: what was allocated together is often let go together, and makes a run again. A few more
-        // of them, so that there is a choice of runs the next time too.
+        // of them, so that there is a choice of runs the next time too: promised blocks may be free as well as cached.
         let is_short = self.free.count() < count;
-        let spare = if count >= RUN_LEAST { count.min(self.block_count() / HEADROOM_SHARE) } else { 0 };
+        let spare = if count >= RUN_LEAST { count.min(self.limit / HEADROOM_SHARE) } else { 0 };
         while is_short && self.free.count() < count + spare {
             let Some(victim) = self.evict(RemoveReason::Evicted, shared) else { break };
             self.free.push(victim);
@@ -71,14 +71,26 @@ impl Store {
         Some(victim)
     }
 
-    /// Takes one pin of a block away.
-    pub(in crate::cache) fn unpin(&mut self, pinner: Pinner, index: u32, owners: &mut Owners) {
+    /// Checks that all of these blocks can be pinned once more.
+    pub(in crate::cache) fn check_pins(
+        &self,
+        pinner: Pinner,
+        blocks: impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        self.retention.check_pins(pinner, self.limit / PINNED_SHARE, blocks)
+    }
+
+    /// Takes one pin of a block away. Above the limit nothing else kept the block findable.
+    pub(in crate::cache) fn unpin(&mut self, pinner: Pinner, index: u32, shared: &mut Shared) {
         let is_inactive = self.is_inactive(index);
         if self.retention.unpin(pinner, index, is_inactive) {
             if !self.retention.released(index) {
                 self.policy.released(index);
             }
-            self.join_cached(index, owners);
+            self.join_cached(index, &mut shared.namespaces.owners);
+        }
+        if index >= self.limit && self.block(index).is_findable() && !self.retention.is_pinned(index) {
+            self.remove(index, RemoveReason::Requested, shared);
         }
     }
 

@@ -62,7 +62,7 @@ static void spoil_group(kavern_kv_group *group) {
 static void spoil_cache_config(kavern_kv_cache_config *config) {
     const char *text = bad_text();
     if (text == NULL) text = "no such policy";
-    switch (below(20)) {
+    switch (below(21)) {
         case 0: config->struct_size = bad_struct_size(); break;
         case 1: config->flags = (uint32_t)some_u64() | 1u << 30; break;
         case 2: config->groups = bad_pointer(); break;
@@ -82,6 +82,7 @@ static void spoil_cache_config(kavern_kv_cache_config *config) {
         case 16: config->policy = text; break;
         case 17: config->fingerprint = text; break;
         case 18: config->codec_vram = config->codec_ram = config->codec_disk = config->codec_remote = text; break;
+        case 19: config->max_blocks = (UINT64_C(1) << 40) + some_u64() / 2; break;
         default: config->reserved[below(4)] = nonzero_u64(); break;
     }
 }
@@ -348,6 +349,14 @@ static void prefix_list(void) {
     refused(kavern_kv_prefix_list(CACHE(2), max, prefixes, output(3)));
 }
 
+static void resize(void) {
+    choose_flaw(4);
+    uint32_t group = is_bad(0) ? unknown_u32(0) : 0;
+    uint64_t blocks = 1;
+    if (is_bad(1)) blocks = one_in(2) ? 0 : (UINT64_C(1) << 29) + some_u64() / 2;
+    refused(kavern_kv_resize(CACHE(2), group, blocks, output(3)));
+}
+
 typedef kavern_status events_call(kavern_kv_cache *, uint64_t *, size_t, kavern_kv_event *, size_t *);
 
 static void events_of(events_call *call) {
@@ -521,6 +530,7 @@ const sweep_entry sweep_kv[] = {
     {"kavern_kv_prefix_pin", prefix_pin},
     {"kavern_kv_prefix_unpin", prefix_unpin},
     {"kavern_kv_prefix_list", prefix_list},
+    {"kavern_kv_resize", resize},
     {"kavern_kv_events_read", events_read},
     {"kavern_kv_events_snapshot", events_snapshot},
     {"kavern_kv_block_keys", block_keys},

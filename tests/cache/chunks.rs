@@ -45,6 +45,22 @@ fn store(bench: &mut Bench, numbers: &[u32]) {
 }
 
 #[test]
+fn chunks_that_are_promised_as_room_are_not_found() {
+    let mut bench = Bench::new(&CacheConfig { index: CHUNKS, ..config(vec![group(4), opaque(4, 16)], 8) });
+    store(&mut bench, &[10, 11, 12]);
+    bench.begin();
+    let lease = bench.look(&chunks(&keys(&[50]))).lease;
+    let expecting = Op::AdmitExpecting { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens: 28 };
+    let sequence = bench.good(&expecting).sequence;
+    let (found, hits) = find(&bench.cache, &chunks(&keys(&[10, 11, 12])), &[]).unwrap();
+    assert_eq!((found.hit_tokens, found.block_count), (4, 2), "{hits:?}");
+    bench.cache.validate().unwrap();
+    assert_eq!(bench.append(sequence, 24).blocks_added, 12);
+    bench.release(found.lease);
+    bench.done();
+}
+
+#[test]
 fn a_block_is_found_wherever_it_stood_with_the_way_to_its_new_place() {
     let mut bench = Bench::new(&CacheConfig { index: CHUNKS, ..config(vec![group(4), opaque(4, 16)], 32) });
     store(&mut bench, &[10, 11, 12]);

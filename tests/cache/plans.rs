@@ -409,3 +409,20 @@ fn workers_whose_blocks_have_other_bytes_take_the_same_plans() {
     worker.cache.step_done(1, None).unwrap();
     bench.done();
 }
+
+#[test]
+fn a_scheduler_resizes_and_its_workers_have_the_memory_from_the_beginning() {
+    let settings = CacheConfig { max_blocks: 40, max_batch_tokens: 96, ..config(vec![group(4)], 8) };
+    let (mut bench, worker) = (scheduler(&settings), worker(&settings));
+    assert_eq!(refused(worker.cache.resize(0, 20)), Status::Unsupported);
+    let place = worker.cache.describe(0).unwrap();
+    assert_eq!((place.blocks, worker.statistics().pool_bytes), (40, 40 * place.block_bytes));
+    assert!(bench.cache.resize(0, 40).unwrap().is_done);
+    bench.begin();
+    let tokens = prompt(1, 84);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    assert_eq!(apply(&worker, &export(&bench, true)).unwrap()[0], 84);
+    worker.cache.step_done(1, None).unwrap();
+    bench.free(sequence);
+    bench.done();
+}

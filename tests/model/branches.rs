@@ -71,6 +71,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        max_blocks: 0,
     }
 }
 

@@ -64,6 +64,7 @@ fn config() -> CacheConfig {
         worker: false,
         exact_order: true,
         index: kavern::cache::IndexOptions { device: true, chunks: false },
+        max_blocks: 0,
     }
 }
 

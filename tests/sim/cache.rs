@@ -19,8 +19,10 @@ const BLOCK_TOKENS: u32 = 4;
 const BLOCK_BYTES: u64 = 256;
 const TOKEN_BYTES: u64 = BLOCK_BYTES / BLOCK_TOKENS as u64;
 const STEPS: u64 = 2000;
+/// 16 pages of blocks, of which some come and go where the pool is resized.
+const MAX_BLOCKS: u64 = 1024;
 
-fn config() -> CacheConfig {
+fn config(max_blocks: u64) -> CacheConfig {
     let group = GroupConfig {
         content: Content::Opaque { block_bytes: BLOCK_BYTES },
         block_tokens: BLOCK_TOKENS,
@@ -52,6 +54,7 @@ fn config() -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        max_blocks,
     }
 }
 
@@ -75,15 +78,18 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, max_blocks: u64) -> Self {
         let schedule = SCHEDULES[seed as usize % SCHEDULES.len()];
-        let device = registry::open(&format!("sim?seed={seed}&schedule={schedule}")).unwrap();
+        let device =
+            registry::open(&format!("sim?seed={seed}&schedule={schedule}&page_bytes=16384")).unwrap();
         let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-        let cache = KvCache::new(&memory, &config()).unwrap();
+        let cache = KvCache::new(&memory, &config(max_blocks)).unwrap();
         let about = cache.describe(0).unwrap();
         // SAFETY: the pool of the cache, which lives as long as the engine.
-        let pool =
-            unsafe { DeviceSlice::from_foreign(device.key(), about.base_address, 40 * BLOCK_BYTES) }.unwrap();
+        let pool = unsafe {
+            DeviceSlice::from_foreign(device.key(), about.base_address, max_blocks.max(40) * BLOCK_BYTES)
+        }
+        .unwrap();
         Self { device, cache, pool, random: Rng::with_seed(seed), live: Vec::new(), hit_tokens: 0 }
     }
 
@@ -182,7 +188,17 @@ impl Engine {
 
 /// Plays steps on two streams in turn. A liar says that a step is over when it is only enqueued.
 fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
-    let mut engine = Engine::new(seed);
+    let (engine, report) = play_on(Engine::new(seed, 0), steps, is_liar, |_, _| ());
+    (report, engine.hit_tokens)
+}
+
+/// The same, with something else after each step.
+fn play_on(
+    mut engine: Engine,
+    steps: u64,
+    is_liar: bool,
+    mut also: impl FnMut(&mut Engine, u64),
+) -> (Engine, Report) {
     let streams = [engine.device.stream_create().unwrap(), engine.device.stream_create().unwrap()];
     for step in 1..=steps {
         while engine.cache.step(step).map(drop).is_err() {
@@ -193,11 +209,13 @@ fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
         let stream = streams[engine.random.usize(..2)];
         engine.schedule(step);
         engine.run(step, stream);
+        also(&mut engine, step);
         engine.cache.step_done(step, if is_liar { None } else { Some(stream) }).unwrap();
     }
     engine.device.synchronize().unwrap();
     engine.cache.validate().unwrap();
-    (engine.device.simulator().unwrap().report().unwrap(), engine.hit_tokens)
+    let report = engine.device.simulator().unwrap().report().unwrap();
+    (engine, report)
 }
 
 #[test]
@@ -214,5 +232,24 @@ fn a_step_that_is_said_to_be_over_too_early_is_found() {
     for seed in 0..100 {
         let (report, _) = play(seed, 40, true);
         assert!(report.races() > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn memory_that_goes_while_steps_are_in_flight_is_never_touched_again() {
+    let pages = MAX_BLOCKS * BLOCK_BYTES / 16384;
+    for seed in 0..6 {
+        let (mut least, mut most) = (u64::MAX, 0);
+        let (engine, report) = play_on(Engine::new(seed, MAX_BLOCKS), STEPS, false, |engine, step| {
+            if step % 5 == 0 {
+                let blocks = if engine.random.bool() { 20 } else { engine.random.u64(30..=MAX_BLOCKS) };
+                engine.cache.resize(0, blocks).unwrap();
+            }
+            let held = engine.cache.statistics().pool_bytes / 16384;
+            (least, most) = (least.min(held), most.max(held));
+        });
+        assert_eq!(kinds(&report), [], "seed {seed}: {}", report.to_json());
+        assert!(engine.hit_tokens > STEPS / 2, "{}", engine.hit_tokens);
+        assert!(least < 3 && most == pages, "{least} to {most} of {pages} pages");
     }
 }

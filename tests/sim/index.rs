@@ -48,6 +48,7 @@ fn config() -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },
     }
 }

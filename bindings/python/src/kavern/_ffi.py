@@ -271,7 +271,11 @@ class kavern_kv_completion(_c.Structure):
 
 
 class kavern_kv_statistics(_c.Structure):
-    """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all groups."""
+    """What a KV cache holds and did. free + used + inactive + deferred equals the blocks of all"""
+
+
+class kavern_kv_resize_result(_c.Structure):
+    """What kavern_kv_resize has led to."""
 
 
 class kavern_kv_prefix(_c.Structure):
@@ -463,6 +467,7 @@ kavern_kv_description._fields_ = [
     ("row_cells", _c.c_uint64),
     ("null_block", _c.c_int32),
     ("window_tokens", _c.c_uint32),
+    ("max_blocks", _c.c_uint64),
 ]
 
 kavern_kv_token_copy._fields_ = [
@@ -500,6 +505,7 @@ kavern_kv_cache_config._fields_ = [
     ("codec_disk", _c.c_char_p),
     ("codec_remote", _c.c_char_p),
     ("reserved", _c.c_uint64 * 4),
+    ("max_blocks", _c.c_uint64),
 ]
 
 kavern_kv_extra._fields_ = [
@@ -649,6 +655,15 @@ kavern_kv_statistics._fields_ = [
     ("missed_blocks", _c.c_uint64),
     ("skipped_blocks", _c.c_uint64),
     ("pinned_blocks", _c.c_uint64),
+    ("capacity_blocks", _c.c_uint64),
+    ("promised_blocks", _c.c_uint64),
+]
+
+kavern_kv_resize_result._fields_ = [
+    ("blocks", _c.c_uint64),
+    ("max_blocks", _c.c_uint64),
+    ("held_blocks", _c.c_uint64),
+    ("committed_bytes", _c.c_uint64),
 ]
 
 kavern_kv_prefix._fields_ = [
@@ -971,6 +986,7 @@ FUNCTIONS = {
     "kavern_kv_prefix_pin": (kavern_status, [kavern_kv_cache, _c.c_char_p, _c.c_uint64]),
     "kavern_kv_prefix_unpin": (kavern_status, [kavern_kv_cache, _c.c_char_p]),
     "kavern_kv_prefix_list": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_prefix), _c.POINTER(_c.c_size_t)]),
+    "kavern_kv_resize": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.c_uint64, _c.POINTER(kavern_kv_resize_result)]),
     "kavern_set_log_callback": (kavern_status, [_c.c_uint32, kavern_log_fn, _c.c_void_p]),
     "kavern_kv_probe": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_request), _c.POINTER(_c.c_int64)]),
     "kavern_kv_block_hashes": (kavern_status, [kavern_kv_cache, _c.POINTER(kavern_kv_request), _c.c_uint32, _c.POINTER(_c.c_uint64), _c.c_uint64, _c.POINTER(_c.c_uint64)]),

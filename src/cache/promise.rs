@@ -1,0 +1,176 @@
+//! Promises: blocks that a sequence does not have yet and that nobody else may take.
+//!
+//! ADMIT with an expected length promises the blocks up to it, or is refused. A promise is a number, not blocks: what
+//! is promised stays free or evictable, and everybody else sees that much less. An operation on a sequence with a
+//! promise sees its own, and what it leaves is promised anew: as many blocks as are missing up to the expected length,
+//! and one more where an open block may have to be copied, as far as they are there.
+//!
+//! Invariant: in every group the promises of the rows add up to `promised`, and so many blocks are free or evictable.
+//! Promises are made in caches of full groups alone.
+
+use super::change::Change;
+use super::sequence::Pause;
+use super::state::State;
+use super::step::{Op, OpOutcome};
+use super::store::Store;
+use super::trunks::GROUPS_MAX;
+use crate::error::{Error, Result, Status};
+use crate::sys::reserve::filled;
+use crate::types::Id;
+
+/// Blocks promised to each sequence.
+pub(super) struct Promises {
+    /// `[row][group]`.
+    blocks: Vec<u32>,
+    groups: usize,
+    /// Sequences with an expected length.
+    rows: u32,
+    /// By group: the promise that the running operation has taken back.
+    taken: [u32; GROUPS_MAX],
+}
+
+impl Promises {
+    pub(super) fn new(max_sequences: u32, groups: usize) -> Result<Self> {
+        let blocks = filled(max_sequences as usize * groups, 0)?;
+        Ok(Self { blocks, groups, rows: 0, taken: [0; GROUPS_MAX] })
+    }
+
+    fn of(&mut self, row: usize, group: usize) -> &mut u32 {
+        &mut self.blocks[row * self.groups + group]
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.blocks.len() as u64 * 4
+    }
+
+    /// Checks that what is promised in a group is there.
+    pub(super) fn validate(&self, group: usize, store: &Store) -> Result<()> {
+        let sum: u64 =
+            self.blocks.iter().skip(group).step_by(self.groups).map(|&count| u64::from(count)).sum();
+        let there = store.free_count() + store.inactive_count() - store.retention.pinned_inactive();
+        let promised = store.promised;
+        if sum == u64::from(promised) && promised <= there {
+            return Ok(());
+        }
+        Err(Error::internal(format!("{promised} blocks are promised, {sum} found, {there} are there")))
+    }
+}
+
+impl Store {
+    /// Whether a findable block is one of those that can make room.
+    fn is_evictable(&self, index: u32) -> bool {
+        self.is_inactive(index) && !self.retention.is_pinned(index)
+    }
+
+    /// Whether a found block can be held beside the promises.
+    pub(super) fn may_take(&self, index: u32) -> bool {
+        !self.is_evictable(index) || self.available() > 0
+    }
+}
+
+impl State {
+    /// As ADMIT, with blocks promised up to a length.
+    pub(super) fn admit_expecting(
+        &mut self,
+        lease: Id,
+        tokens: u64,
+        lookahead: u32,
+        row: i32,
+        expected_tokens: u64,
+    ) -> OpOutcome {
+        if !self.is_plain {
+            return Err(Status::Unsupported.into());
+        }
+        let index = self.holders.find_lease(lease)?;
+        let held = |group: usize| self.holders.lease_rows[group].count(index);
+        self.check_blocks(expected_tokens, held)?;
+        // A hit that ends inside a block is copied now or at the first append.
+        self.check_partial(index, tokens.max(1), expected_tokens)?;
+        let result = self.admit(lease, tokens, lookahead, row)?;
+        self.holders.sequences[result.row as usize].expected_tokens = expected_tokens;
+        self.promises.rows += 1;
+        self.renew_promise(result.row as usize);
+        Ok(result)
+    }
+
+    /// The row of the sequence with a promise whose blocks an operation may change; its promise is taken back until
+    /// `settle_promise`.
+    pub(super) fn take_promise_back(&mut self, op: &Op<'_>) -> Option<usize> {
+        if self.promises.rows == 0 {
+            return None;
+        }
+        let target = match *op {
+            Op::Append { target, .. } | Op::Free { target } | Op::Change { target, .. } => target,
+            _ => return None,
+        };
+        let row = self.find_target(target).ok()?;
+        let row = match op {
+            Op::Change { change: Change::Accept, .. } => self.holders.parent(row)?,
+            _ => row,
+        };
+        if self.holders.sequences[row].expected_tokens == 0 {
+            return None;
+        }
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let promise = std::mem::take(self.promises.of(row, group));
+            store.promised -= promise;
+            self.promises.taken[group] = promise;
+        }
+        Some(row)
+    }
+
+    /// An operation on a sequence whose promise was taken back is over.
+    pub(super) fn settle_promise(&mut self, row: usize, is_refused: bool) {
+        if !is_refused {
+            self.renew_promise(row);
+            return;
+        }
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let promise = self.promises.taken[group];
+            store.promised += promise;
+            *self.promises.of(row, group) = promise;
+        }
+    }
+
+    /// Promises a sequence what it lacks up to its expected length, as far as it is there. It has no promise.
+    fn renew_promise(&mut self, row: usize) {
+        let sequence = &mut self.holders.sequences[row];
+        if !sequence.holder.is_live || sequence.pause == Pause::Dropped {
+            sequence.expected_tokens = 0;
+            self.promises.rows -= 1;
+        }
+        let (expected, length, may_share) =
+            (sequence.expected_tokens, sequence.length, sequence.may_share && sequence.expected_tokens > 0);
+        for (group, store) in self.stores.iter_mut().enumerate() {
+            let each = u64::from(store.block_tokens);
+            let held = self.holders.rows[group].count(row) as u64;
+            let copied = u32::from(may_share && !length.is_multiple_of(each));
+            let lacking = expected.div_ceil(each).saturating_sub(held) as u32 + copied;
+            let promise = lacking.min(store.available());
+            store.promised += promise;
+            *self.promises.of(row, group) = promise;
+        }
+    }
+
+    /// Shortens the hit of a lookup, not yet acquired, to what can be held beside the promises. Answers whether there
+    /// are any.
+    pub(super) fn leave_promised(&mut self, lease: usize) -> bool {
+        let mut has_promises = false;
+        for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+            if store.promised == 0 {
+                continue;
+            }
+            has_promises = true;
+            let mut left = store.available();
+            let fits = |&&block: &&i32| {
+                let is_evictable = store.is_evictable(block as u32);
+                let is_left = !is_evictable || left > 0;
+                left -= u32::from(is_evictable && is_left);
+                is_left
+            };
+            let count = rows.row(lease).iter().take_while(fits).count();
+            rows.truncate(lease, count);
+        }
+        has_promises
+    }
+}

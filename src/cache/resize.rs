@@ -1,0 +1,273 @@
+//! Resize while serving: how many blocks of a group may be handed out, and the memory behind them.
+//!
+//! What it does: retires ids from the top down and brings them back from there up, in stretches between which others
+//! have the lock; puts memory behind what comes and takes it from a tail that nobody holds, that no list names and that
+//! no step in flight can reach. What it does not: move what is held. A block above the limit stays with its holders,
+//! unfindable, and is retired when the last of them lets go; pins count as holders, and keep it findable.
+//!
+//! Invariants: a block at or above `limit` is held, waits, is pinned, or is retired; nothing above it is free, and
+//! only what is pinned is findable, until its last pin goes. A step never waits for a resize: a resize has a lock of
+//! its own, and the cache's only for a stretch. Lock order: a group's resize, then the cache's; neither lock of the
+//! cache is held across a call into the device, the resize's is.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::block::{Block, COPY_TARGET, Shared, ZERO_LISTED};
+use super::config::Geometry;
+use super::events::RemoveReason;
+use super::kv_cache::KvCache;
+use super::pool::Pool;
+use super::store::Store;
+use crate::error::{Error, Result};
+use crate::sync::Mutex;
+
+/// Ids that are retired or brought back under one hold of the cache's lock: some ten microseconds.
+const STRETCH: u32 = 256;
+/// Retired ids that are looked at under one hold of it.
+const SCANNED: u32 = 4096;
+/// Whose bytes lie in a slot that got other memory: nobody knows, so that the next tenant gets it zeroed.
+const UNKNOWN_TENANT: u64 = u64::MAX;
+
+impl Store {
+    /// Ids below may be handed out.
+    pub(super) fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Blocks that are out of use.
+    pub(super) fn retired_count(&self) -> u32 {
+        self.retired
+    }
+
+    /// Whether nobody holds or pins a block above the limit any more.
+    pub(super) fn is_retired(&self, index: u32) -> bool {
+        let block = self.block(index);
+        index >= self.limit && block.refs == 0 && !block.is_waiting() && !block.is_findable()
+    }
+
+    /// A block that holds nothing becomes free, or is out of use.
+    pub(super) fn put_free(&mut self, index: u32) {
+        if index >= self.limit {
+            self.retired += 1;
+            return;
+        }
+        self.free.push(index);
+    }
+
+    /// Lowers the limit by at most one stretch, and no further than promises allow. Answers whether it moved.
+    fn retire_stretch(&mut self, target: u32, shared: &mut Shared) -> bool {
+        let before = self.limit;
+        let end = target.max(before.saturating_sub(STRETCH));
+        while self.limit > end {
+            let index = self.limit - 1;
+            let block = *self.block(index);
+            let is_pinned = self.retention.is_pinned(index);
+            let is_available = block.refs == 0 && !block.is_waiting() && !is_pinned;
+            if is_available && self.available() == 0 {
+                break;
+            }
+            if is_available && !block.is_findable() {
+                self.free.take(index);
+                self.retired += 1;
+            }
+            self.limit = index;
+            if block.is_findable() && !is_pinned {
+                self.remove(index, RemoveReason::Requested, shared);
+            }
+        }
+        self.limit < before
+    }
+
+    /// Raises the limit by at most one stretch.
+    fn restore_stretch(&mut self, target: u32, has_new_memory: bool) {
+        let end = target.min(self.limit.saturating_add(STRETCH));
+        for index in self.limit..end {
+            let is_retired = self.is_retired(index);
+            self.limit = index + 1;
+            if is_retired {
+                self.retired -= 1;
+                if has_new_memory {
+                    self.blocks[index as usize].tenant = UNKNOWN_TENANT;
+                }
+                self.put_free(index);
+            }
+        }
+    }
+
+    /// The lowest id from which on, up to `end`, everything is retired and in no list; looks at one stretch.
+    fn quiet_from(&self, end: u32) -> u32 {
+        let is_quiet = |&index: &u32| {
+            let Block { namespace_and_flags, .. } = self.block(index);
+            self.is_retired(index) && namespace_and_flags & (ZERO_LISTED | COPY_TARGET) == 0
+        };
+        let low = self.limit.max(end.saturating_sub(SCANNED));
+        (low..end).rev().take_while(is_quiet).last().unwrap_or(end)
+    }
+
+    /// Whether a block is where its state says, for the cache's `validate`.
+    pub(super) fn validate_limit(&self) -> Result<()> {
+        let retired = (self.limit..self.block_count()).filter(|&index| self.is_retired(index)).count();
+        if retired != self.retired as usize {
+            return Err(Error::internal(format!("{} blocks retired, {retired} found", self.retired)));
+        }
+        let is_wrong = |&index: &u32| self.block(index).is_findable() && !self.retention.is_pinned(index);
+        if let Some(index) = (self.limit..self.block_count()).find(is_wrong) {
+            return Err(Error::internal(format!("block {index} is findable above the limit")));
+        }
+        match self.free.validate()?.iter().find(|&&index| index >= self.limit) {
+            Some(index) => Err(Error::internal(format!("block {index} is free above the limit"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a resize has led to so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resized {
+    /// Blocks that were asked for last.
+    pub blocks: u32,
+    /// Most that can be asked for.
+    pub max_blocks: u32,
+    /// Blocks above that are still in use: held, pinned, waiting for a step, or promised to a sequence.
+    pub held_blocks: u32,
+    /// Bytes of memory behind the group's blocks; 0 in a metadata-only cache.
+    pub committed_bytes: u64,
+    /// Whether nothing is left to do.
+    pub is_done: bool,
+}
+
+/// Under way in one group.
+struct Progress {
+    /// Blocks with memory; those above the pool's usable ones lose it.
+    committed: u32,
+    /// No step above this one can reach them.
+    last_step: u64,
+}
+
+/// How far the resize of each group is.
+pub(super) struct Resizer {
+    groups: Vec<Mutex<Progress>>,
+    /// By group: blocks that were asked for last.
+    targets: Vec<AtomicU32>,
+    is_busy: AtomicBool,
+}
+
+impl Resizer {
+    pub(super) fn new(geometry: &Geometry) -> Self {
+        let group = |blocks| Mutex::new(Progress { committed: blocks, last_step: 0 });
+        Self {
+            groups: geometry.groups.iter().map(|g| group(g.first_blocks)).collect(),
+            targets: geometry.groups.iter().map(|g| g.first_blocks.into()).collect(),
+            is_busy: AtomicBool::new(false),
+        }
+    }
+
+    /// Blocks of a group that were asked for last.
+    pub(super) fn target(&self, group: u32) -> u32 {
+        self.targets[group as usize].load(Ordering::Relaxed)
+    }
+}
+
+impl KvCache {
+    /// Changes how many blocks of a group may be handed out, up to the most that the cache was made for. Blocks.
+    ///
+    /// Growing is all or nothing. Shrinking evicts what nobody holds above the new count and answers how many blocks
+    /// there are still in use; calls of this kind and of `poll` finish it.
+    pub fn resize(&self, group: u32, blocks: u64) -> Result<Resized> {
+        let most = self.group(group)?.blocks;
+        if !(1..=u64::from(most)).contains(&blocks) {
+            return Err(Error::argument(format!(
+                "{blocks} blocks of a group that was made for 1 to {most}; max_blocks of the cache is the bound"
+            )));
+        }
+        let target = blocks as u32;
+        // What has come back by now is not told as held.
+        self.reap()?.check_decides()?;
+        let mut progress = self.resizer.groups[group as usize].lock();
+        if let Some(pool) = self.pools.get(group as usize).filter(|pool| pool.is_elastic()) {
+            if target > progress.committed {
+                pool.commit(target)?;
+                progress.committed = target;
+            }
+            pool.set_usable(pool.usable().max(target));
+        }
+        self.resizer.targets[group as usize].store(target, Ordering::Relaxed);
+        self.resizer.is_busy.store(true, Ordering::Release);
+        self.advance(group, &mut progress)
+    }
+
+    /// Goes on with what resizes have left over, unless another thread does.
+    pub(super) fn advance_resizes(&self) -> Result<()> {
+        if !self.resizer.is_busy.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        for group in 0..self.group_count() {
+            let resized = match self.resizer.groups[group as usize].try_lock() {
+                Some(mut progress) => self.advance(group, &mut progress).map(|resized| resized.is_done),
+                None => Ok(false),
+            };
+            if !matches!(resized, Ok(true)) {
+                self.resizer.is_busy.store(true, Ordering::Release);
+            }
+            resized?;
+        }
+        Ok(())
+    }
+
+    fn advance(&self, group: u32, progress: &mut Progress) -> Result<Resized> {
+        let (target, at) = (self.resizer.target(group), group as usize);
+        let pool = self.pools.get(at);
+        let elastic = pool.filter(|pool| pool.is_elastic());
+        loop {
+            let mut state = self.state.lock();
+            let super::state::State { stores, shared, .. } = &mut *state;
+            let is_going_on = match stores[at].limit() {
+                limit if limit > target => stores[at].retire_stretch(target, shared),
+                limit if limit < target => {
+                    stores[at].restore_stretch(target, elastic.is_some());
+                    true
+                }
+                _ => false,
+            };
+            if !is_going_on {
+                break;
+            }
+        }
+        if let Some(pool) = elastic {
+            self.take_tail(at, pool, progress)?;
+        }
+        let state = self.state.lock();
+        let store = &state.stores[at];
+        let above = store.block_count() - target;
+        let held_blocks = above - store.retired_count().min(above);
+        let has_memory_left = elastic.is_some() && progress.committed > target;
+        Ok(Resized {
+            blocks: target,
+            max_blocks: store.block_count(),
+            held_blocks,
+            committed_bytes: pool.map_or(0, Pool::bytes),
+            is_done: held_blocks == 0 && !has_memory_left,
+        })
+    }
+
+    /// Takes the memory of blocks at the end that nothing uses.
+    fn take_tail(&self, group: usize, pool: &Pool, progress: &mut Progress) -> Result<()> {
+        let may_go = loop {
+            let state = self.state.lock();
+            let usable = pool.usable();
+            let quiet = state.stores[group].quiet_from(usable);
+            let steps = &state.shared.steps;
+            if quiet == usable {
+                break progress.committed > usable && progress.last_step <= steps.completed();
+            }
+            // From here on no step can name them; one that is open by now may have enqueued work that does.
+            pool.set_usable(quiet);
+            progress.last_step = steps.newest();
+        };
+        if may_go {
+            pool.decommit_from(pool.usable())?;
+            progress.committed = pool.usable();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! ADMIT with an expected length: what is promised is there when it is wanted, whatever others do.
+
+use kavern::cache::{CacheConfig, Change, HashKind, Op, OpResult, PreemptMode, Target};
+use kavern::error::Status;
+use kavern::types::Id;
+
+use super::bench::{Bench, ask, config, group, opaque, prompt};
+
+fn expect(bench: &mut Bench, lease: Id, tokens: u64, expected_tokens: u64) -> OpResult {
+    bench.apply(&Op::AdmitExpecting { lease, tokens, lookahead: 0, row: -1, expected_tokens })
+}
+
+/// A sequence in the open step that holds 2 blocks of 4 and is promised 6 more.
+fn promised(bench: &mut Bench) -> u64 {
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    let admitted = expect(bench, lease, 8, 30);
+    assert_eq!((admitted.status, admitted.blocks_added), (Status::Ok, 2));
+    assert_eq!(bench.statistics().promised_blocks, 6);
+    admitted.sequence
+}
+
+#[test]
+fn others_are_refused_what_is_promised_and_the_sequence_gets_it() {
+    let mut bench = Bench::simple(4, 10);
+    let sequence = promised(&mut bench);
+    let other = bench.look(&ask(&prompt(2, 12))).lease;
+    let refused = bench.apply(&Op::Admit { lease: other, tokens: 12, lookahead: 0, row: -1 });
+    assert_eq!((refused.status, refused.blocks_missing), (Status::OutOfBlocks, 1));
+    bench.admit(other, 8);
+    for length in 9..=30 {
+        assert_eq!(bench.append(sequence, 1).status, Status::Ok, "{length}");
+    }
+    assert_eq!(bench.statistics().promised_blocks, 0);
+    bench.append(sequence, 2);
+    // Beyond the expected length it is one among others.
+    let more = bench.apply(&Op::Append { target: Target::Id(Id(sequence)), tokens: 1, lookahead: 0 });
+    assert_eq!((more.status, more.blocks_missing), (Status::OutOfBlocks, 1));
+    bench.done();
+}
+
+#[test]
+fn what_cannot_be_promised_is_refused_with_what_is_missing() {
+    let mut bench = Bench::simple(4, 10);
+    let sequence = promised(&mut bench);
+    let lease = bench.look(&ask(&prompt(2, 12))).lease;
+    let before = bench.statistics();
+    let refused = expect(&mut bench, lease, 4, 12);
+    assert_eq!((refused.status, refused.blocks_missing), (Status::OutOfBlocks, 1));
+    assert_eq!(expect(&mut bench, lease, 4, 513).status, Status::InvalidArgument);
+    assert_eq!(bench.statistics().promised_blocks, before.promised_blocks);
+    assert_eq!(expect(&mut bench, lease, 4, 8).status, Status::Ok);
+    assert_eq!(bench.statistics().promised_blocks, 7);
+    bench.free(sequence);
+    assert_eq!(bench.statistics().promised_blocks, 1);
+    bench.done();
+}
+
+#[test]
+fn a_promise_ends_with_its_sequence_and_with_a_preemption_that_drops() {
+    for change in [Change::Cancel, Change::Preempt { mode: PreemptMode::Drop }] {
+        let mut bench = Bench::simple(4, 10);
+        let sequence = promised(&mut bench);
+        bench.good(&Op::Change { target: Target::Id(Id(sequence)), change });
+        assert_eq!(bench.statistics().promised_blocks, 0);
+        bench.done();
+    }
+    let mut bench = Bench::simple(4, 10);
+    let sequence = promised(&mut bench);
+    bench.good(&Op::Change {
+        target: Target::Id(Id(sequence)),
+        change: Change::Preempt { mode: PreemptMode::Keep },
+    });
+    assert_eq!(bench.statistics().promised_blocks, 6);
+    bench.done();
+}
+
+#[test]
+fn a_lookup_takes_no_evictable_block_that_is_promised() {
+    for partial_hits in [false, true] {
+        let hash = HashKind::Xxh3;
+        let mut bench =
+            Bench::new(&CacheConfig { hash, partial_hits, ..config(vec![group(4), group(8)], 10) });
+        let cached = prompt(5, 32);
+        bench.run(&ask(&cached));
+        bench.begin();
+        let lease = bench.look(&ask(&prompt(1, 8))).lease;
+        let sequence = expect(&mut bench, lease, 8, 24).sequence;
+        // 2 of the 4 blocks that are left beside the promise of the first group are wanted elsewhere.
+        let other = bench.look(&ask(&prompt(2, 8))).lease;
+        bench.admit(other, 8);
+        let hit = bench.look(&ask(&cached));
+        assert_eq!(hit.tokens, 8, "2 blocks of the first group are left");
+        bench.append(sequence, 16);
+        bench.done();
+    }
+}
+
+#[test]
+fn a_rollback_gets_its_promise_back_and_a_resize_leaves_it_alone() {
+    let mut bench = Bench::simple(4, 10);
+    let sequence = promised(&mut bench);
+    let target = Target::Id(Id(sequence));
+    bench.append(sequence, 20);
+    assert_eq!(bench.statistics().promised_blocks, 1);
+    bench.done();
+    bench.begin();
+    let (open_tokens, extras): (&[i32], _) = (&[], &[][..]);
+    let change = Change::Rollback { tokens: 8, lookahead: 0, open_tokens, extras };
+    bench.good(&Op::Change { target, change });
+    assert_eq!(bench.statistics().promised_blocks, 6);
+    let resized = bench.cache.resize(0, 5).unwrap();
+    assert!(!resized.is_done);
+    assert_eq!(bench.statistics().capacity_blocks, 8);
+    bench.cache.validate().unwrap();
+    bench.append(sequence, 22);
+    bench.free(sequence);
+    bench.done();
+    bench.cache.poll().unwrap();
+    assert!(bench.cache.resize(0, 5).unwrap().is_done);
+}
+
+#[test]
+fn a_cache_of_other_groups_promises_nothing() {
+    let window = kavern::cache::Reach::Sliding { window_tokens: 8 };
+    let group = kavern::cache::GroupConfig { reach: window, ..opaque(4, 16) };
+    let mut bench = Bench::new(&config(vec![group], 10));
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    assert_eq!(expect(&mut bench, lease, 8, 12).status, Status::Unsupported);
+    bench.done();
+}
+
+/// One running sequence.
+struct Running {
+    id: u64,
+    length: u64,
+    expected: u64,
+    tokens: Vec<i32>,
+}
+
+#[test]
+fn no_append_within_a_promise_is_refused_whatever_runs_beside() {
+    let (mut kept, mut refusals) = (0, 0);
+    for seed in 0..40 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let partial_hits = seed % 2 == 1;
+        let config = CacheConfig { partial_hits, ..config(vec![group(4), group(2)], 48) };
+        let mut bench = Bench::new(&CacheConfig { max_blocks: 96, ..config });
+        let mut live: Vec<Running> = Vec::new();
+        let mut leases: Vec<Id> = Vec::new();
+        for step in 0..400 {
+            bench.begin();
+            let tokens: Vec<i32> =
+                (0..random.usize(1..40)).map(|at| if at % 6 == 0 { random.i32(0..2) } else { 0 }).collect();
+            let hit = bench.look(&ask(&tokens));
+            let rest = tokens.len() as u64 - hit.tokens;
+            let expected = if random.bool() { tokens.len() as u64 + random.u64(0..60) } else { 0 };
+            let admitted = match expected {
+                0 => bench.apply(&Op::Admit { lease: hit.lease, tokens: rest, lookahead: 0, row: -1 }),
+                expected => expect(&mut bench, hit.lease, rest, expected),
+            };
+            if admitted.status == Status::Ok {
+                bench.commit(admitted.sequence, &tokens[hit.tokens as usize..]);
+                let length = tokens.len() as u64;
+                live.push(Running { id: admitted.sequence, length, expected, tokens });
+            } else {
+                leases.push(hit.lease);
+            }
+            // Some leases stay a while and hold what they found.
+            if leases.len() > 3 {
+                let lease = leases.swap_remove(random.usize(..leases.len()));
+                bench.good(&Op::Release { lease });
+            }
+            for running in &mut live {
+                let target = Target::Id(Id(running.id));
+                let count = random.u64(0..4);
+                if running.length + count > 200 {
+                    continue;
+                }
+                let appended = bench.apply(&Op::Append { target, tokens: count, lookahead: 0 });
+                if appended.status == Status::Ok {
+                    running.length += count;
+                } else {
+                    assert_eq!(appended.status, Status::OutOfBlocks);
+                    assert!(running.length + count > running.expected, "step {step} of seed {seed}");
+                    refusals += 1;
+                }
+                kept += u64::from(running.length <= running.expected);
+                if running.length > 8 && random.u8(0..20) == 0 && running.expected == 0 {
+                    let (open_tokens, extras): (&[i32], _) = (&[], &[][..]);
+                    let tokens = running.tokens.len() as u64;
+                    let change = Change::Rollback { tokens, lookahead: 0, open_tokens, extras };
+                    if bench.apply(&Op::Change { target, change }).status == Status::Ok {
+                        running.length = tokens;
+                    }
+                }
+            }
+            while live.len() > 6 || (!live.is_empty() && random.u8(0..4) == 0) {
+                bench.free(live.swap_remove(random.usize(..live.len())).id);
+            }
+            bench.upload();
+            // The copies of the step must be over before it is said to be.
+            bench.device.stream_synchronize(bench.stream).unwrap();
+            bench.done();
+            if random.u8(0..8) == 0 {
+                bench.cache.resize(random.u32(0..2), random.u64(20..=96)).unwrap();
+            }
+            bench.cache.validate().unwrap();
+        }
+    }
+    assert!(kept > 10_000 && refusals > 1000, "{kept} appends within a promise, {refusals} refusals");
+}
