@@ -30,8 +30,9 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// it breaks no run.
 const OWN_PAGES_BYTES: u64 = 16 << 20;
 
-/// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With more
-/// of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not grow.
+/// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With
+/// more of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not
+/// grow.
 const WALK_MOST: u32 = 2048;
 
 fn granules(bytes: u64) -> u32 {
