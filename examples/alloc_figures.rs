@@ -109,7 +109,7 @@ impl Bench {
     }
 
     fn allocate(&self, bytes: u64) -> Result<u64> {
-        match front_cache::allocate(self.key, bytes, UNIT_BYTES, 0) {
+        match front_cache::allocate(self.key, bytes, UNIT_BYTES, 0, |address| address) {
             Answer::Done(address) => return Ok(address),
             Answer::Miss => {}
             Answer::NoLease => self.heap.adopt(self.key, self.is_alive, self.stream)?,
@@ -120,7 +120,7 @@ impl Bench {
     }
 
     fn free(&self, address: u64) -> Result<()> {
-        match front_cache::free(self.key, address) {
+        match front_cache::free(self.key, address, || ()) {
             Answer::Done(()) => Ok(()),
             Answer::Miss => self.heap.free(self.stream, address),
             Answer::NoLease => {

@@ -94,7 +94,7 @@ impl<'a> Way<'a> {
 
     fn allocate(&self, at: usize, bytes: u64) -> Result<u64, Error> {
         let (heap, stream) = (&self.shared.heap, self.streams[at]);
-        match front_cache::allocate(self.key(stream), bytes, 256, 0) {
+        match front_cache::allocate(self.key(stream), bytes, 256, 0, |address| address) {
             Answer::Done(address) => return Ok(address),
             Answer::Miss => {}
             Answer::NoLease => heap.adopt(self.key(stream), self.is_alive, stream)?,
@@ -110,7 +110,7 @@ impl<'a> Way<'a> {
         if block & 1 == 1 {
             self.shared.check(address);
         }
-        match front_cache::free(self.key(stream), address) {
+        match front_cache::free(self.key(stream), address, || ()) {
             Answer::Done(()) => {}
             Answer::Miss | Answer::NoLease => heap.free(stream, address).unwrap(),
         }

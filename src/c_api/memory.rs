@@ -33,7 +33,7 @@ fn allocate_slowly(
     let key = key(manager, stream);
     if !has_lease {
         heap.adopt(key, handle::live_word(manager)?, *resolved)?;
-        if let Answer::Done(address) = front_cache::allocate(key, bytes, alignment, tag) {
+        if let Answer::Done(address) = front_cache::allocate(key, bytes, alignment, tag, |address| address) {
             return Ok(address);
         }
     }
@@ -44,7 +44,7 @@ fn allocate_slowly(
 
 fn allocate(manager: *const kavern_manager, stream: *mut c_void, request: (u64, u64, u64)) -> Result<u64> {
     let (bytes, alignment, tag) = request;
-    match front_cache::allocate(key(manager, stream), bytes, alignment, tag) {
+    match front_cache::allocate(key(manager, stream), bytes, alignment, tag, |address| address) {
         Answer::Done(address) => Ok(address),
         Answer::Miss => allocate_slowly(manager, stream, true, (bytes, alignment, tag)),
         Answer::NoLease => allocate_slowly(manager, stream, false, (bytes, alignment, tag)),
@@ -69,7 +69,7 @@ fn free_slowly(
 }
 
 fn free(manager: *const kavern_manager, address: u64, stream: *mut c_void) -> Result<()> {
-    match front_cache::free(key(manager, stream), address) {
+    match front_cache::free(key(manager, stream), address, || ()) {
         Answer::Done(()) => Ok(()),
         Answer::Miss => free_slowly(manager, address, stream, true),
         Answer::NoLease => free_slowly(manager, address, stream, false),
@@ -101,21 +101,38 @@ pub unsafe extern "C" fn kavern_alloc(
     out: *mut u64,
 ) -> kavern_status {
     let at_hand = quick(manager, || {
+        // Looked at first, so that no text of a refusal stands in this path.
+        if out.is_null() || !out.is_aligned() {
+            return None;
+        }
         // SAFETY: the header asks for a writable value or null.
         let out = unsafe { Out::new(out, "out") }.ok()?;
-        match front_cache::allocate(key(manager, stream), bytes, alignment, tag) {
-            Answer::Done(address) => out.write(address),
-            Answer::Miss | Answer::NoLease => return None,
+        let give = |address| out.write(address);
+        match front_cache::allocate(key(manager, stream), bytes, alignment, tag, give) {
+            Answer::Done(()) => Some(Status::Ok),
+            Answer::Miss | Answer::NoLease => None,
         }
-        Some(Status::Ok)
     });
-    if let Some(status) = at_hand {
-        return status;
+    match at_hand {
+        Some(status) => status,
+        None => allocate_guarded(manager, stream, (bytes, alignment, tag), out),
     }
+}
+
+/// What `kavern_alloc` does where the front cache does not serve; apart, so that the common case saves no registers
+/// for it.
+#[cold]
+#[inline(never)]
+fn allocate_guarded(
+    manager: *const kavern_manager,
+    stream: *mut c_void,
+    request: (u64, u64, u64),
+    out: *mut u64,
+) -> kavern_status {
     guard_handle("kavern_alloc", manager, || {
-        // SAFETY: the header asks for a writable value or null.
+        // SAFETY: what the header asks of the caller of `kavern_alloc`.
         let out = unsafe { Out::new(out, "out") }?;
-        out.write(allocate(manager, stream, (bytes, alignment, tag))?);
+        out.write(allocate(manager, stream, request)?);
         Ok(Status::Ok)
     })
 }
@@ -171,13 +188,20 @@ pub unsafe extern "C" fn kavern_free(
     address: u64,
     stream: *mut c_void,
 ) -> kavern_status {
-    let at_hand = quick(manager, || match front_cache::free(key(manager, stream), address) {
-        Answer::Done(()) => Some(Status::Ok),
+    let at_hand = quick(manager, || match front_cache::free(key(manager, stream), address, || Status::Ok) {
+        Answer::Done(status) => Some(status),
         Answer::Miss | Answer::NoLease => None,
     });
-    if let Some(status) = at_hand {
-        return status;
+    match at_hand {
+        Some(status) => status,
+        None => free_guarded(manager, address, stream),
     }
+}
+
+/// What `kavern_free` does where the front cache does not serve.
+#[cold]
+#[inline(never)]
+fn free_guarded(manager: *const kavern_manager, address: u64, stream: *mut c_void) -> kavern_status {
     guard_handle("kavern_free", manager, || {
         if address == 0 {
             return handle::get(manager).map(|_| Status::Ok);

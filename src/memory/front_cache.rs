@@ -8,17 +8,16 @@
 //! Invariants: `bytes` is the sum over the stacks; a closed cache is empty, has let go of its heap, and stays closed.
 //! Lock order: none taken here; the heap's locks may be taken inside a guest's visit, never the other way round.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::heap::Heap;
 use super::order::Freed;
 use super::records::Facts;
-use super::region::MIDDLE_STEP_BYTES;
+use super::region::{Block, MIDDLE_STEP_BYTES};
 use super::size_class::{self, Class};
 use crate::device::Stream;
-use crate::sys::lease::{Guest, Owner, lease};
+use crate::sys::lease::{Desk, Owner, at_desk, lease};
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
@@ -26,6 +25,8 @@ const LEASES_MAX: usize = 32;
 /// What is leased: the cache and, until it is closed, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
+    /// Holds the token of the key as long as it is valid.
+    is_alive: &'static AtomicU64,
     pub(super) cache: FrontCache,
 }
 
@@ -34,16 +35,18 @@ pub(super) struct FrontCache {
     pub(super) stream: Stream,
     /// Number of the stream among those of the heap.
     pub(super) stream_number: u16,
-    stacks: Box<[Stack]>,
+    stacks: Box<[Stack; size_class::CLASS_COUNT]>,
     bytes: u64,
     limit_bytes: u64,
     /// What was done here, for statistics.
     pub(super) counts: Counts,
 }
 
-/// Blocks of one class by index.
+/// Blocks of one class. The first `count` places are taken; with the last one taken it is too full.
 struct Stack {
-    blocks: Vec<u32>,
+    places: Box<[Block]>,
+    count: usize,
+    /// Of one block.
     bytes: u64,
 }
 
@@ -72,78 +75,79 @@ fn depth(bytes: u64) -> usize {
     ((4 << 20) / bytes).clamp(4, 128) as usize
 }
 
+impl Stack {
+    fn new(class: Class) -> Self {
+        let bytes = size_class::bytes_of(class);
+        Self { places: vec![Block::default(); depth(bytes) + 1].into(), count: 0, bytes }
+    }
+
+    /// Takes out the oldest blocks.
+    fn drain(&mut self, class: usize, count: usize) -> Vec<Freed> {
+        let bytes = self.bytes;
+        let freed = |block: &Block| Freed { class: class as u32, id: block.index.into(), bytes };
+        let drained = self.places[..count].iter().map(freed).collect();
+        self.places.copy_within(count..self.count, 0);
+        self.count -= count;
+        drained
+    }
+}
+
 impl FrontCache {
     fn new(stream: Stream, stream_number: u16, limit_bytes: u64) -> Self {
-        let stack = |class| {
-            let bytes = size_class::bytes_of(class);
-            Stack { blocks: Vec::with_capacity(depth(bytes) + 1), bytes }
-        };
-        let stacks = (0..size_class::CLASS_COUNT).filter_map(Class::at).map(stack).collect();
+        let stack = |class| Stack::new(Class::at(class).expect("the array has a place for each class"));
+        let stacks = Box::new(std::array::from_fn(stack));
         let counts = Counts::default();
         Self { stream, stream_number, stacks, bytes: 0, limit_bytes, counts }
     }
 
     /// A block of the class.
-    #[inline]
-    fn take(&mut self, class: Class) -> Option<u32> {
-        let stack = &mut self.stacks[class.index()];
-        let index = stack.blocks.pop()?;
+    #[inline(always)]
+    fn take(&mut self, class: Class) -> Option<Block> {
+        let stack = self.stacks.get_mut(class.index())?;
+        let last = stack.count.wrapping_sub(1);
+        let block = *stack.places.get(last)?;
+        stack.count = last;
         self.bytes -= stack.bytes;
-        Some(index)
+        Some(block)
     }
 
-    /// Keeps a block. What it pushes out comes back.
-    #[inline]
-    fn keep(&mut self, class: Class, index: u32) -> Option<Vec<Freed>> {
-        let stack = &mut self.stacks[class.index()];
-        stack.blocks.push(index);
+    /// Keeps a block. Answers whether blocks of the class should be pushed out; nothing if it cannot.
+    #[inline(always)]
+    fn keep(&mut self, class: usize, block: Block) -> Option<bool> {
+        let stack = self.stacks.get_mut(class)?;
+        *stack.places.get_mut(stack.count)? = block;
+        stack.count += 1;
         self.bytes += stack.bytes;
-        // The capacity is the depth and one more, so a push never allocates.
-        if stack.blocks.len() == stack.blocks.capacity() || self.bytes > self.limit_bytes {
-            return Some(self.push_out(class));
-        }
-        None
+        Some(stack.count == stack.places.len() || self.bytes > self.limit_bytes)
     }
 
     /// The older half of a stack, at least one block.
     #[cold]
-    fn push_out(&mut self, class: Class) -> Vec<Freed> {
-        let stack = &mut self.stacks[class.index()];
-        let count = stack.blocks.len().div_ceil(2);
-        let bytes = stack.bytes;
-        self.bytes -= bytes * count as u64;
-        stack
-            .blocks
-            .drain(..count)
-            .map(|id| Freed { class: class.index() as u32, id: id.into(), bytes })
-            .collect()
+    #[inline(never)]
+    fn push_out(&mut self, class: usize) -> Vec<Freed> {
+        let stack = &mut self.stacks[class];
+        let count = stack.count.div_ceil(2);
+        self.bytes -= stack.bytes * count as u64;
+        stack.drain(class, count)
     }
 
     /// How many more blocks of a class it would take now, leaving room for as many again.
     pub(super) fn room(&self, class: Class) -> usize {
         let stack = &self.stacks[class.index()];
         let by_bytes = (self.limit_bytes / 2).saturating_sub(self.bytes) / stack.bytes;
-        (stack.blocks.capacity() / 2).saturating_sub(stack.blocks.len()).min(by_bytes as usize)
+        (stack.places.len() / 2).saturating_sub(stack.count).min(by_bytes as usize)
     }
 
     /// Takes a block for which there was room.
-    pub(super) fn put(&mut self, class: Class, index: u32) {
-        let stack = &mut self.stacks[class.index()];
-        stack.blocks.push(index);
-        self.bytes += stack.bytes;
+    pub(super) fn put(&mut self, class: Class, block: Block) {
+        let _ = self.keep(class.index(), block);
     }
 
     /// Takes everything out.
     pub(super) fn drain(&mut self) -> Vec<Freed> {
         self.bytes = 0;
         let stacks = self.stacks.iter_mut().enumerate();
-        let freed = |(class, stack): (usize, &mut Stack)| {
-            let bytes = stack.bytes;
-            let blocks = std::mem::take(&mut stack.blocks);
-            stack.blocks = Vec::with_capacity(blocks.capacity());
-            blocks.into_iter().map(move |id| Freed { class: class as u32, id: id.into(), bytes })
-        };
-        stacks.flat_map(freed).collect()
+        stacks.flat_map(|(class, stack)| stack.drain(class, stack.count)).collect()
     }
 
     /// Bytes that lie here.
@@ -164,7 +168,7 @@ impl Leased {
 }
 
 /// What a caller asks for: names that a look at the thread's list is enough to check.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     /// The caller's name of the heap.
     pub token: u64,
@@ -172,45 +176,21 @@ pub struct Key {
     pub stream: u64,
 }
 
-struct Entry {
-    key: Key,
-    /// Holds the token as long as it is valid.
-    is_alive: &'static AtomicU64,
-    owner: Owner<Leased>,
-    guest: Guest<Leased>,
-}
-
-impl Entry {
-    fn is(&self, key: Key) -> bool {
-        self.key.token == key.token && self.key.stream == key.stream
-    }
-
-    fn give_up(self) {
-        // As its owner, which costs the other threads nothing.
-        let ended = self.owner.with(|leased| {
-            let heap = leased.heap.clone();
-            (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
-        });
-        // Without a heap it was closed, and what it held and did was taken over.
-        if let Some((Some(heap), last)) = ended {
-            heap.lease_ended(&self.guest, last);
-        }
-    }
-}
-
-/// The caches of this thread, the one used last first.
-struct Leases(Vec<Entry>);
-
-impl Drop for Leases {
-    fn drop(&mut self) {
-        for entry in self.0.drain(..) {
-            entry.give_up();
-        }
+fn give_up(owner: &Owner<Leased>) {
+    // As its owner, which costs the other threads nothing.
+    let ended = owner.with(|leased| {
+        let heap = leased.heap.clone();
+        (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
+    });
+    // Without a heap it was closed, and what it held and did was taken over.
+    if let Some((Some(heap), last)) = ended {
+        heap.lease_ended(&owner.guest(), last);
     }
 }
 
 thread_local! {
-    static LEASES: RefCell<Leases> = const { RefCell::new(Leases(Vec::new())) };
+    /// The caches of this thread.
+    static LEASES: Desk<Key, Leased> = const { Desk::new(Key { token: 0, stream: 0 }, give_up) };
 }
 
 /// How the front caches answered.
@@ -224,75 +204,80 @@ pub enum Answer<T> {
 }
 
 /// Uses this thread's cache for the key.
-#[inline]
+#[inline(always)]
 fn with<R>(key: Key, body: impl FnOnce(&Arc<Heap>, &mut FrontCache) -> Answer<R>) -> Answer<R> {
-    LEASES
-        .try_with(|leases| {
-            let Ok(mut leases) = leases.try_borrow_mut() else { return Answer::NoLease };
-            let entries = &mut leases.0;
-            let Some(at) = entries.iter().position(|entry| entry.is(key)) else { return Answer::NoLease };
-            if at != 0 {
-                entries.swap(0, at);
-            }
-            let entry = &entries[0];
-            // Acquire: what was done before the handle was made is seen.
-            if entry.is_alive.load(Ordering::Acquire) != key.token {
-                return Answer::NoLease;
-            }
-            let inside = |leased: &mut Leased| match &leased.heap {
-                Some(heap) => body(heap, &mut leased.cache),
-                None => Answer::NoLease,
-            };
-            entry.owner.with(inside).unwrap_or(Answer::NoLease)
-        })
-        .unwrap_or(Answer::NoLease)
+    let inside = |leased: &mut Leased| match &leased.heap {
+        // Acquire: what was done before the handle was made is seen.
+        Some(heap) if leased.is_alive.load(Ordering::Acquire) == key.token => body(heap, &mut leased.cache),
+        _ => Answer::NoLease,
+    };
+    at_desk(&LEASES, key, inside).unwrap_or(Answer::NoLease)
 }
 
-/// Allocates from this thread's cache: the address.
-#[inline]
-pub fn allocate(key: Key, bytes: u64, alignment: u64, tag: u64) -> Answer<u64> {
-    let alignment = if alignment == 0 { size_class::UNIT_BYTES } else { alignment };
-    let Some(class) = size_class::class_of(bytes, alignment) else { return Answer::Miss };
-    if alignment > MIDDLE_STEP_BYTES && !class.is_small() {
-        return Answer::Miss;
-    }
+/// Allocates from this thread's cache and gives the address to `then`.
+///
+/// What to do with it is a parameter because each caller has code of its own then, in which everything is inlined.
+#[inline(always)]
+pub fn allocate<R>(key: Key, bytes: u64, alignment: u64, tag: u64, then: impl FnOnce(u64) -> R) -> Answer<R> {
+    // With the alignment known, the compiler leaves nothing of it.
+    let class = match alignment {
+        0 => size_class::class_of(bytes, size_class::UNIT_BYTES),
+        _ => size_class::class_of(bytes, alignment)
+            .filter(|class| alignment <= MIDDLE_STEP_BYTES || class.is_small()),
+    };
+    let Some(class) = class else { return Answer::Miss };
     with(key, |heap, cache| {
         let Some(tag) = heap.tag_number(tag) else { return Answer::Miss };
-        let Some(index) = cache.take(class) else { return Answer::Miss };
-        let Some((region, record)) = heap.block_of_class(class, index) else { return Answer::Miss };
+        let Some(block) = cache.take(class) else { return Answer::Miss };
+        let Some(record) = heap.record_of_class(class, block.index) else { return Answer::Miss };
         let born = heap.tick();
         let (stream, is_shared, is_captured) = (cache.stream_number, false, false);
         let class = class.index() as u8;
         record.open(&Facts { class, stream, bytes, tag, born, is_shared, is_captured });
         cache.counts.allocations += 1;
         cache.counts.allocated_bytes += bytes;
-        Answer::Done(region.address_of(index))
+        Answer::Done(then(block.address))
     })
 }
 
-/// Frees into this thread's cache.
-#[inline]
-pub fn free(key: Key, address: u64) -> Answer<()> {
+/// Frees into this thread's cache, then calls `then`; a parameter for the same reason.
+#[inline(always)]
+pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
     let mut pushed_out = None;
     let answer = with(key, |heap, cache| {
-        let Some((region, index)) = heap.block_at(address) else { return Answer::Miss };
+        let Some((class, region, index)) = heap.class_and_block_at(address) else { return Answer::Miss };
         let Some(record) = region.records.get(index) else { return Answer::Miss };
         let Some(facts) = record.facts() else { return Answer::Miss };
-        let Some(class) = Class::at(facts.class.into()) else { return Answer::Miss };
         if facts.is_shared || facts.is_captured {
             return Answer::Miss;
         }
+        // Where the region tells it, the stack is known before the record has come from memory.
+        let class = class.unwrap_or(usize::from(facts.class));
+        let Some(is_too_full) = cache.keep(class, Block { address, index }) else { return Answer::Miss };
         record.close();
         cache.counts.frees += 1;
         cache.counts.freed_bytes += facts.bytes;
-        pushed_out = cache.keep(class, index).map(|freed| (Arc::clone(heap), cache.stream, freed));
-        Answer::Done(())
+        if is_too_full {
+            pushed_out = Some(class);
+        }
+        Answer::Done(then())
     });
-    if let Some((heap, stream, freed)) = pushed_out {
-        // Outside of the lease, because others may be waiting for it with the heap's lock in hand.
-        heap.take_freed(stream, freed);
+    if let Some(class) = pushed_out {
+        push_out(key, class);
     }
     answer
+}
+
+/// Makes room in a stack.
+#[cold]
+#[inline(never)]
+fn push_out(key: Key, class: usize) {
+    let pushed =
+        with(key, |heap, cache| Answer::Done((Arc::clone(heap), cache.stream, cache.push_out(class))));
+    // Outside of the lease, because others may be waiting for it with the heap's lock in hand.
+    if let Answer::Done((heap, stream, freed)) = pushed {
+        heap.take_freed(stream, freed);
+    }
 }
 
 /// Gives this thread a cache for the key, filled with blocks that the stream may use at once.
@@ -305,30 +290,22 @@ pub(super) fn adopt(
 ) {
     let mut fresh = FrontCache::new(stream, stream_number, limit_bytes);
     heap.fill(&mut fresh);
-    let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), cache: fresh });
-    heap.lease_began(guest.clone());
-    let entry = Entry { key, is_alive, owner, guest };
-    let former = LEASES.try_with(|leases| {
-        let Ok(mut leases) = leases.try_borrow_mut() else { return Some(entry) };
-        let entries = &mut leases.0;
-        let stale = entries.iter().position(|entry| entry.is(key));
-        let full = entries.len() >= LEASES_MAX;
-        let former = stale.or(full.then(|| entries.len() - 1)).map(|at| entries.swap_remove(at));
-        entries.insert(0, entry);
-        former
-    });
-    // Outside of the borrow: giving up calls the heap.
-    if let Ok(Some(former)) = former {
-        former.give_up();
+    let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
+    heap.lease_began(guest);
+    // At the end of the thread there is no desk any more; the owner goes, and the heap takes over what it holds.
+    let former = LEASES.try_with(|leases| leases.put(key, owner, LEASES_MAX)).ok().flatten();
+    // Outside of the list: giving up calls the heap.
+    if let Some(former) = former {
+        give_up(&former);
     }
 }
 
 /// Puts blocks on this thread's cache; what does not fit comes back.
-pub(super) fn refill(key: Key, class: Class, mut blocks: Vec<u32>) -> Vec<u32> {
+pub(super) fn refill(key: Key, class: Class, mut blocks: Vec<Block>) -> Vec<Block> {
     let _ = with(key, |_, cache| {
         while cache.room(class) > 0 {
-            let Some(index) = blocks.pop() else { break };
-            cache.put(class, index);
+            let Some(block) = blocks.pop() else { break };
+            cache.put(class, block);
         }
         Answer::Done(())
     });

@@ -32,7 +32,7 @@ const DIRECTORY_STEPS: usize = 1 << 17;
 pub(super) enum Cut {
     /// Slots of one size in pages.
     Slots(Slots),
-    /// Runs of granules.
+    /// Runs of granules of so many bytes, a power of two.
     Granules(u64),
 }
 
@@ -73,6 +73,13 @@ impl Slots {
     pub(super) fn pages_max(&self) -> u64 {
         1 << (32 - self.bits)
     }
+}
+
+/// Where a block begins, and its number among those of its region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) address: u64,
+    pub(super) index: u32,
 }
 
 /// One range of addresses with the records of its blocks.
@@ -141,6 +148,11 @@ impl Region {
         self.range.slice().part(self.lead + offset, bytes)
     }
 
+    /// A block of the region.
+    pub(super) fn block(&self, index: u32) -> Block {
+        Block { address: self.address_of(index), index }
+    }
+
     /// Address of a block.
     #[inline]
     pub(super) fn address_of(&self, index: u32) -> u64 {
@@ -164,7 +176,10 @@ impl Region {
                 let is_start = slot * slots.bytes == inside && slot < u64::from(slots.count);
                 is_start.then_some(slots.index(page as u32, slot as u32))
             }
-            Cut::Granules(bytes) => offset.is_multiple_of(bytes).then_some((offset / bytes) as u32),
+            // A power of two, so that nothing is divided.
+            Cut::Granules(bytes) => {
+                (offset & (bytes - 1) == 0).then_some((offset >> bytes.trailing_zeros()) as u32)
+            }
         }
     }
 }
@@ -172,14 +187,14 @@ impl Region {
 /// All regions of a heap.
 pub(super) struct Regions {
     /// Number of the region plus one, for each step of the address space.
-    directory: Box<[AtomicU8]>,
+    directory: Box<[AtomicU8; DIRECTORY_STEPS]>,
     regions: Box<[OnceLock<Region>]>,
 }
 
 impl Regions {
     /// Room for so many.
     pub(super) fn new(count: usize) -> Self {
-        let directory = (0..DIRECTORY_STEPS).map(|_| AtomicU8::new(0)).collect();
+        let directory = Box::new([const { AtomicU8::new(0) }; DIRECTORY_STEPS]);
         Self { directory, regions: (0..count).map(|_| OnceLock::new()).collect() }
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::front_cache::{self, Counts, FrontCache, Key, Leased};
 use super::super::order::Freed;
+use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
 use super::planted::Mistake;
@@ -62,6 +63,7 @@ impl Heap {
         if self.plain.is_some() || !class.is_small() || self.is_capturing(stream).unwrap_or(true) {
             return;
         }
+        let Some(region) = self.region_of_class(class) else { return };
         let block_bytes = size_class::bytes_of(class);
         let count = (PREFILL_BYTES / block_bytes).clamp(1, PREFILL_MAX);
         let mut blocks = Vec::with_capacity(count as usize);
@@ -71,11 +73,12 @@ impl Heap {
                 let own = core.order.take_same(stream, class.index() as u32).map(|block| block.id as u32);
                 // A class without room is not an error here: nobody has asked for these blocks yet.
                 let Some(index) = own.or_else(|| core.take_line(stream, class).ok().flatten()) else { break };
-                blocks.push(index);
+                blocks.push(region.block(index));
             }
         }
         let left = front_cache::refill(key, class, blocks);
-        let freed = |index: u32| Freed { class: class.index() as u32, id: index.into(), bytes: block_bytes };
+        let freed =
+            |block: Block| Freed { class: class.index() as u32, id: block.index.into(), bytes: block_bytes };
         self.take_freed(stream, left.into_iter().map(freed).collect());
     }
 
@@ -84,9 +87,11 @@ impl Heap {
         let stream = cache.stream;
         let mut core = self.core.lock();
         for class in (0..size_class::CLASS_COUNT).filter_map(Class::at) {
+            // Blocks of a class lie in its region.
+            let Some(region) = self.region_of_class(class) else { continue };
             for _ in 0..cache.room(class) {
                 let Some(block) = core.order.take_open(stream, class.index() as u32) else { break };
-                cache.put(class, block.id as u32);
+                cache.put(class, region.block(block.id as u32));
             }
         }
     }

@@ -231,11 +231,16 @@ impl Heap {
         clock::coarse_ms() as u32
     }
 
-    /// Where the blocks of a class lie, and the record of one of them.
+    /// Where the blocks of a class lie.
     #[inline]
-    pub(super) fn block_of_class(&self, class: Class, index: u32) -> Option<(&Region, &Record)> {
-        let region = self.regions.get(class.index().min(MIDDLE))?;
-        Some((region, region.records.get(index)?))
+    pub(super) fn region_of_class(&self, class: Class) -> Option<&Region> {
+        self.regions.get(class.index().min(MIDDLE))
+    }
+
+    /// The record of a block of a class.
+    #[inline]
+    pub(super) fn record_of_class(&self, class: Class, index: u32) -> Option<&Record> {
+        self.region_of_class(class)?.records.get(index)
     }
 
     /// The block that begins at an address.
@@ -243,6 +248,13 @@ impl Heap {
     pub(super) fn block_at(&self, address: u64) -> Option<(&Region, u32)> {
         let (_, region) = self.regions.find(address)?;
         Some((region, region.index_of(address)?))
+    }
+
+    /// The block that begins at an address, and its class if its region has blocks of one class only.
+    #[inline(always)]
+    pub(super) fn class_and_block_at(&self, address: u64) -> Option<(Option<usize>, &Region, u32)> {
+        let (number, region) = self.regions.find(address)?;
+        Some(((number < MIDDLE).then_some(number), region, region.index_of(address)?))
     }
 
     fn live(&self, address: u64) -> Result<(&Region, u32, &Record, Facts)> {

@@ -39,7 +39,7 @@ fn key(stream: Stream) -> (Key, &'static AtomicU64) {
 
 /// As the C function does it.
 fn allocate(heap: &Arc<Heap>, (key, alive): (Key, &'static AtomicU64), stream: Stream, bytes: u64) -> u64 {
-    match front_cache::allocate(key, bytes, 256, 0) {
+    match front_cache::allocate(key, bytes, 256, 0, |address| address) {
         Answer::Done(address) => address,
         other => {
             let address = heap.allocate(stream, bytes, 256, 0).unwrap();
@@ -59,7 +59,7 @@ fn try_allocate(
     stream: Stream,
     bytes: u64,
 ) -> Option<u64> {
-    match front_cache::allocate(key, bytes, 256, 0) {
+    match front_cache::allocate(key, bytes, 256, 0, |address| address) {
         Answer::Done(address) => return Some(address),
         Answer::Miss => {}
         Answer::NoLease => heap.adopt(key, alive, stream).unwrap(),
@@ -74,7 +74,7 @@ fn try_allocate(
 }
 
 fn free(heap: &Arc<Heap>, (key, _): (Key, &'static AtomicU64), stream: Stream, address: u64) {
-    if !matches!(front_cache::free(key, address), Answer::Done(())) {
+    if !matches!(front_cache::free(key, address, || ()), Answer::Done(())) {
         heap.free(stream, address).unwrap();
     }
 }
@@ -176,10 +176,10 @@ fn what_a_thread_frees_it_gets_again_without_asking_the_heap() {
     // A double free that the front cache sees first is still told.
     let address = allocate(&heap, key, Stream::DEFAULT, 64 << 10);
     free(&heap, key, Stream::DEFAULT, address);
-    assert!(!matches!(front_cache::free(key.0, address), Answer::Done(())));
+    assert!(!matches!(front_cache::free(key.0, address, || ()), Answer::Done(())));
     assert!(heap.free(Stream::DEFAULT, address).is_err());
     heap.close();
-    assert!(matches!(front_cache::allocate(key.0, 64, 256, 0), Answer::NoLease));
+    assert!(matches!(front_cache::allocate(key.0, 64, 256, 0, |_| ()), Answer::NoLease));
 }
 
 #[test]
