@@ -12,6 +12,8 @@ use super::steps::{NONE, Steps};
 pub(super) const FINDABLE: u32 = 1 << 31;
 pub(super) const WAITING: u32 = 1 << 30;
 pub(super) const ZERO_LISTED: u32 = 1 << 29;
+/// Something was said of its content's retention: it may be pinned or have a priority. Without it, it is ordinary.
+pub(super) const RETAINED: u32 = 1 << 28;
 /// Its key names what it holds, findable or not.
 pub(super) const NAMED: u32 = 1 << 26;
 /// Two held it independently, so that work of either may still read what the other does not count.
@@ -61,6 +63,11 @@ impl Block {
     /// The key of what it holds, if that is known.
     pub(super) fn name(&self) -> Option<Key> {
         (self.namespace_and_flags & NAMED != 0).then_some(self.key)
+    }
+
+    /// Whether `retention` has to be asked about it.
+    pub(super) fn is_retained(&self) -> bool {
+        self.namespace_and_flags & RETAINED != 0
     }
 
     pub(super) fn is_waiting(&self) -> bool {

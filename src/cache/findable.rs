@@ -13,6 +13,7 @@ use crate::cache::hash::Key;
 use crate::cache::mirror::BlockHash;
 use crate::cache::namespace::Namespaces;
 use crate::cache::owners::owner_of;
+use crate::cache::retention::Retention;
 
 impl Store {
     /// Makes a held block findable, unless the same content is or the key is taken.
@@ -51,7 +52,7 @@ impl Store {
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
-            if !self.is_inactive(taken) || self.retention.is_pinned(taken) {
+            if !self.is_inactive(taken) || self.is_pinned(taken) {
                 return Published::Refused;
             }
             self.remove(taken, RemoveReason::Replaced, shared);
@@ -130,9 +131,9 @@ impl Store {
             shared.events.push(event);
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
-        let parent = self.parent_of(index);
-        if let Some(children) = &mut self.children {
-            children.remove(index, &parent);
+        if self.children.is_some() {
+            let parent = self.parent_of(index);
+            self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
         }
         self.index.remove(self.index.hash(&key, namespace), index);
         if let Some(mirror) = &mut self.mirror {
@@ -140,7 +141,7 @@ impl Store {
             mirror.remove(hash, index);
         }
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
-        self.retention.clear(index);
+        self.clear_retention(index);
         let owner = owner_of(self.block(index).tenant);
         self.by_owner.unlink(owner, index);
         let counts = shared.namespaces.owners.counts(owner);
@@ -152,7 +153,7 @@ impl Store {
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
     pub(in crate::cache) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
         let was_inactive = self.is_inactive(index);
-        let is_governed = was_inactive && self.retention.acquired(index);
+        let is_governed = was_inactive && self.is_taken_care_of(index, Retention::acquired);
         self.policy.removed(index, was_inactive && !is_governed);
         if was_inactive {
             self.leave_inactive(index, &mut shared.namespaces.owners);

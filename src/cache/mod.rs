@@ -63,6 +63,7 @@ mod step;
 mod steps;
 mod store;
 mod store_owned;
+mod store_retained;
 mod table;
 mod trunks;
 mod upload;

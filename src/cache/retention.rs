@@ -96,6 +96,12 @@ impl Retention {
         mark.is_pinned() || mark.priority != ORDINARY
     }
 
+    /// Whether anything is remembered of the block.
+    pub(super) fn has_mark(&self, block: u32) -> bool {
+        let mark = &self.marks[block as usize];
+        mark.place != NOWHERE || mark.has_expired || self.governs(block)
+    }
+
     /// Inactive blocks that cannot be victims.
     pub(super) fn pinned_inactive(&self) -> u32 {
         self.pinned_inactive

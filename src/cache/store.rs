@@ -22,7 +22,7 @@ use super::owner_lists::OwnerLists;
 use super::owners::{Owners, owner_of};
 use super::retention::Retention;
 use super::steps::{NONE, Waiting};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
 
 /// At most one block in so many is pinned.
@@ -154,7 +154,7 @@ impl Store {
         block.refs == 1
             && block.last_step.max(last_step) <= completed
             && index < self.limit
-            && !self.retention.is_pinned(index)
+            && !self.is_pinned(index)
     }
 
     pub(super) fn origin(&self, block: u32) -> Origin {
@@ -261,7 +261,7 @@ impl Store {
             self.unlink_waiting(index, waiting);
         } else {
             self.leave_inactive(index, &mut shared.namespaces.owners);
-            if !self.retention.acquired(index) {
+            if !self.is_taken_care_of(index, Retention::acquired) {
                 self.policy.acquired(index);
             }
             if shared.namespaces.owners.get(owner).is_ordered() {
@@ -291,14 +291,14 @@ impl Store {
     fn give_back(&mut self, index: u32, owners: &mut Owners) {
         if self.blocks[index as usize].is_findable() {
             self.inactive += 1;
-            if !self.retention.released(index) {
+            if !self.is_taken_care_of(index, Retention::released) {
                 self.policy.released(index);
             }
-            if !self.retention.is_pinned(index) {
+            if !self.is_pinned(index) {
                 self.join_cached(index, owners);
             }
         } else {
-            self.retention.clear(index);
+            self.clear_retention(index);
             self.put_free(index);
         }
     }
@@ -379,6 +379,10 @@ impl Store {
             (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
         self.validate_limit()?;
         self.retention.validate(&is_inactive, &is_findable)?;
+        let is_unmarked = |index: &u32| self.retention.has_mark(*index) && !self.block(*index).is_retained();
+        if let Some(index) = (0..self.block_count()).find(is_unmarked) {
+            return Err(Error::internal(format!("block {index} does not tell of its retention")));
+        }
         let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
         self.policy.validate(&is_ordinary, &is_findable)?;
         if let Some(children) = &self.children {

@@ -10,7 +10,7 @@ impl Store {
     /// A findable block that nobody holds is no longer one.
     pub(super) fn leave_inactive(&mut self, index: u32, owners: &mut Owners) {
         self.inactive -= 1;
-        if !self.retention.is_pinned(index) {
+        if !self.is_pinned(index) {
             self.leave_cached(index, owners);
         }
     }
@@ -50,7 +50,7 @@ impl Store {
         }
         loop {
             match self.by_owner.oldest(owner) {
-                Some(oldest) if self.is_inactive(oldest) && !self.retention.is_pinned(oldest) => {
+                Some(oldest) if self.is_inactive(oldest) && !self.is_pinned(oldest) => {
                     self.remove(oldest, RemoveReason::Limit, shared);
                     return true;
                 }

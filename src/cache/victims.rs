@@ -65,7 +65,7 @@ impl Store {
         }
         let victim = governed.or(of_policy)?;
         self.leave_inactive(victim, &mut shared.namespaces.owners);
-        let has_expired = reason == RemoveReason::Evicted && self.retention.has_expired(victim);
+        let has_expired = reason == RemoveReason::Evicted && self.has_expired(victim);
         shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
         self.forget(victim, if has_expired { RemoveReason::Expired } else { reason }, shared);
         Some(victim)
