@@ -65,6 +65,7 @@ mod store;
 mod store_owned;
 mod store_retained;
 mod table;
+mod tally;
 mod trunks;
 mod upload;
 mod write;

@@ -20,11 +20,13 @@ impl Store {
     }
 
     /// Whether a block is pinned.
+    #[inline]
     pub(super) fn is_pinned(&self, index: u32) -> bool {
         self.block(index).is_retained() && self.retention.is_pinned(index)
     }
 
     /// A block becomes inactive or stops being so; answers whether that is `retention`'s business, not the policy's.
+    #[inline]
     pub(super) fn is_taken_care_of(
         &mut self,
         index: u32,
@@ -34,11 +36,13 @@ impl Store {
     }
 
     /// Whether the priority of an inactive block has expired.
+    #[inline]
     pub(super) fn has_expired(&self, index: u32) -> bool {
         self.block(index).is_retained() && self.retention.has_expired(index)
     }
 
     /// The content of a block is gone, and all that was said of it.
+    #[inline]
     pub(super) fn clear_retention(&mut self, index: u32) {
         let block = &mut self.blocks[index as usize];
         if block.is_retained() {
