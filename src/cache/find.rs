@@ -3,12 +3,17 @@
 //! Reads the index, the keys, and what the store keeps to prove that a key's block is the wanted content; asks for
 //! memory ahead of all three. What it does not: change who holds a block.
 
+use std::mem::offset_of;
+
 use super::Store;
-use crate::cache::block::{Counters, NAMED, NO_SERIAL, Publication};
+use crate::cache::block::{Counters, NAMED, NO_SERIAL, Origin, Publication};
 use crate::cache::children::Parent;
+use crate::cache::evict::Facts;
 use crate::cache::hash::{Extras, Key};
 use crate::sys::prefetch;
 
+/// Bytes at the start of an origin that prove a hit.
+const PROOF_BYTES: usize = offset_of!(Origin, parent_key);
 /// Tokens in one line of the processor's cache.
 const TOKENS_OF_LINE: usize = 16;
 /// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
@@ -33,7 +38,7 @@ impl Store {
         self.fetch_block(Some(block as i32));
         if self.proof != Proof::Key {
             prefetch::prefetch(&self.origins, block as usize);
-            prefetch::prefetch_part(&self.origins, block as usize, 64);
+            prefetch::prefetch_part(&self.origins, block as usize, PROOF_BYTES - 1);
         }
         if self.compares_tokens() {
             let first = block as usize * self.block_tokens as usize;
@@ -44,7 +49,17 @@ impl Store {
 
     /// Has a block fetched that is acquired or released soon.
     pub(in crate::cache) fn fetch_block(&self, block: Option<i32>) {
-        block.into_iter().for_each(|block| prefetch::prefetch(&self.blocks, block as usize));
+        let Some(block) = block else { return };
+        if self.is_large {
+            prefetch::prefetch(&self.blocks, block as usize);
+            self.policy.fetch(block as u32);
+        }
+    }
+
+    /// Has fetched what is written when a block is published under this key soon.
+    pub(in crate::cache) fn fetch_key(&self, key: &Key, namespace: u32) {
+        self.index.fetch(self.index.hash(key, namespace));
+        self.policy.fetch_for(&Facts { key: *key, namespace, ..Facts::default() });
     }
 
     /// Whether a block is findable under this key, whatever came before it.

@@ -9,14 +9,29 @@ use crate::cache::block::{
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEvent, CacheEventKind, RemoveReason};
 use crate::cache::evict::Facts;
-use crate::cache::hash::Key;
 use crate::cache::mirror::BlockHash;
 use crate::cache::namespace::Namespaces;
 use crate::cache::owners::owner_of;
+use crate::cache::retention::Retention;
+use crate::cache::tally::Tally;
 
 impl Store {
     /// Makes a held block findable, unless the same content is or the key is taken.
     pub(in crate::cache) fn publish(
+        &mut self,
+        index: u32,
+        as_what: &Publication,
+        shared: &mut Shared,
+    ) -> Published {
+        let published = self.publish_uncounted(index, as_what, shared);
+        if published == Published::Stored {
+            shared.count_stored(1, as_what.namespace);
+        }
+        published
+    }
+
+    /// The same; the caller counts what is stored.
+    pub(in crate::cache) fn publish_uncounted(
         &mut self,
         index: u32,
         as_what: &Publication,
@@ -51,7 +66,7 @@ impl Store {
                 return Published::Duplicate;
             }
             // Same tokens after an ancestor that was evicted since: nobody can find it any more.
-            if !self.is_inactive(taken) || self.retention.is_pinned(taken) {
+            if !self.is_inactive(taken) || self.is_pinned(taken) {
                 return Published::Refused;
             }
             self.remove(taken, RemoveReason::Replaced, shared);
@@ -86,14 +101,17 @@ impl Store {
             children.add(index, &parent, is_child);
         }
         let facts = Facts {
-            fingerprint: fingerprint(&as_what.key, as_what.namespace),
+            key: as_what.key,
+            namespace: as_what.namespace,
             position: as_what.position,
             tokens: self.block_tokens,
         };
         self.policy.committed(index, &facts);
-        shared.namespaces.add_use(as_what.namespace);
-        shared.counters.committed_blocks += 1;
-        self.note_findable(index, &mut shared.namespaces.owners);
+        let owner = owner_of(self.block(index).tenant);
+        self.by_owner.push(owner, index);
+        if shared.namespaces.owners.get(owner).is_ordered() {
+            self.by_owner.set_aside(owner, index);
+        }
         if shared.events.is_on() {
             let event = self.event(index, CacheEventKind::Stored, RemoveReason::None, &shared.namespaces);
             shared.events.push(event);
@@ -124,15 +142,21 @@ impl Store {
     }
 
     /// Takes a block out of the index; the policy has already let it go.
-    pub(super) fn forget(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+    pub(super) fn forget(
+        &mut self,
+        index: u32,
+        reason: RemoveReason,
+        shared: &mut Shared,
+        tally: &mut Tally,
+    ) {
         if shared.events.is_on() {
             let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
             shared.events.push(event);
         }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
-        let parent = self.parent_of(index);
-        if let Some(children) = &mut self.children {
-            children.remove(index, &parent);
+        if self.children.is_some() {
+            let parent = self.parent_of(index);
+            self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
         }
         self.index.remove(self.index.hash(&key, namespace), index);
         if let Some(mirror) = &mut self.mirror {
@@ -140,35 +164,26 @@ impl Store {
             mirror.remove(hash, index);
         }
         self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
-        self.retention.clear(index);
-        let owner = owner_of(self.block(index).tenant);
-        self.by_owner.unlink(owner, index);
-        let counts = shared.namespaces.owners.counts(owner);
-        counts.findable_blocks -= 1;
-        counts.evicted_blocks += u64::from(reason.is_eviction());
-        shared.namespaces.drop_use(namespace);
+        self.clear_retention(index);
+        let tenant = self.block(index).tenant;
+        self.by_owner.unlink(owner_of(tenant), index);
+        let namespaces = &mut shared.namespaces;
+        tally.forget((tenant, namespace), reason.is_eviction(), &mut self.by_owner, namespaces);
     }
 
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.
     pub(in crate::cache) fn remove(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
         let was_inactive = self.is_inactive(index);
-        let is_governed = was_inactive && self.retention.acquired(index);
+        let is_governed = was_inactive && self.is_taken_care_of(index, Retention::acquired);
         self.policy.removed(index, was_inactive && !is_governed);
+        let mut tally = Tally::NONE;
         if was_inactive {
-            self.leave_inactive(index, &mut shared.namespaces.owners);
+            self.leave_inactive(index, &mut tally, &mut shared.namespaces);
         }
-        self.forget(index, reason, shared);
+        self.forget(index, reason, shared, &mut tally);
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
         if was_inactive {
             self.put_free(index);
         }
     }
-}
-
-/// Digest of a content's name for the policy: the same in every run, and spread although keys of callers may be plain
-/// counts.
-fn fingerprint(key: &Key, namespace: u32) -> u64 {
-    key.0.iter().fold(u64::from(namespace) + 1, |digest, word| {
-        let mixed = (digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
-    })
 }

@@ -3,6 +3,7 @@
 //! Invariant: walking `next` from the head visits each linked block once and ends at the tail.
 
 use crate::error::{Error, Result};
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 const NONE: u32 = u32::MAX;
@@ -39,6 +40,17 @@ impl List {
 
     pub(in crate::cache) fn oldest(&self) -> Option<u32> {
         Some(self.head).filter(|&head| head != NONE)
+    }
+
+    /// Gives the oldest blocks, at most so many.
+    pub(in crate::cache) fn oldest_few(&self, most: usize, each: impl FnMut(u32)) {
+        let newer = |&block: &u32| Some(self.links[block as usize].next).filter(|&next| next != NONE);
+        std::iter::successors(self.oldest(), newer).take(most).for_each(each);
+    }
+
+    /// Has the links of a block fetched.
+    pub(in crate::cache) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.links, block as usize);
     }
 
     pub(in crate::cache) fn push_newest(&mut self, block: u32) {

@@ -4,6 +4,7 @@
 //! reason for that anyway. Invariant: walking `next` from a head visits each block of that list once.
 
 use crate::error::{Error, Result};
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 const NONE: u32 = u32::MAX;
@@ -51,6 +52,16 @@ impl Lists {
     /// The block after this one in its list.
     pub(in crate::cache) fn newer(&self, block: u32) -> Option<u32> {
         Some(self.links[block as usize].next).filter(|&next| next != NONE)
+    }
+
+    /// Gives the oldest blocks of a list, at most so many.
+    pub(in crate::cache) fn oldest_few(&self, list: usize, most: usize, each: impl FnMut(u32)) {
+        std::iter::successors(self.oldest(list), |&block| self.newer(block)).take(most).for_each(each);
+    }
+
+    /// Has the links of a block fetched.
+    pub(in crate::cache) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.links, block as usize);
     }
 
     pub(in crate::cache) fn push_newest(&mut self, list: usize, block: u32) {

@@ -135,10 +135,7 @@ impl State {
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
             let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
-            for (at, &block) in blocks.iter().enumerate() {
-                store.fetch_block(blocks.get(at + prefix::AHEAD).copied());
-                store.acquire(block as u32, &mut self.shared);
-            }
+            store.acquire_all(blocks, &mut self.shared);
         }
         self.count_lookup(request, namespace, lease, found_tokens, hit_tokens);
         let extras = keys.extras_before(request, hit_tokens, self.link_tokens);

@@ -128,12 +128,20 @@ impl Namespaces {
     }
 
     pub(super) fn add_use(&mut self, index: u32) {
-        self.entries[index as usize].as_mut().expect("only a used entry gets another use").uses += 1;
+        self.add_uses(index, 1);
+    }
+
+    pub(super) fn add_uses(&mut self, index: u32, count: u64) {
+        self.entries[index as usize].as_mut().expect("only a used entry gets another use").uses += count;
     }
 
     pub(super) fn drop_use(&mut self, index: u32) {
+        self.drop_uses(index, 1);
+    }
+
+    pub(super) fn drop_uses(&mut self, index: u32, count: u64) {
         let entry = self.entries[index as usize].as_mut().expect("only a used entry loses a use");
-        entry.uses -= 1;
+        entry.uses -= count;
         if entry.uses == 0 {
             let (name, owner) = (entry.name, entry.owner);
             self.by_name.remove(&name);

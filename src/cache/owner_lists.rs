@@ -7,6 +7,7 @@
 //! Invariant: each findable block stands in exactly one list, that of its owner. Every call is O(1).
 
 use crate::error::{Error, Result};
+use crate::sys::prefetch;
 use crate::sys::reserve::{Zeroed, filled};
 
 /// First of the two ends of the order list among an owner's words; ends are block + 1, 0 for none.
@@ -29,6 +30,7 @@ impl OwnerLists {
         Ok(Self { owners: Zeroed::new(owners as usize)?, links: filled(blocks as usize, [0; 2])? })
     }
 
+    #[inline]
     fn push_to(&mut self, owner: u32, list: usize, block: u32) {
         let ends = &mut self.owners[owner as usize][list..list + 2];
         let tail = ends[1];
@@ -97,12 +99,21 @@ impl OwnerLists {
         self.owners[owner as usize][CACHED]
     }
 
-    pub(super) fn add_cached(&mut self, owner: u32) {
-        self.owners[owner as usize][CACHED] += 1;
+    pub(super) fn add_cached(&mut self, owner: u32, count: i64) {
+        let cached = &mut self.owners[owner as usize][CACHED];
+        *cached = cached.wrapping_add_signed(count as i32);
     }
 
-    pub(super) fn drop_cached(&mut self, owner: u32) {
-        self.owners[owner as usize][CACHED] -= 1;
+    /// Has what `unlink` reads of a block fetched.
+    pub(super) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.links, block as usize);
+    }
+
+    /// The same of its neighbours, once its own is there.
+    pub(super) fn fetch_neighbours(&self, block: u32) {
+        self.links[block as usize].iter().for_each(|&at| {
+            prefetch::prefetch(&self.links, (at as usize).wrapping_sub(1));
+        });
     }
 
     pub(super) fn bytes(&self) -> u64 {

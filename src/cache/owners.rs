@@ -191,10 +191,10 @@ impl Owners {
         Ok(())
     }
 
-    /// One cached block more.
-    pub(super) fn cached(&mut self, owner: u32) {
+    /// So many cached blocks more.
+    pub(super) fn add_cached(&mut self, owner: u32, count: i64) {
         let entry = &mut self.entries[owner as usize];
-        entry.counts.cached_blocks += 1;
+        entry.counts.cached_blocks = entry.counts.cached_blocks.wrapping_add_signed(count);
         if entry.counts.cached_blocks > entry.counts.max_cached_blocks && !entry.is_over {
             entry.is_over = true;
             self.over.push(owner);

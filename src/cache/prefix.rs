@@ -210,9 +210,13 @@ impl Search<'_> {
             let link_of = |position: usize| (position + 1) * links_each - 1;
             for (at, hash) in hashes[..count].iter_mut().enumerate() {
                 *hash = store.index.hash(&self.keys.key(link_of(first + at)), self.namespace);
-                store.index.fetch(*hash);
+                if store.is_large {
+                    store.index.fetch(*hash);
+                }
             }
-            hashes[..count].iter().for_each(|&hash| store.fetch_found(hash));
+            if store.is_large {
+                hashes[..count].iter().for_each(|&hash| store.fetch_found(hash));
+            }
             for (position, &hash) in (first..).zip(&hashes[..count]) {
                 let tokens = match self.request.naming {
                     Naming::Tokens(tokens, _) => {
@@ -243,15 +247,6 @@ impl Search<'_> {
 }
 
 impl State {
-    /// Has the cells fetched into which a key goes that is published soon.
-    pub(super) fn fetch_key(&self, row: usize, bytes: &[u8], key_bytes: usize, position: usize) {
-        let Some(key) = bytes.chunks_exact(key_bytes).nth(position) else { return };
-        let namespace = self.holders.sequences[row].holder.namespace;
-        self.stores
-            .iter()
-            .for_each(|store| store.index.fetch(store.index.hash(&Key::from_bytes(key), namespace)));
-    }
-
     /// Fills a row of the leases with the blocks of the longest prefix, not yet acquired.
     pub(super) fn find_prefix(
         &mut self,

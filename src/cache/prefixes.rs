@@ -82,7 +82,7 @@ impl State {
             store.check_pins(Pinner::Name, blocks.iter().copied())?;
         }
         for (store, blocks) in self.stores.iter_mut().zip(&blocks) {
-            blocks.iter().for_each(|&block| store.retention.pin(Pinner::Name, block));
+            blocks.iter().for_each(|&block| store.pin(Pinner::Name, block));
         }
         let holder = self.holders.leases[lease];
         let info = PrefixInfo {

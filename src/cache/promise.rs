@@ -59,7 +59,7 @@ impl Promises {
 impl Store {
     /// Whether a findable block is one of those that can make room.
     fn is_evictable(&self, index: u32) -> bool {
-        self.is_inactive(index) && !self.retention.is_pinned(index)
+        self.is_inactive(index) && !self.is_pinned(index)
     }
 
     /// Whether a found block can be held beside the promises.

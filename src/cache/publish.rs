@@ -9,6 +9,7 @@ use super::group::Reach;
 use super::hash::{Extras, Key};
 use super::hybrid::input_of;
 use super::lookup::Extra;
+use super::prefix::AHEAD;
 use super::sequence::{Holder, LetGo, Rows};
 use super::state::State;
 use super::store::Store;
@@ -28,53 +29,78 @@ pub(super) fn anchor_serial(
 }
 
 impl State {
-    /// A link of the chain is complete: publishes the blocks that end with it.
-    pub(super) fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+    /// Links of the chain are complete, from `first` on as long as `key_at` has keys: publishes what ends with them.
+    pub(super) fn complete_links(
+        &mut self,
+        row: usize,
+        first: u64,
+        key_at: impl Fn(usize) -> Option<Key>,
+        has_tokens: bool,
+    ) -> u32 {
         if !self.is_plain {
-            return self.complete_link_mixed(row, link, key, has_tokens);
+            let keys = (0..).map_while(key_at);
+            return (first..)
+                .zip(keys)
+                .map(|(link, key)| self.complete_link(row, link, key, has_tokens))
+                .sum();
         }
-        let sequence = &mut self.holders.sequences[row];
-        let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
-        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
-            return 0;
+        let Holder { namespace, no_store, extras, epoch, key: mut parent_link_key, .. } =
+            self.holders.sequences[row].holder;
+        let mut publishes = !no_store && epoch == self.shared.namespaces.epoch(namespace);
+        let is_large = self.stores.iter().any(|store| store.is_large);
+        let (key, parent_key, parent_serial, position) = (Key::default(), Key::default(), ROOT_SERIAL, 0);
+        let mut as_what =
+            Publication { key, namespace, parent_key, parent_serial, extras, position, has_tokens };
+        let (mut at, mut committed) = (0, 0);
+        while let Some(key) = key_at(at) {
+            if is_large
+                && publishes
+                && let Some(ahead) = key_at(at + AHEAD)
+            {
+                self.stores.iter().for_each(|store| store.fetch_key(&ahead, namespace));
+            }
+            let end = first + at as u64 + 1;
+            for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
+                let links = match store.block_tokens == self.link_tokens {
+                    true => 1,
+                    false => u64::from(store.block_tokens / self.link_tokens),
+                };
+                if !publishes || (links > 1 && !end.is_multiple_of(links)) {
+                    continue;
+                }
+                let blocks = rows.row(row);
+                as_what.position = if links == 1 { end - 1 } else { end / links - 1 };
+                let block = blocks[as_what.position as usize] as u32;
+                if store.block(block).is_findable() {
+                    // A sequence that shares it was faster. What follows other tokens than it told must not be found.
+                    self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
+                    continue;
+                }
+                as_what.key = key;
+                (as_what.parent_key, as_what.parent_serial) = match as_what.position.checked_sub(1) {
+                    None => (Key::default(), ROOT_SERIAL),
+                    Some(before) => {
+                        let parent = blocks[before as usize] as u32;
+                        let key = if links == 1 { parent_link_key } else { store.block(parent).key };
+                        (key, store.origin(parent).serial)
+                    }
+                };
+                let published = store.publish_uncounted(block, &as_what, &mut self.shared);
+                committed += u32::from(published == Published::Stored);
+            }
+            publishes &= !self.holders.sequences[row].holder.no_store;
+            parent_link_key = key;
+            at += 1;
         }
-        let mut committed = 0;
-        for (group, store) in self.stores.iter_mut().enumerate() {
-            let links = u64::from(store.block_tokens / self.link_tokens);
-            if !(link + 1).is_multiple_of(links) {
-                continue;
-            }
-            let position = ((link + 1) / links - 1) as usize;
-            let blocks = self.holders.rows[group].row(row);
-            let block = blocks[position] as u32;
-            if store.block(block).is_findable() {
-                // A sequence that shares it was faster. What follows other tokens than it told must not be found.
-                self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
-                continue;
-            }
-            let parent = position.checked_sub(1).map(|before| blocks[before] as u32);
-            let parent_key = match parent {
-                Some(_) if links == 1 => parent_link_key,
-                Some(parent) => store.block(parent).key,
-                None => Key::default(),
-            };
-            let as_what = Publication {
-                key,
-                namespace,
-                parent_key,
-                parent_serial: parent.map_or(ROOT_SERIAL, |parent| store.origin(parent).serial),
-                extras,
-                position: position as u64,
-                has_tokens,
-            };
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
+        self.holders.sequences[row].holder.key = parent_link_key;
+        if committed > 0 {
+            self.shared.count_stored(committed, namespace);
         }
         committed
     }
 
     /// A link of the chain is complete: publishes the blocks and states that end with it.
-    pub(super) fn complete_link_mixed(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
+    fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
         let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;

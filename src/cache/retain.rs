@@ -81,7 +81,7 @@ impl State {
         }
         let held = self.find_stretch(stretch)?;
         let now_ms = self.now_ms;
-        self.each_block(&held, |store, block| store.retention.retain(block, priority, ttl_ms, now_ms));
+        self.each_block(&held, |store, block| store.retain(block, priority, ttl_ms, now_ms));
         Ok(self.done(&held))
     }
 
@@ -92,7 +92,7 @@ impl State {
         }
         self.each_block(&held, |store, block| {
             if store.block(block).is_findable() {
-                store.retention.pin(Pinner::Operation, block);
+                store.pin(Pinner::Operation, block);
             }
         });
         Ok(self.done(&held))

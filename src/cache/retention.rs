@@ -14,6 +14,7 @@
 
 use super::lists::Lists;
 use crate::error::{Error, Result, Status};
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 /// The priority of a block of which nobody said anything.
@@ -96,6 +97,12 @@ impl Retention {
         mark.is_pinned() || mark.priority != ORDINARY
     }
 
+    /// Whether anything is remembered of the block.
+    pub(super) fn has_mark(&self, block: u32) -> bool {
+        let mark = &self.marks[block as usize];
+        mark.place != NOWHERE || mark.has_expired || self.governs(block)
+    }
+
     /// Inactive blocks that cannot be victims.
     pub(super) fn pinned_inactive(&self) -> u32 {
         self.pinned_inactive
@@ -156,6 +163,19 @@ impl Retention {
     /// The next victim of a priority above the ordinary, and unlists it.
     pub(super) fn victim_above(&mut self) -> Option<u32> {
         self.victim_of(self.is_used)
+    }
+
+    /// Gives the next victims of the lowest priority below the ordinary, if there are any.
+    pub(super) fn likely_victims(&self, most: usize, each: impl FnMut(u32)) {
+        let priorities = self.is_used & ((1 << ORDINARY) - 1);
+        if priorities != 0 {
+            self.by_priority.oldest_few(priorities.trailing_zeros() as usize, most, each);
+        }
+    }
+
+    /// Has fetched what is remembered of a block.
+    pub(super) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.marks, block as usize);
     }
 
     fn victim_of(&mut self, priorities: u128) -> Option<u32> {

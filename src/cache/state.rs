@@ -17,7 +17,6 @@ use super::mirror::{BlockHash, Mirror};
 use super::namespace::Namespaces;
 use super::owners::Owners;
 use super::plan_steps::PlanChain;
-use super::prefix::AHEAD;
 use super::prefixes::Prefixes;
 use super::promise::Promises;
 use super::sequence::{Holders, Rows};
@@ -171,7 +170,7 @@ impl State {
         let Shared { steps, namespaces, .. } = &mut self.shared;
         while let Some(slot) = steps.pop_complete() {
             for (store, waiting) in self.stores.iter_mut().zip(&mut slot.waiting) {
-                store.give_back_waiting(waiting, &mut namespaces.owners);
+                store.give_back_waiting(waiting, namespaces);
             }
         }
         self.settle_limits();
@@ -180,11 +179,7 @@ impl State {
     /// Lets go of the blocks of a lease, leaf first, so that the root becomes the newest.
     pub(super) fn release_lease(&mut self, lease: usize, last_step: u64) {
         for (group, store) in self.stores.iter_mut().enumerate() {
-            let blocks = self.holders.lease_rows[group].held(lease);
-            for (at, &block) in blocks.iter().enumerate().rev() {
-                store.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
-                store.release(block as u32, last_step, &mut self.shared);
-            }
+            store.release_all(self.holders.lease_rows[group].held(lease), last_step, &mut self.shared);
         }
     }
 
@@ -201,9 +196,7 @@ impl State {
 
     /// Evicts up to `count` blocks of a group.
     pub(super) fn evict(&mut self, group: usize, count: u64) -> u64 {
-        (0..count)
-            .take_while(|_| self.stores[group].evict_one(RemoveReason::Requested, &mut self.shared))
-            .count() as u64
+        self.stores[group].evict_some(count, RemoveReason::Requested, &mut self.shared)
     }
 
     /// Tells consumers that a reset is over.

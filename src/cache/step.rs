@@ -11,7 +11,6 @@ use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 pub use super::op_result::OpResult;
 pub(super) use super::op_result::{OpOutcome, Refusal};
-use super::prefix::AHEAD;
 use super::sequence::{Holder, Lease, Pause};
 use super::state::State;
 use crate::error::{Result, Status};
@@ -433,13 +432,9 @@ impl State {
                 inputs + self.commit_tokens(row, ids, extras)
             }
             Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
-                let mut committed = 0;
-                for (position, key) in bytes.chunks_exact(key_bytes as usize).enumerate() {
-                    let link = first / link + position as u64;
-                    self.fetch_key(row, bytes, key_bytes as usize, position + AHEAD);
-                    committed += self.complete_link(row, link, Key::from_bytes(key), false);
-                }
-                committed
+                let each = key_bytes as usize;
+                let key_at = |at: usize| bytes.get(at * each..(at + 1) * each).map(Key::from_bytes);
+                self.complete_links(row, first / link, key_at, false)
             }
         };
         self.holders.sequences[row].committed = first + tokens;
@@ -476,7 +471,8 @@ impl State {
                     open[offset..].copy_from_slice(part);
                     hash::link(self.hash, &parent, open, &folded)
                 };
-                blocks += self.complete_link(row, at / link as u64, key, true);
+                let key_at = |at: usize| Some(key).filter(|_| at == 0);
+                blocks += self.complete_links(row, at / link as u64, key_at, true);
             } else {
                 self.holders.open_tokens(row)[offset..offset + count].copy_from_slice(part);
             }

@@ -18,15 +18,21 @@ use super::free::Free;
 use super::group::Reach;
 use super::index::Index;
 use super::mirror::Mirror;
+use super::namespace::Namespaces;
 use super::owner_lists::OwnerLists;
-use super::owners::{Owners, owner_of};
+use super::owners::owner_of;
+use super::prefix::AHEAD;
 use super::retention::Retention;
 use super::steps::{NONE, Waiting};
-use crate::error::Result;
+use super::tally::Tally;
+use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
 
 /// At most one block in so many is pinned.
 const PINNED_SHARE: u32 = 2;
+
+/// Bookkeeping of so many bytes is in the second-level cache of most processors.
+const SMALL_BYTES: u64 = 2 << 20;
 
 /// The blocks of one group.
 pub(super) struct Store {
@@ -36,6 +42,8 @@ pub(super) struct Store {
     /// State: a snapshot is kept at multiples of so many tokens.
     pub(super) snapshot_tokens: u64,
     pub(super) proof: Proof,
+    /// Its bookkeeping is larger than the processor's second-level cache: fetching ahead is worth the hints.
+    pub(super) is_large: bool,
     pub(super) blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     pub(super) origins: Vec<Origin>,
@@ -82,12 +90,13 @@ impl Store {
             (true, _) => Proof::Anchor,
         };
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
-        Ok(Self {
+        let mut store = Self {
             group,
             block_tokens: geometry.block_tokens,
             reach: geometry.reach,
             snapshot_tokens: geometry.snapshot_tokens,
             proof,
+            is_large: false,
             blocks: filled(blocks as usize, Block::EMPTY)?,
             origins: filled(
                 count_if(options.compares_tokens || options.keeps_events || options.finds_partial, 1),
@@ -109,7 +118,9 @@ impl Store {
             scrub: options.scrub,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
             by_owner: OwnerLists::new(blocks, options.owners)?,
-        })
+        };
+        store.is_large = store.bytes() > SMALL_BYTES;
+        Ok(store)
     }
 
     pub(super) fn block(&self, block: u32) -> &Block {
@@ -154,7 +165,7 @@ impl Store {
         block.refs == 1
             && block.last_step.max(last_step) <= completed
             && index < self.limit
-            && !self.retention.is_pinned(index)
+            && !self.is_pinned(index)
     }
 
     pub(super) fn origin(&self, block: u32) -> Origin {
@@ -219,13 +230,13 @@ impl Store {
                 .evict(RemoveReason::Evicted, shared)
                 .expect("the caller checked that a block is available"),
         };
-        self.hand_out(index, tenant, shared);
+        self.hand_out(index, tenant);
+        shared.count_handed_out(1, tenant);
         index
     }
 
-    /// A block that was free becomes a holder's.
-    fn hand_out(&mut self, index: u32, tenant: u64, shared: &mut Shared) {
-        shared.counters.allocated_blocks += 1;
+    /// A block that was free becomes a holder's; the caller counts it.
+    fn hand_out(&mut self, index: u32, tenant: u64) {
         let block = &mut self.blocks[index as usize];
         let foreign = block.tenant != 0 && block.tenant != tenant;
         let wants_zeros = match self.scrub {
@@ -237,7 +248,6 @@ impl Store {
         block.namespace_and_flags &= !(HELD_TWICE | NAMED);
         block.refs = 1;
         block.last_step = 0;
-        shared.namespaces.owners.counts(owner_of(tenant)).held_blocks += 1;
         if let Some(origin) = self.origins.get_mut(index as usize) {
             origin.serial = NO_SERIAL;
         }
@@ -248,59 +258,94 @@ impl Store {
 
     /// One more holder of a findable block.
     pub(super) fn acquire(&mut self, index: u32, shared: &mut Shared) {
+        self.acquire_all(&[index as i32], shared);
+    }
+
+    /// One more holder of each of these findable blocks.
+    pub(super) fn acquire_all(&mut self, blocks: &[i32], shared: &mut Shared) {
+        let mut tally = Tally::NONE;
+        for (at, &block) in blocks.iter().enumerate() {
+            self.fetch_block(blocks.get(at + AHEAD).copied());
+            self.acquire_one(block as u32, shared, &mut tally);
+        }
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
+    }
+
+    fn acquire_one(&mut self, index: u32, shared: &mut Shared, tally: &mut Tally) {
         let block = &mut self.blocks[index as usize];
         block.refs += 1;
         if block.refs > 1 {
             return;
         }
-        let owner = owner_of(block.tenant);
-        shared.namespaces.owners.counts(owner).held_blocks += 1;
+        let tenant = block.tenant;
+        tally.turn(tenant, &mut self.by_owner, &mut shared.namespaces);
+        tally.held += 1;
         if block.is_waiting() {
             let last_step = block.last_step;
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.unlink_waiting(index, waiting);
         } else {
-            self.leave_inactive(index, &mut shared.namespaces.owners);
-            if !self.retention.acquired(index) {
+            self.leave_inactive(index, tally, &mut shared.namespaces);
+            if !self.is_taken_care_of(index, Retention::acquired) {
                 self.policy.acquired(index);
             }
-            if shared.namespaces.owners.get(owner).is_ordered() {
-                self.by_owner.set_aside(owner, index);
+            if tally.is_ordered {
+                self.by_owner.set_aside(owner_of(tenant), index);
             }
         }
     }
 
     /// One holder less, which was scheduled last in `last_step`.
     pub(super) fn release(&mut self, index: u32, last_step: u64, shared: &mut Shared) {
+        self.release_all(&[index as i32], last_step, shared);
+    }
+
+    /// One holder less of each of these blocks, the last of them first.
+    pub(super) fn release_all(&mut self, blocks: &[i32], last_step: u64, shared: &mut Shared) {
+        let mut tally = Tally::NONE;
+        for (at, &block) in blocks.iter().enumerate().rev() {
+            self.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
+            self.release_one(block as u32, last_step, shared, &mut tally);
+        }
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
+    }
+
+    fn release_one(&mut self, index: u32, last_step: u64, shared: &mut Shared, tally: &mut Tally) {
         let block = &mut self.blocks[index as usize];
         block.refs -= 1;
         block.last_step = block.last_step.max(last_step);
         if block.refs > 0 {
             return;
         }
-        shared.namespaces.owners.counts(owner_of(block.tenant)).held_blocks -= 1;
+        tally.turn(block.tenant, &mut self.by_owner, &mut shared.namespaces);
+        tally.held -= 1;
         if block.last_step > shared.steps.completed() {
             let last_step = block.last_step;
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.link_waiting(index, waiting);
         } else {
-            self.give_back(index, &mut shared.namespaces.owners);
+            self.give_back(index, tally, &mut shared.namespaces);
         }
     }
 
-    fn give_back(&mut self, index: u32, owners: &mut Owners) {
+    #[inline]
+    fn give_back(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
         if self.blocks[index as usize].is_findable() {
             self.inactive += 1;
-            if !self.retention.released(index) {
+            if !self.is_taken_care_of(index, Retention::released) {
                 self.policy.released(index);
             }
-            if !self.retention.is_pinned(index) {
-                self.join_cached(index, owners);
+            if !self.is_pinned(index) {
+                self.join_cached(index, tally, namespaces);
             }
         } else {
-            self.retention.clear(index);
-            self.put_free(index);
+            self.free_unfindable(index);
         }
+    }
+
+    fn free_unfindable(&mut self, index: u32) {
+        self.clear_retention(index);
+        self.put_free(index);
     }
 
     fn link_waiting(&mut self, index: u32, list: &mut Waiting) {
@@ -332,12 +377,14 @@ impl Store {
     }
 
     /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
-    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, owners: &mut Owners) {
+    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, namespaces: &mut Namespaces) {
+        let mut tally = Tally::NONE;
         while list.head != NONE {
             let index = list.head;
             self.unlink_waiting(index, list);
-            self.give_back(index, owners);
+            self.give_back(index, &mut tally, namespaces);
         }
+        tally.settle(&mut self.by_owner, namespaces);
     }
 
     fn parent_of(&self, block: u32) -> Parent {
@@ -379,6 +426,10 @@ impl Store {
             (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
         self.validate_limit()?;
         self.retention.validate(&is_inactive, &is_findable)?;
+        let is_unmarked = |index: &u32| self.retention.has_mark(*index) && !self.block(*index).is_retained();
+        if let Some(index) = (0..self.block_count()).find(is_unmarked) {
+            return Err(Error::internal(format!("block {index} does not tell of its retention")));
+        }
         let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
         self.policy.validate(&is_ordinary, &is_findable)?;
         if let Some(children) = &self.children {

@@ -3,44 +3,31 @@
 
 use super::block::Shared;
 use super::events::RemoveReason;
-use super::owners::{Owners, owner_of};
+use super::namespace::Namespaces;
+use super::owners::owner_of;
 use super::store::Store;
+use super::tally::Tally;
 
 impl Store {
     /// A findable block that nobody holds is no longer one.
-    pub(super) fn leave_inactive(&mut self, index: u32, owners: &mut Owners) {
+    #[inline]
+    pub(super) fn leave_inactive(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
         self.inactive -= 1;
-        if !self.retention.is_pinned(index) {
-            self.leave_cached(index, owners);
+        if !self.is_pinned(index) {
+            tally.turn(self.block(index).tenant, &mut self.by_owner, namespaces);
+            tally.cached -= 1;
         }
     }
 
     /// A findable block that nobody holds or pins: the newest of its owner's.
-    pub(super) fn join_cached(&mut self, index: u32, owners: &mut Owners) {
-        let owner = owner_of(self.block(index).tenant);
-        owners.cached(owner);
-        self.by_owner.add_cached(owner);
-        if owners.get(owner).is_ordered() {
-            self.by_owner.renew(owner, index);
+    #[inline]
+    pub(super) fn join_cached(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
+        let tenant = self.block(index).tenant;
+        tally.turn(tenant, &mut self.by_owner, namespaces);
+        tally.cached += 1;
+        if tally.is_ordered {
+            self.by_owner.renew(owner_of(tenant), index);
         }
-    }
-
-    fn leave_cached(&mut self, index: u32, owners: &mut Owners) {
-        let owner = owner_of(self.block(index).tenant);
-        owners.counts(owner).cached_blocks -= 1;
-        self.by_owner.drop_cached(owner);
-    }
-
-    /// A held block became findable.
-    pub(super) fn note_findable(&mut self, index: u32, owners: &mut Owners) {
-        let owner = owner_of(self.block(index).tenant);
-        self.by_owner.push(owner, index);
-        if owners.get(owner).is_ordered() {
-            self.by_owner.set_aside(owner, index);
-        }
-        let counts = owners.counts(owner);
-        counts.findable_blocks += 1;
-        counts.stored_blocks += 1;
     }
 
     /// Makes the oldest cached block of an owner go. False if it has none here.
@@ -50,7 +37,7 @@ impl Store {
         }
         loop {
             match self.by_owner.oldest(owner) {
-                Some(oldest) if self.is_inactive(oldest) && !self.retention.is_pinned(oldest) => {
+                Some(oldest) if self.is_inactive(oldest) && !self.is_pinned(oldest) => {
                     self.remove(oldest, RemoveReason::Limit, shared);
                     return true;
                 }

@@ -155,9 +155,7 @@ impl State {
         last_step: u64,
     ) {
         let (store, blocks) = (&mut self.stores[group], self.holders.rows[group].row(row));
-        for &block in blocks[cells].iter().rev() {
-            store.release(block as u32, last_step, &mut self.shared);
-        }
+        store.release_all(&blocks[cells], last_step, &mut self.shared);
     }
 
     /// The row leaves its trunks; those that nobody else holds end.

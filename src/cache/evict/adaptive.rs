@@ -17,6 +17,7 @@ use super::odds::{CLASSES, Odds};
 use super::{Facts, Policy};
 use crate::cache::lists::Lists;
 use crate::error::{Error, Result};
+use crate::sys::prefetch;
 use crate::sys::reserve::{filled, room};
 
 /// Ghosts for each block: the measured span of ages is twelve times the cache, of which some touches are of residents.
@@ -52,6 +53,8 @@ struct Adaptive {
     /// By class, of its oldest block; holds until something but an eviction happens.
     judged: [(f64, u64); CLASSES],
     is_judged: bool,
+    /// Latest victims, by class.
+    gone: [usize; CLASSES],
     odds: Odds,
 }
 
@@ -64,6 +67,7 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
         pending: room(PENDING_MOST)?,
         judged: [(0.0, 0); CLASSES],
         is_judged: false,
+        gone: [0; CLASSES],
         odds: Odds::new(blocks)?,
     }))
 }
@@ -92,6 +96,7 @@ impl Adaptive {
     fn write_ghost(&mut self) {
         if let Some(gone) = self.pending.pop() {
             self.ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), self.odds.now());
+            self.pending.last().into_iter().for_each(|next| self.ghosts.fetch(next.fingerprint));
         }
     }
 }
@@ -100,7 +105,8 @@ impl Policy for Adaptive {
     fn committed(&mut self, block: u32, facts: &Facts) {
         self.is_judged = false;
         self.write_ghost();
-        let class = match self.ghosts.take(facts.fingerprint, self.odds.now()) {
+        let fingerprint = facts.fingerprint();
+        let class = match self.ghosts.take(fingerprint, self.odds.now()) {
             Some(ghost) if self.odds.is_in_span(ghost.age) => {
                 self.odds.came_back(ghost.class, ghost.age, false);
                 (ghost.class + 1).min(CLASSES - 1)
@@ -108,8 +114,7 @@ impl Policy for Adaptive {
             _ => 0,
         };
         self.odds.hold();
-        self.entries[block as usize].fingerprint = facts.fingerprint;
-        self.set_stamp(block, 0, class);
+        self.entries[block as usize] = Entry { fingerprint, stamp_and_class: class as u64 };
     }
 
     fn acquired(&mut self, block: u32) {
@@ -157,8 +162,29 @@ impl Policy for Adaptive {
             self.write_ghost();
         }
         self.pending.push(self.entry(block));
+        self.gone[class] += 1;
         self.judge(class);
         Some(block)
+    }
+
+    fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
+        // Classes go on giving as they gave; one more of each, because its promise is read before it goes.
+        let all = self.gone.iter().sum::<usize>().max(1);
+        for (class, gone) in std::mem::take(&mut self.gone).into_iter().enumerate() {
+            self.lists.oldest_few(class, gone * most / all + 1, |block| {
+                prefetch::prefetch(&self.entries, block as usize);
+                each(block);
+            });
+        }
+    }
+
+    fn fetch(&self, block: u32) {
+        self.lists.fetch(block);
+        prefetch::prefetch(&self.entries, block as usize);
+    }
+
+    fn fetch_for(&self, facts: &Facts) {
+        self.ghosts.fetch(facts.fingerprint());
     }
 
     fn bytes(&self) -> u64 {

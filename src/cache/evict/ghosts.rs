@@ -5,6 +5,7 @@
 //! a million lookups, which costs a wrong guess and nothing else. Stamps are compared modulo 2^38.
 
 use crate::error::Result;
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 const WAYS: usize = 8;
@@ -36,9 +37,18 @@ impl Ghosts {
         Ok(Self { sets: filled(sets, Set([0; WAYS]))? })
     }
 
+    fn place(&self, fingerprint: u64) -> usize {
+        ((u128::from(fingerprint.rotate_left(32)) * self.sets.len() as u128) >> 64) as usize
+    }
+
     fn set(&mut self, fingerprint: u64) -> &mut Set {
-        let at = (u128::from(fingerprint.rotate_left(32)) * self.sets.len() as u128) >> 64;
-        &mut self.sets[at as usize]
+        let at = self.place(fingerprint);
+        &mut self.sets[at]
+    }
+
+    /// Has fetched where a ghost of this fingerprint is or will be.
+    pub(super) fn fetch(&self, fingerprint: u64) {
+        prefetch::prefetch(&self.sets, self.place(fingerprint));
     }
 
     fn tag(fingerprint: u64) -> u64 {

@@ -36,6 +36,14 @@ impl Policy for Lru {
         self.released.pop_oldest()
     }
 
+    fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
+        self.released.oldest_few(most, each);
+    }
+
+    fn fetch(&self, block: u32) {
+        self.released.fetch(block);
+    }
+
     fn bytes(&self) -> u64 {
         self.released.bytes()
     }

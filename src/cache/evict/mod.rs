@@ -18,17 +18,29 @@ mod ranks;
 mod runs;
 mod s3fifo;
 
+use super::hash::Key;
 use crate::error::{Error, Result, Status};
 
 /// What a policy is told of a block that became findable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Facts {
-    /// Digest of key and namespace, evenly spread: equal when the same content comes again.
-    pub(super) fingerprint: u64,
+    pub(super) key: Key,
+    pub(super) namespace: u32,
     /// Blocks before it in its sequence.
     pub(super) position: u64,
     /// Tokens in a block.
     pub(super) tokens: u32,
+}
+
+impl Facts {
+    /// Digest of key and namespace, evenly spread although keys of callers may be plain counts: equal when the same
+    /// content comes again, and the same in every run.
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.key.0.iter().fold(u64::from(self.namespace) + 1, |digest, word| {
+            let mixed = (digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+        })
+    }
 }
 
 /// What a policy answers to.
@@ -43,6 +55,13 @@ pub(super) trait Policy: Send {
     fn removed(&mut self, block: u32, was_released: bool);
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
+    /// Gives blocks that are likely to go next, about `most` of them. A guess that changes no victim: what evictions of
+    /// them read is fetched ahead.
+    fn likely_victims(&mut self, _most: usize, _each: &mut dyn FnMut(u32)) {}
+    /// Has fetched what `acquired` and `released` read of a block.
+    fn fetch(&self, _block: u32) {}
+    /// Has fetched what `committed` reads for that content.
+    fn fetch_for(&self, _facts: &Facts) {}
     /// Bytes of its bookkeeping.
     fn bytes(&self) -> u64;
     /// Checks the links: exactly the blocks for which `is_released` holds can be victims.
@@ -94,11 +113,7 @@ mod tests {
 
     /// Blocks of few contents, so that ghosts come back.
     fn facts(block: u32) -> Facts {
-        Facts {
-            fingerprint: u64::from(block + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            position: 3,
-            tokens: 16,
-        }
+        Facts { key: Key([u64::from(block), 0, 0, 0]), namespace: 1, position: 3, tokens: 16 }
     }
 
     /// Every policy, whatever its order, hands out each released block exactly once and never a held one.

@@ -44,6 +44,8 @@ pub(super) struct Odds {
     slot_touches: u64,
     now: u64,
     slot: u64,
+    /// The touch with which the next slot begins.
+    next_slot_at: u64,
     learn_slots: u64,
     judged_slot: u64,
     judged_at: u64,
@@ -80,6 +82,7 @@ impl Odds {
             slot_touches,
             now: 1,
             slot: 0,
+            next_slot_at: slot_touches,
             learn_slots: LEARN_SLOTS.max(LEARN_TOUCHES / slot_touches),
             judged_slot: 0,
             judged_at: 0,
@@ -118,25 +121,25 @@ impl Odds {
         size_of::<Self>() as u64 + SLOTS * size_of::<[u32; CLASSES]>() as u64
     }
 
-    /// Slots between now and the touch that was so long ago.
-    fn slots_ago(&self, age: u64) -> u64 {
-        self.slot - (self.now - age) / self.slot_touches
+    /// The slot of the touch that was so long ago. A division, so who needs it twice asks once.
+    fn slot_of(&self, age: u64) -> u64 {
+        (self.now - age) / self.slot_touches
     }
 
-    fn bin(&self, age: u64) -> usize {
-        self.bin_of_slot[self.slots_ago(age).min(SLOTS - 1) as usize].into()
+    fn bin(&self, slot: u64) -> usize {
+        self.bin_of_slot[(self.slot - slot).min(SLOTS - 1) as usize].into()
     }
 
     /// Whether an age is one that is measured.
     pub(super) fn is_in_span(&self, age: u64) -> bool {
-        age < self.now && self.slots_ago(age) < SLOTS
+        age < self.now && self.slot - self.slot_of(age) < SLOTS
     }
 
     /// A block is let go; answers its stamp.
     pub(super) fn let_go(&mut self, class: usize) -> u64 {
         self.held -= 1;
         self.now += 1;
-        if self.now / self.slot_touches != self.slot {
+        if self.now == self.next_slot_at {
             self.turn();
         }
         self.waiting[(self.slot % SLOTS) as usize][class] += 1;
@@ -145,16 +148,23 @@ impl Odds {
 
     /// A block of this age waits no more.
     pub(super) fn withdraw(&mut self, class: usize, age: u64) {
-        if self.is_in_span(age) {
-            let slot = ((self.now - age) / self.slot_touches % SLOTS) as usize;
-            self.waiting[slot][class] = self.waiting[slot][class].saturating_sub(1);
+        if age < self.now {
+            self.withdraw_from(class, self.slot_of(age));
+        }
+    }
+
+    fn withdraw_from(&mut self, class: usize, slot: u64) {
+        if self.slot - slot < SLOTS {
+            let waiting = &mut self.waiting[(slot % SLOTS) as usize][class];
+            *waiting = waiting.saturating_sub(1);
         }
     }
 
     /// A block that was let go so long ago is wanted again; `is_hit` tells whether it was still there.
     pub(super) fn came_back(&mut self, class: usize, age: u64, is_hit: bool) {
-        self.withdraw(class, age);
-        self.returns[class][self.bin(age)] += 1.0;
+        let slot = self.slot_of(age);
+        self.withdraw_from(class, slot);
+        self.returns[class][self.bin(slot)] += 1.0;
         if self.trusts_itself || self.slot < self.turned_to_lru + AFTERMATH_SLOTS {
             let (own, lru) = (f64::from(u8::from(is_hit)), f64::from(u8::from(age <= self.lru_age)));
             self.balance = (self.balance + own - lru).min(CREDIT * self.blocks as f64);
@@ -164,13 +174,14 @@ impl Odds {
     /// What a block of this class and age promises: hits for each slot of waiting, or, when lru is followed, its age.
     pub(super) fn promise(&self, class: usize, age: u64) -> f64 {
         match self.trusts_itself {
-            true => self.promises[class][self.bin(age)],
+            true => self.promises[class][self.bin(self.slot_of(age))],
             false => -(age as f64),
         }
     }
 
     fn turn(&mut self) {
-        self.slot = self.now / self.slot_touches;
+        self.slot += 1;
+        self.next_slot_at += self.slot_touches;
         self.touches += self.slot_touches as f64;
         self.waiting[(self.slot % SLOTS) as usize] = [0; CLASSES];
         self.lru_age = self.find_lru_age();

@@ -48,6 +48,14 @@ impl Policy for RunsLru {
         Some(block)
     }
 
+    fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
+        self.released.oldest_few(0, most, each);
+    }
+
+    fn fetch(&self, block: u32) {
+        self.released.fetch(block);
+    }
+
     fn bytes(&self) -> u64 {
         self.released.bytes()
     }

@@ -82,10 +82,10 @@ impl S3Fifo {
 
 impl Policy for S3Fifo {
     fn committed(&mut self, block: u32, facts: &Facts) {
-        let ghost = self.ghosts.take(facts.fingerprint, self.evictions);
+        let ghost = self.ghosts.take(facts.fingerprint(), self.evictions);
         let is_known = ghost.is_some_and(|ghost| ghost.age <= self.ghost_age);
         self.places[block as usize] =
-            Place { fingerprint: facts.fingerprint, queue: 0, returns: 0, is_held: true };
+            Place { fingerprint: facts.fingerprint(), queue: 0, returns: 0, is_held: true };
         self.push(if is_known { MAIN } else { SMALL }, block);
     }
 
