@@ -255,3 +255,26 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
     heap.give_back().unwrap();
     assert_eq!(heap.statistics().backed_bytes, 0);
 }
+
+#[test]
+fn others_are_asked_before_a_range_is_refused_and_after_a_resize_has_given_its_own_part_up() {
+    let memory = memory(64 * MIB, 0);
+    let pool = pool(&memory);
+    let blocks: Vec<_> = (0..6).map(|_| pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap()).collect();
+    blocks.iter().for_each(|block| pool.release(block.address, Stream::DEFAULT, 0).unwrap());
+    memory.add_room(room(&pool));
+    let config = ElasticConfig { capacity_bytes: 64 * MIB, page_bytes: 0, has_slabs: false };
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(0, 48 * MIB).unwrap();
+    assert_eq!(pool.statistics().0.blocks, 2, "no more was asked for than was missing");
+    drop((elastic, pool));
+    let memory = self::memory(0, 40 * MIB);
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(32 * MIB, 32 * MIB).unwrap();
+    // For a moment there are 56 MiB, of which 32 go by themselves.
+    elastic.resize(24 * MIB, None).unwrap();
+    assert!(!cache.was_asked.load(Ordering::Relaxed), "nobody is asked for what is given up anyway");
+    assert_eq!(memory.held_bytes().0, 24 * MIB);
+}
