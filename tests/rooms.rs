@@ -278,3 +278,35 @@ fn others_are_asked_before_a_range_is_refused_and_after_a_resize_has_given_its_o
     assert!(!cache.was_asked.load(Ordering::Relaxed), "nobody is asked for what is given up anyway");
     assert_eq!(memory.held_bytes().0, 24 * MIB);
 }
+
+/// Says that it gave as much as a number holds.
+struct Boaster(AtomicU64);
+
+impl Room for Boaster {
+    fn reclaim(&self, _bytes: u64) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        u64::MAX
+    }
+
+    fn rank(&self) -> u32 {
+        1
+    }
+}
+
+#[test]
+fn an_answer_that_no_sum_holds_ends_the_asking() {
+    let memory = memory(64 * MIB, 0);
+    let (heap, pool) = (heap(&memory), pool(&memory));
+    let block = pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap();
+    pool.release(block.address, Stream::DEFAULT, 0).unwrap();
+    let held = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    let boaster = Arc::new(Boaster(AtomicU64::new(0)));
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.add_room(room(&pool));
+    memory.add_room(room(&boaster));
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    assert!(heap.allocate(Stream::DEFAULT, 60 * MIB, 0, 0).is_err());
+    assert_eq!(boaster.0.load(Ordering::Relaxed), 1);
+    assert!(!cache.was_asked.load(Ordering::Relaxed), "so much is enough");
+    heap.free(Stream::DEFAULT, held).unwrap();
+}

@@ -100,7 +100,7 @@ impl Rooms {
             if given >= bytes {
                 break;
             }
-            given += room.reclaim(bytes - given);
+            given = room.reclaim(bytes - given).saturating_add(given);
         }
         given
     }
