@@ -257,6 +257,49 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
 }
 
 #[test]
+fn what_goes_past_the_pool_of_pages_above_the_soft_limit_counts_as_given() {
+    let memory = memory(128 * MIB, 32 * MIB);
+    let heap = heap(&memory);
+    let freed = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    let held = memory.allocate(60 * MIB, "held").unwrap();
+    heap.free(Stream::DEFAULT, freed).unwrap();
+    memory.device().synchronize().unwrap();
+    // 40 of the 100 are the heap's and idle, so that 60 more fit.
+    let more = memory.allocate(60 * MIB, "more").unwrap();
+    drop(more);
+    let freed = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, freed).unwrap();
+    memory.device().synchronize().unwrap();
+    assert_eq!(heap.give_back().unwrap(), 40 * MIB, "a trim says what went");
+    drop(held);
+}
+
+#[test]
+fn what_an_owner_gives_above_the_soft_limit_is_not_asked_of_the_next_one_too() {
+    let memory = memory(0, 80 * MIB);
+    let config = SharedConfig { limit_bytes: 128 * MIB, ..SharedConfig::default() };
+    let shared = Arc::new(SharedPool::new(&memory, config).unwrap());
+    memory.add_room(room(&shared));
+    for name in ["one", "other"] {
+        shared.register(name, 64 * MIB, Terms { min_bytes: 0, weight: 1, cap_bytes: 0 }).unwrap();
+        shared.commit(name, 0, 36 * MIB).unwrap();
+        let weak = Arc::downgrade(&shared);
+        let give = move |_| {
+            weak.upgrade().unwrap().decommit(name, 0, 36 * MIB, None).unwrap();
+        };
+        shared.on_reclaim(name, Some(Arc::new(give))).unwrap();
+    }
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    // 116 MiB are 36 above the limit.
+    let direct = memory.allocate(44 * MIB, "direct").unwrap();
+    assert_eq!(memory.held_bytes().0, 80 * MIB);
+    assert_eq!(shared.statistics().requests, 1, "what the first one gave was enough");
+    assert!(!cache.was_asked.load(Ordering::Relaxed));
+    drop(direct);
+}
+
+#[test]
 fn others_are_asked_before_a_range_is_refused_and_after_a_resize_has_given_its_own_part_up() {
     let memory = memory(64 * MIB, 0);
     let pool = pool(&memory);
