@@ -353,3 +353,16 @@ fn an_answer_that_no_sum_holds_ends_the_asking() {
     assert!(!cache.was_asked.load(Ordering::Relaxed), "so much is enough");
     heap.free(Stream::DEFAULT, held).unwrap();
 }
+
+#[test]
+fn pages_that_a_heap_leaves_to_a_range_are_not_made_anew() {
+    let memory = memory(64 * MIB, 0);
+    let heap = heap(&memory);
+    leave_idle(&heap, 60 * MIB);
+    let made = memory.physical().unwrap().statistics().classes.map(|class| class.created);
+    let config = ElasticConfig { capacity_bytes: 64 * MIB, page_bytes: 0, has_slabs: true };
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(0, 56 * MIB).unwrap();
+    let after = memory.physical().unwrap().statistics().classes.map(|class| class.created);
+    assert_eq!(made, after, "the range took those of the heap");
+}

@@ -149,13 +149,13 @@ impl Elastic {
         let commit = || self.commit_prepared(offset, bytes, &|_| Ok(()));
         match commit() {
             // The pool of pages has given what it had by itself; what the heaps keep is not there.
-            Err(error) if error.status == Status::OutOfMemory && self.empty_heaps() > 0 => commit(),
+            Err(error) if error.status == Status::OutOfMemory && self.loosen_heaps() > 0 => commit(),
             other => other,
         }
     }
 
-    fn empty_heaps(&self) -> u64 {
-        self.memory.as_ref().map_or(0, |memory| memory.empty_heaps())
+    fn loosen_heaps(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.loosen_heaps())
     }
 
     /// A change that needs memory behind a part: where that is short others are asked for it, and where the change

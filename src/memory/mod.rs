@@ -209,15 +209,15 @@ impl Memory {
         self.rooms.set_callback(callback);
     }
 
-    /// Lets the heaps give what is free to the device; the bytes that went. Blocks for the driver's calls.
-    pub(super) fn empty_heaps(&self) -> u64 {
-        self.rooms.empty_heaps()
+    /// Lets the heaps leave what is free to the pool of pages; the bytes that went. Blocks for the driver's calls.
+    pub(super) fn loosen_heaps(&self) -> u64 {
+        self.rooms.loosen_heaps()
     }
 
     /// For somebody else than a heap who is short of device memory: takes what is free in the heaps and among the idle
     /// pages; the bytes that went back. Blocks for the driver's calls.
     pub(super) fn make_room(&self) -> u64 {
-        self.empty_heaps() + self.trim_pages()
+        self.rooms.empty_heaps() + self.trim_pages()
     }
 
     /// Tries, and once more where device memory was short and some could be given back.
