@@ -20,6 +20,7 @@ mod cache {
     mod probe;
     mod promises;
     mod resize;
+    mod resize_asked;
     mod resize_kept;
     mod retention;
     mod states;

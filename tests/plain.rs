@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use kavern::device::{Stream, registry};
 use kavern::error::Status;
@@ -138,4 +139,32 @@ fn what_is_left_of_plain_blocks_is_named_when_the_manager_closes() {
     drop(manager);
     let said = ear.0.lock().clone();
     assert!(said.iter().any(|text| text.contains("\"forgotten\" 4321")), "{said:?}");
+}
+
+/// A stream that stands still until the sender is dropped.
+fn held(manager: &Manager) -> (Stream, std::sync::mpsc::Sender<()>) {
+    let stream = manager.device().stream_create().unwrap();
+    let (open, gate) = channel::<()>();
+    let hold = Box::new(move || {
+        let _ = gate.recv();
+    });
+    manager.device().stream_callback(stream, hold).unwrap();
+    (stream, open)
+}
+
+#[test]
+fn what_a_plain_heap_gives_to_others_is_found_at_the_first_attempt() {
+    let (manager, _) = open(64 * MIB);
+    let heap = manager.heap().unwrap();
+    let (still, open) = held(&manager);
+    let address = heap.allocate(still, 40 * MIB, 0, 0).unwrap();
+    heap.free(still, address).unwrap();
+    drop(open);
+    manager.device().stream_synchronize(still).unwrap();
+    drop(manager.memory().allocate(40 * MIB, "next").unwrap());
+    let address = heap.allocate(still, 40 * MIB, 0, 0).unwrap();
+    heap.free(still, address).unwrap();
+    manager.device().stream_synchronize(still).unwrap();
+    assert_eq!(heap.give_back().unwrap(), 40 * MIB);
+    manager.device().stream_destroy(still).unwrap();
 }

@@ -255,3 +255,114 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
     heap.give_back().unwrap();
     assert_eq!(heap.statistics().backed_bytes, 0);
 }
+
+#[test]
+fn what_goes_past_the_pool_of_pages_above_the_soft_limit_counts_as_given() {
+    let memory = memory(128 * MIB, 32 * MIB);
+    let heap = heap(&memory);
+    let freed = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    let held = memory.allocate(60 * MIB, "held").unwrap();
+    heap.free(Stream::DEFAULT, freed).unwrap();
+    memory.device().synchronize().unwrap();
+    // 40 of the 100 are the heap's and idle, so that 60 more fit.
+    let more = memory.allocate(60 * MIB, "more").unwrap();
+    drop(more);
+    let freed = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, freed).unwrap();
+    memory.device().synchronize().unwrap();
+    assert_eq!(heap.give_back().unwrap(), 40 * MIB, "a trim says what went");
+    drop(held);
+}
+
+#[test]
+fn what_an_owner_gives_above_the_soft_limit_is_not_asked_of_the_next_one_too() {
+    let memory = memory(0, 80 * MIB);
+    let config = SharedConfig { limit_bytes: 128 * MIB, ..SharedConfig::default() };
+    let shared = Arc::new(SharedPool::new(&memory, config).unwrap());
+    memory.add_room(room(&shared));
+    for name in ["one", "other"] {
+        shared.register(name, 64 * MIB, Terms { min_bytes: 0, weight: 1, cap_bytes: 0 }).unwrap();
+        shared.commit(name, 0, 36 * MIB).unwrap();
+        let weak = Arc::downgrade(&shared);
+        let give = move |_| {
+            weak.upgrade().unwrap().decommit(name, 0, 36 * MIB, None).unwrap();
+        };
+        shared.on_reclaim(name, Some(Arc::new(give))).unwrap();
+    }
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    // 116 MiB are 36 above the limit.
+    let direct = memory.allocate(44 * MIB, "direct").unwrap();
+    assert_eq!(memory.held_bytes().0, 80 * MIB);
+    assert_eq!(shared.statistics().requests, 1, "what the first one gave was enough");
+    assert!(!cache.was_asked.load(Ordering::Relaxed));
+    drop(direct);
+}
+
+#[test]
+fn others_are_asked_before_a_range_is_refused_and_after_a_resize_has_given_its_own_part_up() {
+    let memory = memory(64 * MIB, 0);
+    let pool = pool(&memory);
+    let blocks: Vec<_> = (0..6).map(|_| pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap()).collect();
+    blocks.iter().for_each(|block| pool.release(block.address, Stream::DEFAULT, 0).unwrap());
+    memory.add_room(room(&pool));
+    let config = ElasticConfig { capacity_bytes: 64 * MIB, page_bytes: 0, has_slabs: false };
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(0, 48 * MIB).unwrap();
+    assert_eq!(pool.statistics().0.blocks, 2, "no more was asked for than was missing");
+    drop((elastic, pool));
+    let memory = self::memory(0, 40 * MIB);
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(32 * MIB, 32 * MIB).unwrap();
+    // For a moment there are 56 MiB, of which 32 go by themselves.
+    elastic.resize(24 * MIB, None).unwrap();
+    assert!(!cache.was_asked.load(Ordering::Relaxed), "nobody is asked for what is given up anyway");
+    assert_eq!(memory.held_bytes().0, 24 * MIB);
+}
+
+/// Says that it gave as much as a number holds.
+struct Boaster(AtomicU64);
+
+impl Room for Boaster {
+    fn reclaim(&self, _bytes: u64) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        u64::MAX
+    }
+
+    fn rank(&self) -> u32 {
+        1
+    }
+}
+
+#[test]
+fn an_answer_that_no_sum_holds_ends_the_asking() {
+    let memory = memory(64 * MIB, 0);
+    let (heap, pool) = (heap(&memory), pool(&memory));
+    let block = pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap();
+    pool.release(block.address, Stream::DEFAULT, 0).unwrap();
+    let held = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    let boaster = Arc::new(Boaster(AtomicU64::new(0)));
+    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    memory.add_room(room(&pool));
+    memory.add_room(room(&boaster));
+    memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
+    assert!(heap.allocate(Stream::DEFAULT, 60 * MIB, 0, 0).is_err());
+    assert_eq!(boaster.0.load(Ordering::Relaxed), 1);
+    assert!(!cache.was_asked.load(Ordering::Relaxed), "so much is enough");
+    heap.free(Stream::DEFAULT, held).unwrap();
+}
+
+#[test]
+fn pages_that_a_heap_leaves_to_a_range_are_not_made_anew() {
+    let memory = memory(64 * MIB, 0);
+    let heap = heap(&memory);
+    leave_idle(&heap, 60 * MIB);
+    let made = memory.physical().unwrap().statistics().classes.map(|class| class.created);
+    let config = ElasticConfig { capacity_bytes: 64 * MIB, page_bytes: 0, has_slabs: true };
+    let elastic = Elastic::new(&memory, config).unwrap();
+    elastic.commit(0, 56 * MIB).unwrap();
+    let after = memory.physical().unwrap().statistics().classes.map(|class| class.created);
+    assert_eq!(made, after, "the range took those of the heap");
+}

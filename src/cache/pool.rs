@@ -53,7 +53,7 @@ impl Pool {
                 (range.slice().part(0, bytes)?, Owner::Elastic(range))
             }
             None => {
-                let owner = memory.allocate(bytes, name)?;
+                let owner = memory.with_help(bytes, || memory.allocate(bytes, name))?;
                 (owner.slice().part(0, bytes)?, Owner::Plain(owner))
             }
         };
@@ -108,12 +108,18 @@ impl Pool {
         self.slice.part(0, u64::from(count) * self.block_bytes)
     }
 
-    /// Puts memory behind the first `blocks`, all or nothing; what has some keeps it. May wait for the device.
+    /// Puts memory behind the first `blocks`, all or nothing; what has some keeps it. May wait for the device, and asks
+    /// nobody for memory.
     pub(super) fn commit(&self, blocks: u32) -> Result<()> {
         match &self.owner {
-            Owner::Elastic(range) => range.commit(0, u64::from(blocks) * self.block_bytes).map(drop),
+            Owner::Elastic(range) => range.commit_unasked(0, u64::from(blocks) * self.block_bytes).map(drop),
             Owner::Engine | Owner::Plain(_) => Ok(()),
         }
+    }
+
+    /// Bytes that the first `blocks` need beyond what there is.
+    pub(super) fn missing_bytes(&self, blocks: u32) -> u64 {
+        (u64::from(blocks) * self.block_bytes).saturating_sub(self.bytes())
     }
 
     /// Takes the memory behind the blocks from this one on away, in whole pages; no work on the device may use it.

@@ -8,7 +8,7 @@
 //! Invariants: a block at or above `limit` is held, waits, is pinned, or is retired; nothing above it is free, and
 //! only what is pinned is findable, until its last pin goes. A step never waits for a resize: a resize has a lock of
 //! its own, and the cache's only for a stretch. Lock order: a group's resize, then the cache's; neither lock of the
-//! cache is held across a call into the device, the resize's is.
+//! cache is held across a call into the device, the resize's is; neither while others are asked for memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -183,6 +183,15 @@ impl KvCache {
         let target = blocks as u32;
         // What has come back by now is not told as held.
         self.reap()?.check_decides()?;
+        let pool = self.pools.get(group as usize);
+        let missing_bytes = pool.map_or(0, |pool| pool.missing_bytes(target));
+        let resized = self.memory.with_help(missing_bytes, || self.resize_unasked(group, target))?;
+        self.memory.relax();
+        Ok(resized)
+    }
+
+    /// Asks nobody for memory: whoever is asked may resize the same group, whose lock is held here.
+    fn resize_unasked(&self, group: u32, target: u32) -> Result<Resized> {
         let mut progress = self.resizer.groups[group as usize].lock();
         if let Some(pool) = self.pools.get(group as usize).filter(|pool| pool.is_elastic()) {
             if target > progress.committed {

@@ -139,17 +139,34 @@ impl Elastic {
     }
 
     /// Puts memory behind a part, widened to pages, all or nothing; what has memory keeps it. Blocks where a part was
-    /// decommitted and its stream is not past.
+    /// decommitted and its stream is not past. May ask others for memory, so no lock is held.
     pub fn commit(&self, offset: u64, bytes: u64) -> Result<Extent> {
+        self.asking((offset, bytes), || self.commit_unasked(offset, bytes))
+    }
+
+    /// As `commit`, asking nobody: for whoever holds a lock, and calls [`Memory::relax`] when it does not any more.
+    pub fn commit_unasked(&self, offset: u64, bytes: u64) -> Result<Extent> {
         let commit = || self.commit_prepared(offset, bytes, &|_| Ok(()));
-        let Some(memory) = &self.memory else { return commit() };
-        let extent = match commit() {
+        match commit() {
             // The pool of pages has given what it had by itself; what the heaps keep is not there.
-            Err(error) if error.status == Status::OutOfMemory && memory.empty_heaps() > 0 => commit()?,
-            other => other?,
-        };
+            Err(error) if error.status == Status::OutOfMemory && self.loosen_heaps() > 0 => commit(),
+            other => other,
+        }
+    }
+
+    fn loosen_heaps(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.loosen_heaps())
+    }
+
+    /// A change that needs memory behind a part: where that is short others are asked for it, and where the change
+    /// passes the soft limit they are asked after it.
+    fn asking<T>(&self, part: (u64, u64), change: impl Fn() -> Result<T>) -> Result<T> {
+        let Some(memory) = &self.memory else { return change() };
+        // A part that is none is refused by the change itself.
+        let missing_bytes = self.missing_bytes(part.0, part.1).unwrap_or(0);
+        let changed = memory.with_help(missing_bytes, change)?;
         memory.relax();
-        Ok(extent)
+        Ok(changed)
     }
 
     pub(super) fn commit_prepared(&self, offset: u64, bytes: u64, prepare: Prepare<'_>) -> Result<Extent> {
@@ -199,12 +216,14 @@ impl Elastic {
         let kept =
             if bytes > 0 { self.widen(0, bytes)? } else { Extent { offset: 0, bytes: 0, changed_bytes: 0 } };
         let (length, end) = (kept.bytes / device_page, self.capacity_bytes / device_page);
-        // All that can refuse the second half comes before the first.
-        self.range.check_unpinned(length, end)?;
-        let fence = self.fence(stream.filter(|_| self.range.live_in(length, end) > 0))?;
-        let grown = if bytes > 0 { self.commit(0, bytes)?.changed_bytes } else { 0 };
-        let shrunk = self.range.unback(length, end, fence.as_ref())? * device_page;
-        Ok(Extent { changed_bytes: grown + shrunk, ..kept })
+        self.asking((0, bytes), || {
+            // All that can refuse the second half comes before the first.
+            self.range.check_unpinned(length, end)?;
+            let fence = self.fence(stream.filter(|_| self.range.live_in(length, end) > 0))?;
+            let grown = if bytes > 0 { self.commit_unasked(0, bytes)?.changed_bytes } else { 0 };
+            let shrunk = self.range.unback(length, end, fence.as_ref())? * device_page;
+            Ok(Extent { changed_bytes: grown + shrunk, ..kept })
+        })
     }
 
     /// Keeps a part committed until it is unpinned as often.

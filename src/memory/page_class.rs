@@ -92,3 +92,10 @@ pub struct PhysicalStatistics {
     /// Those of them that were made although [`super::Physical::set_quiet`]'s hook advised against it.
     pub loud_changes: u64,
 }
+
+impl PhysicalStatistics {
+    /// Bytes that the device ever got back, out of the pool or past it.
+    pub fn released_bytes(&self) -> u64 {
+        self.classes.iter().map(|class| class.released * class.page_bytes).sum()
+    }
+}

@@ -100,15 +100,23 @@ impl Rooms {
             if given >= bytes {
                 break;
             }
-            given += room.reclaim(bytes - given);
+            given = room.reclaim(bytes - given).saturating_add(given);
         }
         given
     }
 
+    fn heaps(&self) -> Vec<Arc<Heap>> {
+        self.heaps.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Lets the heaps give what is free to the device; the bytes that went. A heap that cannot gives nothing.
     pub(super) fn empty_heaps(&self) -> u64 {
-        let heaps: Vec<Arc<Heap>> = self.heaps.lock().iter().filter_map(Weak::upgrade).collect();
-        heaps.iter().map(|heap| heap.give_back().unwrap_or(0)).sum()
+        self.heaps().iter().map(|heap| heap.give_back().unwrap_or(0)).sum()
+    }
+
+    /// Lets the heaps leave what is free to the pool of pages, for somebody who draws from it; the bytes that went.
+    pub(super) fn loosen_heaps(&self) -> u64 {
+        self.heaps().iter().map(|heap| heap.let_go().unwrap_or(0)).sum()
     }
 
     /// After memory was taken: where that passed the soft limit, further than before, the heaps give back what is free,

@@ -458,8 +458,15 @@ impl SharedPool {
 
 impl Room for SharedPool {
     fn reclaim(&self, bytes: u64) -> u64 {
-        self.physical.collect();
-        let mut given_bytes = self.physical.give(bytes);
+        // Above the soft limit pages go past the pool, so that what leaves the pool is not all of it.
+        let before = self.physical.statistics().released_bytes();
+        let give = || {
+            self.physical.collect();
+            let given = || self.physical.statistics().released_bytes() - before;
+            self.physical.give(bytes.saturating_sub(given()));
+            given()
+        };
+        let mut given_bytes = give();
         let models: Vec<Arc<Model>> = self.models.lock().values().cloned().collect();
         // An owner that is being asked must not make others be asked: they might ask it back.
         let is_inside = models.iter().any(|model| model.hook.is_inside());
@@ -472,8 +479,7 @@ impl Room for SharedPool {
             if let Some(model) = models.iter().find(|model| model.id == request.id) {
                 self.ask(model, request.bytes);
             }
-            self.physical.collect();
-            given_bytes += self.physical.give(missing_bytes);
+            given_bytes = give();
         }
         given_bytes
     }

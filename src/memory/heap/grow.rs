@@ -140,6 +140,34 @@ impl Heap {
         Ok(None)
     }
 
+    /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.
+    pub fn give_back(&self) -> Result<u64> {
+        // Above the soft limit pages go past the pool, so that what leaves the pool is not all of it.
+        let before = self.returned_bytes();
+        self.let_go()?;
+        self.physical.trim(0);
+        Ok(self.returned_bytes() - before)
+    }
+
+    /// Bytes that the device ever got back, by whatever way.
+    fn returned_bytes(&self) -> u64 {
+        let plain = self.plain.as_ref().map_or(0, |plain| plain.returned_bytes());
+        plain + self.physical.statistics().released_bytes()
+    }
+
+    /// Takes everything out of the caches and leaves free memory to the pool of pages. Bytes that went there, or past it
+    /// to the device.
+    pub(in crate::memory) fn let_go(&self) -> Result<u64> {
+        let before = self.returned_bytes();
+        self.flush(None);
+        self.close_lanes()?;
+        self.collect()?;
+        let bytes = self.trim()?;
+        // Pages that have moved before their old addresses were left are the device's only after that.
+        let bytes = bytes + self.physical.collect();
+        Ok(bytes.max(self.returned_bytes() - before))
+    }
+
     /// Takes the memory away from behind everything that is empty and free for all. Bytes that went back.
     pub fn trim(&self) -> Result<u64> {
         let _growing = self.growing.lock();

@@ -452,17 +452,6 @@ impl Heap {
         Ok(())
     }
 
-    /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.
-    pub fn give_back(&self) -> Result<u64> {
-        self.flush(None);
-        self.close_lanes()?;
-        self.collect()?;
-        self.trim()?;
-        // Pages that have moved before their old addresses were left are the device's only after that.
-        self.physical.collect();
-        Ok(self.physical.trim(0))
-    }
-
     fn is_capturing(&self, stream: Stream) -> Result<bool> {
         Ok(self.device.description().capabilities.capture
             && self.device.stream_is_capturing(self.enqueued(stream))?)

@@ -38,6 +38,8 @@ pub(in crate::memory) struct PlainBlocks {
     blocks: Mutex<BTreeMap<u64, Block>>,
     leaving: Mutex<Vec<Leaving>>,
     allocations: AtomicU64,
+    /// Bytes that went to the device, ever.
+    returned_bytes: AtomicU64,
 }
 
 /// What it has and did.
@@ -55,7 +57,13 @@ impl PlainBlocks {
             blocks: Mutex::default(),
             leaving: Mutex::default(),
             allocations: AtomicU64::new(0),
+            returned_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that went to the device, ever.
+    pub(super) fn returned_bytes(&self) -> u64 {
+        self.returned_bytes.load(Ordering::Relaxed)
     }
 
     fn with<T>(&self, address: u64, body: impl FnOnce(&mut Block) -> T) -> Result<T> {
@@ -78,7 +86,13 @@ impl PlainBlocks {
                 }
             }
         }
-        Ok(!gone.is_empty())
+        let is_any = !gone.is_empty();
+        for allocation in gone {
+            let bytes = allocation.bytes();
+            drop(allocation);
+            self.returned_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(is_any)
     }
 
     /// What keeps freed blocks.
