@@ -1,8 +1,8 @@
-/* Sixty-four threads on one manager and one cache for as long as asked: each call answers what its documentation allows,
- * what the device holds is what was written there, and at the end nothing is left.
+/* Sixty-four threads on one manager and one cache for as long as asked: each call answers what its documentation
+ * allows, what the device holds is what was written there, and at the end nothing is left.
  *
- * many_threads [seconds]; KAVERN_SOAK_SECONDS is the default. Whoever finds the lock of the steps free is the engine for
- * one step: the contract asks for one at a time. All others look up, probe, read events and counts, pin and unpin
+ * many_threads [seconds]; KAVERN_SOAK_SECONDS is the default. Whoever finds the lock of the steps free is the engine
+ * for one step: the contract asks for one at a time. All others look up, probe, read events and counts, pin and unpin
  * prefixes, wipe, evict, resize, limit, validate, and use the allocator, pools, pinned memory, streams and tickets. */
 #include "objects.h"
 
@@ -211,7 +211,7 @@ static void engine_step(worker *me) {
     size_t first = live_count;
     for (uint64_t n = 1 + below(me, 6); n > 0; --n) admit(me);
     if (first > 0 && below(me, 2) == 0) {
-        kavern_kv_op op = make_op(KAVERN_OP_RETAIN + 0, live[below(me, first)].id);
+        kavern_kv_op op = make_op(KAVERN_OP_RETAIN, live[below(me, first)].id);
         op.priority = (uint32_t)below(me, 101);
         op.ttl_ms = below(me, 3);
         CHECK(apply(me, &op, 1, &result) == KAVERN_OK);
@@ -302,7 +302,8 @@ static void tend(worker *me) {
         case 0: GOOD(kavern_kv_reset(cache, KAVERN_RESET_NAMESPACE, below(me, NAMESPACES), &count)); break;
         case 1: GOOD(kavern_kv_evict(cache, 0, below(me, 8), &count)); break;
         case 2:
-            ONE_OF(kavern_kv_resize(cache, 0, 256 + below(me, MAX_BLOCKS - 255), &resized), KAVERN_PARTIAL, KAVERN_OK);
+            count = 256 + below(me, MAX_BLOCKS - 255);
+            ONE_OF(kavern_kv_resize(cache, 0, count, &resized), KAVERN_PARTIAL, KAVERN_OK);
             CHECK(resized.max_blocks == MAX_BLOCKS);
             break;
         case 3: GOOD(kavern_kv_namespace_limit(cache, 3, 200 + below(me, 100), below(me, 100))); break;
@@ -313,7 +314,7 @@ static void tend(worker *me) {
     }
 }
 
-/* Memory of the general allocator, some of it from a pool, some of it pinned; bytes are looked at where the host can. */
+/* Memory of the general allocator, some of it from a pool, some of it pinned; its bytes are written and read. */
 static void use_memory(worker *me) {
     size_t at = below(me, OWN);
     if (me->blocks[at] != 0) {

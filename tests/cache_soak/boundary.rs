@@ -86,7 +86,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) lengths: &'a [i32],
 }
 
-pub(crate) fn request<'a>(namespace: u64, tokens: &'a [i32], flags: u32) -> kavern_kv_request {
+pub(crate) fn request(namespace: u64, tokens: &[i32], flags: u32) -> kavern_kv_request {
     kavern_kv_request {
         struct_size: size_of::<kavern_kv_request>() as u32,
         flags,

@@ -1,5 +1,5 @@
-//! Every operation on sequences against lists of tokens, in caches of many kinds: each slot holds the bytes of the token
-//! that the tables say lies there, each hit is what the events say is findable, each count is that of the lists.
+//! Every operation on sequences against lists of tokens, in caches of many kinds: each slot holds the bytes of the
+//! token that the tables say lies there, each hit is what the events say is findable, each count is that of the lists.
 //!
 //! A token's bytes are a number that its whole past determines, so a block that is found under a prompt can only hold
 //! what that prompt would have written. Which blocks are handed out is not predicted; `exact` does that. The engine is
@@ -185,7 +185,9 @@ impl Run<'_> {
         let mut found: Vec<Vec<i32>> = vec![Vec::new(); each.len()];
         'links: for (at, &key) in self.keys.iter().enumerate() {
             let end = (at + 1) * self.link;
-            for (group, found) in found.iter_mut().enumerate().filter(|(group, _)| end % each[*group] == 0) {
+            for (group, found) in
+                found.iter_mut().enumerate().filter(|(group, _)| end.is_multiple_of(each[*group]))
+            {
                 match self.picture.place(group, namespace, key) {
                     Some(block) => found.push(block),
                     None => break 'links,

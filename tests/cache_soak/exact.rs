@@ -345,11 +345,10 @@ impl Run<'_> {
         let real = self.cache.statistics();
         let groups = &self.model.groups;
         let sum = |of: &dyn Fn(&Group) -> usize| groups.iter().map(of).sum::<usize>() as u64;
-        let waiting = |group: &Group| group.waiting.values().map(Vec::len).sum();
         let model = [
             sum(&|group| group.free.len()),
             sum(&|group| group.inactive()),
-            sum(&waiting),
+            sum(&|group| group.waiting.values().map(Vec::len).sum()),
             sum(&|group| group.index.len()),
             groups.iter().map(|group| group.evicted).sum(),
             self.model.sequences.len() as u64,
@@ -372,8 +371,7 @@ impl Run<'_> {
             seen, model,
             "free, inactive, deferred, findable, evicted, sequences, leases, tokens, steps"
         );
-        let outcomes = real.hit_blocks + real.missed_blocks + real.skipped_blocks;
-        assert_eq!(real.lookup_blocks, outcomes);
+        assert_eq!(real.lookup_blocks, real.hit_blocks + real.missed_blocks + real.skipped_blocks);
     }
 
     /// Every row holds the blocks that the model says.
