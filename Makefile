@@ -39,8 +39,8 @@ test: setup ## Format, lints, every test suite; ends with "N passed, N failed"
 	@scripts/test.sh
 
 soak: ## The long counts of the random and concurrent tests
-	KAVERN_SOAK=1 $(CARGO) test --release --locked --no-fail-fast --lib --test model --test c_abi --test refusals --test soak \
-		-- --nocapture
+	KAVERN_SOAK=1 $(CARGO) test --release --locked --no-fail-fast --lib --test model --test cache_soak --test sim \
+		--test c_abi --test refusals --test soak -- --nocapture
 
 interop: ## Tests against other projects' programs
 	@echo "This version has no interop tests, so nothing is downloaded and nothing is run."

@@ -252,6 +252,20 @@ fn eight_threads_use_and_destroy_the_same_handles() {
     }
 }
 
+/// `KAVERN_SOAK` makes it ten minutes, `KAVERN_SOAK_SECONDS` any time.
+#[test]
+#[expect(clippy::disallowed_macros, reason = "what a long run did is told to whoever runs it")]
+fn sixty_four_threads_share_a_manager_and_a_cache_and_nothing_is_left_at_the_end() {
+    if !there_is("cc", "cc") {
+        return;
+    }
+    let mut program = Command::new(build("many_threads", &["many_threads.c"]));
+    if std::env::var_os("KAVERN_SOAK_SECONDS").is_none() {
+        program.arg(sweep_calls("3", "600"));
+    }
+    eprint!("{}", String::from_utf8_lossy(&run(&mut program).stdout));
+}
+
 #[test]
 fn running_out_of_host_memory_is_an_error_and_not_an_abort() {
     if there_is("cc", "cc") {

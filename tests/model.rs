@@ -12,6 +12,8 @@ mod limits;
 mod naive;
 #[path = "model/retain.rs"]
 mod retain;
+#[path = "model/retain_ops.rs"]
+mod retain_ops;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -7,5 +7,6 @@ mod sim {
     mod correct;
     mod index;
     mod planted;
+    mod soak;
     mod support;
 }

@@ -176,21 +176,30 @@ pub struct Key {
     pub stream: u64,
 }
 
-fn give_up(owner: &Owner<Leased>) {
+/// The heap and the stream, if it was not closed before.
+fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
     let ended = owner.with(|leased| {
         let heap = leased.heap.clone();
         (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
     });
     // Without a heap it was closed, and what it held and did was taken over.
-    if let Some((Some(heap), last)) = ended {
-        heap.lease_ended(&owner.guest(), last);
+    let Some((Some(heap), last)) = ended else { return None };
+    let stream = last.1;
+    heap.lease_ended(&owner.guest(), last);
+    Some((heap, stream))
+}
+
+fn leave(owner: &Owner<Leased>) {
+    // The thread ends.
+    if let Some((heap, stream)) = give_up(owner) {
+        heap.thread_ended(stream);
     }
 }
 
 thread_local! {
     /// The caches of this thread.
-    static LEASES: Desk<Key, Leased> = const { Desk::new(Key { token: 0, stream: 0 }, give_up) };
+    static LEASES: Desk<Key, Leased> = const { Desk::new(Key { token: 0, stream: 0 }, leave) };
 }
 
 /// How the front caches answered.

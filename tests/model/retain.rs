@@ -1,11 +1,8 @@
-//! What the naive cache makes of RETAIN, PIN and UNPIN, and random ones of them.
+//! What the naive cache makes of RETAIN, PIN and UNPIN.
 
-use kavern::cache::{Op, StepSession, Stretch, Target};
 use kavern::error::Status;
-use kavern::types::Id;
 
 use crate::naive::{Answer, Group, Naive, Outcome};
-use crate::{Run, check};
 
 impl Group {
     pub(crate) fn is_governed(&self, block: u32) -> bool {
@@ -42,7 +39,7 @@ impl Naive {
         Ok(self.groups.iter().zip(&holder.blocks).map(touched).collect())
     }
 
-    fn retain(&mut self, id: u64, offset: usize, tokens: usize, priority: u8) -> Outcome {
+    pub(crate) fn retain(&mut self, id: u64, offset: usize, tokens: usize, priority: u8) -> Outcome {
         let blocks = self.stretch(id, offset, tokens)?;
         for (group, blocks) in self.groups.iter_mut().zip(blocks) {
             blocks.iter().for_each(|&block| group.blocks[block as usize].bias = i32::from(priority) - 50);
@@ -50,7 +47,7 @@ impl Naive {
         Ok(Answer::default())
     }
 
-    fn pin(&mut self, id: u64, offset: usize, tokens: usize) -> Outcome {
+    pub(crate) fn pin(&mut self, id: u64, offset: usize, tokens: usize) -> Outcome {
         let mut blocks = self.stretch(id, offset, tokens)?;
         for (group, blocks) in self.groups.iter().zip(&mut blocks) {
             blocks.retain(|&block| group.blocks[block as usize].content.is_some());
@@ -65,7 +62,7 @@ impl Naive {
         Ok(Answer::default())
     }
 
-    fn unpin(&mut self, id: u64, offset: usize, tokens: usize) -> Outcome {
+    pub(crate) fn unpin(&mut self, id: u64, offset: usize, tokens: usize) -> Outcome {
         let blocks = self.stretch(id, offset, tokens)?;
         for (group, blocks) in self.groups.iter_mut().zip(blocks) {
             for block in blocks {
@@ -74,29 +71,5 @@ impl Naive {
             }
         }
         Ok(Answer::default())
-    }
-}
-
-impl Run<'_> {
-    /// One of the three, on a sequence or a lease, on all of it or on a stretch that may be too long.
-    pub(crate) fn retain(&mut self, session: &mut StepSession<'_>) {
-        let of_leases = self.random.bool();
-        let id = self.some_id(of_leases);
-        let (offset, tokens) = match self.random.bool() {
-            true => (0, 0),
-            false => (self.random.usize(0..24), self.random.usize(0..24)),
-        };
-        let target = Target::Id(Id(id));
-        let stretch = Stretch { target, offset: offset as u64, tokens: tokens as u64 };
-        let (op, expected) = match self.random.u8(0..4) {
-            0 | 1 => {
-                let priority = [0, 10, 50, 60, 100][self.random.usize(0..5)];
-                let op = Op::Retain { stretch, priority, ttl_ms: 0 };
-                (op, self.model.retain(id, offset, tokens, priority))
-            }
-            2 => (Op::Pin { stretch }, self.model.pin(id, offset, tokens)),
-            _ => (Op::Unpin { stretch }, self.model.unpin(id, offset, tokens)),
-        };
-        check(&op, &session.apply(&op), &expected);
     }
 }

@@ -86,6 +86,7 @@ struct Engine {
     random: Rng,
     live: Vec<Sequence>,
     changes: u64,
+    operations: u64,
     token: i32,
 }
 
@@ -104,12 +105,14 @@ impl Engine {
             random: Rng::with_seed(seed),
             live: Vec::new(),
             changes: 0,
+            operations: 0,
             token: 0,
         }
     }
 
     fn apply(&mut self, step: u64, op: &Op<'_>) -> Option<OpResult> {
         let result = self.cache.step(step).unwrap().apply(op);
+        self.operations += 1;
         let expected = [Status::Ok, Status::OutOfBlocks, Status::LimitReached, Status::WrongState];
         assert!(expected.contains(&result.status), "{op:?} {result:?}");
         Some(result).filter(|result| result.status == Status::Ok)
@@ -248,6 +251,17 @@ impl Engine {
 
 /// Plays pairs of steps that overlap. A liar says of the first one that it is over.
 fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
+    let (report, engine) = play_on(seed, steps, is_liar);
+    (report, engine.changes)
+}
+
+/// A long run: what was seen, and operations.
+pub(super) fn soak(seed: u64, steps: u64) -> (Report, u64) {
+    let (report, engine) = play_on(seed, steps, false);
+    (report, engine.operations)
+}
+
+fn play_on(seed: u64, steps: u64, is_liar: bool) -> (Report, Engine) {
     let mut engine = Engine::new(seed);
     for step in 1..=steps {
         while engine.cache.step(step).map(drop).is_err() {
@@ -273,7 +287,7 @@ fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
     engine.join();
     engine.device.synchronize().unwrap();
     engine.cache.validate().unwrap();
-    (engine.device.simulator().unwrap().report().unwrap(), engine.changes)
+    (engine.device.simulator().unwrap().report().unwrap(), engine)
 }
 
 #[test]

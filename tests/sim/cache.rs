@@ -60,6 +60,7 @@ fn config(max_blocks: u64) -> CacheConfig {
 
 struct Sequence {
     id: u64,
+    namespace: u64,
     row: usize,
     tokens: Vec<i32>,
     /// Tokens whose keys and values were there before this step.
@@ -75,6 +76,9 @@ struct Engine {
     random: Rng,
     live: Vec<Sequence>,
     hit_tokens: u64,
+    operations: u64,
+    /// Whether full blocks hold patterns that tell what is in them, and later steps compare them.
+    has_patterns: bool,
 }
 
 impl Engine {
@@ -90,7 +94,16 @@ impl Engine {
             DeviceSlice::from_foreign(device.key(), about.base_address, max_blocks.max(40) * BLOCK_BYTES)
         }
         .unwrap();
-        Self { device, cache, pool, random: Rng::with_seed(seed), live: Vec::new(), hit_tokens: 0 }
+        Self {
+            device,
+            cache,
+            pool,
+            random: Rng::with_seed(seed),
+            live: Vec::new(),
+            hit_tokens: 0,
+            operations: 0,
+            has_patterns: false,
+        }
     }
 
     /// Admits, appends, commits and frees.
@@ -116,6 +129,8 @@ impl Engine {
         let count = prompt.len() as u64 - found.hit_tokens;
         let admit = Op::Admit { lease: found.lease, tokens: count, lookahead: 0, row: -1 };
         let admitted = session.apply(&admit);
+        // Its commit, or the release of the lease.
+        self.operations += 2;
         if admitted.status == Status::Ok {
             let naming = Naming::Tokens(&prompt[found.hit_tokens as usize..], no_extras);
             let target = Target::Id(Id(admitted.sequence));
@@ -124,10 +139,12 @@ impl Engine {
             self.hit_tokens += found.hit_tokens;
             self.live.push(Sequence {
                 id: admitted.sequence,
+                namespace,
                 row: admitted.row as usize,
                 tokens: prompt.clone(),
                 ready: found.hit_tokens as usize,
-                lasts: self.random.u32(1..12),
+                // Whoever commits tokens also writes them, so it lasts to the end of its first step.
+                lasts: self.random.u32(2..12),
             });
         } else {
             assert_eq!(session.apply(&Op::Release { lease: found.lease }).status, Status::Ok);
@@ -138,16 +155,19 @@ impl Engine {
             sequence.lasts -= 1;
             if sequence.lasts == 0 {
                 assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
+                self.operations += 1;
                 continue;
             }
             let is_new = sequence.ready < sequence.tokens.len();
             if !is_new && sequence.tokens.len() < 60 {
                 let appended = session.apply(&Op::Append { target, tokens: 1, lookahead: 0 });
+                self.operations += 1;
                 if appended.status == Status::Ok {
                     sequence.tokens.push(self.random.i32(0..3));
                     let naming = Naming::Tokens(&sequence.tokens[sequence.tokens.len() - 1..], no_extras);
                     let committed = session.apply(&Op::Commit { target, tokens: 1, naming });
                     assert_eq!(committed.status, Status::Ok);
+                    self.operations += 1;
                 }
             }
             kept.push(sequence);
@@ -181,9 +201,51 @@ impl Engine {
             reads.push(row);
             let writes: Vec<DeviceSlice> = (sequence.ready..sequence.tokens.len()).map(token).collect();
             self.device.simulator().unwrap().declare(stream, &reads, &writes).unwrap();
+            if self.has_patterns {
+                patterns(&self.cache, stream, sequence, &table[sequence.row * cells..]);
+            }
             sequence.ready = sequence.tokens.len();
         }
     }
+}
+
+/// Blocks that were full before are compared with what they should hold, and those that this step fills are written.
+fn patterns(cache: &KvCache, stream: Stream, sequence: &Sequence, row: &[i32]) {
+    let each = BLOCK_TOKENS as usize;
+    let (ready, full) = (sequence.ready / each, sequence.tokens.len() / each);
+    // A chain over all tokens up to the end of each block.
+    let mut chain = sequence.namespace;
+    let seeds: Vec<u64> = sequence.tokens[..full * each]
+        .chunks(each)
+        .map(|block| {
+            block
+                .iter()
+                .for_each(|&token| chain = (chain ^ token as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            chain
+        })
+        .collect();
+    if ready > 0 {
+        cache.check_pattern(stream, 0, &row[..ready], &seeds[..ready]).unwrap();
+    }
+    if full > ready {
+        cache.fill_pattern(stream, 0, &row[ready..full], &seeds[ready..]).unwrap();
+    }
+}
+
+/// A long run with patterns, one in two in a pool that changes its size: what was seen, and operations.
+pub(super) fn soak(seed: u64, steps: u64) -> (Report, u64) {
+    let resizes = seed.is_multiple_of(2);
+    let engine = Engine { has_patterns: true, ..Engine::new(seed, if resizes { MAX_BLOCKS } else { 0 }) };
+    let (engine, report) = play_on(engine, steps, false, |engine, step| {
+        if resizes && step.is_multiple_of(5) {
+            let blocks = if engine.random.bool() { 20 } else { engine.random.u64(30..=MAX_BLOCKS) };
+            engine.cache.resize(0, blocks).unwrap();
+        }
+    });
+    let checked = engine.cache.take_check_result().unwrap();
+    assert_eq!(checked.mismatched, 0, "seed {seed}: of {}", checked.checked);
+    assert!(checked.checked > steps, "{} blocks compared", checked.checked);
+    (report, engine.operations)
 }
 
 /// Plays steps on two streams in turn. A liar says that a step is over when it is only enqueued.
