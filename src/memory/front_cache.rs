@@ -185,16 +185,18 @@ impl Entry {
         self.key.token == key.token && self.key.stream == key.stream
     }
 
-    fn give_up(self) {
+    /// The heap and the stream, if it was not closed before.
+    fn give_up(self) -> Option<(Arc<Heap>, Stream)> {
         // As its owner, which costs the other threads nothing.
         let ended = self.owner.with(|leased| {
             let heap = leased.heap.clone();
             (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
         });
         // Without a heap it was closed, and what it held and did was taken over.
-        if let Some((Some(heap), last)) = ended {
-            heap.lease_ended(&self.guest, last);
-        }
+        let Some((Some(heap), last)) = ended else { return None };
+        let stream = last.1;
+        heap.lease_ended(&self.guest, last);
+        Some((heap, stream))
     }
 }
 
@@ -203,8 +205,11 @@ struct Leases(Vec<Entry>);
 
 impl Drop for Leases {
     fn drop(&mut self) {
+        // The thread ends.
         for entry in self.0.drain(..) {
-            entry.give_up();
+            if let Some((heap, stream)) = entry.give_up() {
+                heap.thread_ended(stream);
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ fn thread_number() -> u64 {
     })
 }
 
-fn is_of_a_thread(lane: Stream) -> bool {
+pub(super) fn is_of_a_thread(lane: Stream) -> bool {
     lane.0 & THREAD_LANE != 0
 }
 

@@ -139,6 +139,7 @@ impl Heap {
     pub fn forget_stream(&self, stream: Stream) -> Result<()> {
         let lanes = self.lanes_of(stream);
         lanes.iter().for_each(|&lane| self.flush(Some(lane)));
+        self.retire_lanes_of(stream);
         let known: Vec<Stream> = self.core.lock().order.streams();
         let known: Vec<Stream> = known.into_iter().filter(|lane| self.enqueued(*lane) == stream).collect();
         for lane in known {

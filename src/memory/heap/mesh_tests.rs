@@ -127,6 +127,40 @@ fn what_cannot_be_meshed_is_refused_after_the_step() {
     blocks.iter().for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
 }
 
+/// Meshes simulated pages with the `nth` call of streams refused, then lets another stream write wherever room is left.
+/// Calls of streams before and after the meshing, whether it was refused, and the races that were seen.
+fn mesh_with_a_refused_wait(nth: u64) -> (u64, u64, bool, u64) {
+    const BYTES: u64 = 64 << 10;
+    let heap = heap(&format!("sim?seed={nth}&schedule=starve&kind=stream&fail_nth={nth}"), 0);
+    let other = heap.device.stream_create().or_else(|_| heap.device.stream_create()).unwrap();
+    let kept = half_empty_pages(&heap, BYTES, 4);
+    let before = heap.device.call_count();
+    let done = heap.defragment(0);
+    let after = heap.device.call_count();
+    let simulator = heap.device.simulator().unwrap();
+    // Whatever became of the meshing, what is handed out now is nobody else's.
+    for _ in 0..4 * 32 - kept.len() {
+        let address = heap.allocate(other, BYTES, 0, 0).unwrap();
+        simulator.declare(other, &[], &[slice_of(&heap, address, BYTES)]).unwrap();
+    }
+    heap.device.synchronize().or_else(|_| heap.device.synchronize()).unwrap();
+    assert!(kept.iter().all(|&block| is_filled(&heap, block, BYTES)), "call {nth}: bytes survive");
+    heap.validate().unwrap();
+    (before, after, done.is_err(), heap.device.race_count())
+}
+
+#[test]
+fn a_mesh_whose_wait_is_refused_leaves_no_copy_on_its_way_to_memory_that_is_handed_out() {
+    let (before, after, is_refused, races) = mesh_with_a_refused_wait(0);
+    assert!(!is_refused && races == 0);
+    // Two waits come before the first pair of pages, and each pair has one.
+    assert!(after >= before + 3, "{before} to {after}");
+    for nth in before + 1..=after {
+        let (.., races) = mesh_with_a_refused_wait(nth);
+        assert_eq!(races, 0, "call {nth} of {before} to {after}");
+    }
+}
+
 /// A program of one thread on three simulated streams, with short memory; how often it was meshed.
 fn meshes_of(seed: u64) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed);

@@ -25,6 +25,7 @@ mod plain;
 mod planted;
 mod pressure;
 mod report;
+mod streams;
 mod takeover;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use self::core::{Core, Limbo};
 use self::planted::Mistake;
+use self::streams::StreamNumbers;
 use super::fence::{Fence, Fences};
 use super::front_cache::{Counts, Leased};
 use super::order::Freed;
@@ -80,7 +82,7 @@ pub struct HeapConfig {
 #[derive(Default)]
 struct Names {
     tags: Vec<Box<str>>,
-    streams: Vec<Stream>,
+    streams: StreamNumbers,
 }
 
 /// What was done outside of the front caches.
@@ -159,7 +161,7 @@ impl Heap {
             leases: Mutex::default(),
             ended: Mutex::default(),
             slow: SlowCounts::default(),
-            names: RwLock::new(Names { tags: vec!["".into()], streams: Vec::new() }),
+            names: RwLock::new(Names { tags: vec!["".into()], streams: StreamNumbers::default() }),
             tag_count: AtomicU32::new(1),
             shared: Mutex::default(),
             captured: Mutex::default(),
@@ -207,22 +209,6 @@ impl Heap {
         self.tag_number(tag).ok_or_else(|| {
             Error::new(Status::StaleId, format!("{tag:#x} is no tag of this manager; make one with its name"))
         })
-    }
-
-    fn stream_number(&self, stream: Stream) -> Result<u16> {
-        if let Some(number) = self.names.read().streams.iter().position(|known| *known == stream) {
-            return Ok(number as u16);
-        }
-        let mut names = self.names.write();
-        if let Some(number) = names.streams.iter().position(|known| *known == stream) {
-            return Ok(number as u16);
-        }
-        if names.streams.len() >= NAMES_MAX {
-            let text = format!("{NAMES_MAX} streams have allocated; use streams again");
-            return Err(Error::new(Status::LimitReached, text));
-        }
-        names.streams.push(stream);
-        Ok((names.streams.len() - 1) as u16)
     }
 
     /// Milliseconds of a coarse clock, for ages.
@@ -421,8 +407,7 @@ impl Heap {
         }
         if facts.is_captured {
             // The graph keeps the address: nobody else gets the memory before the graph is given up.
-            let capture =
-                self.names.read().streams.get(usize::from(facts.stream)).map_or(0, |stream| stream.0);
+            let capture = self.names.read().streams.stream(facts.stream).map_or(0, |stream| stream.0);
             self.captured.lock().entry(capture).or_default().push(block);
             return Ok(());
         }

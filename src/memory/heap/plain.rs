@@ -58,6 +58,11 @@ impl PlainBlocks {
         }
     }
 
+    /// The numbers of the streams of all live blocks.
+    pub(super) fn named_streams(&self) -> Vec<u16> {
+        self.blocks.lock().values().map(|block| block.stream).collect()
+    }
+
     fn with<T>(&self, address: u64, body: impl FnOnce(&mut Block) -> T) -> Result<T> {
         self.blocks.lock().get_mut(&address).map(body).ok_or_else(|| no_such_block(address))
     }
@@ -185,7 +190,7 @@ impl Heap {
             bytes: block.bytes,
             block_bytes: block.allocation.bytes(),
             tag: names.tags.get(usize::from(block.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
-            stream: names.streams.get(usize::from(block.stream)).map_or(0, |stream| stream.0),
+            stream: names.streams.stream(block.stream).map_or(0, |stream| stream.0),
             age_ms: u64::from(self.tick().wrapping_sub(block.born)),
         }
     }

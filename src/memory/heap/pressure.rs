@@ -176,7 +176,7 @@ impl Heap {
         if !self.config.meshes_when_short || self.plain.is_some() {
             return false;
         }
-        let streams = self.names.read().streams.clone();
+        let streams = self.names.read().streams.streams();
         // A stream that is gone cannot be asked and captures nothing.
         !streams.into_iter().any(|stream| matches!(self.is_capturing(stream), Ok(true)))
     }

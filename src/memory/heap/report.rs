@@ -147,10 +147,7 @@ impl Heap {
                         .get(usize::from(facts.tag))
                         .map(|tag| tag.to_string())
                         .unwrap_or_default(),
-                    stream: names
-                        .streams
-                        .get(usize::from(facts.stream))
-                        .map_or(0, |lane| self.enqueued(*lane).0),
+                    stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
                     age_ms: u64::from(now.wrapping_sub(facts.born)),
                 });
             }
@@ -171,7 +168,7 @@ impl Heap {
             bytes: facts.bytes,
             block_bytes,
             tag: names.tags.get(usize::from(facts.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
-            stream: names.streams.get(usize::from(facts.stream)).map_or(0, |lane| self.enqueued(*lane).0),
+            stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
             age_ms: u64::from(self.tick().wrapping_sub(facts.born)),
         })
     }
