@@ -44,6 +44,7 @@ struct Lane {
     /// Not yet behind an event, by class.
     open: Vec<Vec<Freed>>,
     open_count: usize,
+    open_bytes: u64,
     /// Oldest first. If one has not been reached, neither has any later one.
     closed: VecDeque<Batch>,
 }
@@ -72,8 +73,7 @@ impl Order {
         let index = match self.lanes.iter().position(|lane| lane.stream == stream) {
             Some(index) => index,
             None => {
-                let lane = Lane { stream, open: Vec::new(), open_count: 0, closed: VecDeque::new() };
-                self.lanes.push(lane);
+                self.lanes.push(Lane::of(stream));
                 self.lanes.len() - 1
             }
         };
@@ -95,8 +95,9 @@ impl Order {
         if lane.open.len() <= class {
             lane.open.resize_with(class + 1, Vec::new);
         }
-        lane.open[class].push(block);
         lane.open_count += 1;
+        lane.open_bytes += block.bytes;
+        lane.open[class].push(block);
     }
 
     /// A block of the class for the stream on which it was freed: usable at once.
@@ -104,10 +105,7 @@ impl Order {
         let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
         let open = lane.open.get_mut(class as usize).and_then(Vec::pop);
         let block = match open {
-            Some(block) => {
-                lane.open_count -= 1;
-                block
-            }
+            Some(block) => lane.left(block),
             None => lane.take_closed(class, 0)?.1,
         };
         Some(self.took(block))
@@ -117,7 +115,7 @@ impl Order {
     pub(super) fn take_open(&mut self, stream: Stream, class: u32) -> Option<Freed> {
         let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
         let block = lane.open.get_mut(class as usize)?.pop()?;
-        lane.open_count -= 1;
+        let block = lane.left(block);
         Some(self.took(block))
     }
 
@@ -128,8 +126,8 @@ impl Order {
         let at = open.as_ref().and_then(|list| list.iter().rposition(|block| block.bytes == bytes));
         let block = match (open, at) {
             (Some(list), Some(at)) => {
-                lane.open_count -= 1;
-                list.swap_remove(at)
+                let block = list.swap_remove(at);
+                lane.left(block)
             }
             _ => lane.take_closed(class, bytes)?.1,
         };
@@ -146,8 +144,8 @@ impl Order {
             .min_by_key(|(_, block)| block.bytes);
         let block = match best {
             Some(((class, at), _)) => {
-                lane.open_count -= 1;
-                lane.open[class].swap_remove(at)
+                let block = lane.open[class].swap_remove(at);
+                lane.left(block)
             }
             None => lane.take_closed_run(class, bytes)?.1,
         };
@@ -192,7 +190,7 @@ impl Order {
     /// Takes out all that stands behind no event, to record one: then `close`, or `free` again if that is refused.
     pub(super) fn take_all_open(&mut self, stream: Stream) -> Vec<Freed> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
-        lane.open_count = 0;
+        (lane.open_count, lane.open_bytes) = (0, 0);
         let blocks: Vec<Freed> = lane.open.iter_mut().flat_map(|class| class.drain(..)).collect();
         self.count -= blocks.len();
         self.bytes -= blocks.iter().map(|block| block.bytes).sum::<u64>();
@@ -218,6 +216,12 @@ impl Order {
     pub(super) fn youngest(&self, stream: Stream) -> Option<Arc<Fence>> {
         let lane = self.lanes.iter().find(|lane| lane.stream == stream)?;
         Some(Arc::clone(&lane.closed.back()?.fence))
+    }
+
+    /// Streams of which so many bytes and more stand behind no event.
+    pub(super) fn streams_with(&self, bytes: u64) -> Vec<Stream> {
+        let lanes = self.lanes.iter().filter(|lane| lane.open_bytes >= bytes);
+        lanes.map(|lane| lane.stream).collect()
     }
 
     /// Streams of which something is held.
@@ -263,8 +267,12 @@ impl Order {
         let mut bytes = 0;
         for lane in &self.lanes {
             let open: usize = lane.open.iter().map(Vec::len).sum();
-            if open != lane.open_count {
-                return Err(Error::internal(format!("{open} open blocks, {} counted", lane.open_count)));
+            let open_bytes: u64 = lane.open.iter().flatten().map(|block| block.bytes).sum();
+            if (open, open_bytes) != (lane.open_count, lane.open_bytes) {
+                return Err(Error::internal(format!(
+                    "{open} open blocks of {open_bytes} bytes, {} of {} counted",
+                    lane.open_count, lane.open_bytes
+                )));
             }
             for (class, list) in lane.open.iter().enumerate() {
                 if list.iter().any(|block| block.class as usize != class) {
@@ -296,6 +304,17 @@ fn is_run(block: &Freed, class: u32, bytes: u64) -> bool {
 }
 
 impl Lane {
+    fn of(stream: Stream) -> Self {
+        Self { stream, open: Vec::new(), open_count: 0, open_bytes: 0, closed: VecDeque::new() }
+    }
+
+    /// Notes that a block has left the open ones.
+    fn left(&mut self, block: Freed) -> Freed {
+        self.open_count -= 1;
+        self.open_bytes -= block.bytes;
+        block
+    }
+
     /// Place and size of the smallest closed block that can be cut to a run.
     fn smallest_run(&self, class: u32, bytes: u64) -> Option<((usize, usize), u64)> {
         let batches = self.closed.iter().enumerate();

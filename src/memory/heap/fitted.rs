@@ -30,6 +30,9 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// it breaks no run.
 const OWN_PAGES_BYTES: u64 = 16 << 20;
 
+/// What a stream frees is given back once it is one part in so many of what is held.
+const REUNITED_SHARE: u64 = 128;
+
 /// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With
 /// more of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not
 /// grow.
@@ -121,6 +124,9 @@ impl Heap {
         }
         // What was freed on a stream begins at any granule.
         let may_reuse = !is_captured && alignment == 1;
+        if !is_captured {
+            self.reunite()?;
+        }
         let ordered_bytes = {
             let mut core = self.core.lock();
             // Of the same length only: what is cut is long in coming together again.
@@ -150,6 +156,20 @@ impl Heap {
             }
         }
         self.grow_fitted(count, alignment)
+    }
+
+    /// Gives back what was freed and is past, once a stream has freed so much that the holes it leaves matter.
+    ///
+    /// A run that stands in the order of a stream joins nothing beside it, and the next run is put elsewhere. Left to
+    /// when nothing fits, that spreads what lives long over all that is held.
+    fn reunite(&self) -> Result<()> {
+        let bytes = (self.physical.statistics().held_bytes / REUNITED_SHARE).max(1);
+        if self.core.lock().order.bytes() < bytes {
+            return Ok(());
+        }
+        self.close_lanes_from(bytes)?;
+        while self.collect()? {}
+        Ok(())
     }
 
     /// A run of exactly so many granules, with as few new pages as possible.
