@@ -2158,7 +2158,8 @@ kavern_status kavern_kv_events_snapshot(kavern_kv_cache *cache,
  * Writes keys and values of new tokens of one layer into their slots, rounding once to the cache's type.
  *
  * Stream: enqueues on `stream` and returns; the memory must live until the work is done. Keys, values and slots are
- * aligned to the size of their elements.
+ * aligned to the size of their elements. It is work of a step: call it before the kavern_kv_step_done of a step whose
+ * tables name the slots. Only blocks of a step that is not over are kept from others and from kavern_kv_resize.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED (opaque group, metadata-only cache, a pair of types
  * that is not converted), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE. A slot beyond
  * the pool is an error of the device.
@@ -3492,7 +3493,8 @@ kavern_status kavern_kv_block_keys(kavern_kv_cache *cache,
  * Writes a recognisable pattern into blocks, one seed for each, for replays and for proofs of placement.
  *
  * Shapes: `block_ids` [n], `seeds` [n]; both are read before the call returns. A block may be listed once.
- * Stream: enqueues on `stream`.
+ * Stream: enqueues on `stream`. It belongs to no step: blocks that nobody holds may be named too, and kavern_kv_resize
+ * takes no memory away from a block before the work of these calls that names it is over.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (group or block), KAVERN_ERR_UNSUPPORTED (metadata-only cache),
  * KAVERN_ERR_IN_USE, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
  * Threads: any, eight at a time; may wait for earlier calls of its kind.

@@ -372,7 +372,8 @@ pub(super) fn foreign(object: &CacheObject, address: u64, bytes: u64) -> Result<
 /// Writes keys and values of new tokens of one layer into their slots, rounding once to the cache's type.
 ///
 /// Stream: enqueues on `stream` and returns; the memory must live until the work is done. Keys, values and slots are
-/// aligned to the size of their elements.
+/// aligned to the size of their elements. It is work of a step: call it before the kavern_kv_step_done of a step whose
+/// tables name the slots. Only blocks of a step that is not over are kept from others and from kavern_kv_resize.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_UNSUPPORTED (opaque group, metadata-only cache, a pair of types
 /// that is not converted), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE. A slot beyond
 /// the pool is an error of the device.

@@ -403,7 +403,8 @@ unsafe fn blocks_and_seeds<'a>(
 /// Writes a recognisable pattern into blocks, one seed for each, for replays and for proofs of placement.
 ///
 /// Shapes: `block_ids` [n], `seeds` [n]; both are read before the call returns. A block may be listed once.
-/// Stream: enqueues on `stream`.
+/// Stream: enqueues on `stream`. It belongs to no step: blocks that nobody holds may be named too, and kavern_kv_resize
+/// takes no memory away from a block before the work of these calls that names it is over.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (group or block), KAVERN_ERR_UNSUPPORTED (metadata-only cache),
 /// KAVERN_ERR_IN_USE, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
 /// Threads: any, eight at a time; may wait for earlier calls of its kind.

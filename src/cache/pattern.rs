@@ -3,12 +3,16 @@
 //! For replays and for engines that look for a misplaced or torn block. Calls take block ids and seeds from the host
 //! and enqueue; counts gather on the device until they are read. Each call in progress owns one staging slot; a slot
 //! is used again only after its last launch has completed, so its counters are never written twice at a time.
+//!
+//! These calls belong to no step, so a resize cannot wait for them as it waits for steps: a slot remembers which blocks
+//! its last launch named, and the pool knows of calls that are still enqueuing. Invariant: no block loses its memory
+//! while a slot that names it is away or its launch is not over.
 
 use std::sync::Arc;
 
 use super::kernels::{CHECK, FILL, check_grid, grid};
 use super::kv_cache::KvCache;
-use crate::device::{Arg, Copy, Device, Launch, OwnedEvent, Place, Stream};
+use crate::device::{Arg, Copy, Device, Event, Launch, OwnedEvent, Place, Stream};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Allocation, Memory, PinnedAllocation};
 use crate::sync::Mutex;
@@ -39,6 +43,8 @@ struct Slot {
     event: OwnedEvent,
     /// A stream that may still use the slot, because recording the event failed.
     unrecorded: Option<Stream>,
+    /// Group of the latest launch, and the block behind the last one that it named.
+    named: (u32, u32),
 }
 
 impl Slot {
@@ -48,6 +54,15 @@ impl Slot {
             self.unrecorded = None;
         }
         device.event_synchronize(self.event.event())
+    }
+
+    /// Marks the end of the latest launch, where that was not marked; later than needed, but never too early.
+    fn settle(&mut self, device: &dyn Device) -> Result<()> {
+        if let Some(stream) = self.unrecorded {
+            device.event_record(self.event.event(), stream)?;
+            self.unrecorded = None;
+        }
+        Ok(())
     }
 }
 
@@ -69,6 +84,7 @@ impl Pattern {
                 counters,
                 event: OwnedEvent::new(memory.device())?,
                 unrecorded: None,
+                named: (0, 0),
             });
         }
         memory.device().stream_synchronize(Stream::DEFAULT)?;
@@ -85,6 +101,38 @@ impl Pattern {
             ));
         }
         Ok(slots.remove(0))
+    }
+
+    /// Whether no work that these calls enqueued can touch blocks of a group from this one on. No call that names such
+    /// a block is inside any more, or begins.
+    pub(super) fn is_past(&self, device: &dyn Device, group: u32, first: u32) -> Result<bool> {
+        let (mut events, mut count) = ([Event(0); SLOTS], 0);
+        let mut unrecorded = None;
+        let mut slots = self.slots.lock();
+        if slots.len() < SLOTS {
+            return Ok(false);
+        }
+        for (at, slot) in slots.iter().enumerate() {
+            if slot.named.0 == group && slot.named.1 > first {
+                // A slot that is used again meanwhile was waited for: its event answers for what it marked before.
+                events[count] = slot.event.event();
+                count += 1;
+                unrecorded = slot.unrecorded.map(|_| at).or(unrecorded);
+            }
+        }
+        let unrecorded = unrecorded.map(|at| slots.remove(at));
+        drop(slots);
+        if let Some(mut slot) = unrecorded {
+            let outcome = slot.settle(device);
+            self.slots.lock().push(slot);
+            return outcome.map(|()| false);
+        }
+        for event in &events[..count] {
+            if !device.event_is_done(*event)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -112,14 +160,13 @@ impl KvCache {
         seeds: &[u64],
         is_check: bool,
     ) -> Result<()> {
-        let count = match self.pools.get(group as usize) {
-            Some(pool) => self.group(group)?.blocks.min(pool.usable()),
-            None => self.group(group)?.blocks,
-        };
+        let count = self.group(group)?.blocks;
         if let Some(block) = blocks.iter().find(|&&block| block < 0 || block as u32 >= count) {
             return Err(Error::argument(format!("block {block} of a group with {count} blocks")));
         }
         let pattern = self.pattern()?;
+        let end = blocks.iter().max().map_or(0, |&last| last as u32 + 1);
+        let _entered = self.pools[group as usize].enter(end)?;
         for (blocks, seeds) in blocks.chunks(CHUNK).zip(seeds.chunks(CHUNK)) {
             let mut slot = pattern.take()?;
             let outcome = self.run_chunk(&mut slot, stream, group, blocks, seeds, is_check);
@@ -138,13 +185,13 @@ impl KvCache {
         seeds: &[u64],
         is_check: bool,
     ) -> Result<()> {
-        let (mut pool, block_bytes) = self.pool(group)?;
-        if let Some(&last) = blocks.iter().max() {
-            // No more than what is named: the rest may lose its memory meanwhile.
-            pool = pool.part(0, (last as u64 + 1) * block_bytes)?;
-        }
+        let block_bytes = self.group(group)?.block_bytes;
+        let end = blocks.iter().max().map_or(0, |&last| last as u32 + 1);
+        // No more than what is named: the rest may lose its memory meanwhile.
+        let pool = self.pools[group as usize].blocks(end)?;
         let device = self.device();
         slot.wait(device)?;
+        slot.named = (group, end);
         let count = blocks.len();
         slot.pinned.values_mut(0, count)?.copy_from_slice(seeds);
         slot.pinned.values_mut(8 * count as u64, count)?.copy_from_slice(blocks);

@@ -2,7 +2,8 @@
 //!
 //! What it does: puts memory behind blocks and takes it away behind the last one; names the part that may be used. What
 //! it does not: know who uses a block; `resize` asks for a tail only when nobody does. Invariant: every block below
-//! `usable` has memory, and so has the null block, which lies behind the most blocks that there can be.
+//! `usable` has memory, and so has the null block, which lies behind the most blocks that there can be; a block that is
+//! named by a call that entered keeps its memory until the call leaves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,7 +28,29 @@ pub(super) struct Pool {
     blocks: u32,
     /// Blocks that device work may name.
     usable: AtomicU32,
+    /// Calls outside of steps that are enqueuing work on blocks.
+    entered: AtomicU32,
     owner: Owner,
+}
+
+/// A call is enqueuing work on blocks below some bound; it has left when this goes.
+pub(super) struct Entered<'a> {
+    entered: &'a AtomicU32,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.entered.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // As memory that is freed does: whoever destroys a cache need not have waited for its work.
+        if let Owner::Elastic(range) = &self.owner {
+            range.drain();
+        }
+    }
 }
 
 impl Pool {
@@ -66,7 +89,7 @@ impl Pool {
             Owner::Engine | Owner::Plain(_) => group.blocks,
         };
         let (block_bytes, blocks) = (group.block_bytes, group.blocks);
-        Ok(Self { slice, block_bytes, blocks, usable: usable.into(), owner })
+        Ok(Self { slice, block_bytes, blocks, usable: usable.into(), entered: 0.into(), owner })
     }
 
     /// Whether memory comes and goes with the blocks.
@@ -86,13 +109,29 @@ impl Pool {
 
     /// Blocks that device work may name.
     pub(super) fn usable(&self) -> u32 {
-        self.usable.load(Ordering::Acquire)
+        self.usable.load(Ordering::SeqCst)
     }
 
     pub(super) fn set_usable(&self, blocks: u32) {
         if self.is_elastic() {
-            self.usable.store(blocks, Ordering::Release);
+            self.usable.store(blocks, Ordering::SeqCst);
         }
+    }
+
+    /// Keeps the memory of the first `blocks` blocks where it is until the answer goes. Either this call sees that
+    /// fewer may be used, or whoever made them fewer sees this call: both write first, then read what the other wrote.
+    pub(super) fn enter(&self, blocks: u32) -> Result<Entered<'_>> {
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        let entered = Entered { entered: &self.entered };
+        match self.usable() {
+            usable if blocks <= usable => Ok(entered),
+            usable => Err(Error::argument(format!("block {} of a group with {usable} blocks", blocks - 1))),
+        }
+    }
+
+    /// Whether some call is inside; asked after fewer blocks may be used.
+    pub(super) fn is_entered(&self) -> bool {
+        self.entered.load(Ordering::SeqCst) > 0
     }
 
     /// The blocks that device work may name. All addresses where they have memory for good.

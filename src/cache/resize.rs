@@ -202,7 +202,9 @@ impl KvCache {
         }
         self.resizer.targets[group as usize].store(target, Ordering::Relaxed);
         self.resizer.is_busy.store(true, Ordering::Release);
-        self.advance(group, &mut progress)
+        // The count has changed for good: memory that the device does not take back now is left to `poll`, which tries
+        // again and tells what is wrong.
+        Ok(self.advance(group, &mut progress).0)
     }
 
     /// Goes on with what resizes have left over, unless another thread does.
@@ -211,19 +213,23 @@ impl KvCache {
             return Ok(());
         }
         for group in 0..self.group_count() {
-            let resized = match self.resizer.groups[group as usize].try_lock() {
-                Some(mut progress) => self.advance(group, &mut progress).map(|resized| resized.is_done),
-                None => Ok(false),
+            let (is_done, outcome) = match self.resizer.groups[group as usize].try_lock() {
+                Some(mut progress) => {
+                    let (resized, outcome) = self.advance(group, &mut progress);
+                    (resized.is_done, outcome)
+                }
+                None => (false, Ok(())),
             };
-            if !matches!(resized, Ok(true)) {
+            if !is_done {
                 self.resizer.is_busy.store(true, Ordering::Release);
             }
-            resized?;
+            outcome?;
         }
         Ok(())
     }
 
-    fn advance(&self, group: u32, progress: &mut Progress) -> Result<Resized> {
+    /// Goes on with one resize: what it has led to, and whether the device went along.
+    fn advance(&self, group: u32, progress: &mut Progress) -> (Resized, Result<()>) {
         let (target, at) = (self.resizer.target(group), group as usize);
         let pool = self.pools.get(at);
         let elastic = pool.filter(|pool| pool.is_elastic());
@@ -242,21 +248,20 @@ impl KvCache {
                 break;
             }
         }
-        if let Some(pool) = elastic {
-            self.take_tail(at, pool, progress)?;
-        }
+        let outcome = elastic.map_or(Ok(()), |pool| self.take_tail(at, pool, progress));
         let state = self.state.lock();
         let store = &state.stores[at];
         let above = store.block_count() - target;
         let held_blocks = above - store.retired_count().min(above);
         let has_memory_left = elastic.is_some() && progress.committed > target;
-        Ok(Resized {
+        let resized = Resized {
             blocks: target,
             max_blocks: store.block_count(),
             held_blocks,
             committed_bytes: pool.map_or(0, Pool::bytes),
             is_done: held_blocks == 0 && !has_memory_left,
-        })
+        };
+        (resized, outcome)
     }
 
     /// Takes the memory of blocks at the end that nothing uses.
@@ -273,7 +278,14 @@ impl KvCache {
             pool.set_usable(quiet);
             progress.last_step = steps.newest();
         };
-        if may_go {
+        // Work outside of steps: no call that names the tail can begin now, those inside and their work must be over.
+        let is_past = may_go
+            && !pool.is_entered()
+            && match &self.pattern {
+                Some(pattern) => pattern.is_past(self.device(), group as u32, pool.usable())?,
+                None => true,
+            };
+        if is_past {
             pool.decommit_from(pool.usable())?;
             progress.committed = pool.usable();
         }

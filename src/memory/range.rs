@@ -395,14 +395,19 @@ impl Range {
             // cannot be waited for either, they stay mapped. A panic of the device must not stop the way back.
             let waited = catch_unwind(AssertUnwindSafe(|| fence.wait()));
             if !matches!(waited, Ok(Ok(()))) {
-                let drained = catch_unwind(AssertUnwindSafe(|| self.physical.device().synchronize()));
-                if !matches!(drained, Ok(Ok(()))) {
-                    self.is_abandoned.store(true, Ordering::Release);
-                }
+                self.drain();
             }
         }
         let pages = table.take_all();
         self.unmap(pages);
+    }
+
+    /// Waits for all work on the device; where that cannot be, pages stay behind their addresses from now on. Blocks.
+    pub(super) fn drain(&self) {
+        let drained = catch_unwind(AssertUnwindSafe(|| self.physical.device().synchronize()));
+        if !matches!(drained, Ok(Ok(()))) {
+            self.is_abandoned.store(true, Ordering::Release);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ static kavern_kv_cache *try_cache(kavern_manager *manager) {
     config.groups = &group;
     config.group_count = 1;
     config.capacity_blocks = 16;
+    config.max_blocks = 3 * page_bytes() / 4096;
     config.max_sequences = 4;
     config.max_batch_tokens = 64;
     kavern_kv_cache *cache = NULL;
@@ -43,6 +44,7 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
             {.struct_size = sizeof ops[0], .kind = KAVERN_OP_FREE, .target = KAVERN_SEQ_OF_OP(0)},
         };
         ops[0].tokens = 10 - found.hit_tokens;
+        ops[0].expected_tokens = 30;
         ops[1].tokens = 10 - found.hit_tokens;
         ops[1].token_ids = tokens + found.hit_tokens;
         kavern_kv_op_result results[3];
@@ -60,6 +62,18 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
         kavern_kv_completion none;
         size_t count = 0;
         went_well(kavern_kv_poll(cache, 1, &none, &count));
+    }
+    uint64_t blocks = 16, most = 3 * page_bytes() / 4096;
+    uint64_t wanted[3] = {most, 1, 16};
+    for (int i = 0; i < 3; ++i) {
+        kavern_kv_resize_result resized = {0};
+        kavern_kv_statistics statistics = {.struct_size = sizeof statistics};
+        if (went_well(kavern_kv_resize(cache, 0, wanted[i], &resized))) {
+            blocks = wanted[i];
+            CHECK(resized.blocks == blocks && resized.max_blocks == most);
+            CHECK(resized.committed_bytes >= blocks * 4096);
+        }
+        if (went_well(kavern_kv_stats(cache, &statistics))) CHECK(statistics.capacity_blocks == blocks);
     }
     went_well(kavern_kv_validate(cache));
 }

@@ -354,3 +354,48 @@ fn a_large_pool_is_retired_in_stretches_and_comes_back_whole() {
     assert!(bench.cache.resize(0, 200_000).unwrap().is_done);
     assert_eq!(bench.statistics().free_blocks + bench.statistics().inactive_blocks, 200_000);
 }
+
+#[test]
+fn a_block_that_a_pattern_is_still_written_into_keeps_its_memory() {
+    for block in [31, 127] {
+        let bench = bench(&paged(128, 128));
+        let gate = bench.gate();
+        bench.cache.fill_pattern(bench.stream, 0, &[block], &[7]).unwrap();
+        let resized = bench.cache.resize(0, 32).unwrap();
+        // One below the new count is in nobody's way.
+        assert_eq!((resized.held_blocks, resized.is_done), (0, block < 32));
+        bench.cache.poll().unwrap();
+        assert_eq!(held_pages(&bench), if block < 32 { 32 } else { 128 });
+        assert_eq!(refused(bench.cache.fill_pattern(bench.stream, 0, &[127], &[7])), Status::InvalidArgument);
+        drop(gate);
+        bench.device.stream_synchronize(bench.stream).unwrap();
+        bench.cache.poll().unwrap();
+        assert_eq!(held_pages(&bench), 32);
+    }
+}
+
+#[test]
+fn a_cache_that_goes_waits_for_the_work_on_its_blocks() {
+    let device = registry::open(&format!("host?page_bytes={PAGE}")).unwrap();
+    let memory = Memory::new(std::sync::Arc::clone(&device), Limits::default(), std::sync::Arc::new(NoSink));
+    let cache = KvCache::new(&memory, &paged(64, 64)).unwrap();
+    let stream = device.stream_create().unwrap();
+    let (open, wait) = std::sync::mpsc::channel::<()>();
+    device.stream_callback(stream, Box::new(move || wait.recv().unwrap_or(()))).unwrap();
+    cache.fill_pattern(stream, 0, &[63], &[7]).unwrap();
+    let is_gone = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            drop(cache);
+            is_gone.store(true, Ordering::Release);
+        });
+        for _ in 0..1000 {
+            std::thread::yield_now();
+        }
+        assert!(!is_gone.load(Ordering::Acquire), "its work is behind a closed gate");
+        // With its memory gone this write would fault.
+        drop(open);
+    });
+    device.stream_synchronize(stream).unwrap();
+    device.stream_destroy(stream).unwrap();
+}
