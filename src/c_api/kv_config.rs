@@ -9,7 +9,9 @@ use super::kv_types::*;
 use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
-use crate::cache::{CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
+use crate::cache::{
+    CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub, Sizing,
+};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
 
@@ -194,6 +196,7 @@ pub(super) unsafe fn cache_config(
         partial_hits: settings.flags & partial_hits != 0,
         worker: settings.flags & worker != 0,
         exact_order: settings.flags & exact_order != 0,
+        adaptive: None,
         max_blocks: settings.max_blocks,
     })
 }
@@ -286,5 +289,6 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         no_store: has(KAVERN_REQUEST_NO_STORE),
         drop_last: has(KAVERN_REQUEST_DROP_LAST),
         keep_one_token: has(KAVERN_REQUEST_KEEP_ONE_TOKEN),
+        sizing: Sizing::default(),
     })
 }

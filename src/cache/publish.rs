@@ -35,12 +35,13 @@ impl State {
         }
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
+        let Holder { namespace, no_store, extras, epoch, groups, .. } = sequence.holder;
         if no_store || epoch != self.shared.namespaces.epoch(namespace) {
             return 0;
         }
         let mut committed = 0;
-        for (group, store) in self.stores.iter_mut().enumerate() {
+        for group in groups.range() {
+            let store = &mut self.stores[group];
             let links = u64::from(store.block_tokens / self.link_tokens);
             if !(link + 1).is_multiple_of(links) {
                 continue;
