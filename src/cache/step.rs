@@ -324,12 +324,10 @@ impl State {
         let length = sequence.length;
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
+            let held = |group: usize| self.holders.rows[group].count(row);
             let added = match may_share {
                 true => self.check_shared_append(row, reserve)?,
-                false => {
-                    let held = |group: usize| self.holders.rows[group].count(row);
-                    self.check_blocks(reserve, sequence.holder.groups, held)?
-                }
+                false => self.check_blocks(reserve, sequence.holder.groups, held)?,
             };
             self.check_batch(tokens, is_new_entry)?;
             if added > 0 {

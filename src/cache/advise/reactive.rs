@@ -3,13 +3,15 @@
 //! For each size of known length (by powers of two) it remembers the class in use and what the latest sequences there
 //! wasted and cost. Above the bound of waste it goes to smaller blocks; below it, if these sequences or all together cost
 //! more cells than they may, to larger ones, unless the waste there would be above its bound: waste grows as the blocks
-//! do. After a change it looks at a few sequences of the new class before the next, so that it does not swing.
+//! do. After a change it looks at a few sequences of the new class before the next, so that it does not swing. What suits
+//! a length suits longer ones in blocks as large at least, and shorter ones in blocks no larger: they follow.
 
 use super::{Advice, Advisor, Ask, BUCKETS, Life, Terms, bucket};
 use crate::error::Result;
 
-/// Sequences of a class before it is judged.
+/// Sequences of a class before it is judged, or blocks of the next larger class that would be full.
 const ENOUGH: u32 = 4;
+const ENOUGH_BLOCKS: u64 = 64;
 /// Of what was measured this share is forgotten with each sequence: one in so many.
 const FORGET: u64 = 8;
 /// The same for all sizes together, of which some come seldom.
@@ -79,15 +81,26 @@ impl Advisor for Reactive {
         for (sum, new) in self.all.iter_mut().zip([life.tokens, life.cells]) {
             *sum = *sum - *sum / FORGET_ALL + new;
         }
-        let measured = &mut self.measured[bucket(life.ask.known_tokens())];
+        let bucket = bucket(life.ask.known_tokens());
+        let measured = &mut self.measured[bucket];
         // What ran in another class, by its hits or for want of room, says nothing of this one.
         if usize::from(measured.class) != life.class {
             return;
         }
         measured.take(life);
         let wanted = measured.wanted(&self.terms, self.all);
-        if measured.seen >= ENOUGH && wanted != life.class {
-            *measured = Measured { class: wanted as u8, ..Measured::default() };
+        let next = *self.terms.block_tokens.get(life.class + 1).unwrap_or(&0);
+        let is_enough = measured.seen >= ENOUGH || (next > 0 && measured.tokens >= ENOUGH_BLOCKS * next);
+        if !is_enough || wanted == life.class {
+            return;
+        }
+        let (new, is_larger) = (wanted as u8, wanted > life.class);
+        let lengths = if is_larger { bucket..BUCKETS } else { 0..bucket + 1 };
+        for measured in &mut self.measured[lengths] {
+            let follows = if is_larger { measured.class < new } else { measured.class > new };
+            if follows {
+                *measured = Measured { class: new, ..Measured::default() };
+            }
         }
     }
 
