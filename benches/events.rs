@@ -70,6 +70,7 @@ impl Churn {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         self.step += 1;

@@ -64,6 +64,7 @@ fn request<'a>(naming: Naming<'a>, tokens: u64) -> Request<'a> {
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     }
 }
 

@@ -43,6 +43,7 @@ fn request(tokens: &[i32]) -> Request<'_> {
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     }
 }
 

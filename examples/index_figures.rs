@@ -65,6 +65,7 @@ fn config(blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },
     }
@@ -93,6 +94,7 @@ fn request(bytes: &[u8]) -> Request<'_> {
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     }
 }
 

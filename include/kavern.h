@@ -257,6 +257,11 @@ enum kavern_kv_cache_flag
     /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
     KAVERN_KV_WORKER = 256,
     /**
+     * The groups, two or three, are size classes: the same layers in blocks of different sizes, of which each sequence
+     * gets one when it is looked up; docs/abi.md. Each names its size_class, and larger blocks are multiples of smaller.
+     */
+    KAVERN_KV_ADAPTIVE_BLOCKS = 128,
+    /**
      * Free blocks are handed out in the order in which they were freed, the latest first. Without it a request gets
      * runs of ascending block ids where that can be, which copies and transfers like.
      */
@@ -781,8 +786,10 @@ typedef struct kavern_kv_group {
     uint32_t window_tokens;
     /** Later: formats of slots beside raw ones. 0. */
     uint32_t slot_classes;
+    /** In a cache with KAVERN_KV_ADAPTIVE_BLOCKS: 1 small, 2 primary, 3 large blocks, no two groups the same; else 0. */
+    uint32_t size_class;
     /** Zero. */
-    uint64_t reserved[2];
+    uint32_t reserved[3];
     /** KAVERN_GROUP_MLA, and windows over such rows: bytes of one token in one layer, 1 to 65536; 0 in all others. */
     uint32_t token_bytes;
     /** KAVERN_GROUP_CROSS: tokens of the other input, the same for each sequence; 0 in all others. */
@@ -810,7 +817,7 @@ typedef struct kavern_kv_cache_config {
     uint32_t max_sequences;
     /** Blocks of each group that names none; 0 divides capacity_bytes over the groups. */
     uint64_t capacity_blocks;
-    /** Bytes of all pools together, used where capacity_blocks is 0. */
+    /** Bytes of all pools together, used where capacity_blocks is 0. Size classes begin with equal shares. */
     uint64_t capacity_bytes;
     /** Longest sequence; 0 takes as many as the smallest pool holds. */
     uint64_t max_sequence_tokens;
@@ -850,12 +857,22 @@ typedef struct kavern_kv_cache_config {
     const char *codec_disk;
     /** Later: codec of blocks in the remote tier. Null. */
     const char *codec_remote;
+    /**
+     * KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like size
+     * reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
+     */
+    const char *block_advisor;
+    /** KAVERN_KV_ADAPTIVE_BLOCKS: of a thousand slots held, those that may be without a token; 0 takes 50. */
+    uint32_t waste_permille;
+    /** KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes 20. */
+    uint32_t table_permille;
     /** Zero. */
-    uint64_t reserved[4];
+    uint64_t reserved[2];
     /**
      * Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
      * are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
-     * memory that stays.
+     * memory that stays. With KAVERN_KV_ADAPTIVE_BLOCKS it counts the smallest blocks, larger ones as many tokens, and
+     * kavern_kv_poll moves memory to the class that lacks some.
      */
     uint64_t max_blocks;
 } kavern_kv_cache_config;
@@ -1121,6 +1138,58 @@ typedef struct kavern_elastic_statistics {
     uint64_t pins;
 } kavern_elastic_statistics;
 
+/** The size class that suits a sequence. */
+typedef struct kavern_kv_advice {
+    /** 1 small, 2 primary, 3 large. */
+    uint32_t size_class;
+    /** Its group. */
+    uint32_t group;
+    /** Tokens of a block there. */
+    uint32_t block_tokens;
+    /** Zero. */
+    uint32_t reserved;
+    /** Tokens that the sequence is taken to reach. */
+    uint64_t predicted_tokens;
+} kavern_kv_advice;
+
+/** What a size class holds and did. 1 - tokens / slots is its waste, cells / tokens the cost of its tables. */
+typedef struct kavern_kv_class_statistics {
+    /** sizeof(kavern_kv_class_statistics). */
+    uint32_t struct_size;
+    /** 1 small, 2 primary, 3 large. */
+    uint32_t size_class;
+    /** Tokens of a block. */
+    uint32_t block_tokens;
+    /** Zero. */
+    uint32_t reserved;
+    /** Sequences now. */
+    uint64_t sequences;
+    /** Tokens that they have. */
+    uint64_t tokens;
+    /** Slots that they hold, a shared block counted for each. */
+    uint64_t slots;
+    /** Cells of their rows. */
+    uint64_t cells;
+    /** Sequences that began here by ADMIT. */
+    uint64_t begun_sequences;
+    /** Of those, how many ended with blocks; what they had then follows. */
+    uint64_t ended_sequences;
+    /** Tokens. */
+    uint64_t ended_tokens;
+    /** Slots. */
+    uint64_t ended_slots;
+    /** Cells. */
+    uint64_t ended_cells;
+    /** Lookups that would have begun here, but there was no room. */
+    uint64_t passed_over;
+    /** Operations refused for want of blocks here. */
+    uint64_t refused_ops;
+    /** Bytes of blocks that came from other classes. */
+    uint64_t gained_bytes;
+    /** Bytes of blocks that went to other classes, or are on their way. */
+    uint64_t given_bytes;
+} kavern_kv_class_statistics;
+
 /** A named prefix. */
 typedef struct kavern_kv_prefix {
     /** Its name. */
@@ -1196,8 +1265,18 @@ typedef struct kavern_kv_request {
     int32_t *block_ids;
     /** Room there. */
     uint64_t block_capacity;
+    /**
+     * Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and does
+     * nothing else.
+     */
+    uint64_t expected_tokens;
+    /**
+     * KAVERN_KV_ADAPTIVE_BLOCKS: the size class that the sequence must have; 0 leaves it to the advisor, and in other
+     * caches.
+     */
+    uint32_t size_class;
     /** Zero. */
-    uint64_t reserved[2];
+    uint32_t reserved;
 } kavern_kv_request;
 
 /** What kavern_kv_match_chunks says of one key in one group. */
@@ -1217,7 +1296,10 @@ typedef struct kavern_kv_chunk_hit {
 typedef struct kavern_kv_match_result {
     /** KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts. */
     int32_t status;
-    /** Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. */
+    /**
+     * Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. With
+     * KAVERN_KV_ADAPTIVE_BLOCKS, which has no such groups: the group of the size class.
+     */
     uint32_t cross_groups;
     /** Holds the hits until ADMIT or RELEASE; 0 if refused. */
     uint64_t lease;
@@ -1825,7 +1907,7 @@ typedef struct kavern_kv_op_result {
     uint32_t blocks_added;
     /** KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below. */
     uint32_t blocks_missing;
-    /** The group that was short. */
+    /** The group that was short. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the sequence. */
     uint32_t group;
     /** COMMIT: blocks that became findable. */
     uint32_t blocks_committed;
@@ -2358,6 +2440,37 @@ kavern_status kavern_elastic_resize(kavern_elastic *elastic,
  */
 kavern_status kavern_elastic_stats(const kavern_elastic *elastic,
                                    kavern_elastic_statistics *out);
+
+/**
+ * Tells which size class a sequence would get that hits nothing, by its length alone; changes nothing.
+ *
+ * `expected_tokens` is what the sequence is expected to reach, 0 if nobody knows.
+ * Errors: KAVERN_ERR_UNSUPPORTED (no KAVERN_KV_ADAPTIVE_BLOCKS, or a worker's cache), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
+ * Threads: any; takes the cache's lock for a moment.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to a writable value.
+ */
+kavern_status kavern_kv_advise(const kavern_kv_cache *cache,
+                               uint64_t namespace_id,
+                               uint64_t prompt_tokens,
+                               uint64_t expected_tokens,
+                               kavern_kv_advice *out);
+
+/**
+ * Reads what the size class of a group holds and did.
+ *
+ * Errors: KAVERN_ERR_UNSUPPORTED (no KAVERN_KV_ADAPTIVE_BLOCKS, or a worker's cache), KAVERN_ERR_INVALID_ARGUMENT (no
+ * such group), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.
+ * Threads: any; takes the cache's lock for 1,024 rows at a time.
+ * Since: 0.1
+ *
+ * Safety: `out` must be null or point to as many writable bytes as its struct_size says.
+ */
+kavern_status kavern_kv_class_stats(const kavern_kv_cache *cache,
+                                    uint32_t group,
+                                    kavern_kv_class_statistics *out);
 
 /**
  * Pins what a lease holds under a name: these blocks are not evicted, whoever uses them or nobody.
@@ -3445,7 +3558,8 @@ kavern_status kavern_kv_tables(kavern_kv_cache *cache,
  *
  * Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
  * Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
- * Threads: any; asks the device for the state of events, does not wait.
+ * Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes of
+ * KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
  * Since: 0.1
  *
  * Safety: `completions` must point to `max` writable elements, `count` be null or point to a writable value.

@@ -172,6 +172,13 @@ fn pinned_memory_is_shared_out_and_a_range_of_the_callers_is_pinned() {
 }
 
 #[test]
+fn sequences_get_blocks_of_the_size_that_suits_them() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("classes", &["classes.c"])));
+    }
+}
+
+#[test]
 fn prompts_are_found_by_probes_on_the_device_and_as_chunks() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("lookups", &["lookups.c"])));

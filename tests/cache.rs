@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cache {
+    mod adaptive;
     mod bench;
     mod change;
     mod chunks;

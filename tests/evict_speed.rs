@@ -53,6 +53,7 @@ fn cache(blocks: u64, policy: &str) -> KvCache {
         partial_hits: false,
         worker: false,
         exact_order: false,
+        adaptive: None,
         max_blocks: 0,
     };
     let device = registry::open("host").expect("the host opens");
@@ -74,6 +75,7 @@ fn request(cache: &KvCache, step: u64, prompt: u64, random: &mut Rng) {
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     };
     let found = cache.lookups().find(&request).expect("a lease is free");
     let rest = PROMPT as u64 - found.hit_tokens;

@@ -21,8 +21,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, OpResult, Reach,
-    Request, ResetScope, Scrub, Target,
+    AdaptiveBlocks, CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
+    OpResult, Reach, Request, ResetScope, Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -40,6 +40,8 @@ struct Variant {
     policy: &'static str,
     keys: bool,
     ragged: bool,
+    /// The groups are size classes; each sequence names one.
+    is_adaptive: bool,
 }
 
 const VARIANTS: &[Variant] = &[
@@ -51,6 +53,7 @@ const VARIANTS: &[Variant] = &[
         policy: "lru",
         keys: false,
         ragged: true,
+        is_adaptive: false,
     },
     Variant {
         name: "two groups, xxh3, lru",
@@ -60,6 +63,7 @@ const VARIANTS: &[Variant] = &[
         policy: "lru",
         keys: false,
         ragged: false,
+        is_adaptive: false,
     },
     Variant {
         name: "two groups, xxh3, fifo",
@@ -69,6 +73,7 @@ const VARIANTS: &[Variant] = &[
         policy: "fifo",
         keys: false,
         ragged: false,
+        is_adaptive: false,
     },
     Variant {
         name: "opaque, keys, fifo",
@@ -78,6 +83,17 @@ const VARIANTS: &[Variant] = &[
         policy: "fifo",
         keys: true,
         ragged: false,
+        is_adaptive: false,
+    },
+    Variant {
+        name: "three size classes, xxh3, lru",
+        block_tokens: &[2, 4, 8],
+        blocks: 40,
+        hash: HashKind::Xxh3,
+        policy: "lru",
+        keys: false,
+        ragged: true,
+        is_adaptive: true,
     },
 ];
 
@@ -130,6 +146,12 @@ fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: variant.is_adaptive.then(|| AdaptiveBlocks {
+            classes: (1..=variant.block_tokens.len() as u32).collect(),
+            advisor: "reactive".to_owned(),
+            waste_permille: 50,
+            table_permille: 20,
+        }),
         max_blocks: 0,
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
@@ -220,6 +242,9 @@ impl Run<'_> {
         let (namespace, prompt) = (self.random.u64(0..3), self.prompt());
         let [keep_one_token, drop_last, no_store, no_read] =
             [6, 8, 8, 10].map(|one_in| self.random.u8(0..one_in) == 0);
+        let class =
+            if self.variant.is_adaptive { self.random.u32(1..=self.model.groups.len() as u32) } else { 0 };
+        let only = (class as usize).checked_sub(1);
         let keys = keys_of(&prompt, 0);
         let request = Request {
             namespace_id: namespace,
@@ -234,6 +259,7 @@ impl Run<'_> {
             no_store,
             drop_last,
             keep_one_token,
+            sizing: Sizing { class, expected_tokens: 0 },
         };
         let probed = self.cache.probe(&request).unwrap();
         let mut lookups = self.cache.lookups();
@@ -247,13 +273,14 @@ impl Run<'_> {
         };
         let (hit, blocks) = match no_read {
             true => (0, vec![Vec::new(); self.model.groups.len()]),
-            false => self.model.find(namespace, &prompt, keep_one_token, drop_last),
+            false => self.model.find(namespace, &prompt, keep_one_token, drop_last, only),
         };
         assert_eq!((found.hit_tokens as usize, probed as usize), (hit, hit), "prompt {prompt:?}");
         let ids: Vec<u32> = lookups.blocks(found.lease).unwrap().map(|block| block as u32).collect();
         assert_eq!(ids, blocks.concat());
         drop(lookups);
-        self.model.hold(found.lease.0, namespace, no_store, &prompt, hit, blocks);
+        assert_eq!(found.group.map(|group| group as usize), only);
+        self.model.hold(found.lease.0, namespace, no_store, &prompt, hit, blocks, only);
     }
 
     fn some_id(&mut self, of_leases: bool) -> u64 {

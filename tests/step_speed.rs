@@ -113,6 +113,7 @@ fn hash_chain_is_fast() {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let rates = (0..20).map(|_| {
             let (start, mut sum) = (now_ns(), 0);

@@ -47,6 +47,7 @@ pub(crate) fn config(blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: false,
+        adaptive: None,
         max_blocks: 0,
     }
 }
@@ -71,6 +72,7 @@ impl Blocks {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         let mut step = self.cache.step(self.step).expect("steps complete at once");

@@ -72,6 +72,7 @@ impl Branches {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let lease = cache.lookups().find(&request).expect("a lease is free").lease;
         let admit = Op::Admit { lease, tokens: TOKENS - 5, lookahead: 0, row: -1 };

@@ -3,13 +3,16 @@
 use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue, StructArray};
+use super::kv_class::{self, kavern_kv_class_statistics};
 use super::kv_enums::{kavern_kv_cache_flag, kavern_kv_hash, kavern_kv_request_flag, kavern_kv_scrub};
 use super::kv_group;
 use super::kv_types::*;
 use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
-use crate::cache::{CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub};
+use crate::cache::{
+    CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub, Sizing,
+};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
 
@@ -44,6 +47,7 @@ c_struct! {
     kavern_kv_plan_info, 56, 56;
     kavern_kv_description, 104, 120;
     kavern_kv_append_args, 48, 48;
+    kavern_kv_class_statistics, 120, 120;
     kavern_kv_lookup_args, 48, 48;
 }
 
@@ -128,7 +132,9 @@ pub(super) unsafe fn cache_config(
     let partial_hits = kavern_kv_cache_flag::KAVERN_KV_PARTIAL_HITS as u32;
     let worker = kavern_kv_cache_flag::KAVERN_KV_WORKER as u32;
     let exact_order = kavern_kv_cache_flag::KAVERN_KV_EXACT_ORDER as u32;
+    let adaptive = kavern_kv_cache_flag::KAVERN_KV_ADAPTIVE_BLOCKS as u32;
     let known = metadata_only
+        | adaptive
         | ragged
         | require_salt
         | device_index
@@ -154,6 +160,9 @@ pub(super) unsafe fn cache_config(
     // SAFETY: the caller's promise.
     let groups =
         unsafe { StructArray::new(settings.groups, settings.group_count as usize, "config.groups") }?;
+    let classes = groups.iter().map(|group| group.size_class).collect();
+    // SAFETY: the caller's promise.
+    let adaptive = unsafe { kv_class::adaptive(settings, settings.flags & adaptive != 0, classes) }?;
     let groups = groups.iter().map(|group| kv_group::read(&group, device)).collect::<Result<Vec<_>>>()?;
     // SAFETY: the caller's promise.
     let policy = unsafe { config::optional_text(settings.policy, "config.policy") }?;
@@ -194,6 +203,7 @@ pub(super) unsafe fn cache_config(
         partial_hits: settings.flags & partial_hits != 0,
         worker: settings.flags & worker != 0,
         exact_order: settings.flags & exact_order != 0,
+        adaptive,
         max_blocks: settings.max_blocks,
     })
 }
@@ -233,7 +243,7 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
     ];
     let has = |flag: kavern_kv_request_flag| request.flags & flag as u32 != 0;
     let known_bits = known.iter().fold(0, |bits, &flag| bits | flag as u32);
-    if request.flags & !known_bits != 0 || request.reserved != [0; 2] {
+    if request.flags & !known_bits != 0 || request.reserved != 0 {
         return Err(Error::new(Status::InvalidArgument, "a flag or reserved word of the request is unknown"));
     }
     if request.salt_bytes > SALT_LIMIT || request.key_bytes > 32 {
@@ -286,5 +296,6 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         no_store: has(KAVERN_REQUEST_NO_STORE),
         drop_last: has(KAVERN_REQUEST_DROP_LAST),
         keep_one_token: has(KAVERN_REQUEST_KEEP_ONE_TOKEN),
+        sizing: Sizing { expected_tokens: request.expected_tokens, class: request.size_class },
     })
 }

@@ -52,8 +52,10 @@ pub struct kavern_kv_group {
     pub window_tokens: u32,
     /// Later: formats of slots beside raw ones. 0.
     pub slot_classes: u32,
+    /// In a cache with KAVERN_KV_ADAPTIVE_BLOCKS: 1 small, 2 primary, 3 large blocks, no two groups the same; else 0.
+    pub size_class: u32,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: [u32; 3],
     /// KAVERN_GROUP_MLA, and windows over such rows: bytes of one token in one layer, 1 to 65536; 0 in all others.
     pub token_bytes: u32,
     /// KAVERN_GROUP_CROSS: tokens of the other input, the same for each sequence; 0 in all others.
@@ -188,7 +190,7 @@ fn reach(group: &kavern_kv_group, kind: kavern_kv_group_kind) -> Result<Reach> {
 
 /// Reads one group.
 pub(super) fn read(group: &kavern_kv_group, device: &dyn Device) -> Result<GroupConfig> {
-    config::check_reserved(&group.reserved, "kavern_kv_group")?;
+    config::check_reserved(&group.reserved.map(u64::from), "kavern_kv_group")?;
     if group.slot_classes != 0 {
         return Err(unsupported("slot_classes is for later versions; leave it 0"));
     }

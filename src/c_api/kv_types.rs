@@ -23,7 +23,7 @@ pub struct kavern_kv_cache_config {
     pub max_sequences: u32,
     /// Blocks of each group that names none; 0 divides capacity_bytes over the groups.
     pub capacity_blocks: u64,
-    /// Bytes of all pools together, used where capacity_blocks is 0.
+    /// Bytes of all pools together, used where capacity_blocks is 0. Size classes begin with equal shares.
     pub capacity_bytes: u64,
     /// Longest sequence; 0 takes as many as the smallest pool holds.
     pub max_sequence_tokens: u64,
@@ -61,11 +61,19 @@ pub struct kavern_kv_cache_config {
     pub codec_disk: *const core::ffi::c_char,
     /// Later: codec of blocks in the remote tier. Null.
     pub codec_remote: *const core::ffi::c_char,
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like size
+    /// reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
+    pub block_advisor: *const core::ffi::c_char,
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: of a thousand slots held, those that may be without a token; 0 takes 50.
+    pub waste_permille: u32,
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes 20.
+    pub table_permille: u32,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 2],
     /// Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
     /// are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
-    /// memory that stays.
+    /// memory that stays. With KAVERN_KV_ADAPTIVE_BLOCKS it counts the smallest blocks, larger ones as many tokens, and
+    /// kavern_kv_poll moves memory to the class that lacks some.
     pub max_blocks: u64,
 }
 
@@ -117,8 +125,14 @@ pub struct kavern_kv_request {
     pub block_ids: *mut i32,
     /// Room there.
     pub block_capacity: u64,
+    /// Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and does
+    /// nothing else.
+    pub expected_tokens: u64,
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: the size class that the sequence must have; 0 leaves it to the advisor, and in other
+    /// caches.
+    pub size_class: u32,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u32,
 }
 
 /// What a lookup found.
@@ -127,7 +141,8 @@ pub struct kavern_kv_request {
 pub struct kavern_kv_match_result {
     /// KAVERN_OK, or why this request was refused; KAVERN_ERR_BUFFER_TOO_SMALL still gives lease and counts.
     pub status: i32,
-    /// Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run.
+    /// Bits, 1 << group: groups of cross-attention whose whole input was found, so that its encoder need not run. With
+    /// KAVERN_KV_ADAPTIVE_BLOCKS, which has no such groups: the group of the size class.
     pub cross_groups: u32,
     /// Holds the hits until ADMIT or RELEASE; 0 if refused.
     pub lease: u64,
@@ -208,7 +223,7 @@ pub struct kavern_kv_op_result {
     pub blocks_added: u32,
     /// KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below.
     pub blocks_missing: u32,
-    /// The group that was short.
+    /// The group that was short. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the sequence.
     pub group: u32,
     /// COMMIT: blocks that became findable.
     pub blocks_committed: u32,

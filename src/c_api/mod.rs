@@ -17,6 +17,7 @@ pub mod device;
 pub mod elastic;
 mod guard;
 mod handle;
+pub mod kv_class;
 mod kv_config;
 pub mod kv_enums;
 pub mod kv_event;

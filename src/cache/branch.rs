@@ -22,7 +22,8 @@ impl State {
         self.reserve_trunks();
         let generation = self.holders.open_row(child);
         let mut cells = [0; GROUPS_MAX];
-        for (cells, store) in cells.iter_mut().zip(&self.stores) {
+        for group in sequence.holder.groups.range() {
+            let (cells, store) = (&mut cells[group], &self.stores[group]);
             *cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
         }
         self.share(parent, child, |group| cells[group]);

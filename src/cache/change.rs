@@ -5,6 +5,7 @@
 
 use super::copies::TokenCopy;
 use super::lookup::Extra;
+use super::sequence::Holder;
 use super::state::State;
 use super::step::{OpOutcome, Refusal, Target};
 use super::trunks::GROUPS_MAX;
@@ -133,9 +134,11 @@ impl State {
     /// As `check_blocks`, for a row whose open blocks may have to be copied.
     pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<u32, Refusal> {
         self.settle_tip(row);
-        self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+        let groups = self.holders.sequences[row].holder.groups;
+        self.check_blocks(reserve, groups, |group| self.holders.rows[group].count(row))?;
         let mut added = 0;
-        for (group, store) in self.stores.iter().enumerate() {
+        for group in groups.range() {
+            let store = &self.stores[group];
             let needed = reserve.div_ceil(u64::from(store.block_tokens)) as u32;
             let copied = u32::from(self.shared_cell(row, group).is_some());
             let new = needed.saturating_sub(self.holders.rows[group].count(row) as u32) + copied;
@@ -158,10 +161,13 @@ impl State {
         let sequence = &mut self.holders.sequences[row];
         sequence.may_share = false;
         let length = sequence.length;
-        let tenant = self.shared.namespaces.get(sequence.holder.namespace).tenant;
+        let Holder { namespace, groups, .. } = sequence.holder;
+        let tenant = self.shared.namespaces.get(namespace).tenant;
         let last_step = self.last_use(row);
-        let mut keep = [usize::MAX; GROUPS_MAX];
-        for (group, keep) in keep.iter_mut().enumerate().take(self.stores.len()) {
+        // Of groups that are not its own it keeps the nothing that it has.
+        let mut keep = [0; GROUPS_MAX];
+        for (group, keep) in keep[..groups.range().end].iter_mut().enumerate().skip(groups.first()) {
+            *keep = usize::MAX;
             let each = u64::from(self.stores[group].block_tokens);
             let used = (length % each) as u32;
             let Some(at) = self.shared_cell(row, group) else {

@@ -92,10 +92,11 @@ impl State {
         let tokens = count as u64 * u64::from(self.link_tokens);
         self.count_outcomes(namespace, &Outcomes { blocks, hit, missed, tokens, hit_tokens });
         let epoch = self.shared.namespaces.epoch(namespace);
-        let holder = Holder { namespace, no_store: request.no_store, epoch, ..Holder::default() };
+        let groups = self.classes[0];
+        let holder = Holder { namespace, no_store: request.no_store, groups, epoch, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
         self.holders.leases[lease].is_chunks = true;
-        Ok(Match { lease: id, hit_tokens, block_count: groups * hits as u64, cross_groups: 0 })
+        Ok(Match { lease: id, hit_tokens, block_count: hit, cross_groups: 0, group: None })
     }
 
     /// Has the memory fetched that the lookups of the next keys read, every so many keys.

@@ -3,6 +3,7 @@
 //! Pure: nothing is allocated here. Invariants of [`Geometry`]: each group's `block_tokens` is a multiple of
 //! `hash_block_tokens`, and `row_cells * block_tokens >= max_sequence_tokens`.
 
+use super::classes::{self, AdaptiveBlocks, Groups};
 use super::group::Reach;
 use crate::device::DeviceSlice;
 use crate::error::{Error, Result, Status};
@@ -117,6 +118,8 @@ pub struct CacheConfig {
     pub worker: bool,
     /// Hand free blocks out in the order in which they were freed, the latest first, instead of in runs.
     pub exact_order: bool,
+    /// The groups are size classes, of which each sequence gets one.
+    pub adaptive: Option<AdaptiveBlocks>,
 }
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.
@@ -177,9 +180,16 @@ pub(super) struct Geometry {
     pub(super) max_sequence_tokens: u64,
     /// The group whose chain of blocks proves the ancestry of what the groups without such a chain hold.
     pub(super) anchor: Option<usize>,
+    /// Classes of which each sequence has one, smallest blocks first.
+    pub(super) classes: Vec<Groups>,
 }
 
 impl Geometry {
+    /// Whether sequences differ in the size of their blocks.
+    pub(super) fn is_adaptive(&self) -> bool {
+        self.classes.len() > 1
+    }
+
     /// Whether every group is of full attention that nothing trims: the short paths of a step serve it.
     pub(super) fn is_plain(&self) -> bool {
         self.groups.iter().all(|group| group.reach == Reach::All)
@@ -273,25 +283,33 @@ impl CacheConfig {
                 "KAVERN_KV_CHUNK_INDEX needs full groups whose block_tokens all equal hash_block_tokens";
             return Err(Error::new(Status::Unsupported, text));
         }
-        let shared_blocks = match self.capacity_blocks {
-            0 => self.capacity_bytes / bytes_of_one_each,
-            blocks => blocks,
-        };
         let mut groups = Vec::with_capacity(self.groups.len());
         for (index, group) in self.groups.iter().enumerate() {
+            let shared_blocks = match (self.capacity_blocks, &self.adaptive) {
+                (0, None) => self.capacity_bytes / bytes_of_one_each,
+                // Classes begin with equal shares of the bytes.
+                (0, Some(_)) => self.capacity_bytes / self.groups.len() as u64 / block_bytes(group)?.0,
+                (blocks, _) => blocks,
+            };
             groups.push(
                 self.group_geometry(group, shared_blocks)
                     .map_err(|e| e.context(&format!("group {index}")))?,
             );
         }
+        let classes = classes::classes(self, &groups)?;
         let pool_tokens = |g: &GroupGeometry| u64::from(g.blocks) * u64::from(g.block_tokens);
         // A window's pool or a state's bounds how many sequences run, not how long one is.
         let bounding = groups.iter().filter(|group| group.reach.is_prefix());
-        let smallest = bounding.map(pool_tokens).min().unwrap_or(u64::MAX);
+        let most = match self.adaptive {
+            // A sequence is in one class: the largest pool bounds it.
+            Some(_) => bounding.map(pool_tokens).max(),
+            None => bounding.map(pool_tokens).min(),
+        };
+        let most = most.unwrap_or(u64::MAX);
         let default = |g: &GroupGeometry| DEFAULT_ROW_CELLS * u64::from(g.block_tokens);
         let by_token = groups.iter().filter(|group| !matches!(group.reach, Reach::Cross { .. }));
         let longest = match self.max_sequence_tokens {
-            0 => by_token.map(default).min().unwrap_or(0).min(smallest),
+            0 => by_token.map(default).min().unwrap_or(0).min(most),
             tokens => tokens,
         };
         within("max_sequence_tokens", longest, 1, i32::MAX as u64)?;
@@ -315,7 +333,7 @@ impl CacheConfig {
             ));
         }
         let anchor = self.anchor(&groups)?;
-        Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest, anchor })
+        Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest, anchor, classes })
     }
 
     /// XXH3 proves content by tokens and ancestors. A group that lets go of ancestors borrows the proof of one that
@@ -349,7 +367,13 @@ impl CacheConfig {
         let blocks = if group.capacity_blocks == 0 { shared_blocks } else { group.capacity_blocks };
         within("capacity in blocks", blocks, 1, BLOCKS_MAX)?;
         within("max_blocks", self.max_blocks, 0, BLOCKS_MAX)?;
-        let most = blocks.max(self.max_blocks);
+        // Classes may grow to equally many tokens: the number is that of the smallest blocks.
+        let smallest = self.groups.iter().map(|group| group.block_tokens).min().unwrap_or(1);
+        let max_blocks = match self.adaptive {
+            Some(_) => self.max_blocks * u64::from(smallest) / u64::from(group.block_tokens),
+            None => self.max_blocks,
+        };
+        let most = blocks.max(max_blocks);
         // A worker is told no sizes: what it maps is there from the beginning.
         let (first_blocks, blocks) = (if self.worker { most } else { blocks }, most);
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {

@@ -56,7 +56,8 @@ impl Cut {
 impl State {
     fn check_edit(&self, row: usize, cut: Cut) -> Result<u32, Refusal> {
         let mut added = 0;
-        for (group, store) in self.stores.iter().enumerate() {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let store = &self.stores[group];
             let each = u64::from(store.block_tokens);
             let is_whole = cut.offset.is_multiple_of(each) && cut.tokens.is_multiple_of(each);
             if !self.has_slots[group] && !is_whole {
@@ -86,8 +87,10 @@ impl State {
         let blocks_added = self.check_edit(row, cut)?;
         self.reserve_trunks();
         self.settle_tip(row);
-        let mut keep = [usize::MAX; GROUPS_MAX];
-        for (group, keep) in keep.iter_mut().enumerate().take(self.stores.len()) {
+        let groups = sequence.holder.groups;
+        // Of groups that are not its own it keeps the nothing that it has.
+        let mut keep = [0; GROUPS_MAX];
+        for (group, keep) in keep[..groups.range().end].iter_mut().enumerate().skip(groups.first()) {
             *keep = cut.first_cell(self.stores[group].block_tokens.into());
             self.copy_tail(row, group, cut);
         }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::balance::Balancer;
 use super::config::{CacheConfig, Content, Geometry};
 use super::group::Reach;
 use super::kernels::KERNELS;
@@ -64,6 +65,8 @@ pub struct KvCache {
     pub(super) chain: Chain,
     pub(super) pools: Vec<Pool>,
     pub(super) resizer: Resizer,
+    /// Where memory moves between size classes.
+    pub(super) balancer: Option<Balancer>,
     pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
     pub(super) pattern: Option<Pattern>,
@@ -121,6 +124,7 @@ impl KvCache {
         Ok(Self {
             shape: plan_steps::shape(config, &geometry),
             resizer: Resizer::new(&geometry),
+            balancer: Balancer::new(&geometry, &pools),
             geometry,
             memory: Arc::clone(memory),
             pools,
@@ -324,10 +328,11 @@ impl KvCache {
     }
 
     /// Collects finished work of other tiers, of which there is none yet, and the blocks of completed steps; goes on
-    /// with resizes.
+    /// with resizes, and moves memory between size classes.
     pub fn poll(&self) -> Result<()> {
         self.reap().map(drop)?;
-        self.advance_resizes()
+        self.advance_resizes()?;
+        self.balance()
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

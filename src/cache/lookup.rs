@@ -4,10 +4,12 @@
 //! group lacks. The hit length is the largest one that all groups reached and that ends on a block boundary of each.
 //! Source of the chain over the smallest common block: vLLM's hash block size for hybrid models.
 
+use super::classes::Groups;
 use super::events::RemoveReason;
 use super::hash::Key;
 use super::prefix::{self, LinkKeys};
 use super::sequence::Holder;
+use super::sizes::{Found, Look, Sizing};
 use super::state::State;
 use crate::error::{Result, Status};
 use crate::types::Id;
@@ -67,6 +69,8 @@ pub struct Request<'a> {
     pub drop_last: bool,
     /// Leave at least one token to compute.
     pub keep_one_token: bool,
+    /// Of the length of the sequence.
+    pub sizing: Sizing,
 }
 
 /// What a lookup found.
@@ -80,6 +84,8 @@ pub struct Match {
     pub block_count: u64,
     /// Groups of cross-attention whose whole input was found, as bits.
     pub cross_groups: u32,
+    /// The group of the size class, in a cache that has several.
+    pub group: Option<u32>,
 }
 
 impl State {
@@ -109,41 +115,42 @@ impl State {
 
     /// Looks one prompt up; the hits stay alive until the lease is admitted or released.
     pub(super) fn match_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<Match> {
+        let named = self.class_named(&request.sizing)?;
         let lease = self.holders.next_lease()?;
         let namespace = self.open_namespace(request)?;
         let root = self.shared.namespaces.get(namespace).root;
         let mut cross_groups = 0;
         let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
-        let (found_tokens, hit_tokens, key) = match is_cold {
-            true => (0, 0, root),
-            false if self.is_plain => {
-                self.find_prefix(request, keys, namespace, lease);
-                let has_promises = self.leave_promised(lease);
-                match self.finds_partial && !has_promises {
-                    true => self.settle_partial(request, namespace, lease, root),
-                    false => self.settle_hits(request, lease, root),
-                }
+        let found = match self.is_plain {
+            true => {
+                let look = Look { request, keys, namespace, row: lease, root, is_cold, is_probe: false };
+                self.find_plain(&look, named)
             }
+            false if is_cold => Found { groups: self.classes[0], key: root, ..Found::default() },
             false => {
                 let (found_tokens, hit_tokens, key, inputs) =
                     self.find_mixed(request, keys, namespace, root, lease);
                 cross_groups = inputs;
-                (found_tokens, hit_tokens, key)
+                Found { groups: self.classes[0], found_tokens, hit_tokens, key, ..Found::default() }
             }
         };
+        let Found { groups, found_tokens, hit_tokens, key, .. } = found;
+        self.note_chosen(&found);
         let mut block_count = 0;
         for (store, rows) in self.stores.iter_mut().zip(&self.holders.lease_rows) {
             let blocks = rows.held(lease);
             block_count += blocks.len() as u64;
             store.acquire_all(blocks, &mut self.shared);
         }
-        self.count_lookup(request, namespace, lease, found_tokens, hit_tokens);
+        self.count_lookup(request, namespace, lease, groups, found_tokens, hit_tokens);
         let extras = keys.extras_before(request, hit_tokens, self.link_tokens);
         let epoch = self.shared.namespaces.epoch(namespace);
         let holder =
-            Holder { namespace, no_store: request.no_store, key, extras, epoch, ..Holder::default() };
-        let lease = self.holders.open_lease(lease, holder, hit_tokens);
-        Ok(Match { lease, hit_tokens, block_count, cross_groups })
+            Holder { namespace, no_store: request.no_store, groups, key, extras, epoch, ..Holder::default() };
+        let id = self.holders.open_lease(lease, holder, hit_tokens);
+        self.holders.leases[lease].ask = request.ask();
+        let group = self.sizes.as_ref().map(|_| groups.first() as u32);
+        Ok(Match { lease: id, hit_tokens, block_count, cross_groups, group })
     }
 
     /// Links of the longest sequence: what is beyond them is not looked for.
@@ -153,19 +160,26 @@ impl State {
 
     /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
     /// with the key of the last link.
-    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, u64, Key) {
-        let rows = &mut self.holders.lease_rows;
+    pub(super) fn settle_hits(
+        &mut self,
+        request: &Request<'_>,
+        lease: usize,
+        groups: Groups,
+        root: Key,
+    ) -> (u64, u64, Key) {
+        let stores = &self.stores[groups.range()];
+        let rows = &mut self.holders.lease_rows[groups.range()];
         let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
             rows.count(lease) as u64 * u64::from(store.block_tokens)
         };
-        let reached_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
+        let reached_tokens = stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
         let mut hit_tokens = reached_tokens;
         if request.keep_one_token {
             hit_tokens = hit_tokens.min(request.token_count.saturating_sub(1));
         }
         let align = |mut tokens: u64| loop {
             let before = tokens;
-            self.stores.iter().for_each(|store| tokens -= tokens % u64::from(store.block_tokens));
+            stores.iter().for_each(|store| tokens -= tokens % u64::from(store.block_tokens));
             if tokens == before {
                 return tokens;
             }
@@ -175,10 +189,10 @@ impl State {
         if request.drop_last && hit_tokens > 0 {
             hit_tokens = align(hit_tokens - 1);
         }
-        for (store, rows) in self.stores.iter().zip(rows.iter_mut()) {
+        for (store, rows) in stores.iter().zip(rows.iter_mut()) {
             rows.truncate(lease, (hit_tokens / u64::from(store.block_tokens)) as usize);
         }
-        let key = rows[0].row(lease).last().map_or(root, |&block| self.stores[0].block(block as u32).key);
+        let key = rows[0].row(lease).last().map_or(root, |&block| stores[0].block(block as u32).key);
         (found_tokens, hit_tokens, key)
     }
 

@@ -7,12 +7,15 @@
 //!
 //! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
 
+mod advise;
+mod balance;
 mod batch;
 mod block;
 mod branch;
 mod change;
 mod children;
 mod chunks;
+mod classes;
 mod config;
 mod copies;
 mod device_index;
@@ -57,6 +60,7 @@ mod retention;
 mod rewind;
 mod sequence;
 mod session;
+mod sizes;
 mod snapshots;
 mod state;
 mod step;
@@ -70,8 +74,10 @@ mod trunks;
 mod upload;
 mod write;
 
+pub use advise::{DEFAULT_ADVISOR, advisor_names};
 pub use change::{Change, PreemptMode};
 pub use chunks::ChunkHit;
+pub use classes::AdaptiveBlocks;
 pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, IndexOptions, Scrub};
 pub use copies::TokenCopy;
 pub use device_index::{DeviceLookup, LookupMode};
@@ -88,6 +94,7 @@ pub use plan::PlanInfo;
 pub use prefixes::{MAX_PREFIXES, PrefixInfo};
 pub use resize::Resized;
 pub use session::{MatchSession, StepSession, StepTables};
+pub use sizes::{ClassAdvice, ClassStatistics, Sizing};
 pub use state::{CacheStatistics, ResetScope};
 pub use step::{Op, OpResult, Stretch, Target};
 pub use table::{GroupAddresses, GroupView};

@@ -38,6 +38,7 @@ fn state() -> State {
         require_salt: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks: 0,
         index: IndexOptions::default(),
         partial_hits: false,
@@ -69,6 +70,7 @@ fn filled_state() -> State {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let keys = LinkKeys::Given { bytes: &keys, key_bytes: 32 };
         let lease = state.match_one(&request, &keys).unwrap().lease;

@@ -4,6 +4,7 @@
 //! only a part of the prefix is needed asks for that part alone. Invariant: hit + missed + skipped equals what was
 //! asked for.
 
+use super::classes::Groups;
 use super::lookup::{Naming, Request};
 use super::state::State;
 
@@ -23,6 +24,7 @@ impl State {
         request: &Request<'_>,
         namespace: u32,
         lease: usize,
+        groups: Groups,
         found_tokens: u64,
         hit_tokens: u64,
     ) {
@@ -35,7 +37,8 @@ impl State {
         };
         let looked_tokens = links.min(self.most_links()) as u64 * u64::from(self.link_tokens);
         let (mut blocks, mut hit, mut missed) = (0, 0, 0);
-        for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
+        for group in groups.range() {
+            let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
             let asked = |tokens: u64| store.reach.wanted_blocks(store.block_tokens, tokens);
             // A block that is copied is no hit; its tokens are.
             let ends_inside = !hit_tokens.is_multiple_of(store.block_tokens.into());

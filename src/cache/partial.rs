@@ -7,6 +7,7 @@
 
 use super::block::ROOT_SERIAL;
 use super::children::{Parent, SEARCHED};
+use super::classes::Groups;
 use super::hash::{Extras, Key};
 use super::lookup::{Naming, Request};
 use super::state::State;
@@ -56,20 +57,24 @@ impl State {
         request: &Request<'_>,
         namespace: u32,
         lease: usize,
+        groups: Groups,
         root: Key,
     ) -> (u64, u64, Key) {
         let Naming::Tokens(tokens, extras) = request.naming else {
-            return self.settle_hits(request, lease, root);
+            return self.settle_hits(request, lease, groups, root);
         };
         if request.drop_last {
-            return self.settle_hits(request, lease, root);
+            return self.settle_hits(request, lease, groups, root);
         }
         let keep = u64::from(request.keep_one_token);
         let mut length = (tokens.len() as u64).saturating_sub(keep).min(self.max_sequence_tokens);
-        let found = self.stores.iter().zip(&self.holders.lease_rows);
-        let found = found.map(|(store, rows)| rows.count(lease) as u64 * u64::from(store.block_tokens)).min();
+        let reached = |group: usize| {
+            self.holders.lease_rows[group].count(lease) as u64 * u64::from(self.stores[group].block_tokens)
+        };
+        let found = groups.range().map(reached).min();
         let open_step = self.shared.steps.oldest_open();
-        for (group, store) in self.stores.iter().enumerate() {
+        for group in groups.range() {
+            let store = &self.stores[group];
             let rows = &mut self.holders.lease_rows[group];
             let at = rows.count(lease) * store.block_tokens as usize;
             // What follows depends on the same things as before: the tail ends where the prompt brings in another.
@@ -96,8 +101,9 @@ impl State {
             }
             length = length.min(reached);
         }
-        length = self.written_length(lease, length, open_step);
-        for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+        length = self.written_length(lease, groups, length, open_step);
+        for group in groups.range() {
+            let (store, rows) = (&self.stores[group], &mut self.holders.lease_rows[group]);
             rows.truncate(lease, length.div_ceil(u64::from(store.block_tokens)) as usize);
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
@@ -105,10 +111,11 @@ impl State {
     }
 
     /// The largest length, at most `length`, that ends inside no block which an open step writes.
-    fn written_length(&self, lease: usize, mut length: u64, open_step: Option<u64>) -> u64 {
+    fn written_length(&self, lease: usize, groups: Groups, mut length: u64, open_step: Option<u64>) -> u64 {
         loop {
             let before = length;
-            for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
+            for group in groups.range() {
+                let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
                 let each = u64::from(store.block_tokens);
                 let source = rows.row(lease).get((length / each) as usize);
                 let is_open =
@@ -123,19 +130,21 @@ impl State {
         }
     }
 
-    fn ends_inside(&self, length: u64) -> bool {
-        self.stores.iter().any(|store| !length.is_multiple_of(u64::from(store.block_tokens)))
+    fn ends_inside(&self, groups: Groups, length: u64) -> bool {
+        self.stores[groups.range()].iter().any(|store| !length.is_multiple_of(u64::from(store.block_tokens)))
     }
 
     /// Checks that the blocks in which a lease's hit ends can be copied behind `added` new ones for `reserve` tokens;
     /// answers how many are copied.
     pub(super) fn check_partial(&self, lease: usize, tokens: u64, reserve: u64) -> Result<u32, Refusal> {
         let length = self.holders.leases[lease].hit_tokens;
-        if tokens == 0 || !self.ends_inside(length) {
+        let groups = self.holders.leases[lease].holder.groups;
+        if tokens == 0 || !self.ends_inside(groups, length) {
             return Ok(0);
         }
         let mut copied = 0;
-        for (group, store) in self.stores.iter().enumerate() {
+        for group in groups.range() {
+            let store = &self.stores[group];
             let each = u64::from(store.block_tokens);
             if length.is_multiple_of(each) {
                 continue;
@@ -157,14 +166,15 @@ impl State {
     /// A sequence took over a hit: what ends inside a block becomes its own before it goes on.
     pub(super) fn adopt_partial(&mut self, row: usize, tokens: u64) {
         let length = self.holders.sequences[row].length;
-        if !self.ends_inside(length) {
+        let groups = self.holders.sequences[row].holder.groups;
+        if !self.ends_inside(groups, length) {
             return;
         }
         let open = (length % u64::from(self.link_tokens)) as usize;
         if open > 0 {
-            let store = &self.stores[0];
+            let store = &self.stores[groups.first()];
             let (at, end) = (length / u64::from(store.block_tokens), length % u64::from(store.block_tokens));
-            let block = self.holders.rows[0].row(row)[at as usize] as u32;
+            let block = self.holders.rows[groups.first()].row(row)[at as usize] as u32;
             let kept = &store.kept_tokens(block)[end as usize - open..end as usize];
             self.holders.open_tokens(row)[..open].copy_from_slice(kept);
         }

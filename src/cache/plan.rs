@@ -1,7 +1,7 @@
 //! The plan of a step as a message: what a scheduler's cache tells the caches of its workers. Pure.
 //!
 //! Little-endian words of 32 bits; 64-bit numbers are two of them. A head of [`HEAD_WORDS`]; the batch, 4 words an
-//! entry: row, tokens, first token, length of the row; changed lengths, 2 words each: row, length; for each group a
+//! entry: row (with the number of its size class above the lowest 24 bits), tokens, first token, length of the row; changed lengths, 2 words each: row, length; for each group a
 //! head of 4 words (changed ranges, their cells, blocks to zero, copies), the ranges, 3 words each: row, first cell,
 //! cells, then the cells, the blocks, and the copies as the device reads them; last a checksum of everything before it.
 //! Whoever reads checks every number before anything is done, so a message that was cut, changed or made for another
@@ -18,6 +18,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"KVPL");
 const VERSION: u32 = 1;
 /// Words of the head.
 pub(super) const HEAD_WORDS: usize = 20;
+/// Bits of a row in an entry of the batch.
+const ROW_BITS: u32 = 24;
 /// Words of the checksum.
 const TAIL_WORDS: usize = 2;
 /// Bit of the flags: the plan needs none before it.
@@ -70,6 +72,18 @@ pub(super) struct Shape {
     max_batch_tokens: u32,
     max_sequence_tokens: u64,
     groups: Vec<GroupShape>,
+    /// Size classes of which each sequence has one.
+    classes: u32,
+}
+
+/// The first word of an entry of the batch: a row is below 2^20.
+pub(super) fn entry_word(row: u32, class: usize) -> u32 {
+    row | (class as u32) << ROW_BITS
+}
+
+/// Row and class of such a word.
+pub(super) fn split_entry(word: u32) -> (u32, usize) {
+    (word & ((1 << ROW_BITS) - 1), (word >> ROW_BITS) as usize)
 }
 
 impl Shape {
@@ -79,6 +93,7 @@ impl Shape {
         max_sequence_tokens: u64,
         scrubs: bool,
         groups: Vec<GroupShape>,
+        classes: u32,
     ) -> Self {
         let mut words = vec![
             u64::from(VERSION),
@@ -92,8 +107,12 @@ impl Shape {
             let numbers = [group.block_tokens, group.blocks, group.row_cells, has_slots, group.copies];
             words.extend(numbers.map(u64::from));
         }
+        if classes > 1 {
+            words.push(classes.into());
+        }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self { digest: xxh3::xxh3_64(&bytes), max_sequences, max_batch_tokens, max_sequence_tokens, groups }
+        let digest = xxh3::xxh3_64(&bytes);
+        Self { digest, max_sequences, max_batch_tokens, max_sequence_tokens, groups, classes }
     }
 }
 
@@ -273,10 +292,12 @@ impl<'a> Plan<'a> {
     fn check_rows(&self, shape: &Shape) -> Result<()> {
         let is_length = |length: u32| u64::from(length) <= shape.max_sequence_tokens;
         let mut tokens = 0;
-        for [row, count, first, length] in self.batch.entries() {
+        for [word, count, first, length] in self.batch.entries() {
+            let (row, class) = split_entry(word);
             tokens += u64::from(count);
             let end = u64::from(first) + u64::from(count);
-            if row >= shape.max_sequences || !is_length(length) || end > u64::from(length) {
+            let is_named = row < shape.max_sequences && class < shape.classes as usize;
+            if !is_named || !is_length(length) || end > u64::from(length) {
                 return Err(broken("an entry of its batch is out of range"));
             }
         }

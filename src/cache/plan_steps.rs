@@ -11,7 +11,9 @@ use super::batch::{Batch, BatchEntry};
 use super::config::{CacheConfig, Geometry, Scrub};
 use super::copies::COPY_WORDS;
 use super::kv_cache::KvCache;
-use super::plan::{Counts, GroupShape, Plan, PlanInfo, Shape, Writer, message_bytes};
+use super::plan::{
+    Counts, GroupShape, Plan, PlanInfo, Shape, Writer, entry_word, message_bytes, split_entry,
+};
 use super::session::StepTables;
 use super::state::State;
 use super::upload::live_entries;
@@ -56,6 +58,7 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
         geometry.max_sequence_tokens,
         config.scrub != Scrub::None,
         geometry.groups.iter().zip(copies).map(group).collect(),
+        geometry.classes.len() as u32,
     )
 }
 
@@ -70,7 +73,8 @@ impl State {
         self.is_worker = true;
         self.plans = PlanChain::default();
         for row in 0..self.holders.sequences.len() {
-            self.holders.sequences[row].holder.is_live = true;
+            let holder = &mut self.holders.sequences[row].holder;
+            (holder.is_live, holder.groups) = (true, self.classes[0]);
             self.holders.rows.iter_mut().for_each(|rows| rows.truncate(row, rows.row_cells()));
         }
     }
@@ -151,7 +155,9 @@ impl State {
         let mut writer = Writer::new(out, &info, counts);
         for entry in live_entries(self) {
             let length = self.batch.lengths[entry.row as usize] as u32;
-            writer.words(&[entry.row, entry.count, entry.first as u32, length]);
+            let groups = self.holders.sequences[entry.row as usize].holder.groups;
+            let word = entry_word(entry.row, self.class_of(groups));
+            writer.words(&[word, entry.count, entry.first as u32, length]);
         }
         match is_full {
             true => {
@@ -239,7 +245,9 @@ impl State {
         for [row, length] in plan.lengths.entries() {
             self.take_length(row as usize, length);
         }
-        for [row, count, first, length] in plan.batch.entries() {
+        for [word, count, first, length] in plan.batch.entries() {
+            let (row, class) = split_entry(word);
+            self.holders.sequences[row as usize].holder.groups = self.classes[class];
             self.take_length(row as usize, length);
             self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count });
             self.batch.tokens += count;

@@ -10,7 +10,7 @@ fn shape() -> Shape {
         has_slots: true,
         copies: 2,
     };
-    Shape::new(8, 64, 100, true, vec![group(4, 32, 25), group(8, 16, 13)])
+    Shape::new(8, 64, 100, true, vec![group(4, 32, 25), group(8, 16, 13)], 1)
 }
 
 /// Batch entries, lengths, and for each group ranges, cells and blocks to zero.
@@ -167,7 +167,7 @@ fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_i
 fn the_digest_knows_every_number_that_a_plan_depends_on() {
     let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true, copies: 2 };
     let of = |sequences, batch, longest, scrubs, groups| {
-        Shape::new(sequences, batch, longest, scrubs, groups).digest
+        Shape::new(sequences, batch, longest, scrubs, groups, 1).digest
     };
     let mut digests = vec![
         of(8, 64, 100, true, vec![group]),

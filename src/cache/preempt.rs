@@ -73,7 +73,8 @@ impl State {
         let blocks_added = match self.is_plain {
             true => {
                 let held = |group: usize| self.holders.lease_rows[group].count(lease);
-                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+                let groups = self.holders.leases[lease].holder.groups;
+                self.check_blocks(reserve, groups, held)? + self.check_partial(lease, tokens, reserve)?
             }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };

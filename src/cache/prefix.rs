@@ -10,12 +10,14 @@
 use std::cell::RefCell;
 
 use super::block::{Counters, Publication, ROOT_SERIAL};
+use super::classes::Groups;
 use super::config::HashKind;
 use super::hash::{self, Extras, Key};
 use super::hybrid::ChainLink;
 use super::lookup::{Extra, Naming, Request};
 use super::namespace::KeyMode;
 use super::sequence::Rows;
+use super::sizes::Look;
 use super::state::State;
 use super::store::Store;
 use crate::error::{Error, Result, Status};
@@ -254,6 +256,7 @@ impl State {
         keys: &LinkKeys<'_>,
         namespace: u32,
         row: usize,
+        groups: Groups,
     ) {
         let search = Search { request, keys, namespace, row };
         let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
@@ -266,7 +269,8 @@ impl State {
             for (link, at) in self.chain.iter_mut().enumerate().take(reached).skip(before) {
                 *at = ChainLink { key: keys.key(link), extras: keys.extras(link).0 };
             }
-            for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+            for group in groups.range() {
+                let (store, rows) = (&self.stores[group], &mut self.holders.lease_rows[group]);
                 let links_each = (store.block_tokens / self.link_tokens) as usize;
                 let counters = &mut self.shared.counters;
                 is_all &= search.take_blocks(store, rows, links_each, reached / links_each, counters);
@@ -277,6 +281,7 @@ impl State {
     /// Tokens that a match would find now; takes no lease and counts as no lookup.
     pub(super) fn probe_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<u64> {
         let mode = key_mode(request)?;
+        let named = self.class_named(&request.sizing)?;
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         let found = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode)?;
         let Some(namespace) =
@@ -286,11 +291,9 @@ impl State {
         };
         let row = self.holders.probe_row();
         let hit_tokens = if self.is_plain {
-            self.find_prefix(request, keys, namespace, row);
-            match self.finds_partial {
-                true => self.settle_partial(request, namespace, row, Key::default()).1,
-                false => self.settle_hits(request, row, Key::default()).1,
-            }
+            let root = Key::default();
+            let look = Look { request, keys, namespace, row, root, is_cold: false, is_probe: true };
+            self.find_plain(&look, named).hit_tokens
         } else {
             let root = self.shared.namespaces.get(namespace).root;
             self.find_mixed(request, keys, namespace, root, row).1
@@ -307,6 +310,10 @@ impl State {
         };
         let links_each = |store: &Store| (store.block_tokens / self.link_tokens) as usize;
         let ends_here = |store: &&Store| store.reach.is_prefix() && links.is_multiple_of(links_each(store));
+        if self.sizes.is_some() && !self.stores.iter().all(|store| ends_here(&store)) {
+            // One class alone may hold what follows.
+            return true;
+        }
         let mut groups = self.stores.iter().filter(ends_here).peekable();
         groups.peek().is_none() || groups.any(|store| store.has(key, namespace))
     }

@@ -9,6 +9,7 @@
 //! Promises are made in caches of full groups alone.
 
 use super::change::Change;
+use super::classes::Groups;
 use super::sequence::Pause;
 use super::state::State;
 use super::step::{Op, OpOutcome};
@@ -58,7 +59,7 @@ impl Promises {
 
 impl Store {
     /// Whether a findable block is one of those that can make room.
-    fn is_evictable(&self, index: u32) -> bool {
+    pub(super) fn is_evictable(&self, index: u32) -> bool {
         self.is_inactive(index) && !self.is_pinned(index)
     }
 
@@ -83,7 +84,7 @@ impl State {
         }
         let index = self.holders.find_lease(lease)?;
         let held = |group: usize| self.holders.lease_rows[group].count(index);
-        self.check_blocks(expected_tokens, held)?;
+        self.check_blocks(expected_tokens, self.holders.leases[index].holder.groups, held)?;
         // A hit that ends inside a block is copied now or at the first append.
         self.check_partial(index, tokens.max(1), expected_tokens)?;
         let result = self.admit(lease, tokens, lookahead, row)?;
@@ -141,7 +142,8 @@ impl State {
         }
         let (expected, length, may_share) =
             (sequence.expected_tokens, sequence.length, sequence.may_share && sequence.expected_tokens > 0);
-        for (group, store) in self.stores.iter_mut().enumerate() {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let store = &mut self.stores[group];
             let each = u64::from(store.block_tokens);
             let held = self.holders.rows[group].count(row) as u64;
             let copied = u32::from(may_share && !length.is_multiple_of(each));
@@ -154,9 +156,10 @@ impl State {
 
     /// Shortens the hit of a lookup, not yet acquired, to what can be held beside the promises. Answers whether there
     /// are any.
-    pub(super) fn leave_promised(&mut self, lease: usize) -> bool {
+    pub(super) fn leave_promised(&mut self, lease: usize, groups: Groups) -> bool {
         let mut has_promises = false;
-        for (store, rows) in self.stores.iter().zip(&mut self.holders.lease_rows) {
+        for group in groups.range() {
+            let (store, rows) = (&self.stores[group], &mut self.holders.lease_rows[group]);
             if store.promised == 0 {
                 continue;
             }

@@ -44,10 +44,10 @@ impl State {
                 .map(|(link, key)| self.complete_link(row, link, key, has_tokens))
                 .sum();
         }
-        let Holder { namespace, no_store, extras, epoch, key: mut parent_link_key, .. } =
+        let Holder { namespace, no_store, extras, epoch, groups, key: mut parent_link_key, .. } =
             self.holders.sequences[row].holder;
         let mut publishes = !no_store && epoch == self.shared.namespaces.epoch(namespace);
-        let is_large = self.stores.iter().any(|store| store.is_large);
+        let is_large = self.stores[groups.range()].iter().any(|store| store.is_large);
         let (key, parent_key, parent_serial, position) = (Key::default(), Key::default(), ROOT_SERIAL, 0);
         let mut as_what =
             Publication { key, namespace, parent_key, parent_serial, extras, position, has_tokens };
@@ -57,10 +57,11 @@ impl State {
                 && publishes
                 && let Some(ahead) = key_at(at + AHEAD)
             {
-                self.stores.iter().for_each(|store| store.fetch_key(&ahead, namespace));
+                self.stores[groups.range()].iter().for_each(|store| store.fetch_key(&ahead, namespace));
             }
             let end = first + at as u64 + 1;
-            for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
+            for group in groups.range() {
+                let (store, rows) = (&mut self.stores[group], &self.holders.rows[group]);
                 let links = match store.block_tokens == self.link_tokens {
                     true => 1,
                     false => u64::from(store.block_tokens / self.link_tokens),

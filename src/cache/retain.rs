@@ -7,10 +7,21 @@ use super::group::Reach;
 use super::retention::{HIGHEST, Pinner};
 use super::sequence::Holders;
 use super::state::State;
-use super::step::{OpOutcome, OpResult, Refusal, Stretch, Target};
+use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::store::Store;
 use crate::error::Status;
 use crate::types::IdKind;
+
+/// A stretch of tokens of a sequence or a lease.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    /// The sequence or the lease.
+    pub target: Target,
+    /// The first token.
+    pub offset: u64,
+    /// How many; 0 all from there on.
+    pub tokens: u64,
+}
 
 /// Blocks of every group that a stretch of tokens touches.
 struct Held {

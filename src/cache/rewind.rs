@@ -114,7 +114,8 @@ impl State {
 
     /// Key and folded extras at the end of a block, as far as a block of any group that ends there tells them.
     fn chain_at(&self, row: usize, boundary: u64, has_extras: bool) -> Option<(Key, Extras)> {
-        for (store, rows) in self.stores.iter().zip(&self.holders.rows) {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let (store, rows) = (&self.stores[group], &self.holders.rows[group]);
             let each = u64::from(store.block_tokens);
             if !boundary.is_multiple_of(each) {
                 continue;
@@ -165,7 +166,8 @@ impl State {
     /// Makes unfindable what nobody will write.
     pub(super) fn take_back(&mut self, row: usize, tokens: u64) {
         let range = self.unwritten_commits(row, tokens);
-        for (group, store) in self.stores.iter_mut().enumerate() {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let store = &mut self.stores[group];
             let each = u64::from(store.block_tokens);
             for at in range.start / each..range.end / each {
                 let block = self.holders.rows[group].row(row)[at as usize] as u32;

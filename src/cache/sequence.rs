@@ -5,6 +5,8 @@
 //! after creation. Invariant: `committed <= length`; of the first `counts[row]` cells of a row those before
 //! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`.
 
+use super::advise::Ask;
+use super::classes::Groups;
 use super::config::{Geometry, GroupGeometry};
 use super::group::Reach;
 use super::hash::{Extras, Key};
@@ -217,6 +219,8 @@ pub(super) struct Holder {
     pub(super) generation: u32,
     pub(super) is_live: bool,
     pub(super) no_store: bool,
+    /// The groups of which it has blocks.
+    pub(super) groups: Groups,
     pub(super) namespace: u32,
     /// Key of the last complete link.
     pub(super) key: Key,
@@ -231,6 +235,8 @@ pub(super) struct Holder {
 pub(super) struct Lease {
     pub(super) holder: Holder,
     pub(super) hit_tokens: u64,
+    /// What the lookup told of the length.
+    pub(super) ask: Ask,
     /// The blocks are no prefix: they are read where they lie, until the lease is released.
     pub(super) is_chunks: bool,
 }
@@ -254,6 +260,8 @@ pub(super) struct Sequence {
     pub(super) pause: Pause,
     /// Length up to which blocks are promised; 0: none are.
     pub(super) expected_tokens: u64,
+    /// What was told of its length when it was looked up; nothing if it was forked.
+    pub(super) ask: Ask,
 }
 
 /// Whether a sequence runs.
@@ -360,7 +368,7 @@ impl Holders {
         debug_assert_eq!(popped, Some(index as u32), "the lease that next_lease named");
         let generation = next_generation(self.leases[index].holder.generation);
         self.leases[index] =
-            Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens, is_chunks: false };
+            Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens, ..Lease::default() };
         Id::new(IdKind::Lease, generation, index as u32)
     }
 
@@ -394,11 +402,12 @@ impl Holders {
     /// Turns a lease into a sequence in a free row: the hits change hands.
     pub(super) fn admit(&mut self, lease: usize, row: usize) {
         let generation = self.open_row(row);
-        let Lease { holder, hit_tokens, .. } = self.leases[lease];
+        let Lease { holder, hit_tokens, ask, .. } = self.leases[lease];
         self.sequences[row] = Sequence {
             holder: Holder { generation, ..holder },
             length: hit_tokens,
             committed: hit_tokens,
+            ask,
             ..Sequence::default()
         };
         for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {

@@ -6,6 +6,7 @@
 
 use super::batch::Batch;
 use super::block::{Counters, Shared};
+use super::classes::Groups;
 use super::config::{CacheConfig, Geometry, HashKind};
 use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
@@ -20,6 +21,7 @@ use super::plan_steps::PlanChain;
 use super::prefixes::Prefixes;
 use super::promise::Promises;
 use super::sequence::{Holders, Rows};
+use super::sizes::Sizes;
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
 use super::trunks::Trunks;
@@ -108,6 +110,10 @@ pub(super) struct State {
     pub(super) prefixes: Prefixes,
     /// Milliseconds of the coarse clock at the latest call that told them.
     pub(super) now_ms: u64,
+    /// Classes of which each sequence has one, smallest blocks first.
+    pub(super) classes: Vec<Groups>,
+    /// Where there are several.
+    pub(super) sizes: Option<Sizes>,
 }
 
 impl State {
@@ -162,6 +168,8 @@ impl State {
             plans: PlanChain::new(seed[3]),
             prefixes: Prefixes::new()?,
             now_ms: 0,
+            classes: geometry.classes.clone(),
+            sizes: Sizes::new(config, geometry)?,
         })
     }
 
@@ -259,6 +267,7 @@ impl State {
                 + self.copies.bytes()
                 + self.trunks.bytes()
                 + self.promises.bytes()
+                + self.sizes.as_ref().map_or(0, Sizes::bytes)
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
@@ -275,6 +284,10 @@ impl State {
 
     /// Tokens for which a sequence holds a slot, summed over the groups.
     fn held_tokens(&self) -> u64 {
+        if self.sizes.is_some() {
+            // Each is in one group.
+            return self.batch.used_tokens;
+        }
         let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
             Reach::State { .. } => 0,
             Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
@@ -291,6 +304,7 @@ impl State {
         self.holders.validate()?;
         self.holders.validate_kin()?;
         self.validate_trunks()?;
+        self.validate_classes()?;
         let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {

@@ -5,12 +5,14 @@
 
 use super::batch::BatchEntry;
 use super::change::Change;
+use super::classes::Groups;
 use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 pub use super::op_result::OpResult;
 pub(super) use super::op_result::{OpOutcome, Refusal};
+pub use super::retain::Stretch;
 use super::sequence::{Holder, Lease, Pause};
 use super::state::State;
 use crate::error::{Result, Status};
@@ -115,17 +117,6 @@ pub enum Op<'a> {
     },
 }
 
-/// A stretch of tokens of a sequence or a lease.
-#[derive(Clone, Copy, Debug)]
-pub struct Stretch {
-    /// The sequence or the lease.
-    pub target: Target,
-    /// The first token.
-    pub offset: u64,
-    /// How many; 0 all from there on.
-    pub tokens: u64,
-}
-
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
@@ -162,7 +153,8 @@ impl State {
         if self.shared.namespaces.owners.may_be_over() {
             self.settle_limits();
         }
-        outcome.unwrap_or_else(|refusal| {
+        outcome.map(|result| self.tell_group(result)).unwrap_or_else(|refusal| {
+            self.note_short(&refusal);
             self.shared.counters.refused_ops += 1;
             self.note_refused(op);
             OpResult {
@@ -208,13 +200,15 @@ impl State {
     pub(super) fn check_blocks(
         &self,
         tokens: u64,
+        groups: Groups,
         held: impl Fn(usize) -> usize,
     ) -> std::result::Result<u32, Refusal> {
         if tokens > self.max_sequence_tokens {
             return Err(Status::InvalidArgument.into());
         }
         let mut added = 0;
-        for (group, store) in self.stores.iter().enumerate() {
+        for group in groups.range() {
+            let store = &self.stores[group];
             let needed = tokens.div_ceil(u64::from(store.block_tokens)) as u32;
             let new = needed.saturating_sub(held(group) as u32);
             if new > store.available() {
@@ -236,8 +230,10 @@ impl State {
 
     /// Hands a sequence the blocks that `check_blocks` found room for.
     pub(super) fn grow(&mut self, row: usize, tokens: u64) {
-        let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
-        for (group, store) in self.stores.iter_mut().enumerate() {
+        let Holder { namespace, groups, .. } = self.holders.sequences[row].holder;
+        let tenant = self.shared.namespaces.get(namespace).tenant;
+        for group in groups.range() {
+            let store = &mut self.stores[group];
             let needed = tokens.div_ceil(u64::from(store.block_tokens)) as usize;
             let rows = &mut self.holders.rows[group];
             let held = rows.count(row);
@@ -288,13 +284,15 @@ impl State {
         let blocks_added = match self.is_plain {
             true => {
                 let held = |group: usize| self.holders.lease_rows[group].count(lease);
-                self.check_blocks(reserve, held)? + self.check_partial(lease, tokens, reserve)?
+                let groups = self.holders.leases[lease].holder.groups;
+                self.check_blocks(reserve, groups, held)? + self.check_partial(lease, tokens, reserve)?
             }
             false => self.check_growth(Grower::Lease(lease), &growth)?,
         };
         self.check_limit(self.holders.leases[lease].holder.namespace, blocks_added)?;
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
+        self.note_begun(row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
             self.batch.mark_cells(group, row, 0, rows.shown(row));
             self.batch.used_slots += rows.held(row).len() as u64 * self.stores[group].slots();
@@ -325,9 +323,10 @@ impl State {
         let length = sequence.length;
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
+            let held = |group: usize| self.holders.rows[group].count(row);
             let added = match may_share {
                 true => self.check_shared_append(row, reserve)?,
-                false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+                false => self.check_blocks(reserve, sequence.holder.groups, held)?,
             };
             self.check_batch(tokens, is_new_entry)?;
             if added > 0 {
@@ -367,6 +366,7 @@ impl State {
     pub(super) fn end_sequence(&mut self, row: usize) -> OpResult {
         let sequence = self.holders.sequences[row];
         let id = self.holders.sequence_id(row);
+        self.note_ended(row);
         self.empty_row(row);
         self.holders.leave_kin(row);
         self.holders.close_sequence(row);
@@ -483,7 +483,8 @@ impl State {
     }
 
     fn keep_tokens(&mut self, row: usize, first: u64, tokens: &[i32]) {
-        for (store, rows) in self.stores.iter_mut().zip(&self.holders.rows) {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let (store, rows) = (&mut self.stores[group], &self.holders.rows[group]);
             let position = (first / u64::from(store.block_tokens)) as usize;
             if store.compares_tokens() && position >= rows.first(row) {
                 let block = rows.row(row)[position];

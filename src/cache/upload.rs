@@ -215,6 +215,11 @@ pub(super) fn pack_slots(
         let block_tokens = u64::from(store.block_tokens);
         let mut at = 0;
         for entry in live_entries(state) {
+            if !state.holders.sequences[entry.row as usize].holder.groups.has(group) {
+                slots[at..at + entry.count as usize].fill(-1);
+                at += entry.count as usize;
+                continue;
+            }
             let row = state.holders.rows[group].row(entry.row as usize);
             let (mut position, mut offset) = (entry.first / block_tokens, entry.first % block_tokens);
             for slot in &mut slots[at..at + entry.count as usize] {
@@ -238,6 +243,7 @@ fn length_in(state: &State, group: usize, entry: &BatchEntry) -> u64 {
     match store.reach {
         Reach::State { .. } => u64::from(sequence.length > 0) * u64::from(store.block_tokens),
         Reach::Cross { tokens } => tokens.into(),
+        _ if !sequence.holder.groups.has(group) => 0,
         _ => sequence.length,
     }
 }

@@ -58,6 +58,8 @@
     ON_CACHE(kavern_kv_prefix_unpin, (cache, NULL))                                                               \
     ON_CACHE(kavern_kv_prefix_list, (cache, 0, NULL, NULL))                                                       \
     ON_CACHE(kavern_kv_resize, (cache, 0, 0, NULL))                                                               \
+    ON_CACHE(kavern_kv_advise, (cache, 0, 0, 0, NULL))                                                            \
+    ON_CACHE(kavern_kv_class_stats, (cache, 0, NULL))                                                             \
     ON_CACHE(kavern_kv_events_read, (cache, NULL, 0, NULL, NULL))                                                 \
     ON_CACHE(kavern_kv_events_snapshot, (cache, NULL, 0, NULL, NULL))                                             \
     ON_CACHE(kavern_kv_block_keys, (cache, NULL, NULL, 0, NULL))                                                  \

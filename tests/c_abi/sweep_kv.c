@@ -35,7 +35,7 @@ static void good_group(kavern_kv_group *group) {
 }
 
 static void spoil_group(kavern_kv_group *group) {
-    switch (below(20)) {
+    switch (below(21)) {
         case 0: group->struct_size = bad_struct_size(); break;
         case 1: group->kind = one_in(2) ? 0 : unknown_u32(7); break;
         case 2: group->kind = 2 + (uint32_t)below(5); break;
@@ -55,14 +55,15 @@ static void spoil_group(kavern_kv_group *group) {
         case 16: group->cross_tokens = (uint32_t)some_u64() | 1; break;
         case 17: group->snapshot_blocks = (uint32_t)some_u64() | 1; break;
         case 18: group->flags = unknown_u32(1) | 2; break;
-        default: group->reserved[below(2)] = nonzero_u64(); break;
+        case 19: group->size_class = (uint32_t)some_u64() | 1; break; /* and no KAVERN_KV_ADAPTIVE_BLOCKS */
+        default: group->reserved[below(3)] = (uint32_t)some_u64() | 1; break;
     }
 }
 
 static void spoil_cache_config(kavern_kv_cache_config *config) {
     const char *text = bad_text();
     if (text == NULL) text = "no such policy";
-    switch (below(21)) {
+    switch (below(25)) {
         case 0: config->struct_size = bad_struct_size(); break;
         case 1: config->flags = (uint32_t)some_u64() | 1u << 30; break;
         case 2: config->groups = bad_pointer(); break;
@@ -83,7 +84,11 @@ static void spoil_cache_config(kavern_kv_cache_config *config) {
         case 17: config->fingerprint = text; break;
         case 18: config->codec_vram = config->codec_ram = config->codec_disk = config->codec_remote = text; break;
         case 19: config->max_blocks = (UINT64_C(1) << 40) + some_u64() / 2; break;
-        default: config->reserved[below(4)] = nonzero_u64(); break;
+        case 20: config->block_advisor = text; break;
+        case 21: config->waste_permille = (uint32_t)some_u64() | 1; break;
+        case 22: config->table_permille = (uint32_t)some_u64() | 1; break;
+        case 23: config->flags = KAVERN_KV_ADAPTIVE_BLOCKS; break; /* and no classes */
+        default: config->reserved[below(2)] = nonzero_u64(); break;
     }
 }
 
@@ -128,9 +133,10 @@ static void good_request(kavern_kv_request *request) {
 
 /* Everything but struct_size, which is the whole call's. */
 static void spoil_request(kavern_kv_request *request) {
-    switch (below(12)) {
+    switch (below(13)) {
         case 0: request->flags = (uint32_t)some_u64() | 1u << 30; break;
-        case 1: request->reserved[below(2)] = nonzero_u64(); break;
+        case 1: request->reserved = (uint32_t)some_u64() | 1; break;
+        case 11: request->size_class = (uint32_t)some_u64() | 1; break; /* there are no classes */
         case 2:
             request->salt = bytes;
             request->salt_bytes = unknown_u32(64);
@@ -357,6 +363,18 @@ static void resize(void) {
     refused(kavern_kv_resize(CACHE(2), group, blocks, output(3)));
 }
 
+static void advise(void) {
+    choose_flaw(2);
+    refused(kavern_kv_advise(CACHE(0), some_u64(), some_u64(), some_u64(), output(1)));
+}
+
+static void class_stats(void) {
+    choose_flaw(4);
+    uint32_t group = is_bad(0) ? unknown_u32(0) : 0;
+    kavern_kv_class_statistics *out = sized_output(1, 2, sizeof *out);
+    refused(kavern_kv_class_stats(CACHE(3), group, out));
+}
+
 typedef kavern_status events_call(kavern_kv_cache *, uint64_t *, size_t, kavern_kv_event *, size_t *);
 
 static void events_of(events_call *call) {
@@ -531,6 +549,8 @@ const sweep_entry sweep_kv[] = {
     {"kavern_kv_prefix_unpin", prefix_unpin},
     {"kavern_kv_prefix_list", prefix_list},
     {"kavern_kv_resize", resize},
+    {"kavern_kv_advise", advise},
+    {"kavern_kv_class_stats", class_stats},
     {"kavern_kv_events_read", events_read},
     {"kavern_kv_events_snapshot", events_snapshot},
     {"kavern_kv_block_keys", block_keys},

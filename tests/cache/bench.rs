@@ -72,6 +72,7 @@ pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks: 0,
     }
 }
@@ -93,6 +94,7 @@ pub(super) fn ask_with<'a>(tokens: &'a [i32], extras: &'a [Extra]) -> Request<'a
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     }
 }
 

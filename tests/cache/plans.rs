@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kavern::cache::{CacheConfig, Change, Op, PlanInfo, Scrub, Target, TokenCopy};
+use kavern::cache::{
+    AdaptiveBlocks, CacheConfig, Change, Op, PlanInfo, Request, Scrub, Sizing, Target, TokenCopy,
+};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -87,7 +89,8 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
     let mut pools = Vec::new();
     for (group, slots) in slots.iter().enumerate() {
         let place = bench.cache.describe(group as u32).unwrap();
-        for &slot in slots {
+        // Those of tokens in another size class are -1.
+        for &slot in slots.iter().filter(|&&slot| slot >= 0) {
             let bytes = place.strides.token;
             let at = slot as u64 / u64::from(place.block_tokens) * place.block_bytes
                 + slot as u64 % u64::from(place.block_tokens) * bytes;
@@ -104,6 +107,8 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
 /// The caches that decide; the same is done to all, and all must answer the same.
 struct Deciders {
     benches: [Bench; 2],
+    /// Size classes that requests name, 0 for none.
+    classes: u32,
     live: Vec<(u64, u64)>,
 }
 
@@ -122,8 +127,10 @@ impl Deciders {
             if self.live.len() == 8 {
                 break;
             }
+            let class = if self.classes > 0 { random.u32(0..=self.classes) } else { 0 };
+            let sizing = Sizing { class, expected_tokens: 0 };
             let admitted = self.both(|bench| {
-                let hit = bench.look(&kavern::cache::Request { namespace_id, ..ask(&tokens) });
+                let hit = bench.look(&Request { namespace_id, sizing, ..ask(&tokens) });
                 let rest = &tokens[hit.tokens as usize..];
                 let op = Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 3, row: -1 };
                 let result = bench.apply(&op);
@@ -154,7 +161,8 @@ impl Deciders {
 }
 
 fn deciders(settings: &CacheConfig) -> Deciders {
-    Deciders { benches: [Bench::new(settings), scheduler(settings)], live: Vec::new() }
+    let classes = settings.adaptive.as_ref().map_or(0, |adaptive| adaptive.classes.len() as u32);
+    Deciders { benches: [Bench::new(settings), scheduler(settings)], classes, live: Vec::new() }
 }
 
 impl Deciders {
@@ -196,9 +204,24 @@ impl Deciders {
 
 #[test]
 fn copies_of_forks_and_edits_are_part_of_the_plan() {
-    let settings = CacheConfig { groups: vec![group(4), group(8)], ..settings() };
-    let mut deciders = deciders(&settings);
-    let mut worker = worker(&settings);
+    play_copies(&CacheConfig { groups: vec![group(4), group(8)], ..settings() });
+}
+
+#[test]
+fn plans_of_size_classes_are_those_of_one_cache_too() {
+    let adaptive = AdaptiveBlocks {
+        classes: vec![2, 1, 3],
+        advisor: "predictive".to_owned(),
+        waste_permille: 200,
+        table_permille: 100,
+    };
+    let groups = vec![group(4), group(2), group(12)];
+    play_copies(&CacheConfig { groups, adaptive: Some(adaptive), ..settings() });
+}
+
+fn play_copies(settings: &CacheConfig) {
+    let mut deciders = deciders(settings);
+    let mut worker = worker(settings);
     let mut random = fastrand::Rng::with_seed(6);
     let mut copied = 0;
     for round in 0..200 {

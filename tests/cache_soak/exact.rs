@@ -191,13 +191,13 @@ impl Run<'_> {
         };
         let (hit, blocks) = match no_read {
             true => (0, vec![Vec::new(); self.model.groups.len()]),
-            false => self.model.find(namespace, &prompt, keep_one, drop_last),
+            false => self.model.find(namespace, &prompt, keep_one, drop_last, None),
         };
         assert_eq!((found.hit_tokens, probed as usize), (hit, hit), "prompt {prompt:?}");
         let ids = blocks.iter().flatten().map(|&block| block as i32);
         assert!(ids.eq(found.blocks.iter().copied()), "{blocks:?} and {:?}", found.blocks);
         let lease = found.lease;
-        self.model.hold(lease, namespace, no_store, &prompt, hit, blocks);
+        self.model.hold(lease, namespace, no_store, &prompt, hit, blocks, None);
         self.compare();
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, CacheStatistics, Change, Content, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
-    OpResult, PreemptMode, Request, Scrub, Target,
+    AdaptiveBlocks, CacheConfig, CacheStatistics, Change, Content, GroupConfig, HashKind, IndexOptions,
+    KvCache, Naming, Op, OpResult, PreemptMode, Request, Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::Status;
@@ -20,11 +20,14 @@ use kavern::types::{Dtype, Id};
 
 use super::until_ok;
 
-const SHAPES: [(&[u32], HashKind, Layout); 4] = [
+const SHAPES: [(&[u32], HashKind, Layout); 6] = [
     (&[4], HashKind::Blake3, Layout::Nhd),
     (&[4, 8], HashKind::Xxh3, Layout::Hnd),
     (&[8, 4, 2], HashKind::Blake3, Layout::Nhd),
     (&[6, 4], HashKind::Xxh3, Layout::Hnd),
+    // Size classes, of which each sequence has one.
+    (&[2, 4, 8], HashKind::Xxh3, Layout::Nhd),
+    (&[4, 12], HashKind::Blake3, Layout::Hnd),
 ];
 const BLOCKS: u64 = 40;
 const MAX_TOKENS: usize = 72;
@@ -71,6 +74,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks: 0,
     }
 }
@@ -104,6 +108,8 @@ struct Sequence {
     written: usize,
     pause: Option<PreemptMode>,
     parent: u64,
+    /// Its size class's, in a cache that has several.
+    group: Option<u32>,
 }
 
 struct Run {
@@ -113,6 +119,7 @@ struct Run {
     stream: Stream,
     block_tokens: Vec<usize>,
     link: usize,
+    is_adaptive: bool,
     live: Vec<Sequence>,
     operations: u64,
     hits: u64,
@@ -142,7 +149,9 @@ impl Run {
         (0..length).map(|_| if self.random.u8(0..10) == 0 { self.random.i32(0..3) } else { 0 }).collect()
     }
 
-    fn look(&mut self, namespace: u64, prompt: &[i32]) -> Option<(Id, usize)> {
+    fn look(&mut self, namespace: u64, prompt: &[i32]) -> Option<(Id, usize, Option<u32>)> {
+        let class = if self.is_adaptive { self.random.u32(0..=self.block_tokens.len() as u32) } else { 0 };
+        let expected_tokens = if self.random.bool() { self.random.u64(0..MAX_TOKENS as u64) } else { 0 };
         let request = Request {
             namespace_id: namespace,
             adapter_id: 0,
@@ -153,10 +162,11 @@ impl Run {
             no_store: false,
             drop_last: false,
             keep_one_token: true,
+            sizing: Sizing { class, expected_tokens },
         };
         let found = self.cache.lookups().find(&request).ok()?;
         self.hits += found.hit_tokens;
-        Some((found.lease, found.hit_tokens as usize))
+        Some((found.lease, found.hit_tokens as usize, found.group))
     }
 
     /// Applies an operation in a list of its own and checks the status where only the tokens decide it.
@@ -186,13 +196,14 @@ impl Run {
 
     fn admit(&mut self, step: u64) {
         let (namespace, prompt) = (self.random.u64(1..3), self.prompt());
-        let Some((lease, hit)) = self.look(namespace, &prompt) else { return };
+        let Some((lease, hit, group)) = self.look(namespace, &prompt) else { return };
         let count = self.random.usize(0..=prompt.len() - hit);
         let op = Op::Admit { lease, tokens: count as u64, lookahead: self.random.u32(0..6), row: -1 };
         let Some(result) = self.alone(step, &op, Status::Ok) else {
             self.alone(step, &Op::Release { lease }, Status::Ok).unwrap();
             return;
         };
+        assert_eq!(result.group, group.unwrap_or(0));
         let tokens = prompt[..hit + count].to_vec();
         let sequence = Sequence {
             id: result.sequence,
@@ -202,6 +213,7 @@ impl Run {
             tokens,
             committed: hit,
             written: hit,
+            group,
             ..Sequence::default()
         };
         self.live.push(sequence);
@@ -260,6 +272,7 @@ impl Run {
         };
         let op = change(parent.id, Change::Fork { tokens: tokens as u64, row: -1 });
         if let Some(result) = self.alone(step, &op, expected) {
+            assert_eq!(result.group, parent.group.unwrap_or(0));
             let length = if tokens == 0 { parent.tokens.len() } else { tokens };
             self.live.push(Sequence {
                 id: result.sequence,
@@ -271,6 +284,7 @@ impl Run {
                 written: length,
                 pause: None,
                 parent: parent.id,
+                group: parent.group,
             });
             self.done[3] += 1;
         }
@@ -394,7 +408,7 @@ impl Run {
             }
             return;
         };
-        let Some((lease, hit)) = self.look(sequence.namespace, &sequence.tokens) else { return };
+        let Some((lease, hit, group)) = self.look(sequence.namespace, &sequence.tokens) else { return };
         let count = self.random.usize(0..=sequence.tokens.len() - hit);
         let resume = Change::Resume { lease: Some(lease), tokens: count as u64, lookahead: 0 };
         if self.alone(step, &change(sequence.id, resume), Status::Ok).is_none() {
@@ -405,6 +419,7 @@ impl Run {
         sequence.tokens.truncate(hit + count);
         sequence.numbers = numbers(sequence.namespace, &sequence.tokens);
         (sequence.committed, sequence.written, sequence.pause) = (hit, hit, None);
+        sequence.group = group;
         self.done[9] += 1;
     }
 
@@ -474,6 +489,7 @@ impl Run {
             let held = || self.live.iter().filter(|s| s.pause != Some(PreemptMode::Drop));
             let each = self.block_tokens[group];
             for sequence in held() {
+                let is_here = sequence.group.is_none_or(|own| own as usize == group);
                 assert_eq!(lengths[sequence.row] as usize, sequence.tokens.len());
                 let row = &table[sequence.row * cells..][..*cells];
                 let pending = sequence.tokens.len() - sequence.written;
@@ -482,6 +498,10 @@ impl Run {
                     of_step.extend(&slots[starts[at] as usize..starts[at + 1] as usize]);
                 }
                 assert_eq!(of_step.len(), pending, "tokens of {:x} in the batch", sequence.id);
+                if !is_here {
+                    assert!(of_step.iter().all(|&slot| slot == -1), "slots in another class");
+                    continue;
+                }
                 for (token, slot) in (sequence.written..).zip(of_step) {
                     assert_eq!(slot as usize, row[token / each] as usize * each + token % each);
                     for at in self.places(group, row, token) {
@@ -490,7 +510,7 @@ impl Run {
                 }
             }
             // After all writes: one may have found what another writes in the same step, and none may be overwritten.
-            for sequence in held() {
+            for sequence in held().filter(|s| s.group.is_none_or(|own| own as usize == group)) {
                 let row = &table[sequence.row * cells..][..*cells];
                 for (token, &number) in sequence.numbers.iter().enumerate() {
                     for at in self.places(group, row, token) {
@@ -545,7 +565,14 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
     let device = until_ok(|| registry::open(&spec));
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
     let partial_hits = seed as usize / SHAPES.len() % 2 == 1;
-    let config = CacheConfig { partial_hits, ..config(block_tokens, hash, layout) };
+    let is_adaptive = seed as usize % SHAPES.len() >= 4;
+    let adaptive = is_adaptive.then(|| AdaptiveBlocks {
+        classes: (1..=block_tokens.len() as u32).collect(),
+        advisor: if partial_hits { "reactive" } else { "predictive" }.to_owned(),
+        waste_permille: 100,
+        table_permille: 200,
+    });
+    let config = CacheConfig { partial_hits, adaptive, ..config(block_tokens, hash, layout) };
     let cache = until_ok(|| KvCache::new(&memory, &config));
     let mut run = Run {
         random: Rng::with_seed(seed),
@@ -554,6 +581,7 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
         cache,
         device,
         block_tokens: block_tokens.iter().map(|&tokens| tokens as usize).collect(),
+        is_adaptive,
         live: Vec::new(),
         operations: 0,
         hits: 0,

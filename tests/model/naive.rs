@@ -195,6 +195,14 @@ pub(crate) struct Holder {
     pub(crate) tokens: Vec<i32>,
     pub(crate) length: usize,
     pub(crate) last_step: u64,
+    /// The only group that it has blocks of; `None`: all.
+    pub(crate) group: Option<usize>,
+}
+
+impl Holder {
+    fn has(&self, group: usize) -> bool {
+        self.group.is_none_or(|own| own == group)
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -229,12 +237,14 @@ impl Naive {
         prompt: &[i32],
         keep_one: bool,
         drop_last: bool,
+        only: Option<usize>,
     ) -> (usize, Vec<Vec<u32>>) {
+        let has = |group: usize| only.is_none_or(|own| own == group);
         let link = self.groups.iter().map(|g| g.block_tokens).min().unwrap();
         let mut found: Vec<Vec<u32>> = vec![Vec::new(); self.groups.len()];
         'links: for end in (link..=prompt.len().min(self.max_tokens)).step_by(link) {
-            for (group, found) in self.groups.iter().zip(&mut found) {
-                if end % group.block_tokens != 0 {
+            for (index, (group, found)) in self.groups.iter().zip(&mut found).enumerate() {
+                if end % group.block_tokens != 0 || !has(index) {
                     continue;
                 }
                 let parent_serial = found.last().map_or(1, |&parent| group.blocks[parent as usize].serial);
@@ -248,9 +258,9 @@ impl Naive {
                 }
             }
         }
-        let reached = |(g, f): (&Group, &Vec<u32>)| f.len() * g.block_tokens;
-        let mut hit = self.groups.iter().zip(&found).map(reached).min().unwrap();
-        let is_aligned = |hit: usize| self.groups.iter().all(|g| hit.is_multiple_of(g.block_tokens));
+        let own = || (0..self.groups.len()).filter(|&group| has(group));
+        let mut hit = own().map(|g| found[g].len() * self.groups[g].block_tokens).min().unwrap();
+        let is_aligned = |hit: usize| own().all(|g| hit.is_multiple_of(self.groups[g].block_tokens));
         let lower = |mut hit: usize| {
             while !is_aligned(hit) {
                 hit -= 1;
@@ -265,7 +275,7 @@ impl Naive {
             hit = lower(hit - 1);
         }
         for (group, found) in self.groups.iter().zip(&mut found) {
-            found.truncate(hit / group.block_tokens);
+            found.truncate(found.len().min(hit / group.block_tokens));
         }
         (hit, found)
     }
@@ -278,12 +288,14 @@ impl Naive {
         prompt: &[i32],
         hit: usize,
         blocks: Vec<Vec<u32>>,
+        group: Option<usize>,
     ) {
         for (group, blocks) in self.groups.iter_mut().zip(&blocks) {
             blocks.iter().for_each(|&block| group.acquire(block));
         }
         let tokens = prompt[..hit].to_vec();
-        self.leases.insert(lease, Holder { namespace, no_store, blocks, tokens, length: hit, last_step: 0 });
+        let holder = Holder { namespace, no_store, blocks, tokens, length: hit, last_step: 0, group };
+        self.leases.insert(lease, holder);
     }
 
     pub(crate) fn begin_step(&mut self, step: u64) {
@@ -293,12 +305,15 @@ impl Naive {
         self.batch_entries = 0;
     }
 
-    fn check_blocks(&self, tokens: usize, blocks: &[Vec<u32>]) -> Result<usize, (Status, usize)> {
+    fn check_blocks(&self, tokens: usize, holder: &Holder) -> Result<usize, (Status, usize)> {
         if tokens > self.max_tokens {
             return Err((Status::InvalidArgument, 0));
         }
         let mut added = 0;
-        for (group, held) in self.groups.iter().zip(blocks) {
+        for (index, (group, held)) in self.groups.iter().zip(&holder.blocks).enumerate() {
+            if !holder.has(index) {
+                continue;
+            }
             let new = tokens.div_ceil(group.block_tokens).saturating_sub(held.len());
             if new > group.available() {
                 return Err((Status::OutOfBlocks, new - group.available()));
@@ -319,8 +334,9 @@ impl Naive {
 
     fn grow_and_schedule(&mut self, id: u64, reserve: usize, tokens: usize) {
         let holder = self.sequences.get_mut(&id).unwrap();
-        for (group, held) in self.groups.iter_mut().zip(&mut holder.blocks) {
-            while held.len() < reserve.div_ceil(group.block_tokens) {
+        let only = holder.group;
+        for (index, (group, held)) in self.groups.iter_mut().zip(&mut holder.blocks).enumerate() {
+            while only.is_none_or(|own| own == index) && held.len() < reserve.div_ceil(group.block_tokens) {
                 held.push(group.allocate());
             }
         }
@@ -339,7 +355,7 @@ impl Naive {
         if self.sequences.len() == self.max_sequences {
             return Err((Status::LimitReached, 0));
         }
-        let added = self.check_blocks(holder.length + tokens + lookahead, &holder.blocks)?;
+        let added = self.check_blocks(holder.length + tokens + lookahead, holder)?;
         self.check_limit(holder.namespace, added)?;
         self.check_batch(tokens, true)?;
         Ok(Answer { added, ..Answer::default() })
@@ -355,7 +371,7 @@ impl Naive {
     pub(crate) fn append(&mut self, id: u64, tokens: usize, lookahead: usize) -> Outcome {
         let holder = self.sequences.get(&id).ok_or((Status::StaleId, 0))?;
         let reserve = holder.length + tokens + lookahead;
-        let added = self.check_blocks(reserve, &holder.blocks)?;
+        let added = self.check_blocks(reserve, holder)?;
         self.check_batch(tokens, !self.batch.contains_key(&id))?;
         if added > 0 {
             self.check_limit(holder.namespace, added)?;
@@ -373,8 +389,8 @@ impl Naive {
         for &token in tokens {
             holder.tokens.push(token);
             let end = holder.tokens.len();
-            for (group, held) in self.groups.iter_mut().zip(&holder.blocks) {
-                if end % group.block_tokens != 0 || holder.no_store {
+            for (index, (group, held)) in self.groups.iter_mut().zip(&holder.blocks).enumerate() {
+                if end % group.block_tokens != 0 || holder.no_store || !holder.has(index) {
                     continue;
                 }
                 let at = end / group.block_tokens - 1;

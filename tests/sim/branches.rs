@@ -63,6 +63,7 @@ fn config() -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         index: kavern::cache::IndexOptions { device: true, chunks: false },
         max_blocks: 0,
     }
@@ -138,6 +139,7 @@ impl Engine {
             no_store: self.random.bool(),
             drop_last: false,
             keep_one_token: true,
+            sizing: Default::default(),
         };
         let lease = self.cache.lookups().find(&request).unwrap().lease;
         let length = prompt.len() as u64;

@@ -54,6 +54,7 @@ fn config(max_blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks,
     }
 }
@@ -122,6 +123,7 @@ impl Engine {
             no_store: false,
             drop_last: false,
             keep_one_token: true,
+            sizing: Default::default(),
         };
         let found = self.cache.lookups().find(&request).unwrap();
         let no_extras: &[Extra] = &[];

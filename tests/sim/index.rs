@@ -48,6 +48,7 @@ fn config() -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        adaptive: None,
         max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },
     }
@@ -64,6 +65,7 @@ fn request(tokens: &[i32]) -> Request<'_> {
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     }
 }
 

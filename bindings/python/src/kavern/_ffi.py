@@ -65,6 +65,7 @@ KAVERN_KV_DEVICE_INDEX = 8
 KAVERN_KV_CHUNK_INDEX = 16
 KAVERN_KV_PARTIAL_HITS = 64
 KAVERN_KV_WORKER = 256
+KAVERN_KV_ADAPTIVE_BLOCKS = 128
 KAVERN_KV_EXACT_ORDER = 32
 
 # kavern_kv_request_flag: Bits of kavern_kv_request.flags.
@@ -216,6 +217,14 @@ class kavern_elastic_extent(_c.Structure):
 
 class kavern_elastic_statistics(_c.Structure):
     """What an elastic range has. You set struct_size; the call fills the rest."""
+
+
+class kavern_kv_advice(_c.Structure):
+    """The size class that suits a sequence."""
+
+
+class kavern_kv_class_statistics(_c.Structure):
+    """What a size class holds and did. 1 - tokens / slots is its waste, cells / tokens the cost of its tables."""
 
 
 class kavern_kv_event(_c.Structure):
@@ -413,6 +422,34 @@ kavern_elastic_statistics._fields_ = [
     ("pins", _c.c_uint64),
 ]
 
+kavern_kv_advice._fields_ = [
+    ("size_class", _c.c_uint32),
+    ("group", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("predicted_tokens", _c.c_uint64),
+]
+
+kavern_kv_class_statistics._fields_ = [
+    ("struct_size", _c.c_uint32),
+    ("size_class", _c.c_uint32),
+    ("block_tokens", _c.c_uint32),
+    ("reserved", _c.c_uint32),
+    ("sequences", _c.c_uint64),
+    ("tokens", _c.c_uint64),
+    ("slots", _c.c_uint64),
+    ("cells", _c.c_uint64),
+    ("begun_sequences", _c.c_uint64),
+    ("ended_sequences", _c.c_uint64),
+    ("ended_tokens", _c.c_uint64),
+    ("ended_slots", _c.c_uint64),
+    ("ended_cells", _c.c_uint64),
+    ("passed_over", _c.c_uint64),
+    ("refused_ops", _c.c_uint64),
+    ("gained_bytes", _c.c_uint64),
+    ("given_bytes", _c.c_uint64),
+]
+
 kavern_kv_event._fields_ = [
     ("number", _c.c_uint64),
     ("kind", _c.c_uint32),
@@ -440,7 +477,8 @@ kavern_kv_group._fields_ = [
     ("region_bytes", _c.c_uint64),
     ("window_tokens", _c.c_uint32),
     ("slot_classes", _c.c_uint32),
-    ("reserved", _c.c_uint64 * 2),
+    ("size_class", _c.c_uint32),
+    ("reserved", _c.c_uint32 * 3),
     ("token_bytes", _c.c_uint32),
     ("cross_tokens", _c.c_uint32),
     ("snapshot_blocks", _c.c_uint32),
@@ -504,7 +542,10 @@ kavern_kv_cache_config._fields_ = [
     ("codec_ram", _c.c_char_p),
     ("codec_disk", _c.c_char_p),
     ("codec_remote", _c.c_char_p),
-    ("reserved", _c.c_uint64 * 4),
+    ("block_advisor", _c.c_char_p),
+    ("waste_permille", _c.c_uint32),
+    ("table_permille", _c.c_uint32),
+    ("reserved", _c.c_uint64 * 2),
     ("max_blocks", _c.c_uint64),
 ]
 
@@ -529,7 +570,9 @@ kavern_kv_request._fields_ = [
     ("extra_count", _c.c_uint64),
     ("block_ids", _c.POINTER(_c.c_int32)),
     ("block_capacity", _c.c_uint64),
-    ("reserved", _c.c_uint64 * 2),
+    ("expected_tokens", _c.c_uint64),
+    ("size_class", _c.c_uint32),
+    ("reserved", _c.c_uint32),
 ]
 
 kavern_kv_match_result._fields_ = [
@@ -983,6 +1026,8 @@ FUNCTIONS = {
     "kavern_elastic_base": (kavern_status, [kavern_elastic, _c.POINTER(_c.c_uint64)]),
     "kavern_elastic_resize": (kavern_status, [kavern_elastic, _c.c_uint64, _c.c_void_p, _c.POINTER(kavern_elastic_extent)]),
     "kavern_elastic_stats": (kavern_status, [kavern_elastic, _c.POINTER(kavern_elastic_statistics)]),
+    "kavern_kv_advise": (kavern_status, [kavern_kv_cache, _c.c_uint64, _c.c_uint64, _c.c_uint64, _c.POINTER(kavern_kv_advice)]),
+    "kavern_kv_class_stats": (kavern_status, [kavern_kv_cache, _c.c_uint32, _c.POINTER(kavern_kv_class_statistics)]),
     "kavern_kv_prefix_pin": (kavern_status, [kavern_kv_cache, _c.c_char_p, _c.c_uint64]),
     "kavern_kv_prefix_unpin": (kavern_status, [kavern_kv_cache, _c.c_char_p]),
     "kavern_kv_prefix_list": (kavern_status, [kavern_kv_cache, _c.c_size_t, _c.POINTER(kavern_kv_prefix), _c.POINTER(_c.c_size_t)]),

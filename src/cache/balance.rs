@@ -1,0 +1,266 @@
+//! Memory of size classes goes to where room is short.
+//!
+//! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last one,
+//! takes a bounded step of memory from a class that has idle blocks, and gives it to the one that is short, all by the
+//! resizes that exist. What it does not: touch a block, act inside a step, or act where pools are fixed (without
+//! max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
+//!
+//! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus what
+//! the caller's own resizes changed), and no class grows before the pages are back. So that memory does not swing, a
+//! class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a step's worth
+//! of idle ones. Lock order: this one, then a group's resize, then the cache's.
+
+use super::classes::CLASSES_MAX;
+use super::config::Geometry;
+use super::kv_cache::KvCache;
+use super::pool::Pool;
+use crate::error::{Result, Status};
+use crate::sync::Mutex;
+
+/// A step is one part in so many of all memory.
+const PARTS: u64 = 32;
+/// Polls without a shortage after which a class may give free blocks, and after which cached ones.
+const QUIET: u64 = 16;
+const LONG_QUIET: u64 = 256;
+/// Polls for which blocks in use may keep a class from giving before it gets its step back.
+const PATIENCE: u64 = 1024;
+/// Steps that may be on the way: pages come in slabs, of which none goes back while a part is in use.
+const SPARE_STEPS: u64 = 8;
+
+/// One class.
+#[derive(Clone, Copy, Default)]
+struct Side {
+    group: u32,
+    block_bytes: u64,
+    /// Blocks as this file left them.
+    target: u64,
+    max_blocks: u64,
+    /// Times that it was short, as of the last look.
+    short: u64,
+    /// The poll at which it was short last.
+    short_at: u64,
+}
+
+/// How far memory has moved.
+struct Balance {
+    sides: [Side; CLASSES_MAX],
+    polls: u64,
+    /// Bytes of one step: whole blocks of every class.
+    step_bytes: u64,
+    /// Bytes of memory behind all classes that there may be.
+    limit_bytes: u64,
+    /// Bytes of blocks given and not yet taken.
+    spare_bytes: u64,
+    /// The class that is giving, and since which poll.
+    giving: Option<(usize, u64)>,
+    /// No step begins before this poll.
+    rests_until: u64,
+}
+
+/// Moves memory between the classes of a cache.
+pub(super) struct Balancer {
+    classes: usize,
+    balance: Mutex<Balance>,
+}
+
+/// What a class has at the moment.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    short: u64,
+    free_bytes: u64,
+    available_bytes: u64,
+}
+
+impl Balancer {
+    /// `None` where memory does not move.
+    pub(super) fn new(geometry: &Geometry, pools: &[Pool]) -> Option<Self> {
+        if !geometry.is_adaptive() || pools.is_empty() || !pools.iter().all(Pool::is_elastic) {
+            return None;
+        }
+        let mut sides = [Side::default(); CLASSES_MAX];
+        for (side, groups) in sides.iter_mut().zip(&geometry.classes) {
+            let group = &geometry.groups[groups.first()];
+            *side = Side {
+                group: groups.first() as u32,
+                block_bytes: group.block_bytes,
+                target: group.first_blocks.into(),
+                max_blocks: group.blocks.into(),
+                ..Side::default()
+            };
+        }
+        let classes = geometry.classes.len();
+        let bytes: u64 = sides.iter().map(|side| side.target * side.block_bytes).sum();
+        // A step is whole blocks of each class, so that nothing is left over.
+        let whole = sides[..classes].iter().fold(1, |whole, side| lcm(whole, side.block_bytes));
+        let balance = Balance {
+            sides,
+            polls: 0,
+            step_bytes: (bytes / PARTS).next_multiple_of(whole).max(whole),
+            limit_bytes: pools.iter().map(Pool::bytes).sum(),
+            spare_bytes: 0,
+            giving: None,
+            rests_until: 0,
+        };
+        Some(Self { classes, balance: Mutex::new(balance) })
+    }
+}
+
+fn lcm(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+impl Balance {
+    /// The class that was short at this poll and can grow.
+    fn taker(&self, classes: usize) -> Option<usize> {
+        let can_grow = |class: &usize| {
+            let side = &self.sides[*class];
+            side.short_at == self.polls && side.target + self.step_bytes / side.block_bytes <= side.max_blocks
+        };
+        (0..classes).find(can_grow)
+    }
+
+    /// The class with most to give, free blocks before cached ones.
+    fn giver(&self, taker: usize, seen: &[Seen; CLASSES_MAX], classes: usize) -> Option<usize> {
+        let quiet = |class: usize| self.polls - self.sides[class].short_at;
+        let may_give = |class: &usize| {
+            let (side, seen) = (&self.sides[*class], &seen[*class]);
+            *class != taker
+                && side.target * side.block_bytes > self.step_bytes
+                && seen.available_bytes >= 2 * self.step_bytes
+                && match seen.free_bytes >= self.step_bytes {
+                    true => quiet(*class) >= QUIET,
+                    false => quiet(*class) >= LONG_QUIET,
+                }
+        };
+        let idle = |class: &usize| (seen[*class].free_bytes, seen[*class].available_bytes);
+        (0..classes).filter(may_give).max_by_key(idle)
+    }
+}
+
+impl KvCache {
+    /// Looks once; moves at most one step. Called between steps.
+    pub(super) fn balance(&self) -> Result<()> {
+        let Some(balancer) = &self.balancer else { return Ok(()) };
+        let Some(mut balance) = balancer.balance.try_lock() else { return Ok(()) };
+        balance.polls += 1;
+        let classes = balancer.classes;
+        let seen = self.look_at_classes(&mut balance, classes);
+        self.settle_giving(&mut balance)?;
+        let taker = balance.taker(classes);
+        if balance.spare_bytes > 0 && balance.giving.is_none() {
+            // Without a class that is short the spare goes to the one that began with least room left.
+            let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
+            let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
+            let to = taker.or_else(|| if idle() { emptiest() } else { None });
+            if let Some(class) = to
+                && self.take(&mut balance, class)?
+            {
+                return Ok(());
+            }
+        }
+        let is_full = balance.spare_bytes >= SPARE_STEPS * balance.step_bytes;
+        if balance.giving.is_some() || is_full || balance.polls < balance.rests_until {
+            return Ok(());
+        }
+        let Some(taker) = taker else { return Ok(()) };
+        let Some(giver) = balance.giver(taker, &seen, classes) else { return Ok(()) };
+        let side = balance.sides[giver];
+        let blocks = balance.step_bytes / side.block_bytes;
+        self.resize(side.group, side.target - blocks)?;
+        balance.sides[giver].target -= blocks;
+        balance.spare_bytes += balance.step_bytes;
+        balance.giving = Some((giver, balance.polls));
+        self.note_moved(giver, 0, balance.step_bytes);
+        self.settle_giving(&mut balance)?;
+        if balance.giving.is_none() {
+            self.take(&mut balance, taker)?;
+        }
+        Ok(())
+    }
+
+    /// What every class has, and which was short since the last look.
+    fn look_at_classes(&self, balance: &mut Balance, classes: usize) -> [Seen; CLASSES_MAX] {
+        let mut seen = [Seen::default(); CLASSES_MAX];
+        let state = self.state();
+        let Some(sizes) = &state.sizes else { return seen };
+        for class in 0..classes {
+            let side = &mut balance.sides[class];
+            let store = &state.stores[side.group as usize];
+            let counts = &sizes.counts[class];
+            seen[class] = Seen {
+                short: counts.passed_over + counts.refused_ops,
+                free_bytes: u64::from(store.free_count()) * side.block_bytes,
+                available_bytes: u64::from(store.available()) * side.block_bytes,
+            };
+            if seen[class].short > side.short {
+                (side.short, side.short_at) = (seen[class].short, balance.polls);
+            }
+            // What the caller has resized meanwhile is the caller's.
+            let (target, each) = (u64::from(self.resizer.target(side.group)), side.block_bytes);
+            let before = std::mem::replace(&mut side.target, target);
+            if target != before {
+                balance.limit_bytes = (balance.limit_bytes + target * each).saturating_sub(before * each);
+                if balance.giving.is_some_and(|(giver, _)| giver == class) {
+                    balance.giving = None;
+                    balance.spare_bytes = balance.spare_bytes.saturating_sub(balance.step_bytes);
+                }
+            }
+        }
+        seen
+    }
+
+    /// Whether the class that is giving has let go; one that cannot for long gets its step back.
+    fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
+        let Some((giver, since)) = balance.giving else { return Ok(()) };
+        let side = balance.sides[giver];
+        if self.resize(side.group, side.target)?.is_done {
+            balance.giving = None;
+        } else if balance.polls - since >= PATIENCE {
+            balance.giving = None;
+            balance.rests_until = balance.polls + PATIENCE;
+            self.take(balance, giver)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a step of the spare to a class, if its pages are there. Answers whether it did.
+    fn take(&self, balance: &mut Balance, class: usize) -> Result<bool> {
+        let side = balance.sides[class];
+        let step = balance.step_bytes;
+        let held: u64 = self.pools.iter().map(Pool::bytes).sum();
+        let target = side.target + step / side.block_bytes;
+        if balance.spare_bytes < step || target > side.max_blocks {
+            return Ok(false);
+        }
+        // Blocks that never lost their memory need none.
+        let needed = (target * side.block_bytes).saturating_sub(self.pools[side.group as usize].bytes());
+        if held + needed > balance.limit_bytes {
+            return Ok(false);
+        }
+        match self.resize(side.group, target) {
+            Ok(_) => {
+                balance.sides[class].target = target;
+                balance.spare_bytes -= step;
+                self.note_moved(class, step, 0);
+                Ok(true)
+            }
+            // Somebody else has the memory at the moment.
+            Err(error) if error.status == Status::OutOfMemory => {
+                balance.rests_until = balance.polls + LONG_QUIET;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn note_moved(&self, class: usize, gained: u64, given: u64) {
+        if let Some(sizes) = &mut self.state().sizes {
+            sizes.counts[class].gained_bytes += gained;
+            sizes.counts[class].given_bytes += given;
+        }
+    }
+}
