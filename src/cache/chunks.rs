@@ -107,7 +107,7 @@ impl State {
         let next = || first..keys.count().min(first + AHEAD);
         for store in &self.stores {
             next().for_each(|key| store.index.fetch(store.index.hash(&keys.key(key), namespace)));
-            next().for_each(|key| store.fetch_found(store.index.hash(&keys.key(key), namespace)));
+            next().for_each(|key| _ = store.fetch_found(store.index.hash(&keys.key(key), namespace)));
         }
     }
 

@@ -32,10 +32,14 @@ pub(in crate::cache) enum Proof {
 }
 
 impl Store {
-    /// Has all that `find` reads of the block under this hash fetched.
-    pub(in crate::cache) fn fetch_found(&self, hash: u32) {
-        let Some(block) = self.index.find(hash, |_| true) else { return };
+    /// The first block under this hash, if there is one, and has all that `find_from` reads of it fetched.
+    pub(in crate::cache) fn fetch_found(&self, hash: u32) -> Option<u32> {
+        let block = self.index.find(hash, |_| true)?;
+        if !self.is_large {
+            return Some(block);
+        }
         self.fetch_block(Some(block as i32));
+        self.policy.fetch(block);
         if self.proof != Proof::Key {
             prefetch::prefetch(&self.origins, block as usize);
             prefetch::prefetch_part(&self.origins, block as usize, PROOF_BYTES - 1);
@@ -45,6 +49,7 @@ impl Store {
             let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
             (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
         }
+        Some(block)
     }
 
     /// Has a block fetched that is acquired or released soon.
@@ -52,7 +57,6 @@ impl Store {
         let Some(block) = block else { return };
         if self.is_large {
             prefetch::prefetch(&self.blocks, block as usize);
-            self.policy.fetch(block as u32);
         }
     }
 
@@ -77,6 +81,31 @@ impl Store {
         counters: &mut Counters,
     ) -> Option<u32> {
         let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
+        self.prove(found, wanted, tokens, counters)
+    }
+
+    /// The same, of which `fetch_found` answered this block: it is nearly always the one.
+    pub(in crate::cache) fn find_from(
+        &self,
+        first: u32,
+        hash: u32,
+        wanted: &Publication,
+        tokens: &[i32],
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        match self.has_key(first, wanted) {
+            true => self.prove(first, wanted, tokens, counters),
+            false => self.find(hash, wanted, tokens, counters),
+        }
+    }
+
+    fn prove(
+        &self,
+        found: u32,
+        wanted: &Publication,
+        tokens: &[i32],
+        counters: &mut Counters,
+    ) -> Option<u32> {
         if !self.compares(wanted) {
             return Some(found);
         }

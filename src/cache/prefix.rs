@@ -205,7 +205,18 @@ impl Search<'_> {
         to: usize,
         counters: &mut Counters,
     ) -> bool {
-        let mut hashes = [0; AHEAD];
+        let (mut hashes, mut blocks) = ([0; AHEAD], [None; AHEAD]);
+        let (key, parent_key) = (Key::default(), Key::default());
+        let Self { namespace, .. } = *self;
+        let mut wanted = Publication {
+            key,
+            namespace,
+            parent_key,
+            parent_serial: ROOT_SERIAL,
+            extras: Extras::NONE,
+            position: 0,
+            has_tokens: matches!(self.request.naming, Naming::Tokens(..)),
+        };
         let mut first = rows.count(self.row);
         while first < to {
             let count = (to - first).min(AHEAD);
@@ -216,10 +227,12 @@ impl Search<'_> {
                     store.index.fetch(*hash);
                 }
             }
-            if store.is_large {
-                hashes[..count].iter().for_each(|&hash| store.fetch_found(hash));
+            for (block, &hash) in blocks.iter_mut().zip(&hashes[..count]) {
+                *block = store.fetch_found(hash);
             }
-            for (position, &hash) in (first..).zip(&hashes[..count]) {
+            for (at, &hash) in hashes[..count].iter().enumerate() {
+                let Some(block) = blocks[at] else { return false };
+                let position = first + at;
                 let tokens = match self.request.naming {
                     Naming::Tokens(tokens, _) => {
                         let each = store.block_tokens as usize;
@@ -228,16 +241,12 @@ impl Search<'_> {
                     Naming::Keys { .. } | Naming::Chunks { .. } => &[],
                 };
                 let parent = rows.row(self.row).last();
-                let wanted = Publication {
-                    key: self.keys.key(link_of(position)),
-                    namespace: self.namespace,
-                    parent_key: Key::default(),
-                    parent_serial: parent.map_or(ROOT_SERIAL, |&parent| store.origin(parent as u32).serial),
-                    extras: self.keys.extras(link_of(position)),
-                    position: position as u64,
-                    has_tokens: !tokens.is_empty(),
-                };
-                match store.find(hash, &wanted, tokens, counters) {
+                wanted.key = self.keys.key(link_of(position));
+                wanted.parent_serial =
+                    parent.map_or(ROOT_SERIAL, |&parent| store.origin(parent as u32).serial);
+                wanted.extras = self.keys.extras(link_of(position));
+                wanted.position = position as u64;
+                match store.find_from(block, hash, &wanted, tokens, counters) {
                     Some(block) => rows.push(self.row, block),
                     None => return false,
                 }

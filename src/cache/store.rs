@@ -302,30 +302,36 @@ impl Store {
 
     /// One holder less of each of these blocks, the last of them first.
     pub(super) fn release_all(&mut self, blocks: &[i32], last_step: u64, shared: &mut Shared) {
-        let mut tally = Tally::NONE;
-        for (at, &block) in blocks.iter().enumerate().rev() {
+        let (mut tally, group) = (Tally::NONE, self.group as usize);
+        // The list of the step for which the latest one waits: the others nearly always wait for the same.
+        let (mut step, mut list) = (0, Waiting { head: NONE, tail: NONE });
+        for (at, &index) in blocks.iter().enumerate().rev() {
             self.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
-            self.release_one(block as u32, last_step, shared, &mut tally);
+            let block = &mut self.blocks[index as usize];
+            block.refs -= 1;
+            block.last_step = block.last_step.max(last_step);
+            if block.refs > 0 {
+                continue;
+            }
+            tally.turn(block.tenant, &mut self.by_owner, &mut shared.namespaces);
+            tally.held -= 1;
+            let last_step = block.last_step;
+            if last_step <= shared.steps.completed() {
+                self.give_back(index as u32, &mut tally, &mut shared.namespaces);
+                continue;
+            }
+            if last_step != step {
+                if step > 0 {
+                    *shared.steps.waiting(step, group) = list;
+                }
+                (step, list) = (last_step, *shared.steps.waiting(last_step, group));
+            }
+            self.link_waiting(index as u32, &mut list);
+        }
+        if step > 0 {
+            *shared.steps.waiting(step, group) = list;
         }
         tally.settle(&mut self.by_owner, &mut shared.namespaces);
-    }
-
-    fn release_one(&mut self, index: u32, last_step: u64, shared: &mut Shared, tally: &mut Tally) {
-        let block = &mut self.blocks[index as usize];
-        block.refs -= 1;
-        block.last_step = block.last_step.max(last_step);
-        if block.refs > 0 {
-            return;
-        }
-        tally.turn(block.tenant, &mut self.by_owner, &mut shared.namespaces);
-        tally.held -= 1;
-        if block.last_step > shared.steps.completed() {
-            let last_step = block.last_step;
-            let waiting = shared.steps.waiting(last_step, self.group as usize);
-            self.link_waiting(index, waiting);
-        } else {
-            self.give_back(index, tally, &mut shared.namespaces);
-        }
     }
 
     #[inline]

@@ -104,8 +104,8 @@ impl Store {
         victim
     }
 
-    /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold all of it:
-    /// first what lies at their indices, then what that leads to. Waits for the one overlap, and for the other.
+    /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold it: first for
+    /// all of them what lies at their indices, then what that leads to.
     fn fetch_victims(&mut self, count: u32) {
         if count < FETCH_LEAST || !self.is_large {
             return;
