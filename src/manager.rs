@@ -76,7 +76,7 @@ pub struct Totals {
     pub plain_bytes: u64,
     /// As `plain_bytes`, live blocks and blocks ever.
     pub plain_counts: (u64, u64),
-    /// Committed in elastic ranges.
+    /// Committed in elastic ranges, those of KV caches that can grow too.
     pub elastic_bytes: u64,
     /// Committed by models of shared pools.
     pub shared_bytes: u64,
@@ -376,7 +376,7 @@ impl Manager {
             heap_allocations: heap.allocations,
             plain_bytes: heap.plain_bytes,
             plain_counts: (heap.plain_count, heap.plain_allocations),
-            elastic_bytes: self.holdings.elastic_bytes(),
+            elastic_bytes: self.elastic_bytes(),
             shared_bytes: self.holdings.shared_bytes(),
             held_bytes,
             held_peak_bytes,

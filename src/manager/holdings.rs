@@ -1,4 +1,5 @@
-//! What was made on a manager and holds device memory of its own: pools, elastic ranges, shared pools.
+//! What was made on a manager and holds device memory of its own: pools and shared pools. Elastic ranges are in the
+//! memory's list, whoever makes them.
 //!
 //! What it does: notes them for reports and sums, and makes pools and shared pools known to whoever is short of memory.
 //! What it does not: keep them alive. Invariant: one that has gone is in no report. Lock order: each list's lock alone.
@@ -6,14 +7,13 @@
 use std::sync::{Arc, Weak};
 
 use super::Manager;
-use crate::memory::{Elastic, Pool, Room, SharedPool};
+use crate::memory::{Pool, Room, SharedPool};
 use crate::sync::Mutex;
 
 /// All of one manager.
 #[derive(Default)]
 pub(super) struct Holdings {
     pools: Mutex<Vec<Weak<Pool>>>,
-    elastics: Mutex<Vec<Weak<Elastic>>>,
     shared: Mutex<Vec<Weak<SharedPool>>>,
 }
 
@@ -32,17 +32,8 @@ impl Holdings {
         living(&self.pools)
     }
 
-    pub(super) fn elastics(&self) -> Vec<Arc<Elastic>> {
-        living(&self.elastics)
-    }
-
     pub(super) fn shared(&self) -> Vec<Arc<SharedPool>> {
         living(&self.shared)
-    }
-
-    /// Committed in elastic ranges.
-    pub(super) fn elastic_bytes(&self) -> u64 {
-        self.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
     }
 
     /// Committed by the models of shared pools.
@@ -69,9 +60,9 @@ impl Manager {
         self.memory.add_room(room as Weak<dyn Room>);
     }
 
-    /// Takes an elastic range into reports.
-    pub fn attach_elastic(&self, elastic: &Arc<Elastic>) {
-        add(&self.holdings.elastics, elastic);
+    /// Committed in elastic ranges, those of KV caches too.
+    pub(super) fn elastic_bytes(&self) -> u64 {
+        self.memory.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
     }
 
     /// Takes a shared pool into reports, and lets it be asked when memory is short.

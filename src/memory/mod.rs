@@ -3,7 +3,7 @@
 //! What it does: puts a strategy, a budget and a ledger in front of a device. What it does not: unsafe code, copies,
 //! policy about what to drop when memory is short. Invariant: the totals agree with the list of live
 //! allocations (`validate()`), and each owner stands for one charge and one entry. A failed call leaves all as it was.
-//! Lock order: the ledger's one lock, never held across a call into the device.
+//! Lock order: the ledger's one lock, never held across a call into the device; the list of ranges, alone.
 
 mod bitmap;
 mod budget;
@@ -97,6 +97,7 @@ pub struct Memory {
     ledger: Ledger,
     rooms: Arc<Rooms>,
     copies: Arc<Copies>,
+    elastics: Mutex<Vec<Weak<Elastic>>>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -145,6 +146,7 @@ impl Memory {
             copies,
             budget,
             ledger: Ledger::default(),
+            elastics: Mutex::default(),
             physical: Mutex::default(),
         })
     }
@@ -191,6 +193,19 @@ impl Memory {
     pub fn table_changes(&self) -> (u64, u64) {
         let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
         statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
+    }
+
+    /// The elastic ranges of this memory, whoever made them; those of shared pools are the pools'. One that is dropped
+    /// meanwhile goes with the answer.
+    pub fn elastics(&self) -> Vec<Arc<Elastic>> {
+        self.elastics.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Takes a range into the sums.
+    pub(super) fn add_elastic(&self, elastic: &Arc<Elastic>) {
+        let mut elastics = self.elastics.lock();
+        elastics.retain(|known| known.strong_count() > 0);
+        elastics.push(Arc::downgrade(elastic));
     }
 
     /// Gives idle physical pages to the device; returns their bytes.
