@@ -59,8 +59,8 @@ use self::fence::Fences;
 use self::heap::PlainBlocks;
 use self::ledger::{Entry, Ledger};
 use self::rooms::Rooms;
-use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
-use crate::error::{Error, Result, Status};
+use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain, Stream};
+use crate::error::{Error, Result};
 use crate::event::{Event, EventSink, Level};
 use crate::sync::Mutex;
 
@@ -222,55 +222,6 @@ impl Memory {
     /// The program's own callback, asked last; none asks nobody.
     pub fn set_callback(&self, callback: Option<Arc<dyn Room>>) {
         self.rooms.set_callback(callback);
-    }
-
-    /// Lets the heaps leave what is free to the pool of pages; the bytes that went. Blocks for the driver's calls.
-    pub(super) fn loosen_heaps(&self) -> u64 {
-        self.rooms.loosen_heaps()
-    }
-
-    /// For somebody else than a heap who is short of device memory: takes what is free in the heaps and among the idle
-    /// pages; the bytes that went back. Blocks for the driver's calls.
-    pub(super) fn make_room(&self) -> u64 {
-        self.rooms.empty_heaps() + self.trim_pages()
-    }
-
-    /// Tries, and once more where device memory was short and some could be given back.
-    pub(super) fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        match attempt() {
-            Err(error) if error.status == Status::OutOfMemory && self.make_room() > 0 => attempt(),
-            other => other,
-        }
-    }
-
-    /// As `with_room`, and at last once more after others were asked for what is missing of `bytes`. Called without
-    /// any lock: whoever is asked may use all of the library.
-    pub fn with_help<T>(&self, bytes: u64, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        match self.with_room(&attempt) {
-            Err(error) if error.status == Status::OutOfMemory => {
-                if self.rooms.ask(self.missing_bytes(bytes)) == 0 {
-                    return Err(error);
-                }
-                self.make_room();
-                attempt()
-            }
-            other => other,
-        }
-    }
-
-    /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
-    fn missing_bytes(&self, bytes: u64) -> u64 {
-        let free = self.device.memory_info().map_or(u64::MAX, |info| info.free_bytes);
-        match bytes.saturating_sub(self.payer().left_bytes().min(free)) {
-            0 => bytes,
-            missing => missing,
-        }
-    }
-
-    /// Memory was taken: if that passed the soft limit, others are asked. Called without any lock: whoever is asked may
-    /// use all of the library.
-    pub fn relax(&self) {
-        self.rooms.relax();
     }
 
     /// What suits a general allocator on this memory.
