@@ -249,7 +249,7 @@ impl Memory {
             let config = PhysicalConfig { has_thread: false, ..PhysicalConfig::of(self.device.as_ref()) };
             let sink = Arc::clone(&self.sink);
             let unused = Physical::unused(Arc::clone(&self.device), self.payer(), config, sink);
-            (unused, Some(PlainBlocks::new(self)))
+            (unused, Some(PlainBlocks::new(self)?))
         };
         let (rooms, sink) = (Arc::clone(&self.rooms), Arc::clone(&self.sink));
         let heap = Heap::new(pages, fences, rooms, sink, config)?;
@@ -268,12 +268,29 @@ impl Memory {
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.
     pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
         let make = || self.strategy.allocate(self.device.as_ref(), bytes);
-        self.own(bytes, tag, make, false)
+        self.own(bytes, tag, make, Origin::Strategy)
+    }
+
+    /// Device memory for work that follows on `stream`, whose drop gives it back on `back` without a wait for anything
+    /// else. Nobody is asked for it. Where the device has no such order it is as `allocate`.
+    pub(super) fn allocate_ordered(
+        self: &Arc<Self>,
+        bytes: u64,
+        tag: &str,
+        (stream, back): (Stream, Stream),
+    ) -> Result<Allocation> {
+        if !self.device.description().capabilities.stream_ordered {
+            return self.allocate(bytes, tag);
+        }
+        let make = || self.device.memory_allocate_async(bytes, stream);
+        let slice = self.charged(Where::Device, bytes, tag, make)?;
+        let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
+        Ok(Allocation { memory: Arc::clone(self), slice, entry, origin: Origin::Ordered(back) })
     }
 
     /// Device memory that the CPU reaches under the same address; refused where the device has none such. May block.
     pub fn allocate_managed(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
-        self.own(bytes, tag, || self.device.managed_allocate(bytes), true)
+        self.own(bytes, tag, || self.device.managed_allocate(bytes), Origin::Managed)
     }
 
     fn own(
@@ -281,7 +298,7 @@ impl Memory {
         bytes: u64,
         tag: &str,
         make: impl Fn() -> Result<DeviceSlice>,
-        is_managed: bool,
+        origin: Origin,
     ) -> Result<Allocation> {
         let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, &make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
@@ -351,8 +368,17 @@ pub struct Allocation {
     memory: Arc<Memory>,
     slice: DeviceSlice,
     entry: u64,
-    /// It came from the device, past the strategy.
-    is_managed: bool,
+    origin: Origin,
+}
+
+/// Whence memory came, and whither it goes.
+#[derive(Clone, Copy)]
+enum Origin {
+    Strategy,
+    /// The device, past the strategy.
+    Managed,
+    /// The device in stream order; it goes on this stream, once nothing that runs uses it.
+    Ordered(Stream),
 }
 
 impl Allocation {
@@ -370,9 +396,10 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let device = self.memory.device.as_ref();
-        let freed = match self.is_managed {
-            true => device.memory_free(self.slice),
-            false => self.memory.strategy.free(device, self.slice),
+        let freed = match self.origin {
+            Origin::Strategy => self.memory.strategy.free(device, self.slice),
+            Origin::Managed => device.memory_free(self.slice),
+            Origin::Ordered(back) => device.memory_free_async(self.slice, back),
         };
         self.memory.leave(Where::Device, self.slice.bytes(), self.entry, freed);
     }
