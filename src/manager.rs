@@ -413,9 +413,12 @@ impl Drop for Manager {
         let mut live = self.memory.live();
         // The pinned pool goes after this, and says by itself what is left in it.
         live.retain(|one| one.place == Where::Device);
-        // Plain blocks of the heap are told by it.
-        let is_told = self.heap.get().is_some_and(|heap| heap.statistics().plain_count > 0);
-        if !live.is_empty() && !is_told {
+        if let Some(heap) = self.heap.get() {
+            // Plain blocks of the heap are told by it.
+            let plain = heap.plain_addresses();
+            live.retain(|one| !plain.contains(&one.address));
+        }
+        if !live.is_empty() {
             self.say(Level::Warn, || report::leaks(&live));
         }
         for (_, entry) in std::mem::take(&mut self.streams.get_mut().foreign) {

@@ -197,3 +197,16 @@ fn what_a_plain_heap_gives_to_others_is_found_at_the_first_attempt() {
         manager.device().stream_destroy(stream).unwrap();
     }
 }
+
+#[test]
+fn a_plain_block_that_is_left_does_not_hide_what_else_is_left() {
+    let (manager, ear) = open(0);
+    let heap = manager.heap().unwrap();
+    heap.allocate(Stream::DEFAULT, 4321, 0, heap.tag("block").unwrap().0).unwrap();
+    let lost = manager.memory().allocate(1234, "lost").unwrap();
+    drop(manager);
+    let said = ear.0.lock().clone();
+    assert!(said.iter().any(|text| text.contains("\"lost\" 1234") && !text.contains("block")), "{said:?}");
+    assert!(said.iter().any(|text| text.contains("\"block\" 4321")), "{said:?}");
+    drop(lost);
+}

@@ -7,7 +7,7 @@
 //! Invariants: an allocation is in `blocks` or in `leaving` and in neither twice; what is in `leaving` may still be
 //! used by work that was enqueued before. Lock order: each of its locks alone; no device is called under them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,7 +63,15 @@ impl PlainBlocks {
             leaving: Mutex::default(),
             allocations: AtomicU64::new(0),
             returned_bytes: AtomicU64::new(0),
-        }
+        })
+    }
+
+    /// Addresses of all allocations.
+    fn addresses(&self) -> BTreeSet<u64> {
+        let of = |allocation: &Allocation| allocation.slice().address();
+        let mut all: BTreeSet<u64> = self.blocks.lock().values().map(|block| of(&block.allocation)).collect();
+        all.extend(self.leaving.lock().iter().map(|one| of(&one.allocation)));
+        all
     }
 
     /// Bytes that went to the device, ever.
@@ -143,14 +151,6 @@ impl PlainBlocks {
     }
 }
 
-impl Heap {
-    pub(super) fn allocate_plain(
-        &self,
-        plain: &PlainBlocks,
-        stream: Stream,
-        (bytes, alignment): (u64, u64),
-        (tag, tag_name): (u16, &str),
-    ) -> Result<u64> {
 impl Drop for PlainBlocks {
     fn drop(&mut self) {
         let (blocks, leaving) = (self.blocks.get_mut(), self.leaving.get_mut());
@@ -165,6 +165,19 @@ impl Drop for PlainBlocks {
     }
 }
 
+impl Heap {
+    /// Addresses of the allocations behind plain blocks, live and freed.
+    pub fn plain_addresses(&self) -> BTreeSet<u64> {
+        self.plain.as_ref().map(PlainBlocks::addresses).unwrap_or_default()
+    }
+
+    pub(super) fn allocate_plain(
+        &self,
+        plain: &PlainBlocks,
+        stream: Stream,
+        (bytes, alignment): (u64, u64),
+        (tag, tag_name): (u16, &str),
+    ) -> Result<u64> {
         if self.is_capturing(stream)? {
             let text = "a device that cannot map memory has none to give while a graph is captured";
             return Err(Error::new(Status::WrongState, text));
@@ -182,6 +195,7 @@ impl Drop for PlainBlocks {
         plain.allocations.fetch_add(1, Ordering::Relaxed);
         self.slow.allocations.fetch_add(1, Ordering::Relaxed);
         self.slow.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.rooms.relax();
         Ok(address)
     }
 
@@ -195,7 +209,6 @@ impl Drop for PlainBlocks {
         let fences = streams.map(|stream| self.fences.record(stream)).collect::<Result<Vec<_>>>()?;
         // Another thread may have freed it meanwhile.
         let block = plain.blocks.lock().remove(&address).ok_or_else(|| no_such_block(address))?;
-        self.rooms.relax();
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
         self.slow.freed_bytes.fetch_add(block.bytes, Ordering::Relaxed);
         plain.leaving.lock().push(Leaving { fences, allocation: block.allocation });
