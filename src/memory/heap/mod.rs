@@ -420,6 +420,9 @@ impl Heap {
             self.shared.lock().remove(&address);
         }
         if facts.is_captured {
+        if class == core::FITTED {
+            self.core.lock().count_rare(facts.bytes, false);
+        }
             // The graph keeps the address: nobody else gets the memory before the graph is given up.
             let capture =
                 self.names.read().streams.get(usize::from(facts.stream)).map_or(0, |stream| stream.0);
@@ -427,9 +430,6 @@ impl Heap {
             return Ok(());
         }
         let mut core = self.core.lock();
-        if class == core::FITTED {
-            core.count_rare(facts.bytes, false);
-        }
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
         } else if fences.is_empty() {
