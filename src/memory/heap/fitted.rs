@@ -244,6 +244,11 @@ impl Core {
         let start = block.id as u32;
         let whole = granules(block.bytes);
         if whole > count {
+            // What can fail comes before the run is free for a moment, and nobody's any more.
+            if let Err(error) = self.middle.reserve_nodes(4) {
+                self.order.free(stream, block);
+                return Err(error);
+            }
             self.middle.free(start)?;
             self.middle.carve(start, count)?;
             self.middle.carve(start + count, whole - count)?;
