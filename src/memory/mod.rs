@@ -186,7 +186,7 @@ impl Memory {
     /// Keeps the upkeep of pages away from running copies.
     pub(super) fn hush(&self, physical: &Physical) {
         let copies = Arc::clone(&self.copies);
-        physical.set_quiet(Some(Arc::new(move || copies.running() == 0)));
+        physical.set_quiet(Some(Arc::new(move || !copies.is_any_running())));
     }
 
     /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
