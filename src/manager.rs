@@ -396,12 +396,6 @@ impl Manager {
     pub fn report_json(&self) -> String {
         report::json(self)
     }
-
-    /// Checks the invariants of the books.
-    pub fn validate(&self) -> Result<()> {
-        self.memory.validate()?;
-        self.pinned.validate()
-    }
 }
 
 impl Drop for Manager {

@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Scrub,
-};
+use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Scrub};
 use kavern::event::NoSink;
 use kavern::manager::Manager;
 use kavern::memory::Limits;

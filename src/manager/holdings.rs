@@ -7,6 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use super::Manager;
+use crate::error::Result;
 use crate::memory::{Pool, Room, SharedPool};
 use crate::sync::Mutex;
 
@@ -46,6 +47,16 @@ impl Holdings {
 }
 
 impl Manager {
+    /// Checks the invariants of all books: of the memory with its elastic ranges, the pinned pool, the allocator, pools
+    /// and shared pools.
+    pub fn validate(&self) -> Result<()> {
+        self.memory.validate()?;
+        self.pinned.validate()?;
+        self.heap.get().map_or(Ok(()), |heap| heap.validate())?;
+        self.holdings.pools().iter().try_for_each(|pool| pool.validate())?;
+        self.holdings.shared().iter().try_for_each(|shared| shared.validate())
+    }
+
     /// Changes of page tables by all pools of pages, and those of them beside a running copy.
     pub(super) fn table_changes(&self) -> (u64, u64) {
         let shared = self.holdings.shared().into_iter().map(|pool| pool.physical().statistics());
@@ -70,5 +81,20 @@ impl Manager {
         add(&self.holdings.shared, shared);
         let room: Weak<SharedPool> = Arc::downgrade(shared);
         self.memory.add_room(room as Weak<dyn Room>);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NoSink;
+    use crate::memory::Limits;
+
+    #[test]
+    fn a_false_entry_of_the_allocator_is_found_by_its_manager() {
+        let manager = Manager::open("host", Limits::default(), Arc::new(NoSink)).unwrap();
+        manager.validate().unwrap();
+        manager.heap().unwrap().plant_false_entry();
+        assert!(manager.validate().is_err());
     }
 }

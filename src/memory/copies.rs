@@ -133,6 +133,18 @@ impl Copies {
         }
         self.running() > 0
     }
+
+    /// Checks that all that runs is counted.
+    pub(super) fn validate(&self) -> Result<()> {
+        let state = self.state.lock();
+        let known = state.begun + state.ending.len() as u64;
+        let running = self.running.load(Ordering::Acquire);
+        // What is being recorded is in neither list at this moment.
+        if running < known {
+            return Err(Error::internal(format!("{running} copies are running, {known} are known")));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -169,8 +181,10 @@ mod tests {
         let calls = device.call_count();
         assert!(copies.is_any_running());
         assert_eq!(device.call_count(), calls, "no end is asked for beside one that was not said");
+        copies.validate().unwrap();
         copies.end(None).unwrap();
         device.synchronize().unwrap();
         assert!(!copies.is_any_running());
+        copies.validate().unwrap();
     }
 }

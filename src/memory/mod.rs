@@ -302,7 +302,7 @@ impl Memory {
     ) -> Result<Allocation> {
         let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, &make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
-        let allocation = Allocation { memory: Arc::clone(self), slice, entry, is_managed };
+        let allocation = Allocation { memory: Arc::clone(self), slice, entry, origin };
         self.relax();
         Ok(allocation)
     }
@@ -343,9 +343,13 @@ impl Memory {
         self.ledger.live()
     }
 
-    /// Checks that the totals agree with the list of live allocations.
+    /// Checks that the totals agree with the list of live allocations, the limits, the copies, and the page table of
+    /// each elastic range.
     pub fn validate(&self) -> Result<()> {
-        self.ledger.validate()
+        self.ledger.validate()?;
+        self.budget.validate()?;
+        self.copies.validate()?;
+        self.elastics().iter().try_for_each(|elastic| elastic.validate())
     }
 
     /// Closes the accounts of an owner that has gone, and tells whom it concerns if the device kept the memory.

@@ -240,6 +240,7 @@ impl Core {
         self.middle.validate()?;
         self.middle_bare.validate()?;
         self.large.validate()?;
-        self.small.iter().flatten().try_for_each(|small| small.slab.validate())
+        self.prove_bare()?;
+        self.small.iter().flatten().try_for_each(Small::validate)
     }
 }
