@@ -78,8 +78,8 @@ pub struct kavern_manager_statistics {
     /// Zero.
     pub reserved: u32,
     /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
-    /// device (KV caches that cannot grow, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0
-    /// when all was given up.
+    /// device (KV caches that cannot grow, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`.
+    /// 0 when all was given up.
     pub device_bytes: u64,
     /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it; with what
     /// other threads were asking for at that moment.
