@@ -28,7 +28,7 @@ fn timed(body: impl FnOnce() -> Result<()>) -> Result<u64> {
     Ok(clock::now_ns() - start)
 }
 
-fn range(memory: &Arc<Memory>, bytes: u64, has_slabs: bool) -> Result<Elastic> {
+fn range(memory: &Arc<Memory>, bytes: u64, has_slabs: bool) -> Result<Arc<Elastic>> {
     Elastic::new(memory, ElasticConfig { capacity_bytes: bytes, page_bytes: 0, has_slabs })
 }
 

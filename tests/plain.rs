@@ -152,18 +152,60 @@ fn held(manager: &Manager) -> (Stream, std::sync::mpsc::Sender<()>) {
 }
 
 #[test]
+fn a_plain_block_is_freed_and_another_allocated_while_a_stream_stands_still() {
+    let (manager, _) = open(0);
+    let heap = Arc::clone(manager.heap().unwrap());
+    let (still, open) = held(&manager);
+    let (done, is_done) = channel();
+    let device = Arc::clone(manager.device());
+    std::thread::spawn(move || {
+        let first = heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+        let second = heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+        heap.free(Stream::DEFAULT, first).unwrap();
+        device.stream_synchronize(Stream::DEFAULT).unwrap();
+        // The first one's turn is now, and nothing that runs may use it.
+        heap.free(Stream::DEFAULT, second).unwrap();
+        device.stream_synchronize(Stream::DEFAULT).unwrap();
+        heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+        let _ = done.send(heap.statistics().ordered_bytes);
+    });
+    let left = is_done.recv_timeout(Duration::from_secs(20));
+    drop(open);
+    assert_eq!(left.expect("waits for a stream that has nothing to do with it"), 0);
+    manager.device().stream_destroy(still).unwrap();
+}
+
+#[test]
 fn what_a_plain_heap_gives_to_others_is_found_at_the_first_attempt() {
     let (manager, _) = open(64 * MIB);
     let heap = manager.heap().unwrap();
-    let (still, open) = held(&manager);
-    let address = heap.allocate(still, 40 * MIB, 0, 0).unwrap();
-    heap.free(still, address).unwrap();
-    drop(open);
-    manager.device().stream_synchronize(still).unwrap();
+    // Freed while its stream stands still, and to be had when it has gone on.
+    let leave = || {
+        let (stream, open) = held(&manager);
+        let address = heap.allocate(stream, 40 * MIB, 0, 0).unwrap();
+        heap.free(stream, address).unwrap();
+        drop(open);
+        manager.device().stream_synchronize(stream).unwrap();
+        stream
+    };
+    let one = leave();
     drop(manager.memory().allocate(40 * MIB, "next").unwrap());
-    let address = heap.allocate(still, 40 * MIB, 0, 0).unwrap();
-    heap.free(still, address).unwrap();
-    manager.device().stream_synchronize(still).unwrap();
+    let other = leave();
     assert_eq!(heap.give_back().unwrap(), 40 * MIB);
-    manager.device().stream_destroy(still).unwrap();
+    for stream in [one, other] {
+        manager.device().stream_destroy(stream).unwrap();
+    }
+}
+
+#[test]
+fn a_plain_block_that_is_left_does_not_hide_what_else_is_left() {
+    let (manager, ear) = open(0);
+    let heap = manager.heap().unwrap();
+    heap.allocate(Stream::DEFAULT, 4321, 0, heap.tag("block").unwrap().0).unwrap();
+    let lost = manager.memory().allocate(1234, "lost").unwrap();
+    drop(manager);
+    let said = ear.0.lock().clone();
+    assert!(said.iter().any(|text| text.contains("\"lost\" 1234") && !text.contains("block")), "{said:?}");
+    assert!(said.iter().any(|text| text.contains("\"block\" 4321")), "{said:?}");
+    drop(lost);
 }

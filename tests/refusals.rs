@@ -50,7 +50,7 @@ fn live_events(device: &dyn Device) -> u64 {
 struct Things {
     heap: Arc<Heap>,
     pools: [Pool; 2],
-    elastic: Elastic,
+    elastic: Arc<Elastic>,
     shared: SharedPool,
     pinned: PinnedPool,
     memory: Arc<Memory>,

@@ -203,8 +203,7 @@ pub unsafe extern "C" fn kavern_elastic_create(
             page_bytes: settings.page_bytes,
             has_slabs: settings.flags & single == 0,
         };
-        let elastic = Arc::new(Elastic::new(manager.memory(), config)?);
-        manager.attach_elastic(&elastic);
+        let elastic = Elastic::new(manager.memory(), config)?;
         out.write(handle::insert(Arc::new(Ranged { elastic, manager: Arc::clone(manager) }))?);
         Ok(Status::Ok)
     })

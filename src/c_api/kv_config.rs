@@ -208,17 +208,6 @@ pub(super) unsafe fn cache_config(
     })
 }
 
-/// TRIM has no use for most fields.
-pub(super) fn check_trim(op: &kavern_kv_op) -> Result<()> {
-    let unused =
-        [op.tokens, op.lookahead.into(), op.key_count, op.extra_count, op.ttl_ms, op.expected_tokens];
-    let more = [op.lease, op.key_bytes.into(), op.priority.into(), op.mode.into()];
-    if unused.iter().chain(&more).any(|&field| field != 0) {
-        return Err(Error::new(Status::InvalidArgument, "TRIM takes target and offset; leave all else 0"));
-    }
-    Ok(())
-}
-
 /// Extras that the caller passes in.
 ///
 /// # Safety

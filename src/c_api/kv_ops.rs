@@ -84,7 +84,7 @@ fn check_each_unused(op: &kavern_kv_op) -> Result<()> {
     ];
     // The first five kinds are older than this rule and ignore what they do not use of the fields that they had.
     let first = [
-        ("tokens", op.tokens != 0, is_used(&[6, 7, 9, 11])),
+        ("tokens", op.tokens != 0, is_used(&[6, 7, 9, 11, 13, 14, 15])),
         ("lookahead", op.lookahead != 0, is_used(&[6, 11])),
         ("row", !matches!(op.row, -1 | 0), is_used(&[7])),
         ("token_ids", !op.token_ids.is_null(), is_used(&[6])),
@@ -94,7 +94,7 @@ fn check_each_unused(op: &kavern_kv_op) -> Result<()> {
         ("extra_count", op.extra_count != 0, is_used(&[6])),
         ("key_bytes", op.key_bytes != 0, false),
     ];
-    let is_checked = is_used(&[6, 7, 9, 10, 11, 12, 18]);
+    let is_checked = matches!(op.kind, 6..=15 | 18);
     let wrong =
         later.iter().chain(first.iter().filter(|_| is_checked)).find(|(_, is_set, used)| *is_set && !used);
     wrong.map_or(Ok(()), |(name, ..)| Err(unused(name)))

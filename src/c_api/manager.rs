@@ -78,10 +78,11 @@ pub struct kavern_manager_statistics {
     /// Zero.
     pub reserved: u32,
     /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
-    /// device (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was
-    /// given up.
+    /// device (KV caches that cannot grow, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`.
+    /// 0 when all was given up.
     pub device_bytes: u64,
-    /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it.
+    /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it; with what
+    /// other threads were asking for at that moment.
     pub device_peak_bytes: u64,
     /// Live allocations of device memory: straight from the device, and of kavern_alloc. Ranges are not counted.
     pub device_allocations: u64,
@@ -113,7 +114,7 @@ pub struct kavern_manager_statistics {
     pub races: u64,
     /// Asked of kavern_alloc and not freed.
     pub allocator_bytes: u64,
-    /// Committed in elastic ranges.
+    /// Committed in elastic ranges, those of KV caches with max_blocks too.
     pub elastic_bytes: u64,
     /// Committed by the models of shared pools.
     pub shared_bytes: u64,
@@ -370,7 +371,7 @@ pub unsafe extern "C" fn kavern_manager_stream_register(
 /// Forgets a registered stream; do it before you destroy the stream.
 ///
 /// Errors: KAVERN_ERR_INVALID_HANDLE if it is not registered, KAVERN_ERR_IN_USE while another thread uses it in a call.
-/// Threads: any; does not wait for the stream's work.
+/// Threads: any; waits for the stream's work if memory was freed on it that is not known to be past it.
 /// Since: 0.1
 ///
 /// # Safety

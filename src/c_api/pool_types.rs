@@ -27,7 +27,9 @@ pub enum kavern_pool_memory {
     /// Memory of the device.
     KAVERN_POOL_DEVICE = 0,
     /// Managed memory: the CPU and the device use a block's address, each where the other's work on it is known to be
-    /// done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free.
+    /// done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free. What
+    /// was touched is missing from the free bytes and counts beside them again, so that about half of a device can be
+    /// managed memory in use.
     KAVERN_POOL_MANAGED = 1,
 }
 

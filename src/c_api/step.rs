@@ -129,17 +129,14 @@ unsafe fn read_op<'a>(
         }
         4 => Op::Free { target: target(op, index, done)? },
         5 => Op::Release { lease: Id(op.target) },
-        8 => {
-            kv_config::check_trim(op)?;
-            Op::Trim { target: target(op, index, done)?, offset: op.offset }
-        }
+        8 => Op::Trim { target: target(op, index, done)?, offset: op.offset },
         6 | 7 | 9..=12 | 18 => {
             let target = target(op, index, done)?;
             // SAFETY: the caller's promise.
             Op::Change { target, change: unsafe { kv_ops::change(op, link_tokens) }? }
         }
-        13 => Op::Pin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
-        14 => Op::Unpin { stretch: kv_retain::stretch(op, target(op, index, done)?, false)? },
+        13 => Op::Pin { stretch: kv_retain::stretch(op, target(op, index, done)?) },
+        14 => Op::Unpin { stretch: kv_retain::stretch(op, target(op, index, done)?) },
         15 => kv_retain::retain(op, target(op, index, done)?)?,
         16 | 17 => {
             return Err(Error::new(Status::Unsupported, "this kind of operation comes with a later version"));

@@ -140,11 +140,11 @@ impl Room for Callback {
     }
 }
 
-/// Sets what is asked for memory before kavern_alloc, kavern_kv_cache_create, kavern_kv_resize, kavern_elastic_commit or
-/// kavern_elastic_resize is refused, and after any call that passes the soft limit; null asks nobody.
+/// Sets what is asked for memory before kavern_alloc, kavern_kv_cache_create, kavern_kv_resize, kavern_elastic_commit
+/// or kavern_elastic_resize is refused, and after any call that passes the soft limit; null asks nobody.
 ///
-/// It is called without a lock of the library, on the thread that needs memory, may use all of this manager, also shrink
-/// the cache or the range that grows, and is not called while it runs already.
+/// It is called without a lock of the library, on the thread that needs memory, may use all of this manager, also
+/// shrink the cache or the range that grows, and is not called while it runs already.
 /// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
 /// Threads: any; a call that has begun may still be running when this returns.
 /// Since: 0.1

@@ -17,7 +17,7 @@ enum Owner {
     Engine,
     /// Held for its memory.
     Plain(#[expect(dead_code, reason = "its drop frees the memory")] Allocation),
-    Elastic(Elastic),
+    Elastic(Arc<Elastic>),
 }
 
 /// Memory of one group's blocks.

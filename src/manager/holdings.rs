@@ -1,4 +1,5 @@
-//! What was made on a manager and holds device memory of its own: pools, elastic ranges, shared pools.
+//! What was made on a manager and holds device memory of its own: pools and shared pools. Elastic ranges are in the
+//! memory's list, whoever makes them.
 //!
 //! What it does: notes them for reports and sums, and makes pools and shared pools known to whoever is short of memory.
 //! What it does not: keep them alive. Invariant: one that has gone is in no report. Lock order: each list's lock alone.
@@ -6,14 +7,14 @@
 use std::sync::{Arc, Weak};
 
 use super::Manager;
-use crate::memory::{Elastic, Pool, Room, SharedPool};
+use crate::error::Result;
+use crate::memory::{Pool, Room, SharedPool};
 use crate::sync::Mutex;
 
 /// All of one manager.
 #[derive(Default)]
 pub(super) struct Holdings {
     pools: Mutex<Vec<Weak<Pool>>>,
-    elastics: Mutex<Vec<Weak<Elastic>>>,
     shared: Mutex<Vec<Weak<SharedPool>>>,
 }
 
@@ -32,17 +33,8 @@ impl Holdings {
         living(&self.pools)
     }
 
-    pub(super) fn elastics(&self) -> Vec<Arc<Elastic>> {
-        living(&self.elastics)
-    }
-
     pub(super) fn shared(&self) -> Vec<Arc<SharedPool>> {
         living(&self.shared)
-    }
-
-    /// Committed in elastic ranges.
-    pub(super) fn elastic_bytes(&self) -> u64 {
-        self.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
     }
 
     /// Committed by the models of shared pools.
@@ -55,6 +47,16 @@ impl Holdings {
 }
 
 impl Manager {
+    /// Checks the invariants of all books: of the memory with its elastic ranges, the pinned pool, the allocator, pools
+    /// and shared pools.
+    pub fn validate(&self) -> Result<()> {
+        self.memory.validate()?;
+        self.pinned.validate()?;
+        self.heap.get().map_or(Ok(()), |heap| heap.validate())?;
+        self.holdings.pools().iter().try_for_each(|pool| pool.validate())?;
+        self.holdings.shared().iter().try_for_each(|shared| shared.validate())
+    }
+
     /// Changes of page tables by all pools of pages, and those of them beside a running copy.
     pub(super) fn table_changes(&self) -> (u64, u64) {
         let shared = self.holdings.shared().into_iter().map(|pool| pool.physical().statistics());
@@ -69,9 +71,9 @@ impl Manager {
         self.memory.add_room(room as Weak<dyn Room>);
     }
 
-    /// Takes an elastic range into reports.
-    pub fn attach_elastic(&self, elastic: &Arc<Elastic>) {
-        add(&self.holdings.elastics, elastic);
+    /// Committed in elastic ranges, those of KV caches too.
+    pub(super) fn elastic_bytes(&self) -> u64 {
+        self.memory.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
     }
 
     /// Takes a shared pool into reports, and lets it be asked when memory is short.
@@ -79,5 +81,20 @@ impl Manager {
         add(&self.holdings.shared, shared);
         let room: Weak<SharedPool> = Arc::downgrade(shared);
         self.memory.add_room(room as Weak<dyn Room>);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NoSink;
+    use crate::memory::Limits;
+
+    #[test]
+    fn a_false_entry_of_the_allocator_is_found_by_its_manager() {
+        let manager = Manager::open("host", Limits::default(), Arc::new(NoSink)).unwrap();
+        manager.validate().unwrap();
+        manager.heap().unwrap().plant_false_entry();
+        assert!(manager.validate().is_err());
     }
 }

@@ -220,7 +220,7 @@ fn pools(json: &mut Json, manager: &Manager) {
 }
 
 fn elastics(json: &mut Json, manager: &Manager) {
-    for elastic in manager.holdings.elastics() {
+    for elastic in manager.memory.elastics() {
         json.object(|json| {
             json.numbers(&[("base", elastic.base())]);
             range(json, &elastic.statistics());

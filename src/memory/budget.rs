@@ -27,7 +27,7 @@ struct Account {
     what: &'static str,
     limit_bytes: u64,
     used_bytes: AtomicU64,
-    /// Most that was used at one time.
+    /// Most that was used at one time, with charges of others that were refused after all.
     peak_bytes: AtomicU64,
 }
 
@@ -127,6 +127,20 @@ impl Budget {
                 ),
             )),
         }
+    }
+
+    /// Checks that no limit is passed.
+    pub(super) fn validate(&self) -> Result<()> {
+        for account in [&self.device, &self.pinned] {
+            let used = account.used_bytes.load(Ordering::Acquire);
+            if account.limit_bytes > 0 && used > account.limit_bytes {
+                let (what, limit) = (account.what, account.limit_bytes);
+                return Err(Error::internal(format!(
+                    "{used} bytes of {what} memory above the limit of {limit}"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Gives kept bytes back.

@@ -32,6 +32,15 @@ pub struct Copies {
     state: Mutex<State>,
 }
 
+/// A copy whose end is being recorded; begun again with the drop, also by a panic of the device.
+struct Unmarked<'a>(&'a Copies);
+
+impl Drop for Unmarked<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().begun += 1;
+    }
+}
+
 impl Copies {
     /// None yet.
     pub(super) fn new(fences: Arc<Fences>) -> Arc<Self> {
@@ -54,12 +63,14 @@ impl Copies {
                 let text = "no copy to the host is under way: each begin has one end";
                 Error::new(Status::WrongState, text)
             })?;
+            if stream.is_none() {
+                self.running.fetch_sub(1, Ordering::AcqRel);
+            }
         }
-        let Some(stream) = stream else {
-            self.running.fetch_sub(1, Ordering::AcqRel);
-            return Ok(());
-        };
-        let fence = self.mark(stream).inspect_err(|_| self.state.lock().begun += 1)?;
+        let Some(stream) = stream else { return Ok(()) };
+        let unmarked = Unmarked(self);
+        let fence = self.mark(stream)?;
+        std::mem::forget(unmarked);
         let is_long = {
             let mut state = self.state.lock();
             state.ending.push(fence);
@@ -102,5 +113,78 @@ impl Copies {
             self.look();
         }
         self.running.load(Ordering::Acquire)
+    }
+
+    /// Whether any is running. Asks the device until it knows of one.
+    pub(super) fn is_any_running(&self) -> bool {
+        if self.running.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let oldest = {
+            let state = self.state.lock();
+            if state.begun > 0 {
+                return true;
+            }
+            state.ending.first().map(Arc::clone)
+        };
+        // The oldest is the likeliest to be over; where it is not, the others need not be asked.
+        if oldest.is_some_and(|fence| matches!(fence.is_reached(), Ok(false))) {
+            return true;
+        }
+        self.running() > 0
+    }
+
+    /// Checks that all that runs is counted.
+    pub(super) fn validate(&self) -> Result<()> {
+        let state = self.state.lock();
+        let known = state.begun + state.ending.len() as u64;
+        let running = self.running.load(Ordering::Acquire);
+        // What is being recorded is in neither list at this moment.
+        if running < known {
+            return Err(Error::internal(format!("{running} copies are running, {known} are known")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::device::registry;
+
+    #[test]
+    fn an_end_that_the_device_did_not_take_may_be_said_again() {
+        for error in ["device", "panic"] {
+            let device = registry::open(&format!("host?kind=event&fail_nth=2&error={error}")).unwrap();
+            let copies = Copies::new(Fences::new(device));
+            copies.begin();
+            let ended = catch_unwind(AssertUnwindSafe(|| copies.end(Some(Stream::DEFAULT))));
+            assert!(!matches!(ended, Ok(Ok(()))), "{error}");
+            assert_eq!(copies.running(), 1);
+            copies.end(None).unwrap();
+            assert_eq!(copies.running(), 0, "{error}");
+        }
+    }
+
+    #[test]
+    fn one_copy_that_runs_is_enough_to_know_that_one_does() {
+        let device = registry::open("host?kind=event&fail_nth=0").unwrap();
+        let copies = Copies::new(Fences::new(Arc::clone(&device)));
+        assert!(!copies.is_any_running());
+        for _ in 0..4 {
+            copies.begin();
+            copies.end(Some(Stream::DEFAULT)).unwrap();
+        }
+        copies.begin();
+        let calls = device.call_count();
+        assert!(copies.is_any_running());
+        assert_eq!(device.call_count(), calls, "no end is asked for beside one that was not said");
+        copies.validate().unwrap();
+        copies.end(None).unwrap();
+        device.synchronize().unwrap();
+        assert!(!copies.is_any_running());
+        copies.validate().unwrap();
     }
 }

@@ -75,11 +75,13 @@ pub struct Elastic {
 }
 
 impl Elastic {
-    /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit.
-    pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Self> {
+    /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit and in its sums.
+    pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Arc<Self>> {
         let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
         let mut elastic = Self::of(memory.physical()?, config, Holder { tenant: 0, payer: None, largest })?;
         elastic.memory = Some(Arc::clone(memory));
+        let elastic = Arc::new(elastic);
+        memory.add_elastic(&elastic);
         Ok(elastic)
     }
 

@@ -3,7 +3,7 @@
 //! What it does: puts a strategy, a budget and a ledger in front of a device. What it does not: unsafe code, copies,
 //! policy about what to drop when memory is short. Invariant: the totals agree with the list of live
 //! allocations (`validate()`), and each owner stands for one charge and one entry. A failed call leaves all as it was.
-//! Lock order: the ledger's one lock, never held across a call into the device.
+//! Lock order: the ledger's one lock, never held across a call into the device; the list of ranges, alone.
 
 mod bitmap;
 mod budget;
@@ -59,8 +59,8 @@ use self::fence::Fences;
 use self::heap::PlainBlocks;
 use self::ledger::{Entry, Ledger};
 use self::rooms::Rooms;
-use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain};
-use crate::error::{Error, Result, Status};
+use crate::device::{Device, DeviceSlice, PinnedBuffer, PinnedSlice, Plain, Stream};
+use crate::error::{Error, Result};
 use crate::event::{Event, EventSink, Level};
 use crate::sync::Mutex;
 
@@ -97,6 +97,7 @@ pub struct Memory {
     ledger: Ledger,
     rooms: Arc<Rooms>,
     copies: Arc<Copies>,
+    elastics: Mutex<Vec<Weak<Elastic>>>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -145,6 +146,7 @@ impl Memory {
             copies,
             budget,
             ledger: Ledger::default(),
+            elastics: Mutex::default(),
             physical: Mutex::default(),
         })
     }
@@ -184,13 +186,26 @@ impl Memory {
     /// Keeps the upkeep of pages away from running copies.
     pub(super) fn hush(&self, physical: &Physical) {
         let copies = Arc::clone(&self.copies);
-        physical.set_quiet(Some(Arc::new(move || copies.running() == 0)));
+        physical.set_quiet(Some(Arc::new(move || !copies.is_any_running())));
     }
 
     /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
     pub fn table_changes(&self) -> (u64, u64) {
         let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
         statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
+    }
+
+    /// The elastic ranges of this memory, whoever made them; those of shared pools are the pools'. One that is dropped
+    /// meanwhile goes with the answer.
+    pub fn elastics(&self) -> Vec<Arc<Elastic>> {
+        self.elastics.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Takes a range into the sums.
+    pub(super) fn add_elastic(&self, elastic: &Arc<Elastic>) {
+        let mut elastics = self.elastics.lock();
+        elastics.retain(|known| known.strong_count() > 0);
+        elastics.push(Arc::downgrade(elastic));
     }
 
     /// Gives idle physical pages to the device; returns their bytes.
@@ -207,55 +222,6 @@ impl Memory {
     /// The program's own callback, asked last; none asks nobody.
     pub fn set_callback(&self, callback: Option<Arc<dyn Room>>) {
         self.rooms.set_callback(callback);
-    }
-
-    /// Lets the heaps leave what is free to the pool of pages; the bytes that went. Blocks for the driver's calls.
-    pub(super) fn loosen_heaps(&self) -> u64 {
-        self.rooms.loosen_heaps()
-    }
-
-    /// For somebody else than a heap who is short of device memory: takes what is free in the heaps and among the idle
-    /// pages; the bytes that went back. Blocks for the driver's calls.
-    pub(super) fn make_room(&self) -> u64 {
-        self.rooms.empty_heaps() + self.trim_pages()
-    }
-
-    /// Tries, and once more where device memory was short and some could be given back.
-    pub(super) fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        match attempt() {
-            Err(error) if error.status == Status::OutOfMemory && self.make_room() > 0 => attempt(),
-            other => other,
-        }
-    }
-
-    /// As `with_room`, and at last once more after others were asked for what is missing of `bytes`. Called without
-    /// any lock: whoever is asked may use all of the library.
-    pub fn with_help<T>(&self, bytes: u64, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        match self.with_room(&attempt) {
-            Err(error) if error.status == Status::OutOfMemory => {
-                if self.rooms.ask(self.missing_bytes(bytes)) == 0 {
-                    return Err(error);
-                }
-                self.make_room();
-                attempt()
-            }
-            other => other,
-        }
-    }
-
-    /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
-    fn missing_bytes(&self, bytes: u64) -> u64 {
-        let free = self.device.memory_info().map_or(u64::MAX, |info| info.free_bytes);
-        match bytes.saturating_sub(self.payer().left_bytes().min(free)) {
-            0 => bytes,
-            missing => missing,
-        }
-    }
-
-    /// Memory was taken: if that passed the soft limit, others are asked. Called without any lock: whoever is asked may
-    /// use all of the library.
-    pub fn relax(&self) {
-        self.rooms.relax();
     }
 
     /// What suits a general allocator on this memory.
@@ -283,7 +249,7 @@ impl Memory {
             let config = PhysicalConfig { has_thread: false, ..PhysicalConfig::of(self.device.as_ref()) };
             let sink = Arc::clone(&self.sink);
             let unused = Physical::unused(Arc::clone(&self.device), self.payer(), config, sink);
-            (unused, Some(PlainBlocks::new(self)))
+            (unused, Some(PlainBlocks::new(self)?))
         };
         let (rooms, sink) = (Arc::clone(&self.rooms), Arc::clone(&self.sink));
         let heap = Heap::new(pages, fences, rooms, sink, config)?;
@@ -302,12 +268,29 @@ impl Memory {
     /// Device memory; `tag` says for what, in statistics and leak reports. May block.
     pub fn allocate(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
         let make = || self.strategy.allocate(self.device.as_ref(), bytes);
-        self.own(bytes, tag, make, false)
+        self.own(bytes, tag, make, Origin::Strategy)
+    }
+
+    /// Device memory for work that follows on `stream`, whose drop gives it back on `back` without a wait for anything
+    /// else. Nobody is asked for it. Where the device has no such order it is as `allocate`.
+    pub(super) fn allocate_ordered(
+        self: &Arc<Self>,
+        bytes: u64,
+        tag: &str,
+        (stream, back): (Stream, Stream),
+    ) -> Result<Allocation> {
+        if !self.device.description().capabilities.stream_ordered {
+            return self.allocate(bytes, tag);
+        }
+        let make = || self.device.memory_allocate_async(bytes, stream);
+        let slice = self.charged(Where::Device, bytes, tag, make)?;
+        let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
+        Ok(Allocation { memory: Arc::clone(self), slice, entry, origin: Origin::Ordered(back) })
     }
 
     /// Device memory that the CPU reaches under the same address; refused where the device has none such. May block.
     pub fn allocate_managed(self: &Arc<Self>, bytes: u64, tag: &str) -> Result<Allocation> {
-        self.own(bytes, tag, || self.device.managed_allocate(bytes), true)
+        self.own(bytes, tag, || self.device.managed_allocate(bytes), Origin::Managed)
     }
 
     fn own(
@@ -315,11 +298,11 @@ impl Memory {
         bytes: u64,
         tag: &str,
         make: impl Fn() -> Result<DeviceSlice>,
-        is_managed: bool,
+        origin: Origin,
     ) -> Result<Allocation> {
         let slice = self.with_room(|| self.charged(Where::Device, bytes, tag, &make))?;
         let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
-        let allocation = Allocation { memory: Arc::clone(self), slice, entry, is_managed };
+        let allocation = Allocation { memory: Arc::clone(self), slice, entry, origin };
         self.relax();
         Ok(allocation)
     }
@@ -360,9 +343,13 @@ impl Memory {
         self.ledger.live()
     }
 
-    /// Checks that the totals agree with the list of live allocations.
+    /// Checks that the totals agree with the list of live allocations, the limits, the copies, and the page table of
+    /// each elastic range.
     pub fn validate(&self) -> Result<()> {
-        self.ledger.validate()
+        self.ledger.validate()?;
+        self.budget.validate()?;
+        self.copies.validate()?;
+        self.elastics().iter().try_for_each(|elastic| elastic.validate())
     }
 
     /// Closes the accounts of an owner that has gone, and tells whom it concerns if the device kept the memory.
@@ -385,8 +372,17 @@ pub struct Allocation {
     memory: Arc<Memory>,
     slice: DeviceSlice,
     entry: u64,
-    /// It came from the device, past the strategy.
-    is_managed: bool,
+    origin: Origin,
+}
+
+/// Whence memory came, and whither it goes.
+#[derive(Clone, Copy)]
+enum Origin {
+    Strategy,
+    /// The device, past the strategy.
+    Managed,
+    /// The device in stream order; it goes on this stream, once nothing that runs uses it.
+    Ordered(Stream),
 }
 
 impl Allocation {
@@ -404,9 +400,10 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let device = self.memory.device.as_ref();
-        let freed = match self.is_managed {
-            true => device.memory_free(self.slice),
-            false => self.memory.strategy.free(device, self.slice),
+        let freed = match self.origin {
+            Origin::Strategy => self.memory.strategy.free(device, self.slice),
+            Origin::Managed => device.memory_free(self.slice),
+            Origin::Ordered(back) => device.memory_free_async(self.slice, back),
         };
         self.memory.leave(Where::Device, self.slice.bytes(), self.entry, freed);
     }

@@ -7,8 +7,9 @@
 //!
 //! What it does: the lists. What it does not: call the device, or look inside a block. So the caller takes blocks out,
 //! calls the device without holding its lock, and puts back what was refused.
-//! Invariant, checked by `validate()`: `count` and `bytes` are those of all blocks in all lists. Cost: a block that was
-//! freed on the stream that wants it is found at once; one in a closed batch is searched for in that batch.
+//! Invariant, checked by `validate()`: `count` and `bytes` are those of all blocks in all lists. Cost: a block of
+//! a size class that was freed on the stream that wants it is found at once; one in a closed batch is searched for in
+//! the batches; one whose size the class does not say, and a run to cut, in all blocks of the lane or of all lanes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -259,6 +260,13 @@ impl Order {
         self.bytes -= closed.iter().map(|block| block.bytes).sum::<u64>();
         blocks.extend(closed);
         blocks
+    }
+
+    /// All blocks, in no order.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Freed> {
+        self.lanes.iter().flat_map(|lane| {
+            lane.open.iter().flatten().chain(lane.closed.iter().flat_map(|batch| &batch.blocks))
+        })
     }
 
     /// Proves that the totals are those of the lists.

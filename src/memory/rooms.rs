@@ -9,8 +9,10 @@
 use std::sync::{Arc, Weak};
 use std::thread::{self, ThreadId};
 
+use super::Memory;
 use super::budget::Budget;
 use super::heap::Heap;
+use crate::error::{Result, Status};
 use crate::sync::Mutex;
 
 /// Somebody who holds memory that can be spared.
@@ -134,5 +136,54 @@ impl Rooms {
             }
             self.budget.note_relief();
         }
+    }
+}
+
+impl Memory {
+    /// Lets the heaps leave what is free to the pool of pages; the bytes that went. Blocks for the driver's calls.
+    pub(super) fn loosen_heaps(&self) -> u64 {
+        self.rooms.loosen_heaps()
+    }
+
+    /// For somebody else than a heap who is short of device memory: takes what is free in the heaps and among the idle
+    /// pages; the bytes that went back. Blocks for the driver's calls.
+    pub(super) fn make_room(&self) -> u64 {
+        self.rooms.empty_heaps() + self.trim_pages()
+    }
+
+    /// Tries, and once more where device memory was short and some could be given back.
+    pub(super) fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(error) if error.status == Status::OutOfMemory && self.make_room() > 0 => attempt(),
+            other => other,
+        }
+    }
+
+    /// Tries what takes from the heaps by itself, and once more after others were asked for what is missing of `bytes`.
+    /// Called without any lock: whoever is asked may use all of the library.
+    pub fn with_help<T>(&self, bytes: u64, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(error)
+                if error.status == Status::OutOfMemory && self.rooms.ask(self.missing_bytes(bytes)) > 0 =>
+            {
+                attempt()
+            }
+            other => other,
+        }
+    }
+
+    /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
+    fn missing_bytes(&self, bytes: u64) -> u64 {
+        let free = self.device.memory_info().map_or(u64::MAX, |info| info.free_bytes);
+        match bytes.saturating_sub(self.payer().left_bytes().min(free)) {
+            0 => bytes,
+            missing => missing,
+        }
+    }
+
+    /// Memory was taken: if that passed the soft limit, others are asked. Called without any lock: whoever is asked may
+    /// use all of the library.
+    pub fn relax(&self) {
+        self.rooms.relax();
     }
 }

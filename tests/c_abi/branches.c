@@ -123,6 +123,16 @@ int main(void) {
         odd.kind = KAVERN_OP_FREE;
         one(field == 0 || field == 2 || field == 5 ? KAVERN_ERR_STALE_ID : KAVERN_ERR_INVALID_ARGUMENT, odd);
     }
+    const uint32_t kinds[] = {KAVERN_OP_TRIM, KAVERN_OP_PIN, KAVERN_OP_UNPIN, KAVERN_OP_RETAIN};
+    for (int i = 0; i < 20; ++i) {
+        kavern_kv_op odd = op(kinds[i / 5], parent.sequence, 0);
+        if (i % 5 == 0) odd.row = 3;
+        if (i % 5 == 1) odd.token_ids = ids;
+        if (i % 5 == 2) odd.lookahead = 1;
+        if (i % 5 == 3) odd.key_bytes = 1;
+        if (i % 5 == 4) odd.expected_tokens = 1;
+        one(KAVERN_ERR_INVALID_ARGUMENT, odd);
+    }
     next_step();
     kavern_kv_statistics statistics = {.struct_size = sizeof statistics};
     OK(kavern_kv_stats(cache, &statistics));

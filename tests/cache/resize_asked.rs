@@ -82,9 +82,11 @@ impl Room for Holder {
 
 #[test]
 fn others_are_asked_before_a_group_is_refused_its_memory() {
-    let memory = memory(800, 0);
+    let memory = memory(2000, 0);
     let cache = cache(&memory);
-    let holder = Arc::new(Holder(Mutex::new(Some(memory.allocate(300 * PAGE, "spare").unwrap()))));
+    // Room for 300 blocks more is left beside what can be spared.
+    let spare_bytes = 1700 * PAGE - memory.held_bytes().0;
+    let holder = Arc::new(Holder(Mutex::new(Some(memory.allocate(spare_bytes, "spare").unwrap()))));
     memory.set_callback(Some(Arc::clone(&holder) as Arc<dyn Room>));
     assert_eq!(cache.resize(0, 600).unwrap().blocks, 600);
     assert!(holder.0.lock().is_none());

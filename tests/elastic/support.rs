@@ -42,7 +42,7 @@ pub(super) fn each(sentence: impl Fn(&Arc<Memory>, u64)) {
 }
 
 /// A range of so many pages, with slabs or without.
-pub(super) fn range(memory: &Arc<Memory>, pages: u64, has_slabs: bool) -> Elastic {
+pub(super) fn range(memory: &Arc<Memory>, pages: u64, has_slabs: bool) -> Arc<Elastic> {
     let unit = memory.device().description().page_bytes;
     Elastic::new(memory, ElasticConfig { capacity_bytes: pages * unit, page_bytes: 0, has_slabs }).unwrap()
 }

@@ -120,7 +120,7 @@ pub(super) struct Core {
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,
     pub(super) limbo: Vec<Limbo>,
-    /// Live blocks of small requests that are cut to their length, by class.
+    /// Live blocks of small requests that are cut to their length, by the class of their bytes.
     pub(super) rare: [u32; size_class::SMALL_CLASS_COUNT],
     small_region_bytes: u64,
 }
@@ -240,6 +240,7 @@ impl Core {
         self.middle.validate()?;
         self.middle_bare.validate()?;
         self.large.validate()?;
-        self.small.iter().flatten().try_for_each(|small| small.slab.validate())
+        self.prove_bare()?;
+        self.small.iter().flatten().try_for_each(Small::validate)
     }
 }

@@ -38,6 +38,11 @@ const REUNITED_SHARE: u64 = 128;
 /// grow.
 const WALK_MOST: u32 = 2048;
 
+/// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
+pub(super) fn rare_class(bytes: u64) -> Option<usize> {
+    size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
+}
+
 fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
 }
@@ -259,6 +264,11 @@ impl Core {
         let start = block.id as u32;
         let whole = granules(block.bytes);
         if whole > count {
+            // What can fail comes before the run is free for a moment, and nobody's any more.
+            if let Err(error) = self.middle.reserve_nodes(4) {
+                self.order.free(stream, block);
+                return Err(error);
+            }
             self.middle.free(start)?;
             self.middle.carve(start, count)?;
             self.middle.carve(start + count, whole - count)?;
@@ -272,15 +282,16 @@ impl Core {
     /// Whether a request is cut to its length: a small one is if it fills some granules, or if its class has too few
     /// blocks to fill a page of its own.
     pub(super) fn is_fitted(&self, class: Class, bytes: u64) -> bool {
-        let Some(&count) = self.rare.get(class.index()) else { return true };
+        let Some(rare) = rare_class(bytes).filter(|_| class.is_small()) else { return true };
+        let count = self.rare[rare];
         let spent_bytes = u64::from(count) * u64::from(granules(bytes)) * MIDDLE_GRANULE_BYTES;
         bytes >= WORTH_A_RUN * MIDDLE_GRANULE_BYTES || spent_bytes < WORTH_A_PAGE_BYTES
     }
 
     /// Counts a fitted block of a small request.
     pub(super) fn count_rare(&mut self, bytes: u64, is_live: bool) {
-        let Some(class) = size_class::class_of(bytes, 1).filter(|class| class.is_small()) else { return };
-        let count = &mut self.rare[class.index()];
+        let Some(rare) = rare_class(bytes) else { return };
+        let count = &mut self.rare[rare];
         *count = if is_live { *count + 1 } else { count.saturating_sub(1) };
     }
 }

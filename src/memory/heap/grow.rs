@@ -155,8 +155,8 @@ impl Heap {
         plain + self.physical.statistics().released_bytes()
     }
 
-    /// Takes everything out of the caches and leaves free memory to the pool of pages. Bytes that went there, or past it
-    /// to the device.
+    /// Takes everything out of the caches and leaves free memory to the pool of pages. Bytes that went there, or past
+    /// it to the device.
     pub(in crate::memory) fn let_go(&self) -> Result<u64> {
         let before = self.returned_bytes();
         self.flush(None);

@@ -24,6 +24,7 @@ mod mesh_tests;
 mod plain;
 mod planted;
 mod pressure;
+mod proof;
 mod report;
 mod streams;
 mod takeover;
@@ -417,6 +418,9 @@ impl Heap {
         if facts.is_shared {
             self.shared.lock().remove(&address);
         }
+        if class == core::FITTED {
+            self.core.lock().count_rare(facts.bytes, false);
+        }
         if facts.is_captured {
             // The graph keeps the address: nobody else gets the memory before the graph is given up.
             let capture = self.names.read().streams.stream(facts.stream).map_or(0, |stream| stream.0);
@@ -424,9 +428,6 @@ impl Heap {
             return Ok(());
         }
         let mut core = self.core.lock();
-        if class == core::FITTED {
-            core.count_rare(facts.bytes, false);
-        }
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
         } else if fences.is_empty() {
@@ -440,11 +441,6 @@ impl Heap {
     fn is_capturing(&self, stream: Stream) -> Result<bool> {
         Ok(self.device.description().capabilities.capture
             && self.device.stream_is_capturing(self.enqueued(stream))?)
-    }
-
-    /// Proves every invariant.
-    pub fn validate(&self) -> Result<()> {
-        self.core.lock().validate()
     }
 }
 

@@ -1,11 +1,13 @@
 //! The heap on a device that cannot map memory: each block is an allocation of its own, straight from the device.
 //!
 //! What it does: gives blocks out, takes them back in the order of streams, behind events. What it does not: keep
-//! freed memory for the next request; a block goes to the device when the streams that used it are known to be past.
+//! freed memory for the next request; a block goes to the device when the streams that used it are known to be past:
+//! on a stream on which nothing else is, so that nobody waits for other work. A device without memory in stream order
+//! waits for all its work there: an allocation may, a free does not get as far.
 //! Invariants: an allocation is in `blocks` or in `leaving` and in neither twice; what is in `leaving` may still be
 //! used by work that was enqueued before. Lock order: each of its locks alone; no device is called under them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +37,8 @@ struct Leaving {
 /// All blocks of such a heap.
 pub(in crate::memory) struct PlainBlocks {
     memory: Arc<Memory>,
+    /// On which blocks go to the device.
+    back: Stream,
     blocks: Mutex<BTreeMap<u64, Block>>,
     leaving: Mutex<Vec<Leaving>>,
     allocations: AtomicU64,
@@ -51,14 +55,23 @@ pub(super) struct PlainCounts {
 }
 
 impl PlainBlocks {
-    pub(in crate::memory) fn new(memory: &Arc<Memory>) -> Self {
-        Self {
+    pub(in crate::memory) fn new(memory: &Arc<Memory>) -> Result<Self> {
+        Ok(Self {
+            back: memory.device().stream_create()?,
             memory: Arc::clone(memory),
             blocks: Mutex::default(),
             leaving: Mutex::default(),
             allocations: AtomicU64::new(0),
             returned_bytes: AtomicU64::new(0),
-        }
+        })
+    }
+
+    /// Addresses of all allocations.
+    fn addresses(&self) -> BTreeSet<u64> {
+        let of = |allocation: &Allocation| allocation.slice().address();
+        let mut all: BTreeSet<u64> = self.blocks.lock().values().map(|block| of(&block.allocation)).collect();
+        all.extend(self.leaving.lock().iter().map(|one| of(&one.allocation)));
+        all
     }
 
     /// Bytes that went to the device, ever.
@@ -91,13 +104,14 @@ impl PlainBlocks {
                 }
             }
         }
-        let is_any = !gone.is_empty();
-        for allocation in gone {
-            let bytes = allocation.bytes();
-            drop(allocation);
-            self.returned_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let bytes: u64 = gone.iter().map(Allocation::bytes).sum();
+        if gone.is_empty() {
+            return Ok(false);
         }
-        Ok(is_any)
+        drop(gone);
+        self.returned_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Nothing but their frees is on it.
+        self.memory.device().stream_synchronize(self.back).map(|()| true)
     }
 
     /// What keeps freed blocks.
@@ -142,7 +156,26 @@ impl PlainBlocks {
     }
 }
 
+impl Drop for PlainBlocks {
+    fn drop(&mut self) {
+        let (blocks, leaving) = (self.blocks.get_mut(), self.leaving.get_mut());
+        let device = self.memory.device();
+        // Work may still be on its way to these blocks; only a lost device refuses, and nothing runs on that.
+        if !blocks.is_empty() || !leaving.is_empty() {
+            let _ = device.synchronize();
+        }
+        blocks.clear();
+        leaving.clear();
+        let _ = device.stream_destroy(self.back);
+    }
+}
+
 impl Heap {
+    /// Addresses of the allocations behind plain blocks, live and freed.
+    pub fn plain_addresses(&self) -> BTreeSet<u64> {
+        self.plain.as_ref().map(PlainBlocks::addresses).unwrap_or_default()
+    }
+
     pub(super) fn allocate_plain(
         &self,
         plain: &PlainBlocks,
@@ -154,18 +187,20 @@ impl Heap {
             let text = "a device that cannot map memory has none to give while a graph is captured";
             return Err(Error::new(Status::WrongState, text));
         }
-        let stream = self.stream_number(stream)?;
+        let number = self.stream_number(stream)?;
         plain.collect()?;
         // The device aligns to 256 bytes; for more, there is room to begin later.
         let extra = if alignment > size_class::UNIT_BYTES { alignment } else { 0 };
-        let attempt = |_| plain.memory.allocate(bytes + extra, tag_name).map(Some);
+        let order = (stream, plain.back);
+        let attempt = |_| plain.memory.allocate_ordered(bytes + extra, tag_name, order).map(Some);
         let allocation = self.climb(bytes, false, attempt, || Ok(None))?;
         let address = allocation.slice().address().next_multiple_of(alignment);
-        let block = Block { allocation, bytes, tag, stream, born: self.tick(), users: Vec::new() };
+        let block = Block { allocation, bytes, tag, stream: number, born: self.tick(), users: Vec::new() };
         plain.blocks.lock().insert(address, block);
         plain.allocations.fetch_add(1, Ordering::Relaxed);
         self.slow.allocations.fetch_add(1, Ordering::Relaxed);
         self.slow.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.rooms.relax();
         Ok(address)
     }
 
@@ -182,8 +217,11 @@ impl Heap {
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
         self.slow.freed_bytes.fetch_add(block.bytes, Ordering::Relaxed);
         plain.leaving.lock().push(Leaving { fences, allocation: block.allocation });
-        // The block is freed whatever the device says now; its turn comes with a later call.
-        let _ = plain.collect();
+        // A device without memory in stream order would wait for all of its work here; then it is an allocation's turn.
+        if self.device.description().capabilities.stream_ordered {
+            // The block is freed whatever the device says now; its turn comes with a later call.
+            let _ = plain.collect();
+        }
         Ok(())
     }
 

@@ -58,6 +58,12 @@ impl Heap {
         self.mistake.load(std::sync::atomic::Ordering::Relaxed) == mistake as u32
     }
 
+    /// Makes a sum of the books wrong.
+    #[cfg(test)]
+    pub(crate) fn plant_false_entry(&self) {
+        self.core.lock().idle_large_bytes += 1;
+    }
+
     /// Nothing is planted in the library.
     #[cfg(not(test))]
     #[inline(always)]

@@ -87,7 +87,12 @@ impl Heap {
         let mut claims = Claims { heap: self, parts: Vec::new(), pages: Vec::new(), count: 0 };
         // What is said to be left may be refused after all; then all has to come from here.
         let fresh = [Some(left).filter(|left| *left > 0), Some(0)];
+        let spare_bytes = self.spare_bytes();
         for fresh in fresh.into_iter().flatten() {
+            // What is refused here is not taken out of circulation for a moment.
+            if spare_bytes < bytes - fresh {
+                continue;
+            }
             if !claims.gather((bytes - fresh) / self.physical.page_bytes())? {
                 return Ok(None);
             }
@@ -99,6 +104,15 @@ impl Heap {
             }
         }
         Ok(None)
+    }
+
+    /// What free blocks could give at most.
+    fn spare_bytes(&self) -> u64 {
+        let core = self.core.lock();
+        let small = core.small.iter().flatten();
+        let empty = small.map(|small| small.slab.open_pages().filter(|&(_, live)| live == 0).count() as u64);
+        let granules = u64::from(core.middle.free_granules());
+        empty.sum::<u64>() * SLAB_PAGE_BYTES + granules * MIDDLE_GRANULE_BYTES + core.idle_large_bytes
     }
 
     fn put_behind(&self, region: &Region, bytes: u64, pages: &[Arc<PhysicalPage>]) -> Result<Option<u32>> {

@@ -1,0 +1,144 @@
+//! The proof that a heap's books are what they say, from the lists and records themselves.
+//!
+//! What it does: walks over everything that is free, freed or live. What it does not: look into front caches, or say
+//! what memory holds. Each rule holds whenever the two locks are held, also while other threads are inside of calls.
+//! Lock order: `growing`, then `core`; then each page table's.
+
+use std::collections::HashSet;
+
+use super::super::free_list::{FreeList, State};
+use super::super::order::Freed;
+use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Slots};
+use super::super::size_class::{self, Class};
+use super::super::slab::Slot;
+use super::core::{Core, FITTED, Small};
+use super::fitted::rare_class;
+use super::{Heap, LARGE, MIDDLE};
+use crate::error::{Error, Result};
+
+/// Granules of a middle block in one of a large one.
+const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::internal(format!("heap: {}", what()))) }
+}
+
+impl Heap {
+    /// Proves every invariant. Waits for a growth that is under way.
+    pub fn validate(&self) -> Result<()> {
+        {
+            // While middle sizes grow, their new pages are in neither of two lists.
+            let _growing = self.growing.lock();
+            let core = self.core.lock();
+            core.validate()?;
+            let freed = core.prove_freed()?;
+            self.prove_live(&core, &freed)?;
+        }
+        self.regions.iter().try_for_each(|(_, region)| region.range.validate())
+    }
+
+    /// Live blocks of middle and large sizes are in use with their length, and in no list of freed ones.
+    fn prove_live(&self, core: &Core, freed: &HashSet<(bool, u64)>) -> Result<()> {
+        let mut rare = [0; size_class::SMALL_CLASS_COUNT];
+        for (number, region) in self.regions.iter().filter(|&(number, _)| number >= MIDDLE) {
+            for (index, facts) in region.records.live() {
+                let class = u32::from(facts.class);
+                let bytes = match Class::at(facts.class.into()) {
+                    Some(class) => size_class::bytes_of(class),
+                    None if class == FITTED => facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES),
+                    None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
+                };
+                let block = Freed { class, id: index.into(), bytes };
+                ensure(core.is_used(&block), || format!("a live block that is not in use: {block:?}"))?;
+                ensure(!freed.contains(&(number == LARGE, block.id)), || {
+                    format!("live and freed: {block:?}")
+                })?;
+                if class == FITTED
+                    && let Some(class) = rare_class(facts.bytes)
+                {
+                    rare[class] += 1;
+                }
+            }
+        }
+        // Whoever is about to open or has just closed a record is counted.
+        ensure(rare.iter().zip(&core.rare).all(|(live, counted)| live <= counted), || {
+            format!("{rare:?} live blocks of their own length, {:?} counted", core.rare)
+        })
+    }
+}
+
+impl Core {
+    /// Everything that is freed and not free is in use for everybody else, and in one list. What lies outside of the
+    /// slots, by region and id.
+    fn prove_freed(&self) -> Result<HashSet<(bool, u64)>> {
+        let idle_bytes: u64 = self.idle_large.iter().map(|block| block.bytes).sum();
+        ensure(idle_bytes == self.idle_large_bytes, || {
+            format!("{idle_bytes} bytes of idle large blocks, {} counted", self.idle_large_bytes)
+        })?;
+        let limbo = self.limbo.iter().map(|limbo| &limbo.block);
+        let (mut freed, mut slots) = (HashSet::new(), HashSet::new());
+        for block in self.idle_large.iter().chain(limbo).chain(self.order.blocks()) {
+            let is_small = Class::at(block.class as usize).is_some_and(Class::is_small);
+            let is_new = match is_small {
+                true => slots.insert((block.class, block.id)),
+                false => freed.insert((block.class == super::core::LARGE, block.id)),
+            };
+            ensure(is_new, || format!("freed twice: {block:?}"))?;
+            ensure(self.is_used(block), || format!("freed, and free for all as well: {block:?}"))?;
+        }
+        Ok(freed)
+    }
+
+    /// Whether a block is taken, with its length, where it lies.
+    fn is_used(&self, block: &Freed) -> bool {
+        let has = |list: &FreeList, granule: u64| {
+            let count = u32::try_from(block.id).ok().and_then(|start| list.size_of(start));
+            count.is_some_and(|count| u64::from(count) * granule == block.bytes)
+        };
+        match Class::at(block.class as usize) {
+            Some(class) if class.is_small() => {
+                let (page, index) = Slots::new(block.bytes).place(block.id as u32);
+                let small = self.small.get(class.index()).and_then(Option::as_ref);
+                small.is_some_and(|small| small.is_used(page, index))
+            }
+            None if block.class != FITTED => has(&self.large, LARGE_GRANULE_BYTES),
+            _ => has(&self.middle, MIDDLE_GRANULE_BYTES),
+        }
+    }
+
+    /// What has no memory in the middle region is what can get some.
+    pub(super) fn prove_bare(&self) -> Result<()> {
+        let of = |list: &FreeList, state: State, each: u32| -> Vec<(u32, u32)> {
+            let ranges = list.ranges().filter(|range| range.state == state);
+            ranges.map(|range| (range.start * each, range.count * each)).collect()
+        };
+        let (gaps, bare) = (of(&self.middle, State::Gap, 1), of(&self.middle_bare, State::Free, EACH));
+        ensure(gaps == bare, || format!("gaps {gaps:?} of middle sizes, but {bare:?} without memory"))
+    }
+}
+
+impl Small {
+    /// Whether a slot is somebody's.
+    fn is_used(&self, page: u32, index: u32) -> bool {
+        match self.guests.get(&page) {
+            Some(guest) => guest.live.contains(&index),
+            None => self.slab.is_live(Slot { page, index }),
+        }
+    }
+
+    /// The slab's own rules, and those of guests.
+    pub(super) fn validate(&self) -> Result<()> {
+        self.slab.validate()?;
+        for (&page, guest) in &self.guests {
+            let is_full = self.slab.live_in(page)? == self.slab.slots_per_page();
+            let is_hosted = |&index: &u32| self.slab.is_live(Slot { page: guest.host, index });
+            let is_right = !guest.live.is_empty()
+                && !self.guests.contains_key(&guest.host)
+                && guest.live.iter().all(is_hosted);
+            ensure(is_full && is_right, || {
+                format!("page {page} lies on the memory of {}, with {:?} live", guest.host, guest.live)
+            })?;
+        }
+        Ok(())
+    }
+}

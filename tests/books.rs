@@ -1,0 +1,74 @@
+//! The manager's totals and reports name all memory, by whatever way it was asked for.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Scrub};
+use kavern::event::NoSink;
+use kavern::manager::Manager;
+use kavern::memory::Limits;
+
+const PAGE: u64 = 2 << 20;
+
+fn cache(manager: &Arc<Manager>, max_blocks: u64) -> KvCache {
+    let group = GroupConfig {
+        content: Content::Opaque { block_bytes: PAGE },
+        reach: Reach::All,
+        block_tokens: 16,
+        capacity_blocks: 0,
+        region: None,
+    };
+    let config = CacheConfig {
+        name: "books".to_owned(),
+        groups: vec![group],
+        capacity_blocks: 16,
+        capacity_bytes: 0,
+        max_sequences: 8,
+        max_sequence_tokens: 512,
+        max_batch_tokens: 1024,
+        max_leases: 8,
+        max_namespaces: 16,
+        steps_in_flight: 4,
+        hash_block_tokens: 0,
+        hash: HashKind::Blake3,
+        scrub: Scrub::None,
+        event_capacity: 0,
+        policy: "lru".to_owned(),
+        hash_secret: [7; 32],
+        metadata_only: false,
+        ragged: false,
+        require_salt: false,
+        index: IndexOptions::default(),
+        partial_hits: false,
+        worker: false,
+        exact_order: true,
+        max_blocks,
+    };
+    KvCache::new(manager.memory(), &config).unwrap()
+}
+
+#[test]
+fn a_cache_that_can_grow_counts_in_the_totals_as_one_that_cannot() {
+    let manager = Manager::open("host", Limits::default(), Arc::new(NoSink)).unwrap();
+    let fixed = cache(&manager, 0);
+    let totals = manager.totals();
+    assert!(totals.device_bytes() >= 16 * PAGE);
+    assert_eq!(totals.elastic_bytes, 0);
+    drop(fixed);
+    assert_eq!(manager.totals().device_bytes(), 0);
+    let growing = cache(&manager, 64);
+    for blocks in [16, 64, 1] {
+        assert!(growing.resize(0, blocks).unwrap().is_done);
+        let totals = manager.totals();
+        assert!(totals.elastic_bytes >= blocks * PAGE, "{} bytes for {blocks} blocks", totals.elastic_bytes);
+        assert!(totals.device_bytes() >= totals.elastic_bytes);
+        let report: serde_json::Value = serde_json::from_str(&manager.report_json()).unwrap();
+        let listed = report["elastic"].as_array().unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0]["committed_bytes"].as_u64().unwrap(), totals.elastic_bytes);
+        manager.validate().unwrap();
+    }
+    drop(growing);
+    let totals = manager.totals();
+    assert_eq!((totals.device_bytes(), totals.elastic_bytes), (0, 0));
+}
