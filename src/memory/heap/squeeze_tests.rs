@@ -123,7 +123,7 @@ fn blocks_are_cut_while_threads_allocate_and_free_them() {
                 let address = live.swap_remove(random.usize(..live.len()));
                 let info = heap.block_info(address).unwrap();
                 // No class has such a size.
-                cut.fetch_add(u64::from(info.block_bytes % (32 * KIB) != 0), Ordering::Relaxed);
+                cut.fetch_add(u64::from(!info.block_bytes.is_multiple_of(32 * KIB)), Ordering::Relaxed);
                 places.lock().remove(&address);
                 if !matches!(front_cache::free(key, address), Answer::Done(())) {
                     heap.free(stream, address).unwrap();
