@@ -88,10 +88,31 @@ impl Record {
         self.state.store(0, Ordering::Release);
     }
 
+    /// As `close`, but only if the record still says this; whether it did.
+    pub(super) fn close_if(&self, facts: &Facts) -> bool {
+        self.change(facts, 0)
+    }
+
+    /// Makes a live block one of another class, if the record still says this; whether it did.
+    pub(super) fn reclass(&self, facts: &Facts, class: u8) -> bool {
+        self.change(facts, state_of(&Facts { class, ..*facts }))
+    }
+
+    fn change(&self, from: &Facts, to: u32) -> bool {
+        self.state.compare_exchange(state_of(from), to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     /// Says that another stream uses the block too.
     pub(super) fn share(&self) {
         self.state.fetch_or(SHARED, Ordering::AcqRel);
     }
+}
+
+/// The state of a live record.
+fn state_of(facts: &Facts) -> u32 {
+    let shared = if facts.is_shared { SHARED } else { 0 };
+    let captured = if facts.is_captured { CAPTURED } else { 0 };
+    LIVE | shared | captured | u32::from(facts.class) << CLASS | u32::from(facts.stream) << STREAM
 }
 
 /// Records in one [`Line`].
@@ -186,7 +207,12 @@ mod tests {
         record.share();
         assert_eq!(record.facts(), Some(Facts { is_shared: true, ..facts }));
         assert_eq!(records.live().map(|(index, _)| index).collect::<Vec<_>>(), [0, 1023, 1024, 5000]);
-        record.close();
+        // What was read before it was shared is no longer what it says.
+        assert!(!record.close_if(&facts) && !record.reclass(&facts, 7));
+        let facts = record.facts().unwrap();
+        assert!(record.reclass(&facts, 7));
+        assert_eq!(record.facts(), Some(Facts { class: 7, ..facts }));
+        assert!(!record.close_if(&facts) && record.close_if(&Facts { class: 7, ..facts }));
         assert_eq!(record.facts(), None);
         assert_eq!(records.live().count(), 3);
     }

@@ -43,7 +43,7 @@ pub(super) fn rare_class(bytes: u64) -> Option<usize> {
     size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
 }
 
-fn granules(bytes: u64) -> u32 {
+pub(super) fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
 }
 
@@ -66,6 +66,9 @@ impl Heap {
         let left = self.physical.left_bytes().min(self.total_bytes.saturating_sub(held));
         let is_short = self.backed_bytes() >= left;
         self.is_short.store(is_short, Ordering::Relaxed);
+        if !is_short {
+            self.is_squeezed.store(false, Ordering::Relaxed);
+        }
         is_short
     }
 
@@ -88,7 +91,11 @@ impl Heap {
         if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
             return Ok(Some((wanted, index)));
         }
-        if (self.is_short() || self.weigh()) && self.core.lock().is_fitted(class, bytes) {
+        let is_short = self.is_short() || self.weigh();
+        if is_short && !self.is_squeezed.swap(true, Ordering::Relaxed) {
+            self.squeeze()?;
+        }
+        if is_short && self.core.lock().is_fitted(class, bytes) {
             let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
             if run.is_some() {
                 self.core.lock().count_rare(bytes, true);

@@ -26,6 +26,9 @@ mod planted;
 mod pressure;
 mod proof;
 mod report;
+mod squeeze;
+#[cfg(test)]
+mod squeeze_tests;
 mod streams;
 mod takeover;
 #[cfg(test)]
@@ -122,6 +125,8 @@ pub struct Heap {
     ladder: pressure::Ladder,
     /// Whether more is held than can still be had; see `fitted`.
     is_short: AtomicBool,
+    /// Whether the live blocks were cut to their lengths since then; see `squeeze`.
+    is_squeezed: AtomicBool,
     is_closed: AtomicBool,
     /// Which mistake a test planted.
     #[cfg(test)]
@@ -168,6 +173,7 @@ impl Heap {
             captured: Mutex::default(),
             ladder: pressure::Ladder::default(),
             is_short: AtomicBool::new(false),
+            is_squeezed: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
@@ -394,6 +400,12 @@ impl Heap {
             return self.free_plain(plain, stream, address);
         }
         let stream = self.lane(stream);
+        // A block that is cut meanwhile is looked at again.
+        while !self.try_free(stream, address)? {}
+        Ok(())
+    }
+
+    fn try_free(&self, stream: Stream, address: u64) -> Result<bool> {
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
         let bytes = match Class::at(facts.class.into()) {
@@ -412,7 +424,9 @@ impl Heap {
                 streams.map(|stream| self.fences.record(self.marked(stream))).collect::<Result<Vec<_>>>()?
             }
         };
-        record.close();
+        if !record.close_if(&facts) {
+            return Ok(false);
+        }
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
         self.slow.freed_bytes.fetch_add(facts.bytes, Ordering::Relaxed);
         if facts.is_shared {
@@ -425,7 +439,7 @@ impl Heap {
             // The graph keeps the address: nobody else gets the memory before the graph is given up.
             let capture = self.names.read().streams.stream(facts.stream).map_or(0, |stream| stream.0);
             self.captured.lock().entry(capture).or_default().push(block);
-            return Ok(());
+            return Ok(true);
         }
         let mut core = self.core.lock();
         if self.has(Mistake::FreeForAll) {
@@ -435,7 +449,7 @@ impl Heap {
         } else {
             core.limbo.push(Limbo { fences, block });
         }
-        Ok(())
+        Ok(true)
     }
 
     fn is_capturing(&self, stream: Stream) -> Result<bool> {

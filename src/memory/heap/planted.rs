@@ -30,12 +30,14 @@ pub(super) enum Mistake {
     CachesForAll,
     /// A batch behind one that was reached counts as reached too.
     NextBatchToo,
+    /// What is cut off a live block is free for all, whoever had it before.
+    TailForAll,
 }
 
 #[cfg(test)]
 impl Mistake {
     /// All of them.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::FenceTaken,
         Self::WaitForgotten,
         Self::WaitTooOld,
@@ -48,6 +50,7 @@ impl Mistake {
         Self::StreamNotAwaited,
         Self::CachesForAll,
         Self::NextBatchToo,
+        Self::TailForAll,
     ];
 }
 

@@ -34,8 +34,12 @@ impl StreamNumbers {
 
     /// The stream that a record names, whether it is in use or gone.
     pub(super) fn stream(&self, number: u16) -> Option<Stream> {
-        let used = self.used.get(usize::from(number)).copied().flatten();
-        used.or_else(|| self.gone.get(&number).copied())
+        self.stream_in_use(number).or_else(|| self.gone.get(&number).copied())
+    }
+
+    /// As `stream`, but only if it is in use.
+    pub(super) fn stream_in_use(&self, number: u16) -> Option<Stream> {
+        self.used.get(usize::from(number)).copied().flatten()
     }
 
     /// Streams in use.
