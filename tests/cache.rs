@@ -13,6 +13,7 @@ mod cache {
     mod groups_model;
     mod isolation;
     mod limits;
+    mod moves;
     mod ops;
     mod partial;
     mod plans;

@@ -94,7 +94,8 @@ impl State {
         let epoch = self.shared.namespaces.epoch(namespace);
         let holder = Holder { namespace, no_store: request.no_store, epoch, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
-        self.holders.leases[lease].is_chunks = true;
+        let lease = &mut self.holders.leases[lease];
+        (lease.is_chunks, lease.is_told) = (true, true);
         Ok(Match { lease: id, hit_tokens, block_count: groups * hits as u64, cross_groups: 0 })
     }
 

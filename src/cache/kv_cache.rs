@@ -279,6 +279,9 @@ impl KvCache {
                         waits[count] = event;
                         count += 1;
                     })?;
+                    if !(self.is_metadata_only() && state.plans.is_used()) {
+                        state.move_blocks();
+                    }
                 }
                 let (words, is_all) = uploader.pack(&mut state, is_first)?;
                 (words, is_all, count)

@@ -118,11 +118,7 @@ impl State {
             true => (0, 0, root),
             false if self.is_plain => {
                 self.find_prefix(request, keys, namespace, lease);
-                let has_promises = self.leave_promised(lease);
-                match self.finds_partial && !has_promises {
-                    true => self.settle_partial(request, namespace, lease, root),
-                    false => self.settle_hits(request, lease, root),
-                }
+                self.settle_prefix(request, namespace, lease, root)
             }
             false => {
                 let (found_tokens, hit_tokens, key, inputs) =
@@ -152,6 +148,22 @@ impl State {
     /// Links of the longest sequence: what is beyond them is not looked for.
     pub(super) fn most_links(&self) -> usize {
         (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize
+    }
+
+    /// Cuts what was found to what promises leave and the request wants; answers both lengths in tokens, and the key of
+    /// the last link.
+    pub(super) fn settle_prefix(
+        &mut self,
+        request: &Request<'_>,
+        namespace: u32,
+        row: usize,
+        root: Key,
+    ) -> (u64, u64, Key) {
+        let has_promises = self.leave_promised(row);
+        match self.finds_partial && !has_promises {
+            true => self.settle_partial(request, namespace, row, root),
+            false => self.settle_hits(request, row, root),
+        }
     }
 
     /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
@@ -185,9 +197,10 @@ impl State {
         (found_tokens, hit_tokens, key)
     }
 
-    /// The blocks of a lease, one group after the other.
-    pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
+    /// The blocks of a lease, one group after the other. They stay where they are until it ends.
+    pub(super) fn lease_blocks(&mut self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
+        self.holders.leases[index].is_told = true;
         Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.held(index).iter().copied()))
     }
 }

@@ -292,10 +292,7 @@ impl State {
         let row = self.holders.probe_row();
         let hit_tokens = if self.is_plain {
             self.find_prefix(request, keys, namespace, row);
-            match self.finds_partial {
-                true => self.settle_partial(request, namespace, row, Key::default()).1,
-                false => self.settle_hits(request, row, Key::default()).1,
-            }
+            self.settle_prefix(request, namespace, row, Key::default()).1
         } else {
             let root = self.shared.namespaces.get(namespace).root;
             self.find_mixed(request, keys, namespace, root, row).1

@@ -233,6 +233,8 @@ pub(super) struct Lease {
     pub(super) hit_tokens: u64,
     /// The blocks are no prefix: they are read where they lie, until the lease is released.
     pub(super) is_chunks: bool,
+    /// Somebody asked where the blocks lie: they stay there.
+    pub(super) is_told: bool,
 }
 
 /// A running sequence.
@@ -359,8 +361,12 @@ impl Holders {
         let popped = self.free_leases.pop();
         debug_assert_eq!(popped, Some(index as u32), "the lease that next_lease named");
         let generation = next_generation(self.leases[index].holder.generation);
-        self.leases[index] =
-            Lease { holder: Holder { generation, is_live: true, ..holder }, hit_tokens, is_chunks: false };
+        self.leases[index] = Lease {
+            holder: Holder { generation, is_live: true, ..holder },
+            hit_tokens,
+            is_chunks: false,
+            is_told: false,
+        };
         Id::new(IdKind::Lease, generation, index as u32)
     }
 

@@ -19,7 +19,7 @@ use super::group::Reach;
 use super::index::Index;
 use super::mirror::Mirror;
 use super::owner_lists::OwnerLists;
-use super::owners::{Owners, owner_of};
+use super::owners::owner_of;
 use super::retention::Retention;
 use super::steps::{NONE, Waiting};
 use crate::error::Result;
@@ -284,18 +284,24 @@ impl Store {
             let waiting = shared.steps.waiting(last_step, self.group as usize);
             self.link_waiting(index, waiting);
         } else {
-            self.give_back(index, &mut shared.namespaces.owners);
+            self.give_back(index, shared);
         }
     }
 
-    fn give_back(&mut self, index: u32, owners: &mut Owners) {
-        if self.blocks[index as usize].is_findable() {
+    fn give_back(&mut self, index: u32, shared: &mut Shared) {
+        let is_findable = self.blocks[index as usize].is_findable();
+        if is_findable && index >= self.limit && !self.retention.is_pinned(index) {
+            // Out of use: only its holders kept it.
+            self.policy.removed(index, false);
+            self.forget(index, RemoveReason::Requested, shared);
+            self.put_free(index);
+        } else if is_findable {
             self.inactive += 1;
             if !self.retention.released(index) {
                 self.policy.released(index);
             }
             if !self.retention.is_pinned(index) {
-                self.join_cached(index, owners);
+                self.join_cached(index, &mut shared.namespaces.owners);
             }
         } else {
             self.retention.clear(index);
@@ -332,11 +338,11 @@ impl Store {
     }
 
     /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
-    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, owners: &mut Owners) {
+    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, shared: &mut Shared) {
         while list.head != NONE {
             let index = list.head;
             self.unlink_waiting(index, list);
-            self.give_back(index, owners);
+            self.give_back(index, shared);
         }
     }
 
@@ -407,6 +413,8 @@ pub(super) struct StoreOptions {
 mod find;
 #[path = "findable.rs"]
 mod findable;
+#[path = "relocate.rs"]
+mod relocate;
 #[path = "victims.rs"]
 mod victims;
 

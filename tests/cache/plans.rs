@@ -96,7 +96,7 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
                 .write(bench.slice(place.base_address + at, bytes), &vec![mark; bytes as usize])
                 .unwrap();
         }
-        pools.push(bench.bytes(place.base_address, u64::from(place.blocks) * place.block_bytes));
+        pools.push(bench.bytes(place.base_address, u64::from(place.max_blocks) * place.block_bytes));
     }
     Ok(Seen { host, slots, device, pools, zeroed, copies })
 }
@@ -125,7 +125,13 @@ impl Deciders {
             let admitted = self.both(|bench| {
                 let hit = bench.look(&kavern::cache::Request { namespace_id, ..ask(&tokens) });
                 let rest = &tokens[hit.tokens as usize..];
-                let op = Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 3, row: -1 };
+                let op = Op::Admit {
+                    lease: hit.lease,
+                    tokens: rest.len() as u64,
+                    lookahead: 3,
+                    row: -1,
+                    expected_tokens: 0,
+                };
                 let result = bench.apply(&op);
                 if result.sequence == 0 {
                     bench.good(&Op::Release { lease: hit.lease });
@@ -195,7 +201,7 @@ impl Deciders {
 }
 
 #[test]
-fn copies_of_forks_and_edits_are_part_of_the_plan() {
+fn copies_of_forks_edits_and_moves_are_part_of_the_plan() {
     let settings = CacheConfig { groups: vec![group(4), group(8)], ..settings() };
     let mut deciders = deciders(&settings);
     let mut worker = worker(&settings);
@@ -205,6 +211,10 @@ fn copies_of_forks_and_edits_are_part_of_the_plan() {
         deciders.both(Bench::begin);
         deciders.branch(&mut random);
         deciders.act(&mut random);
+        if round % 4 == 3 {
+            let (of, blocks) = (random.u32(0..2), random.u64(16..=40));
+            deciders.both(|bench| bench.cache.resize(of, blocks).unwrap().held_blocks);
+        }
         let message = export(&deciders.benches[1], false);
         let expected = see(&deciders.benches[0], round as u8, None).unwrap();
         copied += expected.copies.len();
@@ -213,7 +223,8 @@ fn copies_of_forks_and_edits_are_part_of_the_plan() {
         worker.cache.step_done(worker.step, Some(worker.stream)).unwrap();
         deciders.both(|bench| bench.done());
     }
-    assert!(copied > 100, "{copied} copies");
+    let moved = deciders.both(|bench| bench.statistics().moved_blocks);
+    assert!(copied > 100 && moved > 40, "{copied} copies, {moved} blocks moved");
 }
 
 #[test]
