@@ -30,10 +30,10 @@ impl From<Resized> for kavern_kv_resize_result {
 /// block_ids were asked for, or of chunks, stays until the lease ends; other ids hold until the next tables. The memory
 /// of the highest blocks goes back in whole pages when no step in flight and no work of kavern_kv_fill_pattern and
 /// kavern_kv_check_pattern can reach them, if the cache was made with max_blocks; addresses stay.
-/// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the
-/// same call again, goes on, and the former tells what the device refuses on the way. KAVERN_ERR_INVALID_ARGUMENT (no
-/// such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,
-/// KAVERN_ERR_NULL_POINTER; then nothing has changed.
+/// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
+/// call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
+/// such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
 /// Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
 /// lock for at most 256 blocks at a time.
 /// Since: 0.1

@@ -101,6 +101,11 @@ impl Copies {
         &self.sent
     }
 
+    /// This call of `tables` enqueues none.
+    pub(super) fn forget_sent(&mut self) {
+        self.sent.clear();
+    }
+
     fn is_empty(&self) -> bool {
         self.groups.iter().all(|group| group.listed.is_empty())
     }

@@ -252,3 +252,7 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "moves_tests.rs"]
+mod tests;
