@@ -75,7 +75,8 @@ impl Churn {
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         self.step += 1;
         let mut step = self.cache.step(self.step).expect("ids rise");
-        let admitted = step.apply(&Op::Admit { lease, tokens: PIECE, lookahead: 0, row: -1 });
+        let admitted =
+            step.apply(&Op::Admit { lease, tokens: PIECE, lookahead: 0, row: -1, expected_tokens: 0 });
         let target = Target::Id(Id(admitted.sequence));
         step.apply(&Op::Commit { target, tokens: PIECE, naming });
         step.apply(&Op::Free { target });

@@ -88,7 +88,7 @@ impl Bench {
     fn store(&mut self, request: &Request<'_>) -> u64 {
         let lease = self.cache.lookups().find(request).expect("a lease is free").lease;
         let tokens = request.token_count;
-        let sequence = self.step(&Op::Admit { lease, tokens, lookahead: 0, row: -1 });
+        let sequence = self.step(&Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens: 0 });
         let target = Target::Id(Id(sequence));
         let start = clock::now_ns();
         self.step(&Op::Commit { target, tokens, naming: request.naming });

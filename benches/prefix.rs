@@ -60,8 +60,9 @@ fn prefix(criterion: &mut Criterion) {
         });
         let lease = cache.lookups().find(&request(&tokens)).expect("a lease is free").lease;
         let mut step = cache.step(1).expect("the first step");
-        let sequence =
-            step.apply(&Op::Admit { lease, tokens: TOKENS as u64, lookahead: 0, row: -1 }).sequence;
+        let sequence = step
+            .apply(&Op::Admit { lease, tokens: TOKENS as u64, lookahead: 0, row: -1, expected_tokens: 0 })
+            .sequence;
         let (target, naming) = (Target::Id(Id(sequence)), Naming::Tokens(&tokens, &[]));
         assert_eq!(step.apply(&Op::Commit { target, tokens: TOKENS as u64, naming }).blocks_committed, 8192);
         drop(step);

@@ -124,7 +124,7 @@ fn fill(device: &Arc<dyn Device>, blocks: u64) -> Result<Filled> {
         let lease = cache.lookups().find(&wanted)?.lease;
         let mut list = cache.step(step)?;
         let tokens = wanted.token_count;
-        let admitted = list.apply(&Op::Admit { lease, tokens, lookahead: 0, row: -1 });
+        let admitted = list.apply(&Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens: 0 });
         good(admitted.status)?;
         let target = Target::Id(Id(admitted.sequence));
         good(list.apply(&Op::Commit { target, tokens, naming: wanted.naming }).status)?;

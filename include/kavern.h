@@ -486,6 +486,8 @@ enum kavern_kv_remove_reason
     KAVERN_REMOVE_CANCELLED = 7,
     /** Its slot was needed, and the priority that had kept it had expired. */
     KAVERN_REMOVE_EXPIRED = 5,
+    /** It still is: kavern_kv_resize moved it, and the next event says where it is now. */
+    KAVERN_REMOVE_MOVED = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1014,6 +1016,8 @@ typedef struct kavern_kv_statistics {
     uint64_t capacity_blocks;
     /** Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT. */
     uint64_t promised_blocks;
+    /** Blocks that kavern_kv_resize moved below the new count, each with a copy of its bytes; since the start. */
+    uint64_t moved_blocks;
 } kavern_kv_statistics;
 
 /** One numbered change of what is findable. */
@@ -1261,7 +1265,10 @@ typedef struct kavern_kv_request {
     const kavern_kv_extra *extras;
     /** How many. */
     uint64_t extra_count;
-    /** Receives the ids of the hit blocks, group after group; null if not wanted. */
+    /**
+     * Receives the ids of the hit blocks, group after group; null if not wanted. If wanted, the blocks stay where they
+     * are until the lease ends, also while kavern_kv_resize moves others.
+     */
     int32_t *block_ids;
     /** Room there. */
     uint64_t block_capacity;
@@ -1466,6 +1473,8 @@ typedef struct kavern_kv_namespace_statistics {
     uint64_t evicted_blocks;
     /** Operations refused because of max_held_blocks. */
     uint64_t refused_ops;
+    /** Blocks promised to its sequences by expected_tokens; they count against max_held_blocks. */
+    uint64_t promised_blocks;
 } kavern_kv_namespace_statistics;
 
 /** What the pool of pinned host memory has and did. You set struct_size; the call fills the rest. */
@@ -1563,7 +1572,7 @@ typedef struct kavern_kv_group_tables {
 typedef struct kavern_kv_token_copy {
     /** The group. */
     uint32_t group;
-    /** Row of the sequence that it is for. */
+    /** Row of the sequence that it is for; -1 for a pinned block that nobody holds. */
     int32_t row;
     /** First slot that is read. */
     int64_t source_slot;
@@ -2521,14 +2530,16 @@ kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
  * Changes how many blocks a group has while sequences run, 1 to the most that the cache was made for.
  *
  * Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
- * count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
- * they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned.
- * The memory of the highest blocks goes back in whole pages when no step in flight can reach them, if the cache was
- * made with max_blocks; addresses stay.
- * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
- * same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
- * KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,
- * KAVERN_ERR_NULL_POINTER; then nothing has changed.
+ * count that nobody holds. Those that are held or pinned move below it with the first kavern_kv_tables, or plan, of
+ * the steps that follow, at most 64 of a group and 128 MiB a step, as far as there is room: each is one of the step's
+ * copies, the tables show the new place, and everything known of the block goes along. A block under a lease whose
+ * block_ids were asked for, or of chunks, stays until the lease ends; other ids hold until the next tables. The memory
+ * of the highest blocks goes back in whole pages when no step in flight and no work of kavern_kv_fill_pattern and
+ * kavern_kv_check_pattern can reach them, if the cache was made with max_blocks; addresses stay.
+ * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
+ * call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
+ * such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
  * Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
  * lock for at most 256 blocks at a time.
  * Since: 0.1
@@ -2560,8 +2571,8 @@ kavern_status kavern_set_log_callback(uint32_t level,
 /**
  * Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
  *
- * The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a
- * part of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
+ * The answer is that of the same walk over every link, with as much left to the promises of ADMIT; it may be outdated
+ * when it arrives. Counts as no lookup and makes no block newer.
  * Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
  * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
  * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
@@ -2631,9 +2642,9 @@ kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
  * Looks rows of block hashes up on the device, in a cache made with KAVERN_KV_DEVICE_INDEX.
  *
  * The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
- * hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to
- * all that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
- * most blocks / 2^96.
+ * hold nothing: a block that is not held otherwise may be evicted by a later step, and one that is held may be moved
+ * by the tables of a later step. KAVERN_LOOKUP_PREFIX answers -1 to all that follows the first miss of a row. A hash
+ * that was never stored is answered with a block with a chance of at most blocks / 2^96.
  * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
  * live until the work is done. Not to be captured into a graph.
  * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
@@ -2898,8 +2909,9 @@ kavern_status kavern_kv_namespace_list(const kavern_kv_cache *cache,
 /**
  * Sets how many blocks a namespace may hold and how many it may keep cached; UINT64_MAX lifts a limit.
  *
- * Held blocks: an ADMIT or APPEND after which the namespace would hold more answers KAVERN_ERR_LIMIT_REACHED with the
- * excess in blocks_missing; a lookup is never refused, but what it found counts until its lease is released. Cached
+ * Held blocks: an ADMIT, APPEND, RESUME or EDIT after which the namespace would hold more, or a FORK while it does,
+ * answers KAVERN_ERR_LIMIT_REACHED with the excess in blocks_missing; what is promised to its sequences counts as
+ * held. A lookup is never refused, but what it found counts until its lease is released. Cached
  * blocks: when more come, the namespace's own oldest go, with KAVERN_REMOVE_LIMIT as their reason; blocks of others
  * stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
  * Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's

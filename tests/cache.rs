@@ -14,6 +14,7 @@ mod cache {
     mod groups_model;
     mod isolation;
     mod limits;
+    mod moves;
     mod ops;
     mod partial;
     mod plans;

@@ -80,7 +80,13 @@ fn request(cache: &KvCache, step: u64, prompt: u64, random: &mut Rng) {
     let found = cache.lookups().find(&request).expect("a lease is free");
     let rest = PROMPT as u64 - found.hit_tokens;
     let mut session = cache.step_at(step, step).expect("steps complete at once");
-    let admitted = session.apply(&Op::Admit { lease: found.lease, tokens: rest, lookahead: 0, row: -1 });
+    let admitted = session.apply(&Op::Admit {
+        lease: found.lease,
+        tokens: rest,
+        lookahead: 0,
+        row: -1,
+        expected_tokens: 0,
+    });
     assert_eq!(admitted.status, Status::Ok);
     let target = Target::Id(Id(admitted.sequence));
     let bytes = &keys[8 * found.hit_tokens as usize..];

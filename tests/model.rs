@@ -199,6 +199,9 @@ fn naive(variant: &Variant) -> Naive {
         batch_tokens: 0,
         batch_entries: 0,
         limits: Default::default(),
+        now_ms: 1000,
+        timed: 0,
+        expired: 0,
     }
 }
 
@@ -298,10 +301,11 @@ impl Run<'_> {
 
     /// A list of random operations, each checked at once.
     fn step(&mut self, step: u64) {
+        self.pass(step);
         let cache = std::ptr::from_ref(&self.cache);
         // SAFETY: the cache lives as long as `self`, and the loop below does not replace it.
         let cache: &KvCache = unsafe { &*cache };
-        let mut session = until_ok(|| cache.step(step));
+        let mut session = until_ok(|| cache.step_at(step, self.model.now_ms));
         if self.model.step != step {
             self.model.begin_step(step);
         }
@@ -317,6 +321,7 @@ impl Run<'_> {
                         tokens: tokens as u64,
                         lookahead: lookahead as u32,
                         row: -1,
+                        expected_tokens: 0,
                     };
                     let (result, expected) = (session.apply(&op), self.model.admit(lease, tokens, lookahead));
                     check(&op, &result, &expected);
@@ -532,7 +537,8 @@ fn check(op: &Op<'_>, result: &OpResult, expected: &Outcome) {
     }
 }
 
-fn play(variant: &Variant, seed: u64, operations: u64) {
+/// Answers how many priorities ended by themselves.
+fn play(variant: &Variant, seed: u64, operations: u64) -> u64 {
     // The gate blocks the stream, so its own faults are drawn by the wrapper too.
     let spec = format!("host?memory_bytes=67108864&fail_rate=0.002&seed={seed}&error=oom");
     let device = until_ok(|| registry::open(&spec));
@@ -587,6 +593,7 @@ fn play(variant: &Variant, seed: u64, operations: u64) {
     }
     run.compare();
     run.cache.validate().unwrap();
+    run.model.expired
 }
 
 #[test]
@@ -596,13 +603,18 @@ fn the_cache_equals_the_naive_one_over_a_million_operations() {
     let first_seed = std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse().ok());
     let each = 10_000;
     let runs = soak.unwrap_or(1_000_000) / each;
+    let mut expired = 0;
     for index in 0..first_seed.map_or(runs, |_| VARIANTS.len() as u64) {
         let variant = &VARIANTS[(index % VARIANTS.len() as u64) as usize];
         let seed = first_seed.unwrap_or(index);
         let outcome = std::panic::catch_unwind(|| play(variant, seed, each));
-        if let Err(panic) = outcome {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-            panic!("{}, diverged with KAVERN_SEED={seed}: {text}", variant.name);
+        match outcome {
+            Ok(count) => expired += count,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                panic!("{}, diverged with KAVERN_SEED={seed}: {text}", variant.name);
+            }
         }
     }
+    assert!(expired > 100 || first_seed.is_some(), "{expired} priorities ended");
 }

@@ -76,7 +76,8 @@ impl Blocks {
         };
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         let mut step = self.cache.step(self.step).expect("steps complete at once");
-        let admitted = step.apply(&Op::Admit { lease, tokens: count, lookahead: 0, row: -1 });
+        let admitted =
+            step.apply(&Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 });
         assert_eq!(admitted.status, Status::Ok);
         let free = step.apply(&Op::Free { target: Target::Id(Id(admitted.sequence)) });
         assert_eq!(free.status, Status::Ok);

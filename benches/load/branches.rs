@@ -75,7 +75,7 @@ impl Branches {
             sizing: Default::default(),
         };
         let lease = cache.lookups().find(&request).expect("a lease is free").lease;
-        let admit = Op::Admit { lease, tokens: TOKENS - 5, lookahead: 0, row: -1 };
+        let admit = Op::Admit { lease, tokens: TOKENS - 5, lookahead: 0, row: -1, expected_tokens: 0 };
         let parent = good(cache.step(1).expect("the first step").apply(&admit)).sequence;
         cache.step_done(1, None).expect("the step is open");
         Self { cache, parent, step: 2 }

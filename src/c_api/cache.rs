@@ -162,6 +162,7 @@ impl From<CacheStatistics> for kavern_kv_statistics {
             pinned_blocks: s.pinned_blocks,
             capacity_blocks: s.capacity_blocks,
             promised_blocks: s.promised_blocks,
+            moved_blocks: s.moved_blocks,
         }
     }
 }

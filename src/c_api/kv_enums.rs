@@ -247,6 +247,8 @@ pub enum kavern_kv_remove_reason {
     KAVERN_REMOVE_CANCELLED = 7,
     /// Its slot was needed, and the priority that had kept it had expired.
     KAVERN_REMOVE_EXPIRED = 5,
+    /// It still is: kavern_kv_resize moved it, and the next event says where it is now.
+    KAVERN_REMOVE_MOVED = 8,
 }
 
 /// What kavern_kv_reset forgets.

@@ -16,7 +16,7 @@ use crate::types::Id;
 pub struct kavern_kv_token_copy {
     /// The group.
     pub group: u32,
-    /// Row of the sequence that it is for.
+    /// Row of the sequence that it is for; -1 for a pinned block that nobody holds.
     pub row: i32,
     /// First slot that is read.
     pub source_slot: i64,

@@ -24,14 +24,16 @@ impl From<Resized> for kavern_kv_resize_result {
 /// Changes how many blocks a group has while sequences run, 1 to the most that the cache was made for.
 ///
 /// Growing gets memory first, all or nothing, then hands the new blocks out. Shrinking evicts the blocks above the new
-/// count that nobody holds; those that are held stay with their holders, are not found any more, and go out of use as
-/// they are let go: sequences that last are moved by PREEMPT and RESUME. Pinned ones are found until they are unpinned.
-/// The memory of the highest blocks goes back in whole pages when no step in flight can reach them, if the cache was
-/// made with max_blocks; addresses stay.
-/// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for a step: kavern_kv_poll, or the
-/// same call again, goes on. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of range),
-/// KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_INVALID_HANDLE,
-/// KAVERN_ERR_NULL_POINTER; then nothing has changed.
+/// count that nobody holds. Those that are held or pinned move below it with the first kavern_kv_tables, or plan, of
+/// the steps that follow, at most 64 of a group and 128 MiB a step, as far as there is room: each is one of the step's
+/// copies, the tables show the new place, and everything known of the block goes along. A block under a lease whose
+/// block_ids were asked for, or of chunks, stays until the lease ends; other ids hold until the next tables. The memory
+/// of the highest blocks goes back in whole pages when no step in flight and no work of kavern_kv_fill_pattern and
+/// kavern_kv_check_pattern can reach them, if the cache was made with max_blocks; addresses stay.
+/// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
+/// call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
+/// such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
 /// Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
 /// lock for at most 256 blocks at a time.
 /// Since: 0.1

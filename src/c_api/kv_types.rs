@@ -121,7 +121,8 @@ pub struct kavern_kv_request {
     pub extras: *const kavern_kv_extra,
     /// How many.
     pub extra_count: u64,
-    /// Receives the ids of the hit blocks, group after group; null if not wanted.
+    /// Receives the ids of the hit blocks, group after group; null if not wanted. If wanted, the blocks stay where they
+    /// are until the lease ends, also while kavern_kv_resize moves others.
     pub block_ids: *mut i32,
     /// Room there.
     pub block_capacity: u64,
@@ -400,6 +401,8 @@ pub struct kavern_kv_statistics {
     pub capacity_blocks: u64,
     /// Free or evictable blocks that are promised to sequences by expected_tokens of their ADMIT.
     pub promised_blocks: u64,
+    /// Blocks that kavern_kv_resize moved below the new count, each with a copy of its bytes; since the start.
+    pub moved_blocks: u64,
 }
 
 /// What kavern_kv_resize has led to.

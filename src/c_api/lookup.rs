@@ -26,8 +26,8 @@ impl From<ChunkHit> for kavern_kv_chunk_hit {
 
 /// Tells for each prompt how many tokens kavern_kv_match would find now, without a lease, for routers.
 ///
-/// The answer is that of the same walk over every link; it may be outdated when it arrives, and a match may leave a
-/// part of it to the promises of ADMIT. Counts as no lookup and makes no block newer.
+/// The answer is that of the same walk over every link, with as much left to the promises of ADMIT; it may be outdated
+/// when it arrives. Counts as no lookup and makes no block newer.
 /// Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
 /// Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
 /// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
@@ -208,9 +208,9 @@ fn lookup(object: &CacheObject, args: &kavern_kv_lookup_args) -> Result<DeviceLo
 /// Looks rows of block hashes up on the device, in a cache made with KAVERN_KV_DEVICE_INDEX.
 ///
 /// The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
-/// hold nothing: a block that is not held otherwise may be evicted by a later step. KAVERN_LOOKUP_PREFIX answers -1 to
-/// all that follows the first miss of a row. A hash that was never stored is answered with a block with a chance of at
-/// most blocks / 2^96.
+/// hold nothing: a block that is not held otherwise may be evicted by a later step, and one that is held may be moved
+/// by the tables of a later step. KAVERN_LOOKUP_PREFIX answers -1 to all that follows the first miss of a row. A hash
+/// that was never stored is answered with a block with a chance of at most blocks / 2^96.
 /// Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
 /// live until the work is done. Not to be captured into a graph.
 /// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is

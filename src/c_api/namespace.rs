@@ -43,6 +43,8 @@ pub struct kavern_kv_namespace_statistics {
     pub evicted_blocks: u64,
     /// Operations refused because of max_held_blocks.
     pub refused_ops: u64,
+    /// Blocks promised to its sequences by expected_tokens; they count against max_held_blocks.
+    pub promised_blocks: u64,
 }
 
 impl From<NamespaceStatistics> for kavern_kv_namespace_statistics {
@@ -63,6 +65,7 @@ impl From<NamespaceStatistics> for kavern_kv_namespace_statistics {
             stored_blocks: s.stored_blocks,
             evicted_blocks: s.evicted_blocks,
             refused_ops: s.refused_ops,
+            promised_blocks: s.promised_blocks,
         }
     }
 }
@@ -132,8 +135,9 @@ pub unsafe extern "C" fn kavern_kv_namespace_list(
 
 /// Sets how many blocks a namespace may hold and how many it may keep cached; UINT64_MAX lifts a limit.
 ///
-/// Held blocks: an ADMIT or APPEND after which the namespace would hold more answers KAVERN_ERR_LIMIT_REACHED with the
-/// excess in blocks_missing; a lookup is never refused, but what it found counts until its lease is released. Cached
+/// Held blocks: an ADMIT, APPEND, RESUME or EDIT after which the namespace would hold more, or a FORK while it does,
+/// answers KAVERN_ERR_LIMIT_REACHED with the excess in blocks_missing; what is promised to its sequences counts as
+/// held. A lookup is never refused, but what it found counts until its lease is released. Cached
 /// blocks: when more come, the namespace's own oldest go, with KAVERN_REMOVE_LIMIT as their reason; blocks of others
 /// stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
 /// Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's

@@ -113,14 +113,13 @@ unsafe fn read_op<'a>(
     }
     kv_ops::check_unused(op)?;
     Ok(match op.kind {
-        1 if op.expected_tokens > 0 => Op::AdmitExpecting {
+        1 => Op::Admit {
             lease: Id(op.target),
             tokens: op.tokens,
             lookahead: op.lookahead,
             row: op.row,
             expected_tokens: op.expected_tokens,
         },
-        1 => Op::Admit { lease: Id(op.target), tokens: op.tokens, lookahead: op.lookahead, row: op.row },
         2 => Op::Append { target: target(op, index, done)?, tokens: op.tokens, lookahead: op.lookahead },
         3 => {
             let target = target(op, index, done)?;

@@ -166,4 +166,5 @@ pub(super) struct Counters {
     pub(super) copied_tokens: u64,
     pub(super) missed_blocks: u64,
     pub(super) skipped_blocks: u64,
+    pub(super) moved_blocks: u64,
 }

@@ -18,6 +18,8 @@ impl State {
         }
         self.check_written(parent)?;
         let child = self.holders.choose_row(row)?;
+        // It holds no block more, but what is over its limit starts nothing new.
+        self.check_limit(sequence.holder.namespace, 0)?;
         let length = if tokens == 0 { sequence.length } else { tokens };
         self.reserve_trunks();
         let generation = self.holders.open_row(child);

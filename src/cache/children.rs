@@ -86,6 +86,23 @@ impl Children {
         }
     }
 
+    /// Puts an unlisted block in the place of one; where that was never added, there is nothing to do.
+    pub(super) fn replace(&mut self, from: u32, to: u32, parent: &Parent) {
+        let link = self.links[from as usize];
+        if link.next == UNLISTED {
+            return;
+        }
+        self.links[to as usize] = link;
+        self.links[from as usize].next = UNLISTED;
+        if link.next != NONE {
+            self.links[link.next as usize].prev = to;
+        }
+        match link.prev {
+            NONE => self.firsts.replace(self.hash(parent), from, to),
+            prev => self.links[prev as usize].next = to,
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.firsts.bytes() + (self.links.len() * size_of::<Link>()) as u64
     }

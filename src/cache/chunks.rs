@@ -95,7 +95,8 @@ impl State {
         let groups = self.classes[0];
         let holder = Holder { namespace, no_store: request.no_store, groups, epoch, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
-        self.holders.leases[lease].is_chunks = true;
+        let lease = &mut self.holders.leases[lease];
+        (lease.is_chunks, lease.is_told) = (true, true);
         Ok(Match { lease: id, hit_tokens, block_count: hit, cross_groups: 0, group: None })
     }
 

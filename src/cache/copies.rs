@@ -1,4 +1,5 @@
-//! Copies of tokens that a step needs before its work: copy on write, moved tails, tokens taken from other blocks.
+//! Copies of tokens that a step needs before its work: copy on write, moved tails, tokens taken from other blocks,
+//! blocks that a resize moves.
 //!
 //! Operations list runs under the lock; `tables` enqueues them behind the zero fills, in the order in which they were
 //! listed where one reads what another wrote. Both blocks of a run are marked with the step, so that neither is handed
@@ -7,6 +8,7 @@
 //! block on either side.
 
 use super::config::Geometry;
+use super::moves::MOVES_MOST;
 use super::state::State;
 use crate::error::{Error, Result, Status};
 use crate::sys::reserve::room;
@@ -20,7 +22,7 @@ pub(super) const COPY_WORDS: usize = 8;
 pub struct TokenCopy {
     /// The group.
     pub group: u32,
-    /// Row of the sequence that it is for.
+    /// Row of the sequence that it is for; -1 if it is for none.
     pub row: i32,
     /// First slot that is read: block x block_tokens + offset.
     pub source_slot: i64,
@@ -99,6 +101,11 @@ impl Copies {
         &self.sent
     }
 
+    /// This call of `tables` enqueues none.
+    pub(super) fn forget_sent(&mut self) {
+        self.sent.clear();
+    }
+
     fn is_empty(&self) -> bool {
         self.groups.iter().all(|group| group.listed.is_empty())
     }
@@ -120,9 +127,13 @@ impl Copies {
     }
 }
 
-/// Most runs of each group: one for every sequence, and all of the longest one, each of whose blocks may take from two.
+/// Most runs of each group: one for every sequence, all of the longest one, each of whose blocks may take from two, and
+/// the blocks that a step moves.
 pub(super) fn capacities(geometry: &Geometry, max_sequences: u32) -> impl Iterator<Item = usize> + '_ {
-    geometry.groups.iter().map(move |group| max_sequences as usize + 2 * group.row_cells as usize + 2)
+    geometry
+        .groups
+        .iter()
+        .map(move |group| max_sequences as usize + 2 * group.row_cells as usize + 2 + MOVES_MOST)
 }
 
 impl State {

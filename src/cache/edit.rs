@@ -84,7 +84,15 @@ impl State {
             return Err(Status::InvalidArgument.into());
         }
         let cut = Cut { offset, tokens, length: sequence.length };
+        self.settle_tip(row);
         let blocks_added = self.check_edit(row, cut)?;
+        let freed = |group: usize| {
+            self.freed_behind(row, group, cut.first_cell(self.stores[group].block_tokens.into()))
+        };
+        let freed: u32 = (0..self.stores.len()).map(freed).sum();
+        if blocks_added > freed {
+            self.check_limit(sequence.holder.namespace, blocks_added - freed)?;
+        }
         self.reserve_trunks();
         self.settle_tip(row);
         let groups = sequence.holder.groups;

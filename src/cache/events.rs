@@ -39,6 +39,8 @@ pub enum RemoveReason {
     Cancelled = 7,
     /// Its slot was needed, and its priority had expired.
     Expired = 5,
+    /// It was not: it lies in another slot from now on, as the event that follows says.
+    Moved = 8,
 }
 
 impl RemoveReason {

@@ -40,12 +40,6 @@ impl Store {
         if self.compares(as_what) && as_what.parent_serial == NO_SERIAL {
             return Published::Refused;
         }
-        if index >= self.limit {
-            // Out of use once its holder lets go: it stays private, with the name of its content.
-            self.blocks[index as usize].key = as_what.key;
-            self.blocks[index as usize].namespace_and_flags |= NAMED;
-            return Published::Duplicate;
-        }
         let hash = self.index.hash(&as_what.key, as_what.namespace);
         if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
             let compares = self.compares(as_what);

@@ -99,6 +99,17 @@ impl Index {
         self.count -= 1;
     }
 
+    /// What this block was found for, another one is.
+    pub(super) fn replace(&mut self, hash: u32, from: u32, to: u32) {
+        let wanted = u64::from(hash) << 32 | u64::from(from + 1);
+        let mut at = hash & self.mask;
+        while self.cells[at as usize] != wanted {
+            assert!(self.cells[at as usize] != 0, "a findable block is in the index");
+            at = (at + 1) & self.mask;
+        }
+        self.cells[at as usize] = u64::from(hash) << 32 | u64::from(to + 1);
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.cells.len() as u64 * 8
     }

@@ -251,7 +251,11 @@ impl KvCache {
             store.zeroed(count);
         }
         state.batch.is_tabled = true;
-        state.take_copies(&|group| uploader.copies_planned[group]);
+        match self.is_metadata_only() && state.plans.is_used() {
+            // Like every other note of a change they stay, for the step's plan.
+            true => state.copies.forget_sent(),
+            false => state.take_copies(&|group| uploader.copies_planned[group]),
+        }
         read(&StepTables { uploader, state })
     }
 
@@ -283,6 +287,9 @@ impl KvCache {
                         waits[count] = event;
                         count += 1;
                     })?;
+                    if !(self.is_metadata_only() && state.plans.is_used()) {
+                        state.move_blocks();
+                    }
                 }
                 let (words, is_all) = uploader.pack(&mut state, is_first)?;
                 (words, is_all, count)

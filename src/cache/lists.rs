@@ -98,6 +98,22 @@ impl Lists {
         self.links[block as usize].next = UNLINKED;
     }
 
+    /// Puts a block that is in no list in the place of one that is in this one.
+    pub(in crate::cache) fn replace(&mut self, list: usize, from: u32, to: u32) {
+        debug_assert!(self.contains(from) && !self.contains(to), "a block is linked once");
+        let Link { prev, next } = self.links[from as usize];
+        self.links[to as usize] = Link { prev, next };
+        match prev {
+            NONE => self.ends[list].oldest = to,
+            prev => self.links[prev as usize].next = to,
+        }
+        match next {
+            NONE => self.ends[list].newest = to,
+            next => self.links[next as usize].prev = to,
+        }
+        self.links[from as usize].next = UNLINKED;
+    }
+
     pub(in crate::cache) fn pop_oldest(&mut self, list: usize) -> Option<u32> {
         let block = self.oldest(list)?;
         self.unlink(list, block);

@@ -123,7 +123,7 @@ impl State {
         let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
         let found = match self.is_plain {
             true => {
-                let look = Look { request, keys, namespace, row: lease, root, is_cold, is_probe: false };
+                let look = Look { request, keys, namespace, row: lease, root, is_cold };
                 self.find_plain(&look, named)
             }
             false if is_cold => Found { groups: self.classes[0], key: root, ..Found::default() },
@@ -196,9 +196,10 @@ impl State {
         (found_tokens, hit_tokens, key)
     }
 
-    /// The blocks of a lease, one group after the other.
-    pub(super) fn lease_blocks(&self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
+    /// The blocks of a lease, one group after the other. They stay where they are until it ends.
+    pub(super) fn lease_blocks(&mut self, lease: Id) -> Result<impl Iterator<Item = i32> + '_> {
         let index = self.holders.find_lease(lease)?;
+        self.holders.leases[index].is_told = true;
         Ok(self.holders.lease_rows.iter().flat_map(move |rows| rows.held(index).iter().copied()))
     }
 }

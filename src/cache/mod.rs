@@ -36,6 +36,7 @@ mod list;
 mod lists;
 mod lookup;
 mod mirror;
+mod moves;
 mod namespace;
 mod news;
 mod op_result;

@@ -120,6 +120,8 @@ impl KvCache {
         let mut state = self.reap()?;
         state.check_decides()?;
         state.shared.namespaces.owners.turn_epoch(id);
+        // What moved from a slot that is not yet looked at to one that was would stay.
+        state.mover.resets += 1;
         drop(state);
         loop {
             // A name's memory goes when the lock is not held any more.
@@ -137,7 +139,9 @@ impl KvCache {
                 Some(id) => self.reset_namespace(group, geometry.blocks, id),
             };
         }
-        self.state.lock().note_reset(scope);
+        let mut state = self.state.lock();
+        state.mover.resets -= 1;
+        state.note_reset(scope);
         Ok(removed)
     }
 

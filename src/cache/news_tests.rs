@@ -74,7 +74,8 @@ fn filled_state() -> State {
         };
         let keys = LinkKeys::Given { bytes: &keys, key_bytes: 32 };
         let lease = state.match_one(&request, &keys).unwrap().lease;
-        let admitted = state.apply(&Op::Admit { lease, tokens: piece, lookahead: 0, row: -1 });
+        let admitted =
+            state.apply(&Op::Admit { lease, tokens: piece, lookahead: 0, row: -1, expected_tokens: 0 });
         let target = Target::Id(Id(admitted.sequence));
         let committed = state.apply(&Op::Commit { target, tokens: piece, naming });
         assert_eq!(u64::from(committed.blocks_committed), piece);

@@ -59,6 +59,23 @@ impl OwnerLists {
         }
     }
 
+    /// Puts a block that is in no list in the place of one that is.
+    pub(super) fn replace(&mut self, owner: u32, from: u32, to: u32) {
+        let [before, after] = std::mem::take(&mut self.links[from as usize]);
+        self.links[to as usize] = [before, after];
+        let ends = &mut self.owners[owner as usize];
+        match before {
+            0 if ends[ORDER] == from + 1 => ends[ORDER] = to + 1,
+            0 => ends[ASIDE] = to + 1,
+            before => self.links[before as usize - 1][1] = to + 1,
+        }
+        match after {
+            0 if ends[ORDER + 1] == from + 1 => ends[ORDER + 1] = to + 1,
+            0 => ends[ASIDE + 1] = to + 1,
+            after => self.links[after as usize - 1][0] = to + 1,
+        }
+    }
+
     /// A block becomes findable.
     pub(super) fn push(&mut self, owner: u32, block: u32) {
         self.push_to(owner, ORDER, block);

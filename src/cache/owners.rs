@@ -47,6 +47,7 @@ pub struct NamespaceStatistics {
     pub stored_blocks: u64,
     pub evicted_blocks: u64,
     pub refused_ops: u64,
+    pub promised_blocks: u64,
 }
 
 /// One owner.

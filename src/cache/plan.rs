@@ -343,7 +343,7 @@ impl<'a> Plan<'a> {
                     (0..each * i64::from(group.blocks)).contains(&slot) && slot % each + count <= each
                 };
                 copy.group == index as u32
-                    && u32::try_from(copy.row).is_ok_and(|row| row < shape.max_sequences)
+                    && (-1..i64::from(shape.max_sequences)).contains(&copy.row.into())
                     && copy.tokens > 0
                     && lies(copy.source_slot)
                     && lies(copy.target_slot)

@@ -136,6 +136,7 @@ impl State {
             let text = "a plan is made of the step that was begun last and is not done";
             return Err(Error::new(Status::WrongState, text));
         }
+        self.move_blocks();
         let (words, counts) = self.plan_size(is_full);
         let bytes = message_bytes(words);
         let Some(out) = out.get_mut(..bytes) else { return Ok(bytes) };

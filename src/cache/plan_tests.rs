@@ -106,15 +106,16 @@ fn a_cut_message_and_every_flipped_bit_are_refused() {
 #[test]
 fn copies_are_read_back_and_lie_inside_their_blocks() {
     let copy = TokenCopy { group: 0, row: 7, source_slot: 125, target_slot: 0, tokens: 3, shift: -9 };
-    let message = message_with(&info(), GOOD, &[copy, copy]);
+    let of_nobody = TokenCopy { row: -1, ..copy };
+    let message = message_with(&info(), GOOD, &[copy, of_nobody]);
     let plan = Plan::read(&message, &shape()).unwrap();
     let read: Vec<Vec<TokenCopy>> = plan.groups().map(|group| group.copies().collect()).collect();
-    assert_eq!(read, [vec![copy, copy], vec![]]);
+    assert_eq!(read, [vec![copy, of_nobody], vec![]]);
     let far = TokenCopy { source_slot: 5 << 32, ..copy };
     assert_eq!(TokenCopy::from_words(far.words()), far);
     let bad = [
         TokenCopy { group: 1, ..copy },
-        TokenCopy { row: -1, ..copy },
+        TokenCopy { row: -2, ..copy },
         TokenCopy { row: 8, ..copy },
         TokenCopy { tokens: 0, ..copy },
         TokenCopy { tokens: 4, ..copy },

@@ -45,6 +45,12 @@ impl Prefixes {
         self.named.iter().position(|prefix| prefix.name == name)
     }
 
+    /// A named block lies elsewhere now.
+    pub(super) fn replace(&mut self, group: usize, from: u32, to: u32) {
+        let blocks = self.named.iter_mut().flat_map(|prefix| &mut prefix.blocks[group]);
+        blocks.filter(|block| **block == from).for_each(|block| *block = to);
+    }
+
     /// Gives each to `take`; answers how many there are.
     pub(super) fn list(&self, mut take: impl FnMut(usize, &PrefixInfo, &str)) -> usize {
         for (at, prefix) in self.named.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Questions of routers: how much of a prompt is here, and under which keys, without a lease and without a change.
 //!
 //! An answer is exactly that of a match at the same moment: the same walk over every link, over keys that were chained
-//! before the lock was taken. Only promises are left out: what a match leaves to them is here all the same.
+//! before the lock was taken, with as much left to promises.
 
 use super::hash::{self, Key};
 use super::kv_cache::KvCache;

@@ -3,7 +3,8 @@
 //! ADMIT with an expected length promises the blocks up to it, or is refused. A promise is a number, not blocks: what
 //! is promised stays free or evictable, and everybody else sees that much less. An operation on a sequence with a
 //! promise sees its own, and what it leaves is promised anew: as many blocks as are missing up to the expected length,
-//! and one more where an open block may have to be copied, as far as they are there.
+//! and one more where an open block may have to be copied, as far as they are there and the namespace may hold them:
+//! its limit of held blocks counts what is promised to its sequences.
 //!
 //! Invariant: in every group the promises of the rows add up to `promised`, and so many blocks are free or evictable.
 //! Promises are made in caches of full groups alone.
@@ -38,6 +39,11 @@ impl Promises {
 
     fn of(&mut self, row: usize, group: usize) -> &mut u32 {
         &mut self.blocks[row * self.groups + group]
+    }
+
+    /// Blocks promised to a row, all groups together.
+    pub(super) fn of_row(&self, row: usize) -> u64 {
+        self.blocks[row * self.groups..][..self.groups].iter().map(|&count| u64::from(count)).sum()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -84,9 +90,11 @@ impl State {
         }
         let index = self.holders.find_lease(lease)?;
         let held = |group: usize| self.holders.lease_rows[group].count(index);
-        self.check_blocks(expected_tokens, self.holders.leases[index].holder.groups, held)?;
+        let groups = self.holders.leases[index].holder.groups;
+        let lacking = self.check_blocks(expected_tokens, groups, held)?;
         // A hit that ends inside a block is copied now or at the first append.
-        self.check_partial(index, tokens.max(1), expected_tokens)?;
+        let copied = self.check_partial(index, tokens.max(1), expected_tokens)?;
+        self.check_limit(self.holders.leases[index].holder.namespace, lacking + copied)?;
         let result = self.admit(lease, tokens, lookahead, row)?;
         self.holders.sequences[result.row as usize].expected_tokens = expected_tokens;
         self.promises.rows += 1;
@@ -112,9 +120,12 @@ impl State {
         if self.holders.sequences[row].expected_tokens == 0 {
             return None;
         }
+        let owner = self.owner_of_row(row);
+        let counts = self.shared.namespaces.owners.counts(owner);
         for (group, store) in self.stores.iter_mut().enumerate() {
             let promise = std::mem::take(self.promises.of(row, group));
             store.promised -= promise;
+            counts.promised_blocks -= u64::from(promise);
             self.promises.taken[group] = promise;
         }
         Some(row)
@@ -126,30 +137,42 @@ impl State {
             self.renew_promise(row);
             return;
         }
+        let owner = self.owner_of_row(row);
+        let counts = self.shared.namespaces.owners.counts(owner);
         for (group, store) in self.stores.iter_mut().enumerate() {
             let promise = self.promises.taken[group];
             store.promised += promise;
+            counts.promised_blocks += u64::from(promise);
             *self.promises.of(row, group) = promise;
         }
     }
 
-    /// Promises a sequence what it lacks up to its expected length, as far as it is there. It has no promise.
+    fn owner_of_row(&self, row: usize) -> u32 {
+        self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).owner
+    }
+
+    /// Promises a sequence what it lacks up to its expected length, as far as it is there and its namespace may hold
+    /// it. It has no promise.
     fn renew_promise(&mut self, row: usize) {
         let sequence = &mut self.holders.sequences[row];
         if !sequence.holder.is_live || sequence.pause == Pause::Dropped {
             sequence.expected_tokens = 0;
             self.promises.rows -= 1;
+            return;
         }
-        let (expected, length, may_share) =
-            (sequence.expected_tokens, sequence.length, sequence.may_share && sequence.expected_tokens > 0);
+        let (expected, length, may_share) = (sequence.expected_tokens, sequence.length, sequence.may_share);
+        let owner = self.owner_of_row(row);
+        let mut quota = self.quota_left(self.holders.sequences[row].holder.namespace);
         for group in self.holders.sequences[row].holder.groups.range() {
             let store = &mut self.stores[group];
             let each = u64::from(store.block_tokens);
             let held = self.holders.rows[group].count(row) as u64;
             let copied = u32::from(may_share && !length.is_multiple_of(each));
             let lacking = expected.div_ceil(each).saturating_sub(held) as u32 + copied;
-            let promise = lacking.min(store.available());
+            let promise = lacking.min(store.available()).min(u32::try_from(quota).unwrap_or(u32::MAX));
+            quota -= u64::from(promise);
             store.promised += promise;
+            self.shared.namespaces.owners.counts(owner).promised_blocks += u64::from(promise);
             *self.promises.of(row, group) = promise;
         }
     }

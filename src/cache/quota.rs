@@ -1,6 +1,7 @@
 //! What a namespace may hold and keep, and what it did.
 //!
-//! Held blocks above the limit: the operation that would hold them is refused. Cached blocks above the limit: the
+//! Held blocks above the limit: the operation that would hold them is refused. Blocks that are promised to a sequence
+//! count as held: what was promised is then not refused for want of quota either. Cached blocks above the limit: the
 //! namespace's own oldest go, when the operation or the completion that cached them ends; nobody else's are touched.
 //! Each check is O(1), and each block that goes was cached once.
 
@@ -25,13 +26,28 @@ impl State {
     ) -> std::result::Result<(), Refusal> {
         let owner = self.shared.namespaces.get(namespace).owner;
         let counts = self.shared.namespaces.owners.counts(owner);
-        let wanted = counts.held_blocks + u64::from(blocks_added);
+        let wanted = counts.held_blocks + counts.promised_blocks + u64::from(blocks_added);
         if wanted <= counts.max_held_blocks {
             return Ok(());
         }
         counts.refused_ops += 1;
         let missing = u32::try_from(wanted - counts.max_held_blocks).unwrap_or(u32::MAX);
         Err(Refusal { status: Status::LimitReached, missing, group: 0 })
+    }
+
+    /// Blocks that a namespace may hold beside what it holds and is promised.
+    pub(super) fn quota_left(&self, namespace: u32) -> u64 {
+        let owner = self.shared.namespaces.get(namespace).owner;
+        let counts = &self.shared.namespaces.owners.get(owner).counts;
+        counts.max_held_blocks.saturating_sub(counts.held_blocks + counts.promised_blocks)
+    }
+
+    /// Blocks of a group that nobody holds any more when a row lets go of its cells from `first` on.
+    pub(super) fn freed_behind(&self, row: usize, group: usize, first: usize) -> u32 {
+        let rows = &self.holders.rows[group];
+        let own = first.max(self.own_from(row, group)).max(rows.first(row)).min(rows.count(row));
+        let is_last = |&&block: &&i32| self.stores[group].block(block as u32).refs == 1;
+        rows.row(row)[own..].iter().filter(is_last).count() as u32
     }
 
     /// Makes the oldest cached blocks of every namespace go that has more than it may.
@@ -93,14 +109,20 @@ impl State {
                 )));
             }
         }
+        for (row, sequence) in self.holders.sequences.iter().enumerate().filter(|(_, s)| s.holder.is_live) {
+            let owner = self.shared.namespaces.get(sequence.holder.namespace).owner;
+            found[owner as usize].promised_blocks += self.promises.of_row(row);
+        }
         for (owner, id) in owners.live() {
             let (counted, found) = (&owners.get(owner).counts, &found[owner as usize]);
-            let three = |c: &NamespaceStatistics| [c.held_blocks, c.cached_blocks, c.findable_blocks];
-            if three(counted) != three(found) {
+            let four = |c: &NamespaceStatistics| {
+                [c.held_blocks, c.cached_blocks, c.findable_blocks, c.promised_blocks]
+            };
+            if four(counted) != four(found) {
                 return Err(Error::internal(format!(
-                    "namespace {id} counts {:?} held, cached and findable blocks, {:?} were found",
-                    three(counted),
-                    three(found)
+                    "namespace {id} counts {:?} held, cached, findable and promised blocks, {:?} were found",
+                    four(counted),
+                    four(found)
                 )));
             }
         }

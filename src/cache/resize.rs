@@ -2,13 +2,14 @@
 //!
 //! What it does: retires ids from the top down and brings them back from there up, in stretches between which others
 //! have the lock; puts memory behind what comes and takes it from a tail that nobody holds, that no list names and that
-//! no step in flight can reach. What it does not: move what is held. A block above the limit stays with its holders,
-//! unfindable, and is retired when the last of them lets go; pins count as holders, and keep it findable.
+//! neither a step in flight nor work outside of steps can reach. What it does not: move what is held, which is `moves`;
+//! until then a block above the limit stays with its holders, findable or not, and is retired when the last of them
+//! lets go. Pins count as holders.
 //!
 //! Invariants: a block at or above `limit` is held, waits, is pinned, or is retired; nothing above it is free, and
-//! only what is pinned is findable, until its last pin goes. A step never waits for a resize: a resize has a lock of
-//! its own, and the cache's only for a stretch. Lock order: a group's resize, then the cache's; neither lock of the
-//! cache is held across a call into the device, the resize's is; neither while others are asked for memory.
+//! nothing evictable. A step never waits for a resize: a resize has a lock of its own, and the cache's only for a
+//! stretch. Lock order: a group's resize, then the cache's; neither lock of the cache is held across a call into the
+//! device, the resize's is; neither while others are asked for memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -71,7 +72,7 @@ impl Store {
                 self.retired += 1;
             }
             self.limit = index;
-            if block.is_findable() && !is_pinned {
+            if block.is_findable() && is_available {
                 self.remove(index, RemoveReason::Requested, shared);
             }
         }
@@ -110,9 +111,9 @@ impl Store {
         if retired != self.retired as usize {
             return Err(Error::internal(format!("{} blocks retired, {retired} found", self.retired)));
         }
-        let is_wrong = |&index: &u32| self.block(index).is_findable() && !self.retention.is_pinned(index);
+        let is_wrong = |&index: &u32| self.is_inactive(index) && !self.retention.is_pinned(index);
         if let Some(index) = (self.limit..self.block_count()).find(is_wrong) {
-            return Err(Error::internal(format!("block {index} is findable above the limit")));
+            return Err(Error::internal(format!("block {index} is cached above the limit")));
         }
         match self.free.validate()?.iter().find(|&&index| index >= self.limit) {
             Some(index) => Err(Error::internal(format!("block {index} is free above the limit"))),

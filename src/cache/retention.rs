@@ -204,6 +204,20 @@ impl Retention {
         self.marks[block as usize] = Mark::ORDINARY;
     }
 
+    /// What was said of a held block holds of another from now on, of which nothing was said.
+    pub(super) fn moved(&mut self, from: u32, to: u32) {
+        let mark = std::mem::replace(&mut self.marks[from as usize], Mark::ORDINARY);
+        if mark.place != NOWHERE {
+            self.wheel.replace(mark.place.into(), from, to);
+        }
+        self.marks[to as usize] = mark;
+    }
+
+    /// Whether this one has pinned the block.
+    pub(super) fn has_pins(&self, pinner: Pinner, block: u32) -> bool {
+        self.marks[block as usize].pins[pinner as usize] > 0
+    }
+
     /// Gives a held block a priority, for `ttl_ms` milliseconds from now or, if that is 0, without an end.
     pub(super) fn retain(&mut self, block: u32, priority: u8, ttl_ms: u64, now_ms: u64) {
         if self.marks[block as usize].place != NOWHERE {

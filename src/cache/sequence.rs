@@ -239,6 +239,8 @@ pub(super) struct Lease {
     pub(super) ask: Ask,
     /// The blocks are no prefix: they are read where they lie, until the lease is released.
     pub(super) is_chunks: bool,
+    /// Somebody asked where the blocks lie: they stay there.
+    pub(super) is_told: bool,
 }
 
 /// A running sequence.

@@ -76,8 +76,6 @@ pub(super) struct Look<'a> {
     pub(super) root: Key,
     /// Nothing is to be found.
     pub(super) is_cold: bool,
-    /// What is promised to others is not left to them.
-    pub(super) is_probe: bool,
 }
 
 /// What a lookup found in the class that it chose.
@@ -162,7 +160,7 @@ impl State {
                 true => (0, 0, root),
                 false => {
                     self.find_prefix(request, keys, namespace, lease, groups);
-                    let has_promises = !look.is_probe && self.leave_promised(lease, groups);
+                    let has_promises = self.leave_promised(lease, groups);
                     match self.finds_partial && !has_promises {
                         true => self.settle_partial(request, namespace, lease, groups, root),
                         false => self.settle_hits(request, lease, groups, root),

@@ -15,6 +15,7 @@ use super::group::Reach;
 use super::hash::Key;
 use super::hybrid::ChainLink;
 use super::mirror::{BlockHash, Mirror};
+use super::moves::Mover;
 use super::namespace::Namespaces;
 use super::owners::Owners;
 use super::plan_steps::PlanChain;
@@ -22,9 +23,9 @@ use super::prefixes::Prefixes;
 use super::promise::Promises;
 use super::sequence::{Holders, Rows};
 use super::sizes::Sizes;
-use super::steps::Steps;
+use super::steps::{Steps, Waiting};
 use super::store::{Store, StoreOptions};
-use super::trunks::Trunks;
+use super::trunks::{GROUPS_MAX, Trunks};
 use crate::device::Event;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
@@ -66,6 +67,7 @@ pub struct CacheStatistics {
     pub pinned_blocks: u64,
     pub capacity_blocks: u64,
     pub promised_blocks: u64,
+    pub moved_blocks: u64,
 }
 
 /// What a reset forgets.
@@ -108,6 +110,7 @@ pub(super) struct State {
     pub(super) is_worker: bool,
     pub(super) plans: PlanChain,
     pub(super) prefixes: Prefixes,
+    pub(super) mover: Mover,
     /// Milliseconds of the coarse clock at the latest call that told them.
     pub(super) now_ms: u64,
     /// Classes of which each sequence has one, smallest blocks first.
@@ -133,6 +136,7 @@ impl State {
             owners: Owners::capacity(config.max_namespaces),
             exact_order: config.exact_order,
         };
+        let trunks = Trunks::new(config.max_sequences, geometry.groups.len())?;
         let keeps_chain = !geometry.is_plain() || config.partial_hits;
         let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
@@ -156,7 +160,8 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
-            trunks: Trunks::new(config.max_sequences, geometry.groups.len())?,
+            mover: Mover::new(geometry, trunks.count())?,
+            trunks,
             promises: Promises::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
@@ -175,10 +180,12 @@ impl State {
 
     /// Gives back the blocks that waited for steps which are complete.
     pub(super) fn give_back_complete(&mut self) {
-        let Shared { steps, namespaces, .. } = &mut self.shared;
-        while let Some(slot) = steps.pop_complete() {
-            for (store, waiting) in self.stores.iter_mut().zip(&mut slot.waiting) {
-                store.give_back_waiting(waiting, namespaces);
+        while let Some(slot) = self.shared.steps.pop_complete() {
+            let mut lists = [Waiting::EMPTY; GROUPS_MAX];
+            let taken = lists.iter_mut().zip(&mut slot.waiting);
+            taken.for_each(|(list, waiting)| *list = std::mem::replace(waiting, Waiting::EMPTY));
+            for (store, list) in self.stores.iter_mut().zip(&mut lists) {
+                store.give_back_waiting(list, &mut self.shared);
             }
         }
         self.settle_limits();
@@ -268,6 +275,7 @@ impl State {
                 + self.trunks.bytes()
                 + self.promises.bytes()
                 + self.sizes.as_ref().map_or(0, Sizes::bytes)
+                + self.mover.bytes()
                 + (self.chain.len() * size_of::<ChainLink>()) as u64,
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
@@ -279,6 +287,7 @@ impl State {
             pinned_blocks: sum(&|s| s.retention.pinned().into()),
             capacity_blocks: sum(&|s| s.limit().into()),
             promised_blocks: sum(&|s| s.promised.into()),
+            moved_blocks: counters.moved_blocks,
         }
     }
 

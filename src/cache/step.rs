@@ -40,18 +40,7 @@ pub enum Op<'a> {
         lookahead: u32,
         /// Row of the tables, or negative.
         row: i32,
-    },
-    /// As `Admit`; blocks up to an expected length are promised to the sequence.
-    AdmitExpecting {
-        /// The lease.
-        lease: Id,
-        /// Tokens to schedule.
-        tokens: u64,
-        /// Tokens beyond those for which blocks are held.
-        lookahead: u32,
-        /// Row of the tables, or negative.
-        row: i32,
-        /// Tokens that the sequence is expected to reach.
+        /// Tokens that the sequence is expected to reach: blocks up to there are promised to it; 0 if none are.
         expected_tokens: u64,
     },
     /// Schedules more tokens of a sequence.
@@ -133,8 +122,10 @@ impl State {
     pub(super) fn apply(&mut self, op: &Op<'_>) -> OpResult {
         let promised = self.take_promise_back(op);
         let outcome = match *op {
-            Op::Admit { lease, tokens, lookahead, row } => self.admit(lease, tokens, lookahead, row),
-            Op::AdmitExpecting { lease, tokens, lookahead, row, expected_tokens } => {
+            Op::Admit { lease, tokens, lookahead, row, expected_tokens: 0 } => {
+                self.admit(lease, tokens, lookahead, row)
+            }
+            Op::Admit { lease, tokens, lookahead, row, expected_tokens } => {
                 self.admit_expecting(lease, tokens, lookahead, row, expected_tokens)
             }
             Op::Append { target, tokens, lookahead } => self.append(target, tokens, lookahead),

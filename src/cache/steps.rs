@@ -32,6 +32,10 @@ pub(super) struct Waiting {
     pub(super) tail: u32,
 }
 
+impl Waiting {
+    pub(super) const EMPTY: Self = Self { head: NONE, tail: NONE };
+}
+
 pub(super) struct StepSlot {
     pub(super) id: u64,
     pub(super) state: StepState,
@@ -59,7 +63,7 @@ impl Steps {
             state: StepState::Complete,
             event: events.get(index as usize).copied(),
             tables_stream: None,
-            waiting: vec![Waiting { head: NONE, tail: NONE }; groups],
+            waiting: vec![Waiting::EMPTY; groups],
         };
         Self { slots: (0..slot_count).map(slot).collect(), first: 0, count: 0, newest: 0, completed: 0 }
     }

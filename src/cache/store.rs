@@ -18,7 +18,6 @@ use super::free::Free;
 use super::group::Reach;
 use super::index::Index;
 use super::mirror::Mirror;
-use super::namespace::Namespaces;
 use super::owner_lists::OwnerLists;
 use super::owners::owner_of;
 use super::prefix::AHEAD;
@@ -317,7 +316,7 @@ impl Store {
             tally.held -= 1;
             let last_step = block.last_step;
             if last_step <= shared.steps.completed() {
-                self.give_back(index as u32, &mut tally, &mut shared.namespaces);
+                self.give_back(index as u32, &mut tally, shared);
                 continue;
             }
             if last_step != step {
@@ -335,14 +334,20 @@ impl Store {
     }
 
     #[inline]
-    fn give_back(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
-        if self.blocks[index as usize].is_findable() {
+    fn give_back(&mut self, index: u32, tally: &mut Tally, shared: &mut Shared) {
+        let is_findable = self.blocks[index as usize].is_findable();
+        if is_findable && index >= self.limit && !self.is_pinned(index) {
+            // Out of use: only its holders kept it.
+            self.policy.removed(index, false);
+            self.forget(index, RemoveReason::Requested, shared, tally);
+            self.put_free(index);
+        } else if is_findable {
             self.inactive += 1;
             if !self.is_taken_care_of(index, Retention::released) {
                 self.policy.released(index);
             }
             if !self.is_pinned(index) {
-                self.join_cached(index, tally, namespaces);
+                self.join_cached(index, tally, &mut shared.namespaces);
             }
         } else {
             self.free_unfindable(index);
@@ -383,14 +388,14 @@ impl Store {
     }
 
     /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
-    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, namespaces: &mut Namespaces) {
+    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, shared: &mut Shared) {
         let mut tally = Tally::NONE;
         while list.head != NONE {
             let index = list.head;
             self.unlink_waiting(index, list);
-            self.give_back(index, &mut tally, namespaces);
+            self.give_back(index, &mut tally, shared);
         }
-        tally.settle(&mut self.by_owner, namespaces);
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
     }
 
     fn parent_of(&self, block: u32) -> Parent {
@@ -464,6 +469,8 @@ pub(super) struct StoreOptions {
 mod find;
 #[path = "findable.rs"]
 mod findable;
+#[path = "relocate.rs"]
+mod relocate;
 #[path = "victims.rs"]
 mod victims;
 

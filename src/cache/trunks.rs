@@ -55,6 +55,11 @@ impl Trunks {
         self.end(self.trunks[trunk as usize].parent, group)
     }
 
+    /// Numbers are below this.
+    pub(super) fn count(&self) -> usize {
+        self.trunks.len()
+    }
+
     fn make(&mut self, trunk: Trunk, end: impl Fn(usize) -> usize) -> u32 {
         let number = self.free.pop().expect("the caller saw to it that the pool has trunks");
         self.trunks[number as usize] = trunk;
@@ -139,6 +144,15 @@ impl State {
         at >= self.own_from(row, group)
             && self.holders.kin[row].release_step <= self.shared.steps.completed()
             && self.stores[group].is_exclusive(self.holders.rows[group].row(row)[at] as u32)
+    }
+
+    /// The trunk by which a row holds a cell that is not its own.
+    pub(super) fn trunk_of(&self, row: usize, group: usize, at: usize) -> Option<usize> {
+        let mut number = self.holders.kin[row].tip;
+        while number != 0 && at < self.trunks.start(number, group) {
+            number = self.trunks.trunks[number as usize].parent;
+        }
+        (number != 0 && at < self.trunks.end(number, group)).then_some(number as usize)
     }
 
     /// Latest step that may use what the row holds for itself.

@@ -161,7 +161,7 @@ impl Store {
         self.retention.check_pins(pinner, self.limit / PINNED_SHARE, blocks)
     }
 
-    /// Takes one pin of a block away. Above the limit nothing else kept the block findable.
+    /// Takes one pin of a block away. Above the limit only that kept a block findable which nobody holds.
     pub(in crate::cache) fn unpin(&mut self, pinner: Pinner, index: u32, shared: &mut Shared) {
         let is_inactive = self.is_inactive(index);
         if self.retention.unpin(pinner, index, is_inactive) {
@@ -172,7 +172,7 @@ impl Store {
             self.join_cached(index, &mut tally, &mut shared.namespaces);
             tally.settle(&mut self.by_owner, &mut shared.namespaces);
         }
-        if index >= self.limit && self.block(index).is_findable() && !self.retention.is_pinned(index) {
+        if index >= self.limit && self.is_inactive(index) && !self.retention.is_pinned(index) {
             self.remove(index, RemoveReason::Requested, shared);
         }
     }

@@ -258,8 +258,8 @@ impl Elastic {
         self.range.clear();
     }
 
-    /// Waits for all work on the device, before a drop whose owner knows of no stream to wait for. Where the device cannot
-    /// be waited for, pages stay behind their addresses, so that nothing faults that may still run. Blocks.
+    /// Waits for all work on the device, before a drop whose owner knows of no stream to wait for. Where the device
+    /// cannot be waited for, pages stay behind their addresses, so that nothing faults that may still run. Blocks.
     pub fn drain(&self) {
         self.range.drain();
     }

@@ -50,7 +50,7 @@ fn chunks_that_are_promised_as_room_are_not_found() {
     store(&mut bench, &[10, 11, 12]);
     bench.begin();
     let lease = bench.look(&chunks(&keys(&[50]))).lease;
-    let expecting = Op::AdmitExpecting { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens: 28 };
+    let expecting = Op::Admit { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens: 28 };
     let sequence = bench.good(&expecting).sequence;
     let (found, hits) = find(&bench.cache, &chunks(&keys(&[10, 11, 12])), &[]).unwrap();
     assert_eq!((found.hit_tokens, found.block_count), (4, 2), "{hits:?}");
@@ -86,7 +86,7 @@ fn what_a_lease_of_chunks_holds_is_neither_evicted_nor_admitted_and_waits_for_it
     let (found, _) = find(&bench.cache, &chunks(&keys(&[2, 3])), &[]).unwrap();
     assert_eq!(bench.cache.evict(0, 10).unwrap(), 1);
     bench.begin();
-    let admit = Op::Admit { lease: found.lease, tokens: 1, lookahead: 0, row: -1 };
+    let admit = Op::Admit { lease: found.lease, tokens: 1, lookahead: 0, row: -1, expected_tokens: 0 };
     assert_eq!(bench.apply(&admit).status, Status::WrongState);
     let gate = bench.gate();
     bench.release(found.lease);

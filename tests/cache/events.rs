@@ -320,7 +320,13 @@ fn act(bench: &mut Bench, random: &mut fastrand::Rng, live: &mut Vec<(u64, Vec<i
             let namespace_id = random.u64(0..3);
             let hit = bench.look(&Request { namespace_id, ..ask(&tokens) });
             let rest = tokens.len() as u64 - hit.tokens;
-            let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: rest, lookahead: 0, row: -1 });
+            let result = bench.apply(&Op::Admit {
+                lease: hit.lease,
+                tokens: rest,
+                lookahead: 0,
+                row: -1,
+                expected_tokens: 0,
+            });
             if result.sequence == 0 {
                 bench.good(&Op::Release { lease: hit.lease });
             } else {

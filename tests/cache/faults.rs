@@ -72,7 +72,7 @@ fn scenario(device: &Arc<dyn Device>) -> u64 {
         drop(faults.again(|| cache.step(step)));
         let op = if step == 1 {
             let lease = lookup(&cache, &ask(&tokens)).unwrap().lease;
-            Op::Admit { lease, tokens: 13, lookahead: 0, row: 2 }
+            Op::Admit { lease, tokens: 13, lookahead: 0, row: 2, expected_tokens: 0 }
         } else {
             Op::Append { target: Target::Id(Id(sequence)), tokens: 3, lookahead: 0 }
         };

@@ -132,7 +132,13 @@ impl Play {
         let expected = best.0;
         let tokens = self.random.usize(0..20).min(self.longest - expected);
         let lookahead = self.random.usize(0..6).min(self.longest - expected - tokens);
-        let op = Op::Admit { lease: hit.lease, tokens: tokens as u64, lookahead: lookahead as u32, row: -1 };
+        let op = Op::Admit {
+            lease: hit.lease,
+            tokens: tokens as u64,
+            lookahead: lookahead as u32,
+            row: -1,
+            expected_tokens: 0,
+        };
         let before = self.bench.statistics();
         let result = self.bench.apply(&op);
         if result.status != Status::Ok {

@@ -388,7 +388,7 @@ fn blocks_may_lie_in_memory_of_the_callers() {
         assert_eq!(bench.cache.describe(0).unwrap().base_address, own.address() + 256);
         let lease = bench.look(&ask(&[])).lease;
         bench.begin();
-        bench.good(&Op::Admit { lease, tokens: 64, lookahead: 0, row: -1 });
+        bench.good(&Op::Admit { lease, tokens: 64, lookahead: 0, row: -1, expected_tokens: 0 });
         let blocks: Vec<i32> = (0..16).collect();
         bench.cache.fill_pattern(bench.stream, 0, &blocks, &[9; 16]).unwrap();
         bench.cache.check_pattern(bench.stream, 0, &blocks, &[9; 16]).unwrap();

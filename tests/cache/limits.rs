@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kavern::cache::{
-    CacheConfig, CacheEventKind, NO_LIMIT, Naming, Op, RemoveReason, Request, ResetScope, Target,
+    CacheConfig, CacheEventKind, Change, NO_LIMIT, Naming, Op, RemoveReason, Request, ResetScope, Target,
 };
 use kavern::error::Status;
 use kavern::types::Id;
@@ -67,7 +67,8 @@ fn what_would_hold_more_than_the_limit_is_refused_and_changes_nothing() {
     bench.begin();
     let hit = bench.look(&ask(&tokens));
     let before = bench.statistics();
-    let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: 17, lookahead: 0, row: -1 });
+    let result =
+        bench.apply(&Op::Admit { lease: hit.lease, tokens: 17, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((result.status, result.blocks_missing), (Status::LimitReached, 2));
     let after = bench.statistics();
     assert_eq!((after.free_blocks, after.sequences, after.leases), (before.free_blocks, 0, 1));
@@ -86,7 +87,8 @@ fn what_would_hold_more_than_the_limit_is_refused_and_changes_nothing() {
     bench.begin();
     let hit = bench.look(&ask(&tokens));
     assert_eq!(hit.tokens, 12);
-    let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: 1, lookahead: 0, row: -1 });
+    let result =
+        bench.apply(&Op::Admit { lease: hit.lease, tokens: 1, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((result.status, result.blocks_missing), (Status::LimitReached, 1), "hits count as held");
     bench.cache.limit_namespace(1, NO_LIMIT, NO_LIMIT).unwrap();
     bench.admit(hit.lease, 1);
@@ -224,7 +226,13 @@ fn outcomes_lists_and_counts_hold_over_random_operations_under_changing_limits()
                     };
                     let hit = bench.look(&request);
                     let rest = &tokens[hit.tokens as usize..];
-                    let op = Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 0, row: -1 };
+                    let op = Op::Admit {
+                        lease: hit.lease,
+                        tokens: rest.len() as u64,
+                        lookahead: 0,
+                        row: -1,
+                        expected_tokens: 0,
+                    };
                     let result = bench.apply(&op);
                     refused += u32::from(result.status == Status::LimitReached && result.blocks_missing > 0);
                     if result.sequence == 0 {
@@ -294,4 +302,67 @@ fn what_a_sequence_computed_before_a_reset_is_never_published_after_it() {
         bench.done();
         assert_eq!(bench.cache.reset(ResetScope::All).unwrap(), 2);
     }
+}
+
+#[test]
+fn an_edit_counts_what_it_takes_less_what_it_lets_go_and_a_fork_is_refused_above_the_limit() {
+    let mut bench = Bench::simple(4, 40);
+    let tokens = prompt(1, 32);
+    bench.begin();
+    let sequence = bench.start(&of(5, &tokens), &tokens).1;
+    bench.done();
+    bench.begin();
+    let on = |sequence, change| Op::Change { target: Target::Id(Id(sequence)), change };
+    let child = bench.good(&on(sequence, Change::Fork { tokens: 0, row: -1 })).sequence;
+    assert_eq!(bench.cache.namespace_statistics(5).held_blocks, 8, "a fork holds nothing more");
+    // The tail is shared: its copies come on top of what is held.
+    bench.cache.limit_namespace(5, 10, NO_LIMIT).unwrap();
+    let before = bench.statistics();
+    let refused = bench.apply(&on(child, Change::Edit { offset: 8, tokens: 4 }));
+    assert_eq!((refused.status, refused.blocks_missing), (Status::LimitReached, 3));
+    assert_eq!(bench.statistics().used_blocks, before.used_blocks);
+    bench.good(&on(child, Change::Edit { offset: 20, tokens: 4 }));
+    assert_eq!(bench.cache.namespace_statistics(5).held_blocks, 10);
+    // Of its own it lets go as much as it takes, also above a limit that came later.
+    bench.cache.limit_namespace(5, 4, NO_LIMIT).unwrap();
+    bench.good(&on(child, Change::Edit { offset: 20, tokens: 4 }));
+    assert_eq!(bench.cache.namespace_statistics(5).held_blocks, 9);
+    let refused = bench.apply(&on(sequence, Change::Fork { tokens: 4, row: -1 }));
+    assert_eq!((refused.status, refused.blocks_missing), (Status::LimitReached, 5));
+    bench.upload();
+    bench.done();
+}
+
+#[test]
+fn what_is_promised_counts_as_held_and_is_not_refused_by_the_limit_later() {
+    let mut bench = Bench::simple(4, 40);
+    bench.cache.limit_namespace(5, 10, NO_LIMIT).unwrap();
+    bench.begin();
+    let admit =
+        |lease, tokens, expected_tokens| Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens };
+    let lease = bench.look(&of(5, &prompt(1, 8))).lease;
+    let refused = bench.apply(&admit(lease, 8, 44));
+    assert_eq!((refused.status, refused.blocks_missing), (Status::LimitReached, 1));
+    let sequence = bench.good(&admit(lease, 8, 32)).sequence;
+    let five = bench.cache.namespace_statistics(5);
+    assert_eq!((five.held_blocks, five.promised_blocks), (2, 6));
+    let other = bench.look(&of(5, &prompt(2, 12))).lease;
+    let refused = bench.apply(&admit(other, 12, 0));
+    assert_eq!((refused.status, refused.blocks_missing), (Status::LimitReached, 1));
+    bench.good(&admit(other, 8, 0));
+    // Others of the namespace are at its limit: the promise is kept all the same, and nothing beyond it.
+    bench.append(sequence, 24);
+    let five = bench.cache.namespace_statistics(5);
+    assert_eq!((five.held_blocks, five.promised_blocks), (10, 0));
+    let more = bench.apply(&Op::Append { target: Target::Id(Id(sequence)), tokens: 1, lookahead: 0 });
+    assert_eq!((more.status, more.blocks_missing), (Status::LimitReached, 1));
+    // What a rollback lets go is promised again, but no more than the namespace may hold by now.
+    bench.cache.limit_namespace(5, 7, NO_LIMIT).unwrap();
+    let back = Change::Rollback { tokens: 12, lookahead: 0, open_tokens: &[], extras: &[] };
+    bench.good(&Op::Change { target: Target::Id(Id(sequence)), change: back });
+    let five = bench.cache.namespace_statistics(5);
+    assert_eq!((five.held_blocks, five.promised_blocks), (5, 2));
+    bench.free(sequence);
+    assert_eq!(bench.cache.namespace_statistics(5).promised_blocks, 0);
+    bench.done();
 }

@@ -150,7 +150,7 @@ fn a_copy_that_does_not_fit_is_refused_and_changes_nothing() {
     bench.done();
     let hit = bench.look(&ask(&parted(&tokens, 12, 20)));
     bench.begin();
-    let op = |tokens| Op::Admit { lease: hit.lease, tokens, lookahead: 0, row: -1 };
+    let op = |tokens| Op::Admit { lease: hit.lease, tokens, lookahead: 0, row: -1, expected_tokens: 0 };
     let before = bench.statistics();
     let result = bench.apply(&op(5));
     assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 1));

@@ -99,7 +99,7 @@ fn see(bench: &Bench, mark: u8, message: Option<&[u8]>) -> kavern::error::Result
                 .write(bench.slice(place.base_address + at, bytes), &vec![mark; bytes as usize])
                 .unwrap();
         }
-        pools.push(bench.bytes(place.base_address, u64::from(place.blocks) * place.block_bytes));
+        pools.push(bench.bytes(place.base_address, u64::from(place.max_blocks) * place.block_bytes));
     }
     Ok(Seen { host, slots, device, pools, zeroed, copies })
 }
@@ -132,7 +132,13 @@ impl Deciders {
             let admitted = self.both(|bench| {
                 let hit = bench.look(&Request { namespace_id, sizing, ..ask(&tokens) });
                 let rest = &tokens[hit.tokens as usize..];
-                let op = Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 3, row: -1 };
+                let op = Op::Admit {
+                    lease: hit.lease,
+                    tokens: rest.len() as u64,
+                    lookahead: 3,
+                    row: -1,
+                    expected_tokens: 0,
+                };
                 let result = bench.apply(&op);
                 if result.sequence == 0 {
                     bench.good(&Op::Release { lease: hit.lease });
@@ -203,7 +209,7 @@ impl Deciders {
 }
 
 #[test]
-fn copies_of_forks_and_edits_are_part_of_the_plan() {
+fn copies_of_forks_edits_and_moves_are_part_of_the_plan() {
     play_copies(&CacheConfig { groups: vec![group(4), group(8)], ..settings() });
 }
 
@@ -228,6 +234,10 @@ fn play_copies(settings: &CacheConfig) {
         deciders.both(Bench::begin);
         deciders.branch(&mut random);
         deciders.act(&mut random);
+        if round % 4 == 3 {
+            let (of, blocks) = (random.u32(0..2), random.u64(16..=40));
+            deciders.both(|bench| bench.cache.resize(of, blocks).unwrap().held_blocks);
+        }
         let message = export(&deciders.benches[1], false);
         let expected = see(&deciders.benches[0], round as u8, None).unwrap();
         copied += expected.copies.len();
@@ -236,7 +246,8 @@ fn play_copies(settings: &CacheConfig) {
         worker.cache.step_done(worker.step, Some(worker.stream)).unwrap();
         deciders.both(|bench| bench.done());
     }
-    assert!(copied > 100, "{copied} copies");
+    let moved = deciders.both(|bench| bench.statistics().moved_blocks);
+    assert!(copied > 100 && moved > 40, "{copied} copies, {moved} blocks moved");
 }
 
 #[test]
@@ -253,6 +264,9 @@ fn a_step_with_copies_ends_only_after_its_plan() {
     let child = bench.good(&fork).sequence;
     bench.append(child, 1);
     bench.append(sequence, 1);
+    assert_eq!(refused(bench.cache.step_done(bench.step, None)), Status::WrongState);
+    // Tables of the scheduler's own take nothing away from the plan.
+    bench.cache.tables(bench.step, bench.stream, |tables| Ok(assert_eq!(tables.copies(), []))).unwrap();
     assert_eq!(refused(bench.cache.step_done(bench.step, None)), Status::WrongState);
     export(&bench, false);
     bench.done();

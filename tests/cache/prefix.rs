@@ -127,7 +127,8 @@ fn a_prompt_longer_than_any_sequence_is_refused_and_costs_nothing() {
     bench.begin();
     let before = bench.statistics();
     for tokens in [1, 1000, u64::from(u32::MAX), u64::MAX] {
-        let refused = bench.apply(&Op::Admit { lease: hit.lease, tokens, lookahead: 0, row: -1 });
+        let refused =
+            bench.apply(&Op::Admit { lease: hit.lease, tokens, lookahead: 0, row: -1, expected_tokens: 0 });
         assert_eq!(refused.status, Status::InvalidArgument);
     }
     let after = bench.statistics();

@@ -7,7 +7,7 @@ use kavern::types::Id;
 use super::bench::{Bench, ask, config, group, opaque, prompt};
 
 fn expect(bench: &mut Bench, lease: Id, tokens: u64, expected_tokens: u64) -> OpResult {
-    bench.apply(&Op::AdmitExpecting { lease, tokens, lookahead: 0, row: -1, expected_tokens })
+    bench.apply(&Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens })
 }
 
 /// A sequence in the open step that holds 2 blocks of 4 and is promised 6 more.
@@ -25,7 +25,8 @@ fn others_are_refused_what_is_promised_and_the_sequence_gets_it() {
     let mut bench = Bench::simple(4, 10);
     let sequence = promised(&mut bench);
     let other = bench.look(&ask(&prompt(2, 12))).lease;
-    let refused = bench.apply(&Op::Admit { lease: other, tokens: 12, lookahead: 0, row: -1 });
+    let refused =
+        bench.apply(&Op::Admit { lease: other, tokens: 12, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((refused.status, refused.blocks_missing), (Status::OutOfBlocks, 1));
     bench.admit(other, 8);
     for length in 9..=30 {
@@ -157,7 +158,13 @@ fn no_append_within_a_promise_is_refused_whatever_runs_beside() {
             let rest = tokens.len() as u64 - hit.tokens;
             let expected = if random.bool() { tokens.len() as u64 + random.u64(0..60) } else { 0 };
             let admitted = match expected {
-                0 => bench.apply(&Op::Admit { lease: hit.lease, tokens: rest, lookahead: 0, row: -1 }),
+                0 => bench.apply(&Op::Admit {
+                    lease: hit.lease,
+                    tokens: rest,
+                    lookahead: 0,
+                    row: -1,
+                    expected_tokens: 0,
+                }),
                 expected => expect(&mut bench, hit.lease, rest, expected),
             };
             if admitted.status == Status::Ok {

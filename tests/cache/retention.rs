@@ -99,7 +99,8 @@ fn what_is_pinned_stays_until_it_is_unpinned_and_half_of_the_pool_at_most() {
     // Pinned blocks are not available: a prompt that would need them is told how many are missing.
     bench.begin();
     let hit = bench.look(&ask(&prompt(4, 20)));
-    let refused = bench.apply(&Op::Admit { lease: hit.lease, tokens: 20, lookahead: 0, row: -1 });
+    let refused =
+        bench.apply(&Op::Admit { lease: hit.lease, tokens: 20, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((refused.status, refused.blocks_missing), (Status::OutOfBlocks, 1));
     bench.release(hit.lease);
     let lease = bench.look(&ask(&prompt(1, 8))).lease;

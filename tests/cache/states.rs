@@ -33,7 +33,8 @@ fn a_state_is_read_from_its_snapshot_and_written_to_a_block_of_its_own() {
     bench.begin();
     assert_eq!(cells(&bench, 1, 2), [second, -1]);
     bench.free(sequence);
-    let other = bench.good(&Op::Admit { lease: hit.lease, tokens: 5, lookahead: 0, row: 0 });
+    let other =
+        bench.good(&Op::Admit { lease: hit.lease, tokens: 5, lookahead: 0, row: 0, expected_tokens: 0 });
     assert_eq!(cells(&bench, 1, 2)[1], first);
     assert_ne!(cells(&bench, 1, 2)[0], first, "nobody writes into a snapshot");
     bench.done();
@@ -125,7 +126,7 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
     let first = bench.admit(leases[0], 4).sequence;
     bench.commit(first, &tokens);
     let second = bench.admit(leases[1], 4).sequence;
-    let op = Op::Admit { lease: leases[2], tokens: 1, lookahead: 0, row: -1 };
+    let op = Op::Admit { lease: leases[2], tokens: 1, lookahead: 0, row: -1, expected_tokens: 0 };
     let result = bench.apply(&op);
     assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 1));
     bench.done();

@@ -20,7 +20,7 @@ fn a_block_that_a_running_step_may_read_is_not_handed_out() {
     let gate = bench.gate();
     bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
     bench.begin();
-    let op = Op::Admit { lease: wanted.lease, tokens: 5, lookahead: 0, row: -1 };
+    let op = Op::Admit { lease: wanted.lease, tokens: 5, lookahead: 0, row: -1, expected_tokens: 0 };
     let result = bench.apply(&op);
     assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 2));
     assert_eq!((bench.statistics().deferred_blocks, bench.statistics().free_blocks), (4, 0));
@@ -228,12 +228,12 @@ fn refused_operations_change_nothing_and_say_what_is_missing() {
     let leases = [0, 1, 2, 3].map(|_| bench.look(&ask(&[])).lease);
     bench.begin();
     let first = bench.admit(leases[0], 6).sequence;
-    let admit = |lease, tokens, row| Op::Admit { lease, tokens, lookahead: 0, row };
+    let admit = |lease, tokens, row| Op::Admit { lease, tokens, lookahead: 0, row, expected_tokens: 0 };
     let status = |result: OpResult| (result.status, result.blocks_missing, result.group);
     let before = bench.statistics();
     assert_eq!(status(bench.apply(&admit(leases[1], 12, -1))), (Status::OutOfBlocks, 1, 0));
     assert_eq!(status(bench.apply(&append(first, 15))), (Status::OutOfBlocks, 2, 0));
-    let reserve = Op::Admit { lease: leases[1], tokens: 1, lookahead: 8, row: -1 };
+    let reserve = Op::Admit { lease: leases[1], tokens: 1, lookahead: 8, row: -1, expected_tokens: 0 };
     assert_eq!(status(bench.apply(&reserve)), (Status::OutOfBlocks, 1, 0));
     assert_eq!(status(bench.apply(&admit(leases[1], 0, 0))), (Status::InUse, 0, 0));
     assert_eq!(status(bench.apply(&admit(leases[1], 0, 2))), (Status::InvalidArgument, 0, 0));
@@ -264,7 +264,7 @@ fn a_batch_holds_no_more_tokens_than_configured() {
     let leases = [bench.look(&ask(&[])).lease, bench.look(&ask(&[])).lease];
     bench.begin();
     let first = bench.admit(leases[0], 7).sequence;
-    let op = Op::Admit { lease: leases[1], tokens: 4, lookahead: 0, row: -1 };
+    let op = Op::Admit { lease: leases[1], tokens: 4, lookahead: 0, row: -1, expected_tokens: 0 };
     assert_eq!(bench.apply(&op).status, Status::LimitReached);
     assert_eq!(bench.apply(&append(first, 4)).status, Status::LimitReached);
     drop(bench.cache.step(bench.step).unwrap());
@@ -317,7 +317,7 @@ fn ids_of_what_is_gone_or_of_another_kind_are_stale() {
     }
     for stale in [0, lease.0, sequence, u64::MAX] {
         assert_eq!(bench.apply(&Op::Release { lease: Id(stale) }).status, Status::StaleId);
-        let op = Op::Admit { lease: Id(stale), tokens: 0, lookahead: 0, row: -1 };
+        let op = Op::Admit { lease: Id(stale), tokens: 0, lookahead: 0, row: -1, expected_tokens: 0 };
         assert_eq!(bench.apply(&op).status, Status::StaleId);
     }
     bench.free(sequence);
@@ -334,7 +334,7 @@ fn lookahead_reserves_blocks_that_later_tokens_use() {
     let mut bench = Bench::simple(4, 8);
     let lease = bench.look(&ask(&[])).lease;
     bench.begin();
-    let result = bench.good(&Op::Admit { lease, tokens: 4, lookahead: 5, row: -1 });
+    let result = bench.good(&Op::Admit { lease, tokens: 4, lookahead: 5, row: -1, expected_tokens: 0 });
     assert_eq!(result.blocks_added, 3);
     bench.done();
     for tokens in [1, 4, 3] {
@@ -359,7 +359,7 @@ fn leases_hold_their_hits_against_eviction_and_are_bounded() {
     let other = bench.look(&ask(&[]));
     assert_eq!(refused(lookup(&bench.cache, &ask(&tokens))), Status::LimitReached);
     bench.begin();
-    let op = Op::Admit { lease: other.lease, tokens: 12, lookahead: 0, row: -1 };
+    let op = Op::Admit { lease: other.lease, tokens: 12, lookahead: 0, row: -1, expected_tokens: 0 };
     let result = bench.apply(&op);
     assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 1));
     bench.good(&Op::Release { lease: hit.lease });

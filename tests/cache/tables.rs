@@ -104,7 +104,13 @@ fn addresses_stay_and_the_device_holds_what_the_host_was_told() {
             }
             let hit = bench.look(&ask(&tokens));
             let rest = tokens.len() as u64 - hit.tokens;
-            let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: rest, lookahead: 2, row: -1 });
+            let result = bench.apply(&Op::Admit {
+                lease: hit.lease,
+                tokens: rest,
+                lookahead: 2,
+                row: -1,
+                expected_tokens: 0,
+            });
             if result.sequence == 0 {
                 bench.good(&Op::Release { lease: hit.lease });
                 continue;
@@ -228,7 +234,7 @@ fn the_caller_may_choose_rows() {
     bench.begin();
     for row in [5, 0, 7] {
         let lease = bench.look(&ask(&[])).lease;
-        let result = bench.good(&Op::Admit { lease, tokens: 2, lookahead: 0, row });
+        let result = bench.good(&Op::Admit { lease, tokens: 2, lookahead: 0, row, expected_tokens: 0 });
         assert_eq!(result.row, row);
     }
     let now = tables(&bench);
@@ -244,7 +250,7 @@ fn the_ragged_form_lists_the_pages_of_each_batch_position() {
     bench.begin();
     let leases = [0, 1, 2, 3].map(|_| bench.look(&ask(&[])).lease);
     for (lease, (tokens, lookahead)) in leases.into_iter().zip([(8, 0), (0, 8), (5, 9), (1, 0)]) {
-        bench.good(&Op::Admit { lease, tokens, lookahead, row: -1 });
+        bench.good(&Op::Admit { lease, tokens, lookahead, row: -1, expected_tokens: 0 });
     }
     let now = tables(&bench);
     let [full, wide] = [&now.groups[0], &now.groups[1]];

@@ -330,7 +330,7 @@ impl Run<'_> {
             0 | 1 => {
                 let priority = [0, 10, 50, 60, 100][self.random.usize(0..5)];
                 let retain = op(kavern_kv_op_kind::KAVERN_OP_RETAIN, id);
-                let expected = self.model.retain(id, offset, tokens, priority);
+                let expected = self.model.retain(id, offset, tokens, priority, 0);
                 (kavern_kv_op { priority: priority.into(), ..retain }, expected)
             }
             2 => (op(kavern_kv_op_kind::KAVERN_OP_PIN, id), self.model.pin(id, offset, tokens)),

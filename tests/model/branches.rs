@@ -124,7 +124,7 @@ struct Run {
     operations: u64,
     hits: u64,
     /// Operations that went well, by kind.
-    done: [u64; 12],
+    done: [u64; 13],
 }
 
 fn counts(s: &CacheStatistics) -> [u64; 11] {
@@ -198,7 +198,13 @@ impl Run {
         let (namespace, prompt) = (self.random.u64(1..3), self.prompt());
         let Some((lease, hit, group)) = self.look(namespace, &prompt) else { return };
         let count = self.random.usize(0..=prompt.len() - hit);
-        let op = Op::Admit { lease, tokens: count as u64, lookahead: self.random.u32(0..6), row: -1 };
+        let op = Op::Admit {
+            lease,
+            tokens: count as u64,
+            lookahead: self.random.u32(0..6),
+            row: -1,
+            expected_tokens: 0,
+        };
         let Some(result) = self.alone(step, &op, Status::Ok) else {
             self.alone(step, &Op::Release { lease }, Status::Ok).unwrap();
             return;
@@ -526,6 +532,15 @@ impl Run {
             .for_each(|s| s.written = if s.pause == Some(PreemptMode::Drop) { 0 } else { s.tokens.len() });
     }
 
+    /// Makes a group smaller or larger now and then; what is held above moves with the steps that follow.
+    fn resize(&mut self) {
+        if self.random.u8(0..6) == 0 {
+            let (group, blocks) =
+                (self.random.usize(0..self.block_tokens.len()), self.random.u64(BLOCKS * 5 / 8..=BLOCKS));
+            until_ok(|| self.cache.resize(group as u32, blocks));
+        }
+    }
+
     fn step(&mut self, step: u64) {
         drop(self.cache.step(step).unwrap());
         for _ in 0..self.random.usize(1..12) {
@@ -559,7 +574,7 @@ fn change(id: u64, change: Change<'_>) -> Op<'_> {
     Op::Change { target: Target::Id(Id(id)), change }
 }
 
-fn play(seed: u64, operations: u64) -> [u64; 12] {
+fn play(seed: u64, operations: u64) -> [u64; 13] {
     let (block_tokens, hash, layout) = SHAPES[seed as usize % SHAPES.len()];
     let spec = format!("host?memory_bytes=67108864&fail_rate=0.005&seed={seed}&error=oom");
     let device = until_ok(|| registry::open(&spec));
@@ -585,11 +600,12 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
         live: Vec::new(),
         operations: 0,
         hits: 0,
-        done: [0; 12],
+        done: [0; 13],
     };
     let mut step = 0;
     while run.operations < operations {
         step += 1;
+        run.resize();
         run.step(step);
         // Up to three steps are in flight: what they use stays away from everybody else.
         if step % 3 == 0 || run.random.bool() {
@@ -598,6 +614,7 @@ fn play(seed: u64, operations: u64) -> [u64; 12] {
     }
     run.cache.step_done(step, None).unwrap();
     run.done[11] = run.hits;
+    run.done[12] = run.cache.statistics().moved_blocks;
     run.done
 }
 
@@ -606,7 +623,7 @@ fn every_slot_holds_the_token_that_its_sequence_has_there_whatever_was_done_to_i
     let soak = std::env::var("KAVERN_SOAK").ok().and_then(|count| count.parse::<u64>().ok());
     let first = std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let runs = soak.map_or(40, |count| if count == 1 { 20_000 } else { count.div_ceil(5000) });
-    let mut sums = [0; 12];
+    let mut sums = [0; 13];
     for seed in first.map_or(0..runs, |seed| seed..seed + 1) {
         let outcome = std::panic::catch_unwind(|| play(seed, 5000));
         match outcome {

@@ -23,6 +23,8 @@ pub(crate) struct Block {
     /// Priority less 50.
     pub(crate) bias: i32,
     pub(crate) pins: u32,
+    /// Tick of the clock from which on the priority is the ordinary one, and the place among those of the same tick.
+    pub(crate) expiry: Option<(u64, u64)>,
 }
 
 pub(crate) struct Group {
@@ -81,7 +83,7 @@ impl Group {
         self.others.retain(|&listed| listed != block);
         self.order.retain(|&listed| listed != block);
         let block = &mut self.blocks[block as usize];
-        (block.bias, block.pins) = (0, 0);
+        (block.bias, block.pins, block.expiry) = (0, 0, None);
     }
 
     fn allocate(&mut self) -> u32 {
@@ -131,7 +133,8 @@ impl Group {
 
     pub(crate) fn give_back(&mut self, block: u32) {
         if self.blocks[block as usize].content.is_none() {
-            (self.blocks[block as usize].bias, self.blocks[block as usize].pins) = (0, 0);
+            let entry = &mut self.blocks[block as usize];
+            (entry.bias, entry.pins, entry.expiry) = (0, 0, None);
             self.free.push(block);
             return;
         }
@@ -227,6 +230,11 @@ pub(crate) struct Naive {
     pub(crate) batch_tokens: usize,
     pub(crate) batch_entries: usize,
     pub(crate) limits: BTreeMap<u64, Limit>,
+    pub(crate) now_ms: u64,
+    /// Blocks to which a time to live was given.
+    pub(crate) timed: u64,
+    /// Priorities that have ended.
+    pub(crate) expired: u64,
 }
 
 impl Naive {

@@ -1,8 +1,11 @@
-//! What the naive cache makes of RETAIN, PIN and UNPIN.
+//! What the naive cache makes of RETAIN, PIN, UNPIN and of time that passes.
 
 use kavern::error::Status;
 
 use crate::naive::{Answer, Group, Naive, Outcome};
+
+/// Milliseconds of a tick: a priority ends with the first tick that begins when its time is over.
+pub(crate) const TICK_MS: u64 = 64;
 
 impl Group {
     pub(crate) fn is_governed(&self, block: u32) -> bool {
@@ -16,6 +19,21 @@ impl Group {
         let wanted = (0..self.others.len()).filter(|at| !below || bias(at) < 0);
         let at = wanted.min_by_key(|at| (bias(at), *at))?;
         Some(self.others.remove(at))
+    }
+
+    /// A block's priority ends: if nobody holds it, it is as if it had been let go now.
+    fn expire(&mut self, block: u32) {
+        let entry = &mut self.blocks[block as usize];
+        (entry.bias, entry.expiry) = (0, None);
+        if !self.is_released(block) || self.blocks[block as usize].pins > 0 {
+            return;
+        }
+        self.others.retain(|&listed| listed != block);
+        if !self.is_fifo {
+            self.order.push_back(block);
+        } else if !self.order.contains(&block) {
+            self.order.push_front(block);
+        }
     }
 
     fn pinned(&self) -> usize {
@@ -39,12 +57,50 @@ impl Naive {
         Ok(self.groups.iter().zip(&holder.blocks).map(touched).collect())
     }
 
-    pub(crate) fn retain(&mut self, id: u64, offset: usize, tokens: usize, priority: u8) -> Outcome {
+    pub(crate) fn retain(
+        &mut self,
+        id: u64,
+        offset: usize,
+        tokens: usize,
+        priority: u8,
+        ttl_ms: u64,
+    ) -> Outcome {
         let blocks = self.stretch(id, offset, tokens)?;
+        let expiry = (ttl_ms > 0 && priority != 50).then(|| self.expiry(ttl_ms));
         for (group, blocks) in self.groups.iter_mut().zip(blocks) {
-            blocks.iter().for_each(|&block| group.blocks[block as usize].bias = i32::from(priority) - 50);
+            for block in blocks {
+                self.timed += u64::from(expiry.is_some());
+                let block = &mut group.blocks[block as usize];
+                block.bias = i32::from(priority) - 50;
+                block.expiry = expiry.map(|tick| (tick, self.timed));
+            }
         }
         Ok(Answer::default())
+    }
+
+    /// The tick at which a time to live is over that begins now.
+    pub(crate) fn expiry(&self, ttl_ms: u64) -> u64 {
+        (self.now_ms + ttl_ms) / TICK_MS + 1
+    }
+
+    /// Whether some priority ends at a tick.
+    pub(crate) fn ends_at(&self, tick: u64) -> bool {
+        let blocks = self.groups.iter().flat_map(|group| &group.blocks);
+        blocks.filter_map(|block| block.expiry).any(|(other, _)| other == tick)
+    }
+
+    /// Priorities end whose time is over, in the order of their times.
+    pub(crate) fn pass(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        for group in &mut self.groups {
+            let is_over = |block: &u32| {
+                group.blocks[*block as usize].expiry.is_some_and(|(tick, _)| tick <= now_ms / TICK_MS)
+            };
+            let mut over: Vec<u32> = (0..group.blocks.len() as u32).filter(is_over).collect();
+            over.sort_by_key(|&block| group.blocks[block as usize].expiry);
+            self.expired += over.len() as u64;
+            over.into_iter().for_each(|block| group.expire(block));
+        }
     }
 
     pub(crate) fn pin(&mut self, id: u64, offset: usize, tokens: usize) -> Outcome {

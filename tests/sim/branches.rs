@@ -143,7 +143,9 @@ impl Engine {
         };
         let lease = self.cache.lookups().find(&request).unwrap().lease;
         let length = prompt.len() as u64;
-        match self.apply(step, &Op::Admit { lease, tokens: length, lookahead: 2, row: -1 }) {
+        match self
+            .apply(step, &Op::Admit { lease, tokens: length, lookahead: 2, row: -1, expected_tokens: 0 })
+        {
             Some(admitted) => {
                 let target = Target::Id(Id(admitted.sequence));
                 let naming = Naming::Tokens(&prompt, &[]);

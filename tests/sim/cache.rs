@@ -129,7 +129,8 @@ impl Engine {
         let no_extras: &[Extra] = &[];
         let mut session = self.cache.step(step).unwrap();
         let count = prompt.len() as u64 - found.hit_tokens;
-        let admit = Op::Admit { lease: found.lease, tokens: count, lookahead: 0, row: -1 };
+        let admit =
+            Op::Admit { lease: found.lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 };
         let admitted = session.apply(&admit);
         // Its commit, or the release of the lease.
         self.operations += 2;
@@ -315,5 +316,7 @@ fn memory_that_goes_while_steps_are_in_flight_is_never_touched_again() {
         assert_eq!(kinds(&report), [], "seed {seed}: {}", report.to_json());
         assert!(engine.hit_tokens > STEPS / 2, "{}", engine.hit_tokens);
         assert!(least < 3 && most == pages, "{least} to {most} of {pages} pages");
+        let moved = engine.cache.statistics().moved_blocks;
+        assert!(moved > STEPS / 4, "{moved} blocks moved");
     }
 }

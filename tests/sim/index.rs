@@ -92,7 +92,13 @@ fn play(seed: u64, steps: u64, is_careless: bool) -> Report {
         let found = cache.lookups().find(&request(&tokens)).unwrap();
         let mut session = cache.step(step).unwrap();
         let count = tokens.len() as u64 - found.hit_tokens;
-        let admitted = session.apply(&Op::Admit { lease: found.lease, tokens: count, lookahead: 0, row: -1 });
+        let admitted = session.apply(&Op::Admit {
+            lease: found.lease,
+            tokens: count,
+            lookahead: 0,
+            row: -1,
+            expected_tokens: 0,
+        });
         if admitted.status == Status::Ok {
             let target = Target::Id(Id(admitted.sequence));
             let naming = Naming::Tokens(&tokens[found.hit_tokens as usize..], &[]);

@@ -135,6 +135,10 @@ impl Policy for Adaptive {
         self.lists.push_newest(class, block);
     }
 
+    fn moved(&mut self, from: u32, to: u32) {
+        self.entries[to as usize] = self.entries[from as usize];
+    }
+
     fn removed(&mut self, block: u32, was_released: bool) {
         self.is_judged = false;
         if was_released {

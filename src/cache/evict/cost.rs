@@ -63,6 +63,10 @@ impl Policy for Cost {
         self.behind = Some((position, rank));
     }
 
+    fn moved(&mut self, from: u32, to: u32) {
+        self.worth[to as usize] = self.worth[from as usize];
+    }
+
     fn removed(&mut self, block: u32, was_released: bool) {
         if was_released {
             self.ranks.unlink(block);

@@ -36,6 +36,13 @@ impl Policy for Fifo {
         }
     }
 
+    fn moved(&mut self, from: u32, to: u32) {
+        self.is_held.swap(from as usize, to as usize);
+        if self.by_age.contains(from) {
+            self.by_age.replace(from, to);
+        }
+    }
+
     fn removed(&mut self, block: u32, _was_released: bool) {
         self.is_held[block as usize] = false;
         if self.by_age.contains(block) {

@@ -35,6 +35,10 @@ impl Policy for Lfu {
         self.ranks.push(block, self.returns[block as usize].into());
     }
 
+    fn moved(&mut self, from: u32, to: u32) {
+        self.returns[to as usize] = self.returns[from as usize];
+    }
+
     fn removed(&mut self, block: u32, was_released: bool) {
         if was_released {
             self.ranks.unlink(block);

@@ -26,6 +26,8 @@ impl Policy for Lru {
         self.released.push_newest(block);
     }
 
+    fn moved(&mut self, _from: u32, _to: u32) {}
+
     fn removed(&mut self, block: u32, was_released: bool) {
         if was_released {
             self.released.unlink(block);

@@ -2,7 +2,8 @@
 //!
 //! A policy owns its own links and knows blocks only as indices. The store calls it under its lock:
 //! `committed` when a block becomes findable (its holder still has it), `released` when the last holder lets go,
-//! `acquired` when somebody takes it again, `removed` when it stops being findable, in whatever state it is.
+//! `acquired` when somebody takes it again, `moved` when a held one gets another index, `removed` when it stops being
+//! findable, in whatever state it is.
 //! `victim` names the next to go among the released ones and forgets it. Every call is O(1), at worst amortised.
 //! Priorities, expiry and pins are a layer above every policy (`retention`): a block that they govern counts as held
 //! here.
@@ -51,6 +52,8 @@ pub(super) trait Policy: Send {
     fn acquired(&mut self, block: u32);
     /// The last holder let go.
     fn released(&mut self, block: u32);
+    /// The content of a held block lies in `to` now, where there was none.
+    fn moved(&mut self, from: u32, to: u32);
     /// The block stops being findable; `was_released` tells its state.
     fn removed(&mut self, block: u32, was_released: bool);
     /// The next to go; it is already forgotten when this returns.
@@ -151,6 +154,68 @@ mod tests {
                 assert_eq!(std::mem::replace(&mut state[victim as usize], 0), 2);
             }
             assert!(!state.contains(&2), "{name} lost a released block");
+        }
+    }
+
+    /// The same is done to two of each policy, but in one of them content moves between indices: the same content goes.
+    #[test]
+    fn content_that_moves_keeps_its_place_among_others() {
+        // One looks for neighbours by index, which is what a move changes; it has nothing else to keep.
+        for name in policy_names().filter(|&name| name != "runs-lru") {
+            let blocks = 48usize;
+            let mut policies =
+                [make(name, 2 * blocks as u32).unwrap(), make(name, 2 * blocks as u32).unwrap()];
+            let mut random = fastrand::Rng::with_seed(9);
+            // By content: its index where it moves, and its state: 0 not findable, 1 held, 2 released.
+            let (mut at, mut state): (Vec<u32>, _) = ((0..blocks as u32).collect(), vec![0u8; blocks]);
+            let mut spare: Vec<u32> = (blocks as u32..2 * blocks as u32).collect();
+            let mut moved = 0;
+            for round in 0..40_000 {
+                let content = random.usize(..blocks);
+                let places = [content as u32, at[content]];
+                let mut both = |act: &mut dyn FnMut(&mut dyn Policy, u32)| {
+                    policies.iter_mut().zip(places).for_each(|(policy, block)| act(policy.as_mut(), block));
+                };
+                match (state[content], random.u8(0..10)) {
+                    (0, _) => {
+                        both(&mut |policy, block| policy.committed(block, &facts(content as u32)));
+                        state[content] = 1;
+                    }
+                    (1, 0) => {
+                        both(&mut |policy, block| policy.removed(block, false));
+                        state[content] = 0;
+                    }
+                    (1, 1..=4) => {
+                        let to = spare.swap_remove(random.usize(..spare.len()));
+                        policies[1].moved(at[content], to);
+                        spare.push(std::mem::replace(&mut at[content], to));
+                        moved += 1;
+                    }
+                    (1, _) => {
+                        both(&mut |policy, block| policy.released(block));
+                        state[content] = 2;
+                    }
+                    (2, 1..=5) => {
+                        both(&mut |policy, block| policy.acquired(block));
+                        state[content] = 1;
+                    }
+                    _ => {
+                        let [one, other] = &mut policies;
+                        let (one, other) = (one.victim().unwrap(), other.victim().unwrap());
+                        assert_eq!(at[one as usize], other, "{name} in round {round}");
+                        state[one as usize] = 0;
+                    }
+                }
+                if random.u8(..) == 0 {
+                    let state_at = |block: u32| {
+                        at.iter().position(|&at| at == block).map_or(0, |content| state[content])
+                    };
+                    policies[1]
+                        .validate(&|block| state_at(block) == 2, &|block| state_at(block) != 0)
+                        .unwrap();
+                }
+            }
+            assert!(moved > 1000, "{name}: {moved}");
         }
     }
 

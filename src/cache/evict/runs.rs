@@ -31,6 +31,8 @@ impl Policy for RunsLru {
         self.released.push_newest(0, block);
     }
 
+    fn moved(&mut self, _from: u32, _to: u32) {}
+
     fn removed(&mut self, block: u32, was_released: bool) {
         if was_released {
             self.released.unlink(0, block);

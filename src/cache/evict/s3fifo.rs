@@ -105,6 +105,14 @@ impl Policy for S3Fifo {
         }
     }
 
+    fn moved(&mut self, from: u32, to: u32) {
+        self.places[to as usize] = self.places[from as usize];
+        self.places[from as usize].is_held = false;
+        if self.queues.contains(from) {
+            self.queues.replace(self.places[to as usize].queue.into(), from, to);
+        }
+    }
+
     fn removed(&mut self, block: u32, _was_released: bool) {
         let place = &mut self.places[block as usize];
         place.is_held = false;

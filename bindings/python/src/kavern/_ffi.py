@@ -118,6 +118,7 @@ KAVERN_REMOVE_REPLACED = 4
 KAVERN_REMOVE_LIMIT = 6
 KAVERN_REMOVE_CANCELLED = 7
 KAVERN_REMOVE_EXPIRED = 5
+KAVERN_REMOVE_MOVED = 8
 
 # kavern_kv_reset_scope: What kavern_kv_reset forgets.
 KAVERN_RESET_ALL = 1
@@ -700,6 +701,7 @@ kavern_kv_statistics._fields_ = [
     ("pinned_blocks", _c.c_uint64),
     ("capacity_blocks", _c.c_uint64),
     ("promised_blocks", _c.c_uint64),
+    ("moved_blocks", _c.c_uint64),
 ]
 
 kavern_kv_resize_result._fields_ = [
@@ -851,6 +853,7 @@ kavern_kv_namespace_statistics._fields_ = [
     ("stored_blocks", _c.c_uint64),
     ("evicted_blocks", _c.c_uint64),
     ("refused_ops", _c.c_uint64),
+    ("promised_blocks", _c.c_uint64),
 ]
 
 kavern_pinned_statistics._fields_ = [

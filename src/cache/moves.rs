@@ -1,0 +1,258 @@
+//! Moves: what is held above the limit of a group goes below it, so that a shrink need not wait for its holders.
+//!
+//! A step that begins its tables, or its plan, moves some blocks first: each becomes a listed copy of a whole block,
+//! the rows that show it show the new slot from then on, and the old slot waits for the step like any block that was
+//! let go. The cells travel as every other change of the tables, at the addresses that captured graphs read; work of
+//! earlier steps is enqueued by then and reads the old slot, which nothing writes before the step is over. A step moves
+//! a bounded number of blocks and bytes and looks at a bounded number of cells; where it stopped, the next one goes on.
+//!
+//! What stays: a block under a lease whose block ids were told, as their reader has nothing that tells it of a new
+//! place, and a block some holder of which is not found where the others have it. Blocks go as far as there is room
+//! below beside what is promised; what is cached there makes room. A reset that is under way walks over the slots:
+//! nothing moves meanwhile. Invariant: all references to a moved block are found and changed, or none is.
+
+use super::config::Geometry;
+use super::copies::TokenCopy;
+use super::group::Reach;
+use super::retention::Pinner;
+use super::sequence::Rows;
+use super::state::State;
+use super::store::Store;
+use super::trunks::GROUPS_MAX;
+use crate::error::Result;
+use crate::sys::reserve::filled;
+
+/// Most blocks of a group that a step moves.
+pub(super) const MOVES_MOST: usize = 64;
+/// Most bytes of a group that a step moves, but one block at least: a fraction of a millisecond on a GPU.
+const BYTES_MOST: u64 = 128 << 20;
+/// Most cells of a group that a step looks at: some tens of microseconds.
+const LOOK: usize = 1 << 17;
+/// Most blocks among which a step looks for pinned ones that nobody holds.
+const PINNED_LOOK: u32 = 1024;
+
+/// Where looking for blocks of a group goes on.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    row: usize,
+    cell: usize,
+    pinned: u32,
+    /// The slot that was taken last.
+    near: Option<u32>,
+}
+
+/// What became of a block.
+enum Fate {
+    Moved,
+    Stays,
+    /// There is no room below.
+    Full,
+}
+
+/// How far moving is.
+pub(super) struct Mover {
+    cursors: [Cursor; GROUPS_MAX],
+    /// By group: blocks that a step moves.
+    most: Vec<usize>,
+    /// By trunk: the look in which it was counted last.
+    counted: Vec<u64>,
+    look: u64,
+    /// The latest step that moved blocks or could have.
+    step: u64,
+    /// Resets that are under way.
+    pub(super) resets: u32,
+}
+
+impl Mover {
+    pub(super) fn new(geometry: &Geometry, trunks: usize) -> Result<Self> {
+        let most = |bytes: u64| (BYTES_MOST / bytes.max(1)).clamp(1, MOVES_MOST as u64) as usize;
+        Ok(Self {
+            cursors: [Cursor::default(); GROUPS_MAX],
+            most: geometry.groups.iter().map(|group| most(group.block_bytes)).collect(),
+            counted: filled(trunks, 0)?,
+            look: 0,
+            step: 0,
+            resets: 0,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.counted.len() as u64 * 8
+    }
+}
+
+/// Cells in which a row may show a block that another row shows at `at`.
+fn cells_of(store: &Store, at: usize) -> std::ops::Range<usize> {
+    if matches!(store.reach, Reach::State { .. }) { 0..2 } else { at..at + 1 }
+}
+
+/// The first of these cells that shows the block.
+fn cell_of(rows: &Rows, row: usize, mut cells: std::ops::Range<usize>, block: u32) -> Option<usize> {
+    cells.find(|&at| at < rows.count(row) && rows.cell(row, at) == block as i32)
+}
+
+impl State {
+    /// Moves blocks of every group that has some above its limit, before the open step's tables are made for the first
+    /// time.
+    pub(super) fn move_blocks(&mut self) {
+        if self.is_worker
+            || self.batch.is_tabled
+            || self.mover.step == self.batch.step
+            || self.mover.resets > 0
+        {
+            return;
+        }
+        self.mover.step = self.batch.step;
+        for group in 0..self.stores.len() {
+            if self.stores[group].stray_count() > 0 {
+                let most = self.mover.most[group].min(self.copies.room(group));
+                let left = self.move_held(group, most);
+                self.move_pinned(group, left);
+            }
+        }
+    }
+
+    /// Moves up to `most` blocks that rows show; answers how many more there may be.
+    fn move_held(&mut self, group: usize, most: usize) -> usize {
+        let (mut left, mut look) = (most, LOOK);
+        let Cursor { mut row, mut cell, .. } = self.mover.cursors[group];
+        let mut rows_left = self.holders.sequences.len() + 1;
+        while left > 0 && look > 0 && rows_left > 0 {
+            let (rows, limit) = (&self.holders.rows[group], self.stores[group].limit() as i32);
+            let count = rows.count(row);
+            let from = cell.max(rows.first(row)).min(count);
+            let part = &rows.row(row)[from..count.min(from + look)];
+            let found = part.iter().position(|&block| block >= limit);
+            look -= found.map_or(part.len().max(1), |at| at + 1).min(look);
+            let Some(at) = found.map(|at| from + at) else {
+                // All of the row was seen, or as much as a step looks at.
+                let is_over = from + part.len() == count;
+                (row, cell) = if is_over { (row + 1, 0) } else { (row, from + part.len()) };
+                rows_left -= usize::from(is_over);
+                row %= self.holders.sequences.len();
+                continue;
+            };
+            match self.move_one(group, row, at, &mut look) {
+                Fate::Moved => left -= 1,
+                Fate::Stays => {}
+                Fate::Full => break,
+            }
+            cell = at + 1;
+        }
+        let cursor = &mut self.mover.cursors[group];
+        (cursor.row, cursor.cell) = (row, cell);
+        left
+    }
+
+    /// Moves the block that a row shows in a cell.
+    fn move_one(&mut self, group: usize, row: usize, at: usize, look: &mut usize) -> Fate {
+        let block = self.holders.rows[group].cell(row, at) as u32;
+        let is_own = self.stores[group].block(block).refs == 1 && at >= self.own_from(row, group);
+        if !is_own && !self.finds_all(group, at, block, look) {
+            return Fate::Stays;
+        }
+        if self.stores[group].available() == 0 {
+            return Fate::Full;
+        }
+        let new = self.take_place(group, block, row as i32);
+        let cells = cells_of(&self.stores[group], at);
+        let rows = if is_own { row..row + 1 } else { 0..self.holders.sequences.len() };
+        for row in rows {
+            let rows = &mut self.holders.rows[group];
+            if let Some(at) = cell_of(rows, row, cells.clone(), block) {
+                rows.put(row, at, new as i32);
+                self.batch.mark_cells(group, row, at, at + 1);
+            }
+        }
+        if !is_own {
+            for lease in 0..self.holders.leases.len() {
+                let rows = &mut self.holders.lease_rows[group];
+                if let Some(at) = cell_of(rows, lease, cells.clone(), block) {
+                    rows.put(lease, at, new as i32);
+                }
+            }
+        }
+        Fate::Moved
+    }
+
+    /// Whether every reference to a block is one of a row or a lease that shows it in this cell, and none of them was
+    /// told where it lies.
+    fn finds_all(&mut self, group: usize, at: usize, block: u32, look: &mut usize) -> bool {
+        let cells = cells_of(&self.stores[group], at);
+        self.mover.look += 1;
+        let mut found = 0;
+        *look -= (self.holders.sequences.len() + self.holders.leases.len()).min(*look);
+        for row in 0..self.holders.sequences.len() {
+            let Some(at) = cell_of(&self.holders.rows[group], row, cells.clone(), block) else { continue };
+            if at >= self.own_from(row, group) {
+                found += 1;
+                continue;
+            }
+            let Some(trunk) = self.trunk_of(row, group, at) else { return false };
+            // A trunk holds its blocks once for all of its rows.
+            let counted = std::mem::replace(&mut self.mover.counted[trunk], self.mover.look);
+            found += u32::from(counted != self.mover.look);
+        }
+        for (lease, holder) in self.holders.leases.iter().enumerate() {
+            if cell_of(&self.holders.lease_rows[group], lease, cells.clone(), block).is_some() {
+                if holder.is_told {
+                    return false;
+                }
+                found += 1;
+            }
+        }
+        found == self.stores[group].block(block).refs
+    }
+
+    /// Gives a held block a place below the limit, lists the copy and tells everything but rows; answers the place.
+    fn take_place(&mut self, group: usize, block: u32, row: i32) -> u32 {
+        let store = &mut self.stores[group];
+        let new = store.take_slot(self.mover.cursors[group].near, &mut self.shared);
+        self.mover.cursors[group].near = Some(new);
+        let each = store.block_tokens;
+        let is_named = store.retention.has_pins(Pinner::Name, block);
+        let slot = |block: u32| i64::from(block) * i64::from(each);
+        self.list_copy(TokenCopy {
+            group: group as u32,
+            row,
+            source_slot: slot(block),
+            target_slot: slot(new),
+            tokens: each,
+            shift: 0,
+        });
+        self.stores[group].relocate(block, new, &mut self.shared);
+        if is_named {
+            self.prefixes.replace(group, block, new);
+        }
+        new
+    }
+
+    /// Moves up to `most` pinned blocks that nobody holds.
+    fn move_pinned(&mut self, group: usize, most: usize) {
+        let mut left = most;
+        for _ in 0..PINNED_LOOK {
+            let store = &mut self.stores[group];
+            if left == 0 || store.retention.pinned_inactive() == 0 || store.available() == 0 {
+                return;
+            }
+            let cursor = &mut self.mover.cursors[group];
+            let block = cursor.pinned.max(store.limit());
+            if block >= store.block_count() {
+                cursor.pinned = 0;
+                return;
+            }
+            cursor.pinned = block + 1;
+            if store.is_inactive(block) {
+                // Held for the time being, so that it waits at its new place until the copy is over.
+                store.acquire(block, &mut self.shared);
+                let new = self.take_place(group, block, -1);
+                self.stores[group].release(new, self.batch.step, &mut self.shared);
+                left -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "moves_tests.rs"]
+mod tests;
