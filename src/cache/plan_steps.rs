@@ -49,6 +49,7 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
         blocks: group.blocks,
         row_cells: group.row_cells,
         has_slots: group.has_slots(),
+        has_holes: group.reach.has_holes(),
     };
     Shape::new(
         config.max_sequences,
