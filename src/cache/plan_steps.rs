@@ -121,7 +121,8 @@ impl State {
     /// Row, first and end of each range of cells that a plan tells.
     fn told_ranges(&self, group: usize, is_full: bool) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
         let rows = &self.holders.rows[group];
-        let all = self.live_rows().map(|row| (row as u32, 0, rows.count(row) as u32));
+        // A row of states is told whole: that one starts from nothing is news too.
+        let all = self.live_rows().map(|row| (row as u32, 0, rows.shown(row) as u32));
         let all = all.filter(move |range| is_full && range.2 > 0);
         let changed = self.batch.dirty[group].ranges().filter(move |_| !is_full);
         all.chain(changed)

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use kavern::cache::{CacheConfig, Change, Op, PlanInfo, Scrub, Target, TokenCopy};
+use kavern::cache::{CacheConfig, Change, Op, PlanInfo, Reach, Scrub, Target, TokenCopy};
 use kavern::error::Status;
 use kavern::types::Id;
 
 use super::bench::{Bench, ask, config, group, opaque, prompt, refused};
+use super::groups::{cross, reaching, state};
 
 fn settings() -> CacheConfig {
     CacheConfig {
@@ -235,9 +236,8 @@ fn a_step_with_copies_ends_only_after_its_plan() {
     bench.done();
 }
 
-#[test]
-fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
-    let settings = settings();
+/// Random life of a scheduler with two workers beside one cache that does both.
+fn check_workers(settings: CacheConfig) {
     let mut deciders = deciders(&settings);
     let workers = [worker(&settings), worker(&settings)];
     let mut random = fastrand::Rng::with_seed(5);
@@ -260,6 +260,51 @@ fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
         deciders.both(|bench| bench.cache.poll().unwrap());
     }
     assert!(zeroed > 20, "{zeroed} blocks were zeroed");
+}
+
+#[test]
+fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
+    check_workers(settings());
+}
+
+#[test]
+fn workers_of_windows_and_states_hold_what_one_cache_would_hold() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let chunked = reaching(Reach::Chunked { chunk_tokens: 8 }, group(4));
+    let groups = vec![group(4), window, state(1, 4), chunked, cross(6, 4)];
+    check_workers(CacheConfig { groups, ..settings() });
+}
+
+#[test]
+fn a_worker_that_comes_late_learns_where_a_state_starts_and_what_a_window_let_go() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let settings = CacheConfig { groups: vec![group(4), state(4, 4), window], ..settings() };
+    let mut bench = scheduler(&settings);
+    let tokens = prompt(1, 20);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    export(&bench, false);
+    let next = next_plan(&mut bench, sequence);
+    let worker = worker(&settings);
+    assert_eq!(refused(apply(&worker, &next)), Status::Dependency);
+    let row = |bench: &Bench, message: Option<&[u8]>, group: usize| {
+        let read = |tables: &kavern::cache::StepTables<'_>| {
+            let view = tables.group(group)?;
+            Ok(view.block_table[..6.min(view.row_cells as usize)].to_vec())
+        };
+        match message {
+            Some(message) => bench.cache.apply_plan(bench.stream, message, read).unwrap(),
+            None => bench.cache.tables(bench.step, bench.stream, read).unwrap(),
+        }
+    };
+    let full = export(&bench, true);
+    for group in 0..3 {
+        assert_eq!(row(&worker, Some(&full), group), row(&bench, None, group), "group {group}");
+    }
+    assert_eq!(row(&bench, None, 1)[1], -1, "a state goes on from itself");
+    assert_eq!(row(&bench, None, 2)[0], 40, "the null block");
+    worker.cache.step_done(2, None).unwrap();
+    bench.done();
 }
 
 /// A scheduler with a running sequence of 8 tokens and its open step's plan.
