@@ -247,7 +247,10 @@ impl KvCache {
             store.zeroed(count);
         }
         state.batch.is_tabled = true;
-        state.take_copies(&|group| uploader.copies_planned[group]);
+        match self.is_metadata_only() {
+            true => state.tell_copies(),
+            false => state.take_copies(&|group| uploader.copies_planned[group]),
+        }
         read(&StepTables { uploader, state })
     }
 

@@ -471,3 +471,30 @@ fn a_scheduler_resizes_and_its_workers_have_the_memory_from_the_beginning() {
     bench.free(sequence);
     bench.done();
 }
+
+#[test]
+fn tables_of_a_scheduler_tell_the_copies_of_a_step_once_and_leave_them_for_its_plan() {
+    let settings = CacheConfig { groups: vec![group(4)], ..settings() };
+    let mut bench = scheduler(&settings);
+    let worker = worker(&settings);
+    let tokens = prompt(1, 6);
+    bench.begin();
+    let (_, parent) = bench.start(&ask(&tokens), &tokens);
+    // Before the first plan too: the tables do not know yet that there will be one.
+    bench.done();
+    bench.begin();
+    let fork = Op::Change { target: Target::Id(Id(parent)), change: Change::Fork { tokens: 0, row: -1 } };
+    let child = bench.good(&fork).sequence;
+    bench.append(child, 1);
+    let told = |bench: &Bench| {
+        bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().to_vec())).unwrap()
+    };
+    let first = told(&bench);
+    assert_eq!((first.len(), told(&bench).len()), (1, 0));
+    let plan = export(&bench, false);
+    let applied =
+        worker.cache.apply_plan(worker.stream, &plan, |tables| Ok(tables.copies().to_vec())).unwrap();
+    assert_eq!(applied, first);
+    worker.cache.step_done(2, None).unwrap();
+    bench.done();
+}
