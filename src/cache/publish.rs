@@ -28,6 +28,12 @@ pub(super) fn anchor_serial(
 }
 
 impl State {
+    /// Whether what a sequence computes may become findable: its request allows it, and nothing was reset since.
+    fn may_publish(&self, row: usize) -> bool {
+        let Holder { namespace, no_store, epoch, .. } = self.holders.sequences[row].holder;
+        !no_store && epoch == self.shared.namespaces.epoch(namespace)
+    }
+
     /// A link of the chain is complete: publishes the blocks that end with it.
     pub(super) fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         if !self.is_plain {
@@ -35,8 +41,8 @@ impl State {
         }
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
-        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
+        let Holder { namespace, extras, .. } = sequence.holder;
+        if !self.may_publish(row) {
             return 0;
         }
         let mut committed = 0;
@@ -77,8 +83,8 @@ impl State {
     pub(super) fn complete_link_mixed(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
-        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
+        let Holder { namespace, extras, .. } = sequence.holder;
+        if !self.may_publish(row) {
             return 0;
         }
         let end = (link + 1) * u64::from(self.link_tokens);
@@ -147,7 +153,7 @@ impl State {
     pub(super) fn publish_inputs(&mut self, row: usize, extras: &[Extra]) -> u32 {
         let holder = self.holders.sequences[row].holder;
         let input = input_of(extras);
-        if input == Extras::NONE || holder.no_store {
+        if input == Extras::NONE || !self.may_publish(row) {
             return 0;
         }
         let root = self.shared.namespaces.get(holder.namespace).root;

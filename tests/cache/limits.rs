@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use kavern::cache::{
-    CacheConfig, CacheEventKind, NO_LIMIT, Naming, Op, RemoveReason, Request, ResetScope, Target,
+    CacheConfig, CacheEventKind, Change, Extra, NO_LIMIT, Naming, Op, PreemptMode, Reach, RemoveReason,
+    Request, ResetScope, Target,
 };
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, ask_keys, commit, config, group, opaque, prompt, refused};
+use super::bench::{Bench, ask, ask_keys, ask_with, commit, config, group, opaque, prompt, refused};
+use super::groups::{cross, reaching};
 
 fn of(namespace_id: u64, tokens: &[i32]) -> Request<'_> {
     Request { namespace_id, ..ask(tokens) }
@@ -294,4 +296,22 @@ fn what_a_sequence_computed_before_a_reset_is_never_published_after_it() {
         bench.done();
         assert_eq!(bench.cache.reset(ResetScope::All).unwrap(), 2);
     }
+}
+
+#[test]
+fn inputs_of_a_sequence_that_a_reset_met_are_never_published_after_it() {
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let tokens = prompt(1, 16);
+    let picture = [Extra { id: [9; 32], token_offset: 0 }];
+    let request = ask_with(&tokens, &picture);
+    bench.begin();
+    let lease = bench.look(&request).lease;
+    let sequence = bench.admit(lease, 16).sequence;
+    bench.cache.reset(ResetScope::Namespace(1)).unwrap();
+    assert_eq!(bench.good(&commit(sequence, &tokens, &picture)).blocks_committed, 0);
+    assert_eq!(bench.statistics().indexed_blocks, 0);
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.run(&request), 0, "one that began after the reset publishes");
+    assert_eq!(bench.hits(&request), 16);
 }
