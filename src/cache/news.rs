@@ -8,6 +8,7 @@ use super::hash::Key;
 use super::kv_cache::KvCache;
 use super::state::{ResetScope, State};
 use crate::error::Result;
+use crate::sync::MutexGuard;
 
 /// Events that are copied under one hold of the lock: 13 kB.
 const EVENT_PIECE: usize = 128;
@@ -121,19 +122,12 @@ impl KvCache {
         state.check_decides()?;
         state.shared.namespaces.owners.turn_epoch(id);
         drop(state);
-        loop {
-            // A name's memory goes when the lock is not held any more.
-            let unnamed = self.state.lock().take_prefix(scope);
-            if unnamed.is_none() {
-                break;
-            }
-        }
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             removed += match id {
-                None => {
-                    self.in_stretches(geometry.blocks, |state, stretch| state.reset_stretch(group, stretch))
-                }
+                None => self.in_stretches(scope, geometry.blocks, |state, stretch| {
+                    state.reset_stretch(group, stretch)
+                }),
                 Some(id) => self.reset_namespace(group, geometry.blocks, id),
             };
         }
@@ -141,27 +135,42 @@ impl KvCache {
         Ok(removed)
     }
 
+    /// The state with no name in scope, so that no name lists what is forgotten next: others may give names between two
+    /// pieces.
+    fn unnamed(&self, scope: ResetScope) -> MutexGuard<'_, State> {
+        loop {
+            let mut state = self.state.lock();
+            let Some(unnamed) = state.take_prefix(scope) else { return state };
+            // A name's memory goes when the lock is not held any more.
+            drop(state);
+            drop(unnamed);
+        }
+    }
+
     /// Wipes one namespace from one group, in proportion to what it has there.
     fn reset_namespace(&self, group: usize, blocks: u32, id: u64) -> u64 {
         let mut removed = 0;
         // More than all blocks come only if others publish as fast as these go: then one walk over all ends it.
         while removed <= u64::from(blocks) {
-            match self.state.lock().reset_piece_of(group, id) {
+            match self.unnamed(ResetScope::Namespace(id)).reset_piece_of(group, id) {
                 0 => return removed,
                 count => removed += count,
             }
         }
-        removed + self.in_stretches(blocks, |state, stretch| state.reset_stretch_of(group, stretch, id))
+        let scope = ResetScope::Namespace(id);
+        removed
+            + self.in_stretches(scope, blocks, |state, stretch| state.reset_stretch_of(group, stretch, id))
     }
 
     fn in_stretches(
         &self,
+        scope: ResetScope,
         blocks: u32,
         mut work: impl FnMut(&mut State, std::ops::Range<u32>) -> u64,
     ) -> u64 {
         (0..blocks)
             .step_by(RESET_PIECE as usize)
-            .map(|from| work(&mut self.state.lock(), from..blocks.min(from + RESET_PIECE)))
+            .map(|from| work(&mut self.unnamed(scope), from..blocks.min(from + RESET_PIECE)))
             .sum()
     }
 

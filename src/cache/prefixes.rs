@@ -2,6 +2,7 @@
 //!
 //! A name holds one pin of each findable block of the lease that it was made from; they stay findable until the name is
 //! given up or their namespace is reset. Memory of a name is taken and given back by the callers, outside the lock.
+//! Invariant: the pins of names on a block are as many as its places in the lists of all names.
 
 use super::retention::Pinner;
 use super::state::{ResetScope, State};
@@ -43,6 +44,12 @@ impl Prefixes {
 
     fn find(&self, name: &str) -> Option<usize> {
         self.named.iter().position(|prefix| prefix.name == name)
+    }
+
+    /// Counts the places of each block of a group in the lists of the names.
+    pub(super) fn count_pins(&self, group: usize, counts: &mut [u32]) {
+        let blocks = self.named.iter().flat_map(|prefix| &prefix.blocks[group]);
+        blocks.for_each(|&block| counts[block as usize] += 1);
     }
 
     /// Gives each to `take`; answers how many there are.

@@ -110,6 +110,11 @@ impl Retention {
         self.marks[block as usize].is_pinned()
     }
 
+    /// Pins of one kind on a block.
+    pub(super) fn pins(&self, pinner: Pinner, block: u32) -> u32 {
+        self.marks[block as usize].pins[pinner as usize].into()
+    }
+
     /// The block becomes inactive; answers whether it is taken care of here.
     pub(super) fn released(&mut self, block: u32) -> bool {
         let mark = &mut self.marks[block as usize];

@@ -155,10 +155,13 @@ impl State {
         }
     }
 
-    /// Refuses to take back what somebody else has found already.
+    /// Refuses to take back what somebody else has found already; a pin outlives the lease under which it was found.
     pub(super) fn check_take_back(&self, row: usize, tokens: u64) -> Result<(), Refusal> {
         let mut is_found = false;
-        self.each_unwritten(row, tokens, |group, block| is_found |= self.stores[group].block(block).refs > 1);
+        self.each_unwritten(row, tokens, |group, block| {
+            let store = &self.stores[group];
+            is_found |= store.block(block).refs > 1 || store.retention.is_pinned(block);
+        });
         if is_found { Err(Status::InUse.into()) } else { Ok(()) }
     }
 

@@ -20,6 +20,7 @@ use super::plan_steps::PlanChain;
 use super::prefix::AHEAD;
 use super::prefixes::Prefixes;
 use super::promise::Promises;
+use super::retention::Pinner;
 use super::sequence::{Holders, Rows};
 use super::steps::Steps;
 use super::store::{Store, StoreOptions};
@@ -327,6 +328,15 @@ impl State {
         leases.for_each(|&block| refs[block as usize] += 1);
         self.holders.rows[group].validate(store.reach)?;
         self.holders.lease_rows[group].validate(store.reach)?;
+        let mut named = filled(refs.len(), 0u32)?;
+        self.prefixes.count_pins(group, &mut named);
+        let pins = |block: u32| store.retention.pins(Pinner::Name, block);
+        if let Some(block) = (0..store.block_count()).find(|&block| pins(block) != named[block as usize]) {
+            let (pins, names) = (pins(block), named[block as usize]);
+            return Err(Error::internal(format!(
+                "block {block} has {pins} pins of names, {names} names list it"
+            )));
+        }
         let mut is_free = filled(refs.len(), false)?;
         for block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -1,10 +1,15 @@
 //! Priorities, expiry, pins and named prefixes, as users of the cache see them; runs of block ids.
 
-use kavern::cache::{CacheConfig, CacheEventKind, KvCache, Op, RemoveReason, ResetScope, Stretch, Target};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kavern::cache::{
+    CacheConfig, CacheEventKind, Change, KvCache, Op, RemoveReason, ResetScope, Stretch, Target,
+};
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, config, group, opaque, prompt, refused};
+use super::bench::{Bench, ask, config, group, lookup, opaque, prompt, refused};
 
 fn all_of(id: u64) -> Stretch {
     Stretch { target: Target::Id(Id(id)), offset: 0, tokens: 0 }
@@ -219,5 +224,55 @@ fn a_cache_takes_every_policy_and_one_that_names_none_takes_the_default() {
         }
         let _: &KvCache = &bench.cache;
         assert!(bench.statistics().evicted_blocks > 0, "{policy}");
+    }
+}
+
+#[test]
+fn what_a_name_pinned_is_not_taken_back_by_the_sequence_that_is_yet_to_write_it() {
+    let mut bench = Bench::simple(4, 16);
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    let hit = bench.look(&ask(&tokens));
+    bench.cache.pin_prefix("x", hit.lease).unwrap();
+    bench.release(hit.lease);
+    let cancel = Op::Change { target: Target::Id(Id(sequence)), change: Change::Cancel };
+    bench.bad(&cancel, Status::InUse);
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.statistics().pinned_blocks, 2);
+    bench.cache.unpin_prefix("x").unwrap();
+    assert_eq!(bench.statistics().pinned_blocks, 0);
+}
+
+#[test]
+fn names_pinned_during_a_reset_never_list_blocks_that_it_took() {
+    let mut bench = Bench::simple(1, 4096);
+    let tokens = prompt(1, 500);
+    let stop = AtomicBool::new(false);
+    for _ in 0..40 {
+        bench.run(&ask(&tokens));
+        stop.store(false, Ordering::Relaxed);
+        let cache = Arc::clone(&bench.cache);
+        let leases: Vec<Id> = std::thread::scope(|scope| {
+            let pins = scope.spawn(|| {
+                let mut leases = Vec::new();
+                while !stop.load(Ordering::Relaxed) && leases.len() < 8 {
+                    let lease = lookup(&cache, &ask(&tokens)).unwrap().lease;
+                    // The name may be taken already.
+                    _ = cache.pin_prefix("x", lease);
+                    leases.push(lease);
+                }
+                leases
+            });
+            bench.cache.reset(ResetScope::All).unwrap();
+            stop.store(true, Ordering::Relaxed);
+            pins.join().unwrap()
+        });
+        bench.cache.validate().unwrap();
+        leases.into_iter().for_each(|lease| bench.release(lease));
+        _ = bench.cache.unpin_prefix("x");
+        assert_eq!(bench.statistics().pinned_blocks, 0);
+        bench.cache.reset(ResetScope::All).unwrap();
     }
 }
