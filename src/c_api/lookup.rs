@@ -199,9 +199,9 @@ fn lookup(object: &CacheObject, args: &kavern_kv_lookup_args) -> Result<DeviceLo
         mode,
         rows: args.rows,
         row_hashes: args.row_hashes,
-        hashes: foreign(object, args.hashes, 16 * total)?,
+        hashes: foreign(object, args.hashes, total.saturating_mul(16))?,
         counts,
-        blocks: foreign(object, args.block_ids, 4 * total)?,
+        blocks: foreign(object, args.block_ids, total.saturating_mul(4))?,
     })
 }
 

@@ -158,6 +158,9 @@ static void on_the_device(void) {
             CHECK(seen[1][i] == (is_hit ? ids[i] : -1));
         }
     }
+    /* So many rows and hashes that their bytes are more than 64 bits can tell. */
+    args.rows = args.row_hashes = 1u << 31;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_kv_lookup_device(cache, stream, &args));
     kavern_kv_statistics stats = {.struct_size = sizeof stats};
     OK(kavern_kv_stats(cache, &stats));
     CHECK(stats.device_index_cells_sent == BLOCKS && stats.lookups == 2);
