@@ -86,10 +86,13 @@ impl State {
         for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(&mut blocks) {
             let held = rows.held(lease).iter().map(|&block| block as u32);
             blocks.extend(held.filter(|&block| store.block(block).is_findable()));
-            store.check_pins(Pinner::Name, blocks.iter().copied())?;
         }
-        for (store, blocks) in self.stores.iter_mut().zip(&blocks) {
-            blocks.iter().for_each(|&block| store.retention.pin(Pinner::Name, block));
+        for (group, named) in blocks.iter().enumerate() {
+            let Err(refusal) = self.stores[group].pin(Pinner::Name, named.iter().copied()) else { continue };
+            for (store, named) in self.stores.iter_mut().zip(&blocks[..group]) {
+                store.retention.take_pins(Pinner::Name, named.iter().copied());
+            }
+            return Err(refusal);
         }
         let holder = self.holders.leases[lease];
         let info = PrefixInfo {

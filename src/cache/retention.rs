@@ -205,34 +205,43 @@ impl Retention {
         }
     }
 
-    /// Checks that all of these blocks can be pinned once more, and that at most so many are pinned then.
-    pub(super) fn check_pins(
-        &self,
+    /// Pins findable blocks that are held, each once for every time that it is named, if at most so many blocks are
+    /// pinned then; else none.
+    pub(super) fn pin(
+        &mut self,
         pinner: Pinner,
         most: u32,
-        blocks: impl Iterator<Item = u32>,
+        blocks: impl Iterator<Item = u32> + Clone,
     ) -> Result<()> {
         let most = most.min(self.pin_limit);
-        let mut new = 0;
-        for block in blocks {
-            let mark = &self.marks[block as usize];
-            new += u32::from(!mark.is_pinned());
-            if mark.pins[pinner as usize] == u16::MAX {
-                return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
-            }
-        }
-        if new > most.saturating_sub(self.pinned) {
-            let text = format!("{new} more blocks to pin, {} of {most} are", self.pinned);
-            return Err(Error::new(Status::LimitReached, text));
+        for (done, block) in blocks.clone().enumerate() {
+            let Err(refusal) = self.pin_one(pinner, most, block) else { continue };
+            // A block that is named twice was new the first time alone, so only trying shows what fits.
+            self.take_pins(pinner, blocks.take(done));
+            return Err(refusal);
         }
         Ok(())
     }
 
-    /// Pins a findable block that is held.
-    pub(super) fn pin(&mut self, pinner: Pinner, block: u32) {
+    fn pin_one(&mut self, pinner: Pinner, most: u32, block: u32) -> Result<()> {
         let mark = &mut self.marks[block as usize];
-        self.pinned += u32::from(!mark.is_pinned());
+        if mark.pins[pinner as usize] == u16::MAX {
+            return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
+        }
+        if !mark.is_pinned() {
+            if self.pinned >= most {
+                let text = format!("{} blocks of {most} would be pinned", self.pinned + 1);
+                return Err(Error::new(Status::LimitReached, text));
+            }
+            self.pinned += 1;
+        }
         mark.pins[pinner as usize] += 1;
+        Ok(())
+    }
+
+    /// Takes back what `pin` did to held blocks.
+    pub(super) fn take_pins(&mut self, pinner: Pinner, blocks: impl Iterator<Item = u32>) {
+        blocks.for_each(|block| _ = self.unpin(pinner, block, false));
     }
 
     /// Takes one pin away; answers whether an inactive block must be released again, because it was the last.

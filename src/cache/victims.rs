@@ -71,13 +71,15 @@ impl Store {
         Some(victim)
     }
 
-    /// Checks that all of these blocks can be pinned once more.
-    pub(in crate::cache) fn check_pins(
-        &self,
+    /// Pins those of these held blocks that are findable, once for every time that one is named; none if not all can be.
+    pub(in crate::cache) fn pin(
+        &mut self,
         pinner: Pinner,
-        blocks: impl Iterator<Item = u32>,
+        blocks: impl Iterator<Item = u32> + Clone,
     ) -> Result<()> {
-        self.retention.check_pins(pinner, self.limit / PINNED_SHARE, blocks)
+        let (known, most) = (&self.blocks, self.limit / PINNED_SHARE);
+        let findable = blocks.filter(|&block| known[block as usize].is_findable());
+        self.retention.pin(pinner, most, findable)
     }
 
     /// Takes one pin of a block away. Above the limit nothing else kept the block findable.
