@@ -118,11 +118,14 @@ impl State {
             true => (0, 0, root),
             false if self.is_plain => {
                 self.find_prefix(request, keys, namespace, lease);
+                // What is left to promises was found all the same.
+                let found_tokens = if self.promises.are_made() { self.reached_tokens(lease) } else { 0 };
                 let has_promises = self.leave_promised(lease);
-                match self.finds_partial && !has_promises {
+                let (left_tokens, hit_tokens, key) = match self.finds_partial && !has_promises {
                     true => self.settle_partial(request, namespace, lease, root),
                     false => self.settle_hits(request, lease, root),
-                }
+                };
+                (found_tokens.max(left_tokens), hit_tokens, key)
             }
             false => {
                 let (found_tokens, hit_tokens, key, inputs) =
@@ -154,30 +157,38 @@ impl State {
         (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize
     }
 
-    /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
-    /// with the key of the last link.
-    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, u64, Key) {
-        let rows = &mut self.holders.lease_rows;
-        let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
-            rows.count(lease) as u64 * u64::from(store.block_tokens)
-        };
-        let reached_tokens = self.stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
-        let mut hit_tokens = reached_tokens;
-        if request.keep_one_token {
-            hit_tokens = hit_tokens.min(request.token_count.saturating_sub(1));
-        }
-        let align = |mut tokens: u64| loop {
+    /// The largest length, at most `tokens`, that ends a block of every group.
+    fn align(&self, mut tokens: u64) -> u64 {
+        loop {
             let before = tokens;
             self.stores.iter().for_each(|store| tokens -= tokens % u64::from(store.block_tokens));
             if tokens == before {
                 return tokens;
             }
-        };
-        let found_tokens = align(reached_tokens);
-        hit_tokens = align(hit_tokens);
-        if request.drop_last && hit_tokens > 0 {
-            hit_tokens = align(hit_tokens - 1);
         }
+    }
+
+    /// The largest length that all groups share in the rows of a lease.
+    fn reached_tokens(&self, lease: usize) -> u64 {
+        let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
+            rows.count(lease) as u64 * u64::from(store.block_tokens)
+        };
+        let rows = self.holders.lease_rows.iter();
+        self.align(self.stores.iter().zip(rows).map(reached).min().unwrap_or(0))
+    }
+
+    /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
+    /// with the key of the last link.
+    pub(super) fn settle_hits(&mut self, request: &Request<'_>, lease: usize, root: Key) -> (u64, u64, Key) {
+        let found_tokens = self.reached_tokens(lease);
+        let mut hit_tokens = found_tokens;
+        if request.keep_one_token && hit_tokens >= request.token_count {
+            hit_tokens = self.align(request.token_count.saturating_sub(1));
+        }
+        if request.drop_last && hit_tokens > 0 {
+            hit_tokens = self.align(hit_tokens - 1);
+        }
+        let rows = &mut self.holders.lease_rows;
         for (store, rows) in self.stores.iter().zip(rows.iter_mut()) {
             rows.truncate(lease, (hit_tokens / u64::from(store.block_tokens)) as usize);
         }

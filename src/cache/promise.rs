@@ -39,6 +39,11 @@ impl Promises {
         &mut self.blocks[row * self.groups + group]
     }
 
+    /// Whether a sequence has an expected length.
+    pub(super) fn are_made(&self) -> bool {
+        self.rows > 0
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.blocks.len() as u64 * 4
     }

@@ -285,7 +285,8 @@ impl State {
     fn held_tokens(&self) -> u64 {
         let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
             Reach::State { .. } => 0,
-            Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
+            // A sequence that was stopped without its blocks holds no slot.
+            Reach::Cross { tokens } => u64::from(tokens) * rows.rows_in_use(),
             _ => self.batch.used_tokens - rows.holes() * u64::from(store.block_tokens),
         };
         self.stores.iter().zip(&self.holders.rows).map(of_group).sum()

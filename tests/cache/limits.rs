@@ -315,3 +315,40 @@ fn inputs_of_a_sequence_that_a_reset_met_are_never_published_after_it() {
     assert_eq!(bench.run(&request), 0, "one that began after the reset publishes");
     assert_eq!(bench.hits(&request), 16);
 }
+
+#[test]
+fn each_block_that_a_mixed_cache_looks_for_has_the_outcome_that_is_told_of_it() {
+    let window = reaching(Reach::Sliding { window_tokens: 16 }, group(16));
+    let mut bench = Bench::new(&config(vec![group(16), window], 32));
+    let tokens = prompt(1, 64);
+    bench.run(&ask(&tokens));
+    assert_eq!(outcomes(&mut bench, &ask(&tokens)), [5, 0, 0, 5]);
+    // The last block is left out at the request's wish: it was found.
+    let keep = Request { keep_one_token: true, ..ask(&tokens) };
+    assert_eq!(outcomes(&mut bench, &keep), [4, 0, 1, 5]);
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let picture = [Extra { id: [9; 32], token_offset: 0 }];
+    let other = [Extra { id: [8; 32], token_offset: 0 }];
+    bench.run(&ask_with(&tokens[..8], &picture));
+    assert_eq!(outcomes(&mut bench, &ask_with(&tokens[..8], &picture)), [4, 0, 0, 4]);
+    assert_eq!(
+        outcomes(&mut bench, &ask_with(&tokens[..8], &other)),
+        [0, 4, 0, 4],
+        "an unknown input is missed"
+    );
+    bench.cache.validate().unwrap();
+}
+
+#[test]
+fn a_stopped_sequence_without_blocks_holds_no_tokens_of_its_input() {
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.upload();
+    assert_eq!(bench.statistics().held_tokens, 8 + 6);
+    let change = Change::Preempt { mode: PreemptMode::Drop };
+    bench.good(&Op::Change { target: Target::Id(Id(sequence)), change });
+    assert_eq!(bench.statistics().held_tokens, 0);
+    bench.done();
+}
