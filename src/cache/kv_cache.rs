@@ -246,7 +246,7 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
-        state.batch.is_tabled = true;
+        state.batch.note_told();
         match self.is_metadata_only() {
             true => state.tell_copies(),
             false => state.take_copies(&|group| uploader.copies_planned[group]),

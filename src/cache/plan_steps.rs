@@ -190,6 +190,7 @@ impl State {
 
     /// Everything that changed was told.
     fn note_told(&mut self) {
+        self.batch.note_told();
         while self.batch.pop_dirty_length().is_some() {}
         self.batch.dirty.iter_mut().for_each(super::batch::Dirty::clear);
         self.stores.iter_mut().for_each(|store| store.zeroed(store.zero_list().len()));
@@ -243,7 +244,7 @@ impl State {
         }
         for [row, count, first, length] in plan.batch.entries() {
             self.take_length(row as usize, length);
-            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count });
+            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count, told: 0 });
             self.batch.tokens += count;
         }
         // Copies that a failed upload left: they come again.

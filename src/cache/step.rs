@@ -268,6 +268,7 @@ impl State {
                 generation,
                 first: sequence.length,
                 count: tokens as u32,
+                told: 0,
             });
         }
         sequence.length += tokens;

@@ -498,3 +498,20 @@ fn tables_of_a_scheduler_tell_the_copies_of_a_step_once_and_leave_them_for_its_p
     worker.cache.step_done(2, None).unwrap();
     bench.done();
 }
+
+#[test]
+fn what_a_plan_told_workers_to_write_is_not_taken_back() {
+    let mut bench = scheduler(&settings());
+    let tokens = prompt(1, 16);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    export(&bench, false);
+    let late = prompt(2, 16);
+    let (_, other) = bench.start(&ask(&late), &late);
+    for sequence in [sequence, other] {
+        bench.good(&Op::Change { target: Target::Id(Id(sequence)), change: Change::Cancel });
+    }
+    export(&bench, false);
+    bench.done();
+    assert_eq!((bench.hits(&ask(&tokens)), bench.hits(&ask(&late))), (16, 0));
+}
