@@ -236,8 +236,17 @@ impl KvCache {
         stream: Stream,
         read: impl FnOnce(&StepTables<'_>) -> Result<R>,
     ) -> Result<R> {
-        let mut uploader = self.borrow_uploader()?;
-        let uploader = uploader.get();
+        self.tables_by(self.borrow_uploader()?.get(), step, stream, read)
+    }
+
+    /// The same, by a thread that has what enqueues the tables.
+    pub(super) fn tables_by<R>(
+        &self,
+        uploader: &mut Uploader,
+        step: u64,
+        stream: Stream,
+        read: impl FnOnce(&StepTables<'_>) -> Result<R>,
+    ) -> Result<R> {
         if let Err(error) = self.upload(uploader, step, stream) {
             uploader.forget_known(&mut self.state.lock());
             return Err(error);

@@ -298,8 +298,10 @@ impl KvCache {
             return Err(Error::new(Status::Unsupported, text));
         }
         let plan = Plan::read(message, &self.shape)?;
+        // First what only one thread can have: nothing is taken over that another one keeps from being uploaded.
+        let mut uploader = self.borrow_uploader()?;
         self.state.lock().take_plan(&plan)?;
-        let answer = self.tables(plan.info.step, stream, read)?;
+        let answer = self.tables_by(uploader.get(), plan.info.step, stream, read)?;
         let PlanInfo { scheduler, number, .. } = plan.info;
         self.state.lock().plans = PlanChain { scheduler, number, told: (0, 0) };
         Ok(answer)

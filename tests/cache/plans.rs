@@ -500,6 +500,38 @@ fn tables_of_a_scheduler_tell_the_copies_of_a_step_once_and_leave_them_for_its_p
 }
 
 #[test]
+fn a_plan_that_another_apply_keeps_from_its_upload_changes_nothing() {
+    let settings = settings();
+    let (mut bench, worker) = (scheduler(&settings), worker(&settings));
+    // Uploads go on the stream behind the gate until every staging slot is under way.
+    let gate = worker.gate();
+    let mut full = || {
+        bench.begin();
+        let plan = export(&bench, true);
+        bench.done();
+        plan
+    };
+    for step in 1..=4 {
+        apply(&worker, &full()).unwrap();
+        worker.cache.step_done(step, None).unwrap();
+    }
+    let (fifth, sixth) = (full(), full());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| apply(&worker, &fifth).map(drop));
+        while worker.statistics().last_step < 5 {
+            std::thread::yield_now();
+        }
+        assert_eq!(refused(apply(&worker, &sixth)), Status::InUse);
+        assert_eq!(worker.statistics().last_step, 5);
+        drop(gate);
+        waiting.join().unwrap().unwrap();
+    });
+    worker.cache.step_done(5, None).unwrap();
+    apply(&worker, &sixth).unwrap();
+    worker.cache.step_done(6, None).unwrap();
+}
+
+#[test]
 fn what_a_plan_told_workers_to_write_is_not_taken_back() {
     let mut bench = scheduler(&settings());
     let tokens = prompt(1, 16);
