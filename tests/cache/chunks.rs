@@ -257,3 +257,24 @@ fn a_block_is_pinned_65535_times_at_most_and_a_refused_pin_leaves_none() {
     bench.good(&Op::Release { lease: found.lease });
     bench.done();
 }
+
+#[test]
+fn a_passage_that_an_open_step_is_yet_to_write_is_not_found() {
+    let mut bench = Bench::new(&CacheConfig { index: CHUNKS, ..config(vec![group(4), opaque(4, 16)], 8) });
+    let bytes = keys(&[5, 6]);
+    bench.begin();
+    let lease = bench.look(&chunks(&bytes)).lease;
+    let sequence = bench.admit(lease, 8).sequence;
+    bench.good(&commit_keys(sequence, 8, &bytes, 4));
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    assert_eq!(found.hit_tokens, 0, "an engine that reads it before its work reads what was there before");
+    bench.good(&Op::Release { lease: found.lease });
+    bench.upload();
+    bench.done();
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    assert_eq!(found.hit_tokens, 8);
+    bench.begin();
+    bench.good(&Op::Release { lease: found.lease });
+    bench.free(sequence);
+    bench.done();
+}
