@@ -175,6 +175,11 @@ static void as_chunks(void) {
     kavern_kv_request request = passages(stored, 3);
     store(cache, &request, 3 * BLOCK_TOKENS);
     request = passages(asked, 4);
+    request.token_count = UINT64_MAX;
+    kavern_kv_match_result wrong;
+    EXPECT(KAVERN_PARTIAL, kavern_kv_match(cache, 1, &request, &wrong));
+    CHECK(wrong.status == KAVERN_ERR_INVALID_ARGUMENT);
+    request.token_count = 0;
     kavern_kv_chunk_hit hits[4];
     kavern_kv_match_result found;
     EXPECT(KAVERN_ERR_BUFFER_TOO_SMALL, kavern_kv_match_chunks(cache, &request, places, hits, 3, &found));
