@@ -178,6 +178,10 @@ impl Owners {
     /// Sets the limits of a namespace, which need not be in use; [`NO_LIMIT`] lifts one.
     pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
         let is_limited = max_held_blocks != NO_LIMIT || max_cached_blocks != NO_LIMIT;
+        if !is_limited && self.find(id).is_none() {
+            // There is nothing to lift, and there may be no room for one more.
+            return Ok(());
+        }
         let was_limited = self.find(id).is_some_and(|owner| self.get(owner).is_limited());
         if is_limited && !was_limited && self.limited == self.max_limited {
             let text = "limits are set for max_namespaces namespaces; lift one or raise max_namespaces";
