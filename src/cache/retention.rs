@@ -289,11 +289,11 @@ impl Retention {
         let mut released = Expired { blocks: [0; EXPIRE_MOST], count: 0 };
         let mut moved = 0;
         while self.timed > 0 && self.tick <= now {
-            if moved == EXPIRE_MOST {
-                return released;
-            }
-            moved += 1;
             if let Some(block) = self.due() {
+                if moved == EXPIRE_MOST {
+                    return released;
+                }
+                moved += 1;
                 self.unwind(block);
                 if self.marks[block as usize].expiry > self.tick {
                     self.wind(block);
@@ -334,11 +334,22 @@ impl Retention {
         None
     }
 
-    /// The next tick at which a block may be due, at most `now`: empty levels are skipped a turn at a time.
+    /// The next tick at which a block may be due, at most `now`: of each level the next slot that is used in this turn
+    /// of it, or where the next turn begins.
     fn next_tick(&self, now: u32) -> u32 {
-        let empty = self.wheel_used.iter().take_while(|&&used| used == 0).count() as u32;
-        let turn = 1u32 << (empty.min(LEVELS - 1) * SLOT_BITS);
-        (self.tick / turn + 1).saturating_mul(turn).min(now)
+        let mut next = u64::from(now);
+        for (level, &used) in (0..).zip(&self.wheel_used).filter(|(_, used)| **used != 0) {
+            let shift: u32 = level * SLOT_BITS;
+            let hand = self.tick >> shift;
+            // One shift by a place, one by one: all places of a level may be behind its hand.
+            let ahead = used >> (hand & (SLOTS - 1)) >> 1;
+            let place = match ahead {
+                0 => (u64::from(hand) | u64::from(SLOTS - 1)) + 1,
+                ahead => u64::from(hand) + 1 + u64::from(ahead.trailing_zeros()),
+            };
+            next = next.min(place << shift);
+        }
+        next as u32
     }
 
     pub(super) fn bytes(&self) -> u64 {

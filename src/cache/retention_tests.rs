@@ -62,6 +62,22 @@ fn priorities_end_in_time_never_early_and_at_most_a_tick_late() {
 }
 
 #[test]
+fn after_a_long_silence_few_calls_end_what_came_due_meanwhile() {
+    let (blocks, hour) = (1024, 3_600_000);
+    let mut retention = retention(blocks);
+    for block in 0..blocks {
+        retention.retain(block, 70, 1 + u64::from(block) * hour / u64::from(blocks), 0);
+        assert!(retention.released(block));
+    }
+    // Each block moves from level to level at most: no call is spent on the time in which nothing ended.
+    let calls = (1..).find(|_| {
+        retention.expire(hour + 2 * TICK_MS, |_| true);
+        retention.timed == 0
+    });
+    assert!(calls.unwrap() <= LEVELS * blocks / EXPIRE_MOST as u32, "{calls:?}");
+}
+
+#[test]
 fn no_more_than_the_limit_is_pinned_and_the_last_unpin_lets_go() {
     let mut retention = retention(4);
     retention.pin(Pinner::Name, u32::MAX, [0, 0, 1].into_iter()).unwrap();
