@@ -131,14 +131,22 @@ impl State {
         Some(at).filter(|&at| is_open && !self.is_writable(row, group, at))
     }
 
-    /// As `check_blocks`, for a row whose open blocks may have to be copied.
-    pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<u32, Refusal> {
+    /// As `check_blocks`, for a row whose open blocks may have to be copied; answers too how many blocks more are held
+    /// then: a copy takes the place of a block that nobody else holds.
+    pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<(u32, u32), Refusal> {
         self.settle_tip(row);
-        self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
-        let mut added = 0;
+        if reserve > self.max_sequence_tokens {
+            return Err(Status::InvalidArgument.into());
+        }
+        let (mut added, mut held) = (0, 0);
         for (group, store) in self.stores.iter().enumerate() {
             let needed = reserve.div_ceil(u64::from(store.block_tokens)) as u32;
-            let copied = u32::from(self.shared_cell(row, group).is_some());
+            let shared = self.shared_cell(row, group);
+            let copied = u32::from(shared.is_some());
+            let is_replaced = shared.is_some_and(|at| {
+                let old = self.holders.rows[group].row(row)[at] as u32;
+                at >= self.own_from(row, group) && store.block(old).refs == 1
+            });
             let new = needed.saturating_sub(self.holders.rows[group].count(row) as u32) + copied;
             if new > store.available() {
                 let missing = new - store.available();
@@ -148,8 +156,9 @@ impl State {
                 return Err(Status::LimitReached.into());
             }
             added += new;
+            held += new - u32::from(is_replaced);
         }
-        Ok(added)
+        Ok((added, held))
     }
 
     /// Copies the open blocks of a row that are not its own alone. `check_shared_append` found room.

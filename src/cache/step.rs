@@ -327,13 +327,16 @@ impl State {
         let length = sequence.length;
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
-            let added = match may_share {
+            let (added, held) = match may_share {
                 true => self.check_shared_append(row, reserve)?,
-                false => self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?,
+                false => {
+                    let added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
+                    (added, added)
+                }
             };
             self.check_batch(tokens, is_new_entry)?;
-            if added > 0 {
-                self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
+            if held > 0 {
+                self.check_limit(self.holders.sequences[row].holder.namespace, held)?;
             }
             if may_share {
                 self.own_open_blocks(row);
