@@ -81,6 +81,8 @@ impl Store {
             (true, Reach::Cross { .. }) => Proof::Extras,
             (true, _) => Proof::Anchor,
         };
+        let mut policy = policy;
+        policy.room(geometry.first_blocks);
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         Ok(Self {
             group,
@@ -362,6 +364,11 @@ impl Store {
             + self.mirror.as_ref().map_or(0, Mirror::bytes)
             + self.children.as_ref().map_or(0, Children::bytes)
             + self.by_owner.bytes()
+    }
+
+    /// Tells the policy that the limit moved.
+    pub(super) fn note_room(&mut self) {
+        self.policy.room(self.limit);
     }
 
     /// The image of the index on the device.

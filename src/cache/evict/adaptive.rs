@@ -112,6 +112,10 @@ impl Policy for Adaptive {
         self.set_stamp(block, 0, class);
     }
 
+    fn room(&mut self, blocks: u32) {
+        self.odds.room(blocks);
+    }
+
     fn acquired(&mut self, block: u32) {
         self.is_judged = false;
         let entry = self.entry(block);

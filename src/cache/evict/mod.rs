@@ -41,6 +41,8 @@ pub(super) trait Policy: Send {
     fn released(&mut self, block: u32);
     /// The block stops being findable; `was_released` tells its state.
     fn removed(&mut self, block: u32, was_released: bool);
+    /// So many of the blocks that it was made for may be in use from now on.
+    fn room(&mut self, _blocks: u32) {}
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
     /// Bytes of its bookkeeping.

@@ -98,6 +98,17 @@ impl Odds {
         })
     }
 
+    /// So many blocks may be in use from now on: plain lru would have that room.
+    pub(super) fn room(&mut self, blocks: u32) {
+        if self.now == 1 {
+            // Nothing was measured: the slots may still be those of a cache of this size.
+            self.slot_touches = (u64::from(blocks) / SLOTS_PER_CACHE).max(SLOT_LEAST);
+            self.learn_slots = LEARN_SLOTS.max(LEARN_TOUCHES / self.slot_touches);
+            self.lru_age = blocks.into();
+        }
+        self.blocks = blocks.into();
+    }
+
     pub(super) fn now(&self) -> u64 {
         self.now
     }
