@@ -83,6 +83,9 @@ impl State {
         row: i32,
         expected_tokens: u64,
     ) -> OpOutcome {
+        if expected_tokens == 0 {
+            return self.admit(lease, tokens, lookahead, row);
+        }
         if !self.is_plain {
             return Err(Status::Unsupported.into());
         }

@@ -230,3 +230,15 @@ fn what_a_lookup_leaves_to_promises_was_not_missed() {
     bench.release(hit.lease);
     bench.done();
 }
+
+#[test]
+fn a_sequence_that_expects_nothing_is_one_without_a_promise() {
+    let mut bench = Bench::simple(4, 8);
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    let admitted = expect(&mut bench, lease, 8, 0);
+    assert_eq!((admitted.status, admitted.blocks_added), (Status::Ok, 2));
+    bench.cache.validate().unwrap();
+    bench.free(admitted.sequence);
+    bench.done();
+}
