@@ -562,6 +562,26 @@ fn two_sequences_that_share_an_open_block_may_both_tell_its_tokens() {
 }
 
 #[test]
+fn a_child_waits_for_no_step_of_the_sequence_whose_row_it_got() {
+    let mut bench = Bench::simple(4, 16);
+    let (short, long) = (prompt(2, 4), prompt(1, 8));
+    bench.begin();
+    let lease = bench.look(&ask(&short)).lease;
+    let before = bench.admit(lease, 4);
+    let (_, parent) = bench.start(&ask(&long), &long);
+    bench.turn();
+    bench.append(before.sequence, 1);
+    bench.free(before.sequence);
+    let child = bench.good(&change(parent, Change::Fork { tokens: 0, row: before.row }));
+    assert_eq!(child.row, before.row);
+    let waiting = bench.statistics().deferred_blocks;
+    bench.free(child.sequence);
+    bench.free(parent);
+    assert_eq!(bench.statistics().deferred_blocks, waiting, "the step that computed them is over");
+    bench.done();
+}
+
+#[test]
 fn a_copy_that_takes_the_place_of_its_source_holds_no_more_than_before() {
     let mut bench = Bench::simple(4, 16);
     let tokens = prompt(1, 8);
