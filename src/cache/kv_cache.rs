@@ -11,7 +11,7 @@ use super::group::Reach;
 use super::kernels::KERNELS;
 use super::pattern::Pattern;
 use super::plan::Shape;
-use super::plan_steps;
+use super::plan_steps::{self, PlanChain};
 use super::pool::Pool;
 use super::prefix::Chain;
 use super::prefixes::PrefixInfo;
@@ -102,10 +102,13 @@ impl KvCache {
         }
         let mut uploader = Box::new(Uploader::new(memory, &geometry, config)?);
         uploader.clear(device.as_ref(), &geometry)?;
-        let mut seed = [0u8; 32];
+        let (mut seed, mut name) = ([0u8; 32], [0u8; 8]);
         crate::sys::random::fill(&mut seed)?;
+        crate::sys::random::fill(&mut name)?;
         let raw_events: Vec<Event> = events.iter().map(OwnedEvent::event).collect();
         let mut state = State::new(config, &geometry, &raw_events, bytemuck::cast(seed))?;
+        // Workers learn the name of their scheduler; the seed stays a secret.
+        state.plans = PlanChain::new(u64::from_le_bytes(name));
         if config.worker {
             state.become_worker();
         }

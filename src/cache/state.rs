@@ -161,7 +161,7 @@ impl State {
             chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
             finds_partial: config.partial_hits,
             is_worker: false,
-            plans: PlanChain::new(seed[3]),
+            plans: PlanChain::default(),
             prefixes: Prefixes::new()?,
             now_ms: 0,
         })
