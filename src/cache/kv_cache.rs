@@ -375,8 +375,11 @@ impl KvCache {
         for _ in &self.geometry.groups {
             blocks.push(room(size)?);
         }
-        let name = name.to_owned();
-        self.state.lock().pin_prefix(name, lease, blocks)
+        let mut given = (name.to_owned(), blocks);
+        // What a refusal leaves here goes when the lock is not held any more.
+        let info = self.state.lock().pin_prefix(&mut given, lease);
+        drop(given);
+        info
     }
 
     /// Takes the pins of a named prefix away.

@@ -68,22 +68,23 @@ impl State {
         Ok(self.holders.lease_rows.iter().map(|rows| rows.count(lease)).max().unwrap_or(0))
     }
 
-    /// Pins what a lease holds; `blocks` has room for it.
+    /// Pins what a lease holds under a name, which is taken with the room for the list of each group's blocks.
     pub(super) fn pin_prefix(
         &mut self,
-        name: String,
+        given: &mut (String, Vec<Vec<u32>>),
         lease: Id,
-        mut blocks: Vec<Vec<u32>>,
     ) -> Result<PrefixInfo> {
+        let (name, blocks) = given;
         let lease = self.holders.find_lease(lease)?;
-        if self.prefixes.find(&name).is_some() {
+        if self.prefixes.find(name).is_some() {
             return Err(Error::new(Status::InUse, format!("a prefix is already named '{name}'")));
         }
         if self.prefixes.named.len() == MAX_PREFIXES {
             let text = format!("{MAX_PREFIXES} prefixes are named; unpin one");
             return Err(Error::new(Status::LimitReached, text));
         }
-        for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(&mut blocks) {
+        for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(blocks.iter_mut())
+        {
             let held = rows.held(lease).iter().map(|&block| block as u32);
             blocks.extend(held.filter(|&block| store.block(block).is_findable()));
         }
@@ -100,6 +101,7 @@ impl State {
             tokens: holder.hit_tokens,
             blocks: blocks.iter().map(|blocks| blocks.len() as u64).sum(),
         };
+        let (name, blocks) = std::mem::take(given);
         self.prefixes.named.push(Prefix { name, info, blocks });
         Ok(info)
     }
