@@ -189,7 +189,8 @@ impl KvCache {
         })
     }
 
-    /// Opens a batch of lookups. Hold it no longer than the batch takes: from its first lookup on it holds the lock.
+    /// Opens a batch of lookups. Hold it no longer than the batch takes: from where its blocks are read on it holds the
+    /// lock up to the next lookup.
     pub fn lookups(&self) -> MatchSession<'_> {
         MatchSession { cache: self, state: None }
     }
