@@ -284,6 +284,12 @@ impl Owners {
                 return Err(Error::internal(format!("owner {owner} counts its namespaces wrongly")));
             }
         }
+        let mut over = self.over.clone();
+        over.sort_unstable();
+        let is_over = |owner: &u32| self.get(*owner).is_over;
+        if !(0..self.entries.len() as u32).filter(is_over).eq(over) {
+            return Err(Error::internal("the list of owners over their limits is wrong"));
+        }
         if limited != self.limited {
             return Err(Error::internal("limits of owners are counted wrongly"));
         }

@@ -9,7 +9,7 @@
 //! Promises are made in caches of full groups alone.
 
 use super::change::Change;
-use super::sequence::Pause;
+use super::sequence::{Pause, Sequence};
 use super::state::State;
 use super::step::{Op, OpOutcome};
 use super::store::Store;
@@ -46,6 +46,18 @@ impl Promises {
 
     pub(super) fn bytes(&self) -> u64 {
         self.blocks.len() as u64 * 4
+    }
+
+    /// Checks that rows with an expected length are counted, and that no other has a promise.
+    pub(super) fn validate_rows(&self, sequences: &[Sequence]) -> Result<()> {
+        let expects = |row: &usize| sequences[*row].expected_tokens > 0;
+        let counted = (0..sequences.len()).filter(expects).count();
+        let of_row = |row: usize| &self.blocks[row * self.groups..][..self.groups];
+        let is_loose = |row: &usize| !expects(row) && of_row(*row).iter().any(|&promise| promise > 0);
+        match counted == self.rows as usize && !(0..sequences.len()).any(|row| is_loose(&row)) {
+            true => Ok(()),
+            false => Err(Error::internal("promises of rows are counted wrongly, or nobody's")),
+        }
     }
 
     /// Checks that what is promised in a group is there.

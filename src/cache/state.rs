@@ -311,6 +311,8 @@ impl State {
         }
         self.shared.namespaces.validate(&namespace_uses)?;
         self.validate_owners()?;
+        self.promises.validate_rows(&self.holders.sequences)?;
+        self.validate_batch()?;
         let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
         if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
             return Err(Error::internal(format!(
@@ -318,6 +320,26 @@ impl State {
             )));
         }
         Ok(())
+    }
+
+    /// What is counted by hand against the rows and the entries of the batch.
+    fn validate_batch(&self) -> Result<()> {
+        let live =
+            || (0..self.holders.sequences.len()).filter(|&row| self.holders.sequences[row].holder.is_live);
+        let tokens: u64 = live().map(|row| self.holders.sequences[row].length).sum();
+        let of_group = |(store, rows): (&Store, &Rows)| -> u64 {
+            live().map(|row| rows.held(row).len() as u64 * store.slots()).sum()
+        };
+        let slots: u64 = self.stores.iter().zip(&self.holders.rows).map(of_group).sum();
+        let scheduled: u64 = self.batch.entries.iter().map(|entry| u64::from(entry.count)).sum();
+        let counted = [self.batch.used_tokens, self.batch.used_slots, self.batch.tokens.into()];
+        match counted == [tokens, slots, scheduled] {
+            true => Ok(()),
+            false => Err(Error::internal(format!(
+                "{counted:?} tokens, slots and scheduled tokens counted, {:?} found",
+                [tokens, slots, scheduled]
+            ))),
+        }
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
@@ -338,6 +360,8 @@ impl State {
                 "block {block} has {pins} pins of names, {names} names list it"
             )));
         }
+        let targets = self.copies.listed(group).iter().map(|copy| copy.target_slot);
+        store.validate_lists_of_step(targets.map(|slot| (slot / i64::from(store.block_tokens)) as u32))?;
         let mut is_free = filled(refs.len(), false)?;
         for block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

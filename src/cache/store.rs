@@ -22,7 +22,7 @@ use super::owner_lists::OwnerLists;
 use super::owners::{Owners, owner_of};
 use super::retention::Retention;
 use super::steps::{NONE, Waiting};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
 
 /// At most one block in so many is pinned.
@@ -379,6 +379,26 @@ impl Store {
 
     pub(super) fn mirror_mut(&mut self) -> Option<&mut Mirror> {
         self.mirror.as_mut()
+    }
+
+    /// Checks that exactly the blocks which the zero list or a listed copy names say so: others keep their memory.
+    pub(super) fn validate_lists_of_step(&self, targets: impl Iterator<Item = u32>) -> Result<()> {
+        let mut flags = filled(self.blocks.len(), 0)?;
+        for &block in &self.zero_list {
+            if flags[block as usize] != 0 {
+                return Err(Error::internal(format!("block {block} is to be filled with zeros twice")));
+            }
+            flags[block as usize] = ZERO_LISTED;
+        }
+        targets.for_each(|block| flags[block as usize] |= COPY_TARGET);
+        let says = |block: &Block| block.namespace_and_flags & (ZERO_LISTED | COPY_TARGET);
+        match (0..).zip(&self.blocks).find(|(at, block)| says(block) != flags[*at as usize]) {
+            Some((at, _)) => {
+                let at: u32 = at;
+                Err(Error::internal(format!("block {at} is wrong about the step's lists")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The free list and the policy, for the cache's `validate`.
