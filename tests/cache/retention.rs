@@ -9,7 +9,7 @@ use kavern::cache::{
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, config, group, lookup, opaque, prompt, refused};
+use super::bench::{Bench, ask, config, group, opaque, prompt, refused};
 
 fn all_of(id: u64) -> Stretch {
     Stretch { target: Target::Id(Id(id)), offset: 0, tokens: 0 }
@@ -253,24 +253,23 @@ fn names_pinned_during_a_reset_never_list_blocks_that_it_took() {
     for _ in 0..40 {
         bench.run(&ask(&tokens));
         stop.store(false, Ordering::Relaxed);
+        let lease = bench.look(&ask(&tokens)).lease;
         let cache = Arc::clone(&bench.cache);
-        let leases: Vec<Id> = std::thread::scope(|scope| {
-            let pins = scope.spawn(|| {
-                let mut leases = Vec::new();
-                while !stop.load(Ordering::Relaxed) && leases.len() < 8 {
-                    let lease = lookup(&cache, &ask(&tokens)).unwrap().lease;
-                    // The name may be taken already.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused where the name is there already.
                     _ = cache.pin_prefix("x", lease);
-                    leases.push(lease);
                 }
-                leases
             });
+            while cache.prefixes(|_, _, _| {}) == 0 {
+                std::thread::yield_now();
+            }
             bench.cache.reset(ResetScope::All).unwrap();
             stop.store(true, Ordering::Relaxed);
-            pins.join().unwrap()
         });
         bench.cache.validate().unwrap();
-        leases.into_iter().for_each(|lease| bench.release(lease));
+        bench.release(lease);
         _ = bench.cache.unpin_prefix("x");
         assert_eq!(bench.statistics().pinned_blocks, 0);
         bench.cache.reset(ResetScope::All).unwrap();
