@@ -15,7 +15,7 @@ use crate::error::{Error, Result, Status};
 
 /// Longest salt.
 const SALT_LIMIT: u32 = 64;
-/// Most tokens of a prompt of which keys are given: twice the longest sequence, so that sums of them stay far from 2^64.
+/// Most tokens of a prompt of which keys are given: twice the longest sequence, so that sums stay far from 2^64.
 const TOKENS_MAX: u64 = 1 << 32;
 
 // Name, bytes of its first form, which callers may still pass, bytes now.

@@ -1,7 +1,8 @@
 //! The operations RETAIN, PIN and UNPIN: what a caller says of the blocks of a stretch of tokens.
 //!
-//! Each is all or nothing: it checks first and then changes without failing, or takes back what it did. The target holds its blocks, so none of them is inactive: what
-//! is said takes effect when the last holder lets go. The layer itself is `retention`.
+//! Each is all or nothing: it checks before it changes anything, or takes back what it did. The target holds its
+//! blocks, so none of them is inactive: what is said takes effect when the last holder lets go. The layer itself is
+//! `retention`.
 
 use super::group::Reach;
 use super::retention::{HIGHEST, Pinner};

@@ -323,15 +323,13 @@ impl State {
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let is_new_entry = sequence.last_step != self.batch.step;
-        let length = sequence.length;
+        let (length, is_new_entry) = (sequence.length, sequence.last_step != self.batch.step);
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
             let (added, held) = match may_share {
                 true => self.check_shared_append(row, reserve)?,
                 false => {
-                    let added = self.check_blocks(reserve, |group| self.holders.rows[group].count(row))?;
-                    (added, added)
+                    self.check_blocks(reserve, |group| self.holders.rows[group].count(row)).map(|n| (n, n))?
                 }
             };
             self.check_batch(tokens, is_new_entry)?;

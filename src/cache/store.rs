@@ -202,8 +202,8 @@ impl Store {
         block.namespace_and_flags |= HELD_TWICE;
     }
 
-    /// Whether one holder has the block, it is not findable, and nobody else held it but together with that one, or while
-    /// it was findable: those only read what was complete then, by work that the tables of later steps are ordered behind.
+    /// Whether one holder has the block, it is not findable, and nobody else held it but together with that one, or
+    /// while it was findable: those read what was complete, by work that the tables of later steps are ordered behind.
     pub(super) fn is_exclusive(&self, index: u32) -> bool {
         let block = self.block(index);
         block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0

@@ -71,7 +71,7 @@ impl Store {
         Some(victim)
     }
 
-    /// Pins those of these held blocks that are findable, once for every time that one is named; none if not all can be.
+    /// Pins the findable ones of these held blocks, each once for every time that it is named; none if one cannot be.
     pub(in crate::cache) fn pin(
         &mut self,
         pinner: Pinner,
