@@ -384,8 +384,9 @@ enum kavern_kv_op_kind
      */
     KAVERN_OP_RESUME = 11,
     /**
-     * Ends sequence `target` as FREE does, and takes back what the open step has published for it as long as the
-     * step's tables are not made. KAVERN_ERR_IN_USE if a lookup has found some of that: free it in the next step.
+     * Ends sequence `target` as FREE does, and takes back what the open step has published for it of tokens that
+     * no tables and no plan of the step have told. KAVERN_ERR_IN_USE if a lookup has found some of that or a pin keeps
+     * it: free it in the next step.
      */
     KAVERN_OP_CANCEL = 12,
     /**
@@ -1006,8 +1007,8 @@ typedef struct kavern_kv_statistics {
     /** Blocks that were looked for and not found, or found where another group lacks them. */
     uint64_t missed_blocks;
     /**
-     * Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
-     * read, beyond the keys, beyond the longest sequence).
+     * Blocks that were found but left out at the request's wish (drop last, keep one token) or for blocks promised to
+     * others, or not looked for (no read, beyond the keys, beyond the longest sequence, an input without a name).
      */
     uint64_t skipped_blocks;
     /** Blocks that are pinned, by operations or names. */
@@ -2616,7 +2617,8 @@ kavern_status kavern_kv_block_hashes(kavern_kv_cache *cache,
  * for example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies:
  * copy it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then
  * RELEASE the lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage
- * depend on what came before it where it was stored: whether that is good enough is for you to know.
+ * depend on what came before it where it was stored: whether that is good enough is for you to know. A passage whose
+ * step is not done is not found yet.
  * Shapes: `token_offsets` [key_count]: where in the new prompt each key's block will lie; null: one after the other
  * from 0. `hits` [groups of the cache][key_count], at least; a key that some group lacks is a miss in all.
  * `result->block_count` tells the hits, all groups together; their tokens are `result->hit_tokens`.

@@ -18,6 +18,8 @@ use crate::error::{Error, Result, Status};
 
 /// Longest salt.
 const SALT_LIMIT: u32 = 64;
+/// Most tokens of a prompt of which keys are given: twice the longest sequence, so that sums stay far from 2^64.
+const TOKENS_MAX: u64 = 1 << 32;
 
 // Name, bytes of its first form, which callers may still pass, bytes now.
 macro_rules! c_struct {
@@ -268,6 +270,9 @@ pub(super) unsafe fn request<'a>(request: &kavern_kv_request, link_tokens: u32) 
         let token_count = if request.token_count == 0 { in_keys } else { request.token_count };
         if token_count < in_keys {
             return Err(Error::new(Status::InvalidArgument, "token_count is less than the keys stand for"));
+        }
+        if token_count > TOKENS_MAX {
+            return Err(Error::new(Status::InvalidArgument, "token_count is more than any prompt has"));
         }
         let key_bytes = request.key_bytes;
         match has(KAVERN_REQUEST_CHUNKS) {

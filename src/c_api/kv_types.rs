@@ -392,8 +392,8 @@ pub struct kavern_kv_statistics {
     pub hit_blocks_remote: u64,
     /// Blocks that were looked for and not found, or found where another group lacks them.
     pub missed_blocks: u64,
-    /// Blocks that were found but left out at the request's wish (drop last, keep one token), or not looked for (no
-    /// read, beyond the keys, beyond the longest sequence).
+    /// Blocks that were found but left out at the request's wish (drop last, keep one token) or for blocks promised to
+    /// others, or not looked for (no read, beyond the keys, beyond the longest sequence, an input without a name).
     pub skipped_blocks: u64,
     /// Blocks that are pinned, by operations or names.
     pub pinned_blocks: u64,

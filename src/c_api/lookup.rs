@@ -125,7 +125,8 @@ pub unsafe extern "C" fn kavern_kv_block_hashes(
 /// for example a digest of its tokens; equal passages then have equal keys. What is found here is read where it lies:
 /// copy it into slots of your sequence, rotating keys by `shift`, on the stream of a step that is not done, then
 /// RELEASE the lease in that step or later; ADMIT refuses it with KAVERN_ERR_WRONG_STATE. Keys and values of a passage
-/// depend on what came before it where it was stored: whether that is good enough is for you to know.
+/// depend on what came before it where it was stored: whether that is good enough is for you to know. A passage whose
+/// step is not done is not found yet.
 /// Shapes: `token_offsets` [key_count]: where in the new prompt each key's block will lie; null: one after the other
 /// from 0. `hits` [groups of the cache][key_count], at least; a key that some group lacks is a miss in all.
 /// `result->block_count` tells the hits, all groups together; their tokens are `result->hit_tokens`.
@@ -199,9 +200,9 @@ fn lookup(object: &CacheObject, args: &kavern_kv_lookup_args) -> Result<DeviceLo
         mode,
         rows: args.rows,
         row_hashes: args.row_hashes,
-        hashes: foreign(object, args.hashes, 16 * total)?,
+        hashes: foreign(object, args.hashes, total.saturating_mul(16))?,
         counts,
-        blocks: foreign(object, args.block_ids, 4 * total)?,
+        blocks: foreign(object, args.block_ids, total.saturating_mul(4))?,
     })
 }
 

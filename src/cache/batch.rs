@@ -16,6 +16,8 @@ pub(super) struct BatchEntry {
     /// First scheduled token, counted from the start of the sequence.
     pub(super) first: u64,
     pub(super) count: u32,
+    /// How many of them tables or a plan told: the work on those may be under way.
+    pub(super) told: u32,
 }
 
 /// Changed cells of the rows of one group.
@@ -79,8 +81,8 @@ pub(super) struct Batch {
     pub(super) step: u64,
     pub(super) entries: Vec<BatchEntry>,
     pub(super) tokens: u32,
-    /// The tables of this step were made: its work may be under way.
-    pub(super) is_tabled: bool,
+    /// Tables or a plan of this step were made: its work may be under way.
+    pub(super) is_told: bool,
     pub(super) max_tokens: u32,
     pub(super) max_entries: u32,
     /// `[row]`: tokens of each row's sequence.
@@ -101,7 +103,7 @@ impl Batch {
             step: 0,
             entries: room(rows)?,
             tokens: 0,
-            is_tabled: false,
+            is_told: false,
             max_tokens: config.max_batch_tokens,
             max_entries: config.max_sequences,
             lengths: filled(rows, 0)?,
@@ -116,9 +118,15 @@ impl Batch {
     /// Starts the batch of a new step.
     pub(super) fn begin(&mut self, step: u64) {
         self.step = step;
+        self.is_told = false;
         self.entries.clear();
         self.tokens = 0;
-        self.is_tabled = false;
+    }
+
+    /// Tables or a plan told everything that is scheduled.
+    pub(super) fn note_told(&mut self) {
+        self.is_told = true;
+        self.entries.iter_mut().for_each(|entry| entry.told = entry.count);
     }
 
     pub(super) fn set_length(&mut self, row: usize, length: u64) {

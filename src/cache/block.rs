@@ -118,7 +118,7 @@ pub(super) struct Publication {
 pub(super) enum Published {
     /// The block is findable.
     Stored,
-    /// The same content is findable already; the block stays private.
+    /// The same content is findable already, or the block goes out of use; it stays private and names its content.
     Duplicate,
     /// The key is taken by content that could not be proved equal; neither the block nor its followers are published.
     Refused,

@@ -28,7 +28,6 @@ impl State {
             let (cells, store) = (&mut cells[group], &self.stores[group]);
             *cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
         }
-        self.share(parent, child, |group| cells[group]);
         let mut holder = sequence.holder;
         holder.generation = generation;
         self.holders.sequences[child] = Sequence {
@@ -38,6 +37,8 @@ impl State {
             may_share: true,
             ..Sequence::default()
         };
+        // After that: when the row was used last was told of the sequence before.
+        self.share(parent, child, |group| cells[group]);
         self.holders.sequences[parent].may_share = true;
         self.holders.copy_open_tokens(parent, child);
         self.holders.link_child(parent, child);

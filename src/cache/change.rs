@@ -119,6 +119,7 @@ impl State {
         let count = tokens.saturating_sub(entry.first).min(entry.count.into()) as u32;
         self.batch.tokens -= entry.count - count;
         entry.count = count;
+        entry.told = entry.told.min(count);
         entry.first = entry.first.min(tokens);
     }
 
@@ -131,16 +132,23 @@ impl State {
         Some(at).filter(|&at| is_open && !self.is_writable(row, group, at))
     }
 
-    /// As `check_blocks`, for a row whose open blocks may have to be copied.
-    pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<u32, Refusal> {
+    /// As `check_blocks`, for a row whose open blocks may have to be copied; answers too how many blocks more are held
+    /// then: a copy takes the place of a block that nobody else holds.
+    pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<(u32, u32), Refusal> {
         self.settle_tip(row);
-        let groups = self.holders.sequences[row].holder.groups;
-        self.check_blocks(reserve, groups, |group| self.holders.rows[group].count(row))?;
-        let mut added = 0;
-        for group in groups.range() {
+        if reserve > self.max_sequence_tokens {
+            return Err(Status::InvalidArgument.into());
+        }
+        let (mut added, mut held) = (0, 0);
+        for group in self.holders.sequences[row].holder.groups.range() {
             let store = &self.stores[group];
             let needed = reserve.div_ceil(u64::from(store.block_tokens)) as u32;
-            let copied = u32::from(self.shared_cell(row, group).is_some());
+            let shared = self.shared_cell(row, group);
+            let copied = u32::from(shared.is_some());
+            let is_replaced = shared.is_some_and(|at| {
+                let old = self.holders.rows[group].row(row)[at] as u32;
+                at >= self.own_from(row, group) && store.block(old).refs == 1
+            });
             let new = needed.saturating_sub(self.holders.rows[group].count(row) as u32) + copied;
             if new > store.available() {
                 let missing = new - store.available();
@@ -150,8 +158,9 @@ impl State {
                 return Err(Status::LimitReached.into());
             }
             added += new;
+            held += new - u32::from(is_replaced);
         }
-        Ok(added)
+        Ok((added, held))
     }
 
     /// Copies the open blocks of a row that are not its own alone. `check_shared_append` found room.

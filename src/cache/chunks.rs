@@ -123,12 +123,16 @@ impl State {
             position: 0,
             has_tokens: false,
         };
+        // What an open step is yet to write cannot be read where it lies.
+        let open_step = self.shared.steps.oldest_open().unwrap_or(u64::MAX);
         let rows = &mut self.holders.lease_rows;
         let held = rows[0].count(lease);
         for (store, rows) in self.stores.iter().zip(rows.iter_mut()) {
             let hash = store.index.hash(key, namespace);
             match store.find(hash, &wanted, &[], &mut self.shared.counters) {
-                Some(block) if store.may_take(block) => rows.push(lease, block),
+                Some(block) if store.may_take(block) && store.origin(block).step < open_step => {
+                    rows.push(lease, block)
+                }
                 _ => break,
             }
         }

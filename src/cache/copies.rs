@@ -60,6 +60,8 @@ struct GroupCopies {
     listed: Vec<TokenCopy>,
     /// Places in the list that come after everything before them.
     breaks: Vec<u32>,
+    /// How many of them `tables` told without a device that would apply them.
+    told: usize,
 }
 
 /// The copies of a cache that are listed, and those of the latest `tables`.
@@ -76,7 +78,7 @@ impl Copies {
     pub(super) fn new(geometry: &Geometry, max_sequences: u32, is_metadata_only: bool) -> Result<Self> {
         let mut groups = Vec::with_capacity(geometry.groups.len());
         for count in capacities(geometry, max_sequences) {
-            groups.push(GroupCopies { listed: room(count)?, breaks: room(count)? });
+            groups.push(GroupCopies { listed: room(count)?, breaks: room(count)?, told: 0 });
         }
         let sent = room(capacities(geometry, max_sequences).sum())?;
         Ok(Self { groups, sent, first_step: 0, is_metadata_only })
@@ -99,11 +101,6 @@ impl Copies {
     /// What the latest `tables` enqueued.
     pub(super) fn sent(&self) -> &[TokenCopy] {
         &self.sent
-    }
-
-    /// This call of `tables` enqueues none.
-    pub(super) fn forget_sent(&mut self) {
-        self.sent.clear();
     }
 
     fn is_empty(&self) -> bool {
@@ -161,6 +158,16 @@ impl State {
         }
     }
 
+    /// Tells what was listed since the last time, for a cache without a device: the list stays for the step's plan.
+    pub(super) fn tell_copies(&mut self) {
+        let Copies { groups, sent, .. } = &mut self.copies;
+        sent.clear();
+        for group in groups {
+            sent.extend_from_slice(&group.listed[group.told..]);
+            group.told = group.listed.len();
+        }
+    }
+
     /// The first listed copies of each group are enqueued, or nobody needs them.
     pub(super) fn take_copies(&mut self, counts: &dyn Fn(usize) -> usize) {
         let Copies { groups, sent, first_step, .. } = &mut self.copies;
@@ -171,6 +178,7 @@ impl State {
                 store.note_copied((copy.target_slot / i64::from(store.block_tokens)) as u32);
                 sent.push(copy);
             }
+            group.told = group.told.saturating_sub(count);
             group.breaks.retain_mut(|at| {
                 let is_left = *at as usize > count;
                 *at = at.saturating_sub(count as u32);

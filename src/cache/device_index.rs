@@ -154,7 +154,9 @@ impl KvCache {
         self.group(lookup.group)?;
         let total = u64::from(lookup.rows) * u64::from(lookup.row_hashes);
         let counts = lookup.counts.map(|counts| ("counts", counts, 4, 4 * u64::from(lookup.rows)));
-        let given = [("hashes", lookup.hashes, 16, 16 * total), ("block ids", lookup.blocks, 4, 4 * total)];
+        // More bytes than a number can hold: no memory is as large, so it is refused below.
+        let bytes = |each: u64| total.saturating_mul(each);
+        let given = [("hashes", lookup.hashes, 16, bytes(16)), ("block ids", lookup.blocks, 4, bytes(4))];
         for (name, slice, align, bytes) in given.into_iter().chain(counts) {
             // A kernel that reads a misaligned address loses the device.
             if slice.address() % align != 0 || slice.bytes() < bytes {

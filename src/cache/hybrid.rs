@@ -84,12 +84,11 @@ impl State {
             Search { request, keys, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
         let reached = self.walk_chain(&search);
         let (inputs, has_all) = self.find_inputs(&search, root);
-        let mut limit = if has_all { reached } else { 0 };
-        if request.keep_one_token {
-            limit = limit.min(request.token_count.saturating_sub(1));
-        }
-        let mut length = self.longest(&mut search, limit);
+        let mut length = self.longest(&mut search, if has_all { reached } else { 0 });
         let found = length;
+        if request.keep_one_token && length >= request.token_count {
+            length = self.longest(&mut search, request.token_count.saturating_sub(1));
+        }
         if request.drop_last && length > 0 {
             length = self.longest(&mut search, length - 1);
         }

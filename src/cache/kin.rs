@@ -91,6 +91,7 @@ impl Holders {
     }
 
     pub(super) fn validate_kin(&self) -> Result<()> {
+        let mut listed = 0;
         for (row, sequence) in self.sequences.iter().enumerate() {
             let is_live = |row: usize| self.sequences[row].holder.is_live;
             let kin = self.kin[row];
@@ -105,7 +106,11 @@ impl Holders {
                 }
                 child = self.next_sibling(at);
             }
+            listed += seen;
         }
-        Ok(())
+        match listed == self.kin.iter().filter(|kin| kin.parent != 0).count() {
+            true => Ok(()),
+            false => Err(Error::internal("a child stands in no list, or in two")),
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::group::Reach;
 use super::kernels::KERNELS;
 use super::pattern::Pattern;
 use super::plan::Shape;
-use super::plan_steps;
+use super::plan_steps::{self, PlanChain};
 use super::pool::Pool;
 use super::prefix::Chain;
 use super::prefixes::PrefixInfo;
@@ -32,6 +32,8 @@ use crate::types::Id;
 
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
+/// Blocks that are evicted at a caller's wish under one hold of the lock: each costs 1 us where memory is busy.
+const EVICT_PIECE: u64 = 32;
 
 /// What an engine needs to write the slots of a group itself.
 #[derive(Clone, Copy, Debug)]
@@ -103,10 +105,13 @@ impl KvCache {
         }
         let mut uploader = Box::new(Uploader::new(memory, &geometry, config)?);
         uploader.clear(device.as_ref(), &geometry)?;
-        let mut seed = [0u8; 32];
+        let (mut seed, mut name) = ([0u8; 32], [0u8; 8]);
         crate::sys::random::fill(&mut seed)?;
+        crate::sys::random::fill(&mut name)?;
         let raw_events: Vec<Event> = events.iter().map(OwnedEvent::event).collect();
         let mut state = State::new(config, &geometry, &raw_events, bytemuck::cast(seed))?;
+        // Workers learn the name of their scheduler; the seed stays a secret.
+        state.plans = PlanChain::new(u64::from_le_bytes(name));
         if config.worker {
             state.become_worker();
         }
@@ -188,7 +193,8 @@ impl KvCache {
         })
     }
 
-    /// Opens a batch of lookups. Hold it no longer than the batch takes: from its first lookup on it holds the lock.
+    /// Opens a batch of lookups. Hold it no longer than the batch takes: from where its blocks are read on it holds the
+    /// lock up to the next lookup.
     pub fn lookups(&self) -> MatchSession<'_> {
         MatchSession { cache: self, state: None }
     }
@@ -240,8 +246,17 @@ impl KvCache {
         stream: Stream,
         read: impl FnOnce(&StepTables<'_>) -> Result<R>,
     ) -> Result<R> {
-        let mut uploader = self.borrow_uploader()?;
-        let uploader = uploader.get();
+        self.tables_by(self.borrow_uploader()?.get(), step, stream, read)
+    }
+
+    /// The same, by a thread that has what enqueues the tables.
+    pub(super) fn tables_by<R>(
+        &self,
+        uploader: &mut Uploader,
+        step: u64,
+        stream: Stream,
+        read: impl FnOnce(&StepTables<'_>) -> Result<R>,
+    ) -> Result<R> {
         if let Err(error) = self.upload(uploader, step, stream) {
             uploader.forget_known(&mut self.state.lock());
             return Err(error);
@@ -250,10 +265,9 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
-        state.batch.is_tabled = true;
-        match self.is_metadata_only() && state.plans.is_used() {
-            // Like every other note of a change they stay, for the step's plan.
-            true => state.copies.forget_sent(),
+        state.batch.note_told();
+        match self.is_metadata_only() {
+            true => state.tell_copies(),
             false => state.take_copies(&|group| uploader.copies_planned[group]),
         }
         read(&StepTables { uploader, state })
@@ -349,9 +363,17 @@ impl KvCache {
     /// Evicts up to `count` blocks that nobody holds; answers how many it were.
     pub fn evict(&self, group: u32, count: u64) -> Result<u64> {
         self.group(group)?;
-        let mut state = self.reap()?;
-        state.check_decides()?;
-        Ok(state.evict(group as usize, count))
+        self.reap()?.check_decides()?;
+        let mut evicted = 0;
+        loop {
+            // Others have the lock in between.
+            let piece = EVICT_PIECE.min(count - evicted);
+            let gone = self.state.lock().evict(group as usize, piece);
+            evicted += gone;
+            if gone < piece || evicted == count {
+                return Ok(evicted);
+            }
+        }
     }
 
     /// Pins the hits of a lease under a name, until `unpin_prefix` or a reset of their namespace. The lease stays.
@@ -362,8 +384,11 @@ impl KvCache {
         for _ in &self.geometry.groups {
             blocks.push(room(size)?);
         }
-        let name = name.to_owned();
-        self.state.lock().pin_prefix(name, lease, blocks)
+        let mut given = (name.to_owned(), blocks);
+        // What a refusal leaves here goes when the lock is not held any more.
+        let info = self.state.lock().pin_prefix(&mut given, lease);
+        drop(given);
+        info
     }
 
     /// Takes the pins of a named prefix away.

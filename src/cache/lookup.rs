@@ -158,6 +158,27 @@ impl State {
         (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize
     }
 
+    /// The largest length, at most `tokens`, that ends a block of every one of these groups.
+    fn align(&self, groups: Groups, mut tokens: u64) -> u64 {
+        loop {
+            let before = tokens;
+            let stores = &self.stores[groups.range()];
+            stores.iter().for_each(|store| tokens -= tokens % u64::from(store.block_tokens));
+            if tokens == before {
+                return tokens;
+            }
+        }
+    }
+
+    /// The largest length that all of these groups share in the rows of a lease.
+    pub(super) fn reached_tokens(&self, lease: usize, groups: Groups) -> u64 {
+        let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
+            rows.count(lease) as u64 * u64::from(store.block_tokens)
+        };
+        let rows = self.holders.lease_rows[groups.range()].iter();
+        self.align(groups, self.stores[groups.range()].iter().zip(rows).map(reached).min().unwrap_or(0))
+    }
+
     /// Cuts the rows to the largest length that all groups share, and that to what the request wants; answers both
     /// with the key of the last link.
     pub(super) fn settle_hits(
@@ -167,28 +188,16 @@ impl State {
         groups: Groups,
         root: Key,
     ) -> (u64, u64, Key) {
+        let found_tokens = self.reached_tokens(lease, groups);
+        let mut hit_tokens = found_tokens;
+        if request.keep_one_token && hit_tokens >= request.token_count {
+            hit_tokens = self.align(groups, request.token_count.saturating_sub(1));
+        }
+        if request.drop_last && hit_tokens > 0 {
+            hit_tokens = self.align(groups, hit_tokens - 1);
+        }
         let stores = &self.stores[groups.range()];
         let rows = &mut self.holders.lease_rows[groups.range()];
-        let reached = |(store, rows): (&super::store::Store, &super::sequence::Rows)| {
-            rows.count(lease) as u64 * u64::from(store.block_tokens)
-        };
-        let reached_tokens = stores.iter().zip(rows.iter()).map(reached).min().unwrap_or(0);
-        let mut hit_tokens = reached_tokens;
-        if request.keep_one_token {
-            hit_tokens = hit_tokens.min(request.token_count.saturating_sub(1));
-        }
-        let align = |mut tokens: u64| loop {
-            let before = tokens;
-            stores.iter().for_each(|store| tokens -= tokens % u64::from(store.block_tokens));
-            if tokens == before {
-                return tokens;
-            }
-        };
-        let found_tokens = align(reached_tokens);
-        hit_tokens = align(hit_tokens);
-        if request.drop_last && hit_tokens > 0 {
-            hit_tokens = align(hit_tokens - 1);
-        }
         for (store, rows) in stores.iter().zip(rows.iter_mut()) {
             rows.truncate(lease, (hit_tokens / u64::from(store.block_tokens)) as usize);
         }

@@ -96,7 +96,7 @@ impl State {
     /// time.
     pub(super) fn move_blocks(&mut self) {
         if self.is_worker
-            || self.batch.is_tabled
+            || self.batch.is_told
             || self.mover.step == self.batch.step
             || self.mover.resets > 0
         {

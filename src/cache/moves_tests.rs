@@ -41,6 +41,7 @@ fn cache(blocks: u64) -> KvCache {
         worker: false,
         exact_order: true,
         max_blocks: 0,
+        adaptive: None,
         index: IndexOptions::default(),
         partial_hits: false,
     };
@@ -63,6 +64,7 @@ fn with_high_blocks(cache: &KvCache, count: u64) -> Id {
             no_store: false,
             drop_last: false,
             keep_one_token: false,
+            sizing: Default::default(),
         };
         let lease = cache.lookups().find(&request).unwrap().lease;
         let admit = Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 };

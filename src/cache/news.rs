@@ -6,8 +6,10 @@
 use super::events::{CacheEvent, CacheEventKind, RemoveReason};
 use super::hash::Key;
 use super::kv_cache::KvCache;
+use super::prefixes::{MAX_PREFIXES, Prefix};
 use super::state::{ResetScope, State};
 use crate::error::Result;
+use crate::sys::reserve::room;
 
 /// Events that are copied under one hold of the lock: 13 kB.
 const EVENT_PIECE: usize = 128;
@@ -117,13 +119,15 @@ impl KvCache {
             ResetScope::All => None,
             ResetScope::Namespace(id) => Some(id),
         };
+        let mut late = room(MAX_PREFIXES)?;
         let mut state = self.reap()?;
         state.check_decides()?;
         state.shared.namespaces.owners.turn_epoch(id);
         // What moved from a slot that is not yet looked at to one that was would stay.
         state.mover.resets += 1;
         drop(state);
-        loop {
+        // As many as there can be: a thread that gives names all the time does not hold this up.
+        for _ in 0..MAX_PREFIXES {
             // A name's memory goes when the lock is not held any more.
             let unnamed = self.state.lock().take_prefix(scope);
             if unnamed.is_none() {
@@ -133,10 +137,10 @@ impl KvCache {
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             removed += match id {
-                None => {
-                    self.in_stretches(geometry.blocks, |state, stretch| state.reset_stretch(group, stretch))
-                }
-                Some(id) => self.reset_namespace(group, geometry.blocks, id),
+                None => self.in_stretches(scope, &mut late, geometry.blocks, |state, stretch| {
+                    state.reset_stretch(group, stretch)
+                }),
+                Some(id) => self.reset_namespace(group, &mut late, geometry.blocks, id),
             };
         }
         let mut state = self.state.lock();
@@ -145,27 +149,52 @@ impl KvCache {
         Ok(removed)
     }
 
+    /// One piece of a reset. Names in its scope that others gave since the piece before go first, so that none lists
+    /// what is forgotten; their memory goes when the lock is not held any more.
+    fn reset_piece(
+        &self,
+        scope: ResetScope,
+        late: &mut Vec<Prefix>,
+        work: impl FnOnce(&mut State) -> u64,
+    ) -> u64 {
+        let mut state = self.state.lock();
+        while let Some(unnamed) = state.take_prefix(scope) {
+            late.push(unnamed);
+        }
+        let removed = work(&mut state);
+        drop(state);
+        late.clear();
+        removed
+    }
+
     /// Wipes one namespace from one group, in proportion to what it has there.
-    fn reset_namespace(&self, group: usize, blocks: u32, id: u64) -> u64 {
-        let mut removed = 0;
+    fn reset_namespace(&self, group: usize, late: &mut Vec<Prefix>, blocks: u32, id: u64) -> u64 {
+        let (scope, mut removed) = (ResetScope::Namespace(id), 0);
         // More than all blocks come only if others publish as fast as these go: then one walk over all ends it.
         while removed <= u64::from(blocks) {
-            match self.state.lock().reset_piece_of(group, id) {
+            match self.reset_piece(scope, late, |state| state.reset_piece_of(group, id)) {
                 0 => return removed,
                 count => removed += count,
             }
         }
-        removed + self.in_stretches(blocks, |state, stretch| state.reset_stretch_of(group, stretch, id))
+        let of_stretch =
+            |state: &mut State, stretch: std::ops::Range<u32>| state.reset_stretch_of(group, stretch, id);
+        removed + self.in_stretches(scope, late, blocks, of_stretch)
     }
 
     fn in_stretches(
         &self,
+        scope: ResetScope,
+        late: &mut Vec<Prefix>,
         blocks: u32,
         mut work: impl FnMut(&mut State, std::ops::Range<u32>) -> u64,
     ) -> u64 {
         (0..blocks)
             .step_by(RESET_PIECE as usize)
-            .map(|from| work(&mut self.state.lock(), from..blocks.min(from + RESET_PIECE)))
+            .map(|from| {
+                let stretch = from..blocks.min(from + RESET_PIECE);
+                self.reset_piece(scope, late, |state| work(state, stretch))
+            })
             .sum()
     }
 

@@ -5,6 +5,9 @@
 //! asked for.
 
 use super::classes::Groups;
+use super::group::Reach;
+use super::hash::Extras;
+use super::hybrid::input_of;
 use super::lookup::{Naming, Request};
 use super::state::State;
 
@@ -36,6 +39,13 @@ impl State {
             Naming::Chunks { .. } => 0,
         };
         let looked_tokens = links.min(self.most_links()) as u64 * u64::from(self.link_tokens);
+        // Another input is looked for by its own name, if it has one.
+        let names_input = !request.no_read
+            && match request.naming {
+                Naming::Tokens(_, extras) => input_of(extras) != Extras::NONE,
+                Naming::Keys { bytes, .. } => !bytes.is_empty(),
+                Naming::Chunks { .. } => false,
+            };
         let (mut blocks, mut hit, mut missed) = (0, 0, 0);
         for group in groups.range() {
             let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
@@ -45,8 +55,13 @@ impl State {
             let is_copied = self.finds_partial && ends_inside;
             let held = rows.held(lease).len() as u64 - u64::from(is_copied);
             let wanted = asked(request.token_count).max(held);
-            let lacking = if looked_tokens == 0 { 0 } else { asked(looked_tokens) };
-            missed += lacking.saturating_sub(asked(found_tokens)).min(wanted - held);
+            let lacking = match store.reach {
+                Reach::Cross { .. } if names_input => wanted - held,
+                Reach::Cross { .. } => 0,
+                _ if looked_tokens == 0 => 0,
+                _ => asked(looked_tokens).saturating_sub(asked(found_tokens)),
+            };
+            missed += lacking.min(wanted - held);
             (blocks, hit) = (blocks + wanted, hit + held);
         }
         let tokens = request.token_count;

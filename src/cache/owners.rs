@@ -179,6 +179,10 @@ impl Owners {
     /// Sets the limits of a namespace, which need not be in use; [`NO_LIMIT`] lifts one.
     pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
         let is_limited = max_held_blocks != NO_LIMIT || max_cached_blocks != NO_LIMIT;
+        if !is_limited && self.find(id).is_none() {
+            // There is nothing to lift, and there may be no room for one more.
+            return Ok(());
+        }
         let was_limited = self.find(id).is_some_and(|owner| self.get(owner).is_limited());
         if is_limited && !was_limited && self.limited == self.max_limited {
             let text = "limits are set for max_namespaces namespaces; lift one or raise max_namespaces";
@@ -280,6 +284,12 @@ impl Owners {
             if entry.namespaces != namespaces[owner as usize] || self.find(id) != Some(owner) {
                 return Err(Error::internal(format!("owner {owner} counts its namespaces wrongly")));
             }
+        }
+        let mut over = self.over.clone();
+        over.sort_unstable();
+        let is_over = |owner: &u32| self.get(*owner).is_over;
+        if !(0..self.entries.len() as u32).filter(is_over).eq(over) {
+            return Err(Error::internal("the list of owners over their limits is wrong"));
         }
         if limited != self.limited {
             return Err(Error::internal("limits of owners are counted wrongly"));

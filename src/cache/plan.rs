@@ -59,6 +59,8 @@ pub(super) struct GroupShape {
     pub(super) blocks: u32,
     pub(super) row_cells: u32,
     pub(super) has_slots: bool,
+    /// Cells may show the null block, whose number is `blocks`.
+    pub(super) has_holes: bool,
     /// Most copies of a step.
     pub(super) copies: u32,
 }
@@ -103,7 +105,8 @@ impl Shape {
             scrubs.into(),
         ];
         for group in &groups {
-            let has_slots = u32::from(group.has_slots);
+            // The second bit says more of the same: what there was without holes has the same digest as before.
+            let has_slots = u32::from(group.has_slots) | u32::from(group.has_holes) << 1;
             let numbers = [group.block_tokens, group.blocks, group.row_cells, has_slots, group.copies];
             words.extend(numbers.map(u64::from));
         }
@@ -328,8 +331,9 @@ impl<'a> Plan<'a> {
             if cells != plan.cells.len() as u64 {
                 return Err(bad("the number of cells"));
             }
-            // -1 is a cell that shows no block.
-            if !plan.cells.iter().all(|cell| cell < group.blocks || cell as i32 == -1) {
+            // -1 is a cell that shows no block, and the null block stands for those that were let go.
+            let end = group.blocks + u32::from(group.has_holes);
+            if !plan.cells.iter().all(|cell| cell < end || cell as i32 == -1) {
                 return Err(bad("a cell"));
             }
             if plan.zeros.len() > group.blocks as usize

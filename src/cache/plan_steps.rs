@@ -51,6 +51,7 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
         blocks: group.blocks,
         row_cells: group.row_cells,
         has_slots: group.has_slots(),
+        has_holes: group.reach.has_holes(),
     };
     Shape::new(
         config.max_sequences,
@@ -124,7 +125,8 @@ impl State {
     /// Row, first and end of each range of cells that a plan tells.
     fn told_ranges(&self, group: usize, is_full: bool) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
         let rows = &self.holders.rows[group];
-        let all = self.live_rows().map(|row| (row as u32, 0, rows.count(row) as u32));
+        // A row of states is told whole: that one starts from nothing is news too.
+        let all = self.live_rows().map(|row| (row as u32, 0, rows.shown(row) as u32));
         let all = all.filter(move |range| is_full && range.2 > 0);
         let changed = self.batch.dirty[group].ranges().filter(move |_| !is_full);
         all.chain(changed)
@@ -195,6 +197,7 @@ impl State {
 
     /// Everything that changed was told.
     fn note_told(&mut self) {
+        self.batch.note_told();
         while self.batch.pop_dirty_length().is_some() {}
         self.batch.dirty.iter_mut().for_each(super::batch::Dirty::clear);
         self.stores.iter_mut().for_each(|store| store.zeroed(store.zero_list().len()));
@@ -250,7 +253,7 @@ impl State {
             let (row, class) = split_entry(word);
             self.holders.sequences[row as usize].holder.groups = self.classes[class];
             self.take_length(row as usize, length);
-            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count });
+            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count, told: 0 });
             self.batch.tokens += count;
         }
         // Copies that a failed upload left: they come again.
@@ -304,8 +307,10 @@ impl KvCache {
             return Err(Error::new(Status::Unsupported, text));
         }
         let plan = Plan::read(message, &self.shape)?;
+        // First what only one thread can have: nothing is taken over that another one keeps from being uploaded.
+        let mut uploader = self.borrow_uploader()?;
         self.state.lock().take_plan(&plan)?;
-        let answer = self.tables(plan.info.step, stream, read)?;
+        let answer = self.tables_by(uploader.get(), plan.info.step, stream, read)?;
         let PlanInfo { scheduler, number, .. } = plan.info;
         self.state.lock().plans = PlanChain { scheduler, number, told: (0, 0) };
         Ok(answer)

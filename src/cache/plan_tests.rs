@@ -8,6 +8,7 @@ fn shape() -> Shape {
         blocks,
         row_cells,
         has_slots: true,
+        has_holes: false,
         copies: 2,
     };
     Shape::new(8, 64, 100, true, vec![group(4, 32, 25), group(8, 16, 13)], 1)
@@ -166,7 +167,14 @@ fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_i
 
 #[test]
 fn the_digest_knows_every_number_that_a_plan_depends_on() {
-    let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true, copies: 2 };
+    let group = GroupShape {
+        block_tokens: 4,
+        blocks: 32,
+        row_cells: 25,
+        has_slots: true,
+        has_holes: false,
+        copies: 2,
+    };
     let of = |sequences, batch, longest, scrubs, groups| {
         Shape::new(sequences, batch, longest, scrubs, groups, 1).digest
     };
@@ -181,6 +189,7 @@ fn the_digest_knows_every_number_that_a_plan_depends_on() {
         of(8, 64, 100, true, vec![GroupShape { blocks: 33, ..group }]),
         of(8, 64, 100, true, vec![GroupShape { row_cells: 26, ..group }]),
         of(8, 64, 100, true, vec![GroupShape { has_slots: false, ..group }]),
+        of(8, 64, 100, true, vec![GroupShape { has_holes: true, ..group }]),
         of(8, 64, 100, true, vec![GroupShape { copies: 3, ..group }]),
     ];
     let count = digests.len();

@@ -2,6 +2,7 @@
 //!
 //! A name holds one pin of each findable block of the lease that it was made from; they stay findable until the name is
 //! given up or their namespace is reset. Memory of a name is taken and given back by the callers, outside the lock.
+//! Invariant: the pins of names on a block are as many as its places in the lists of all names.
 
 use super::retention::Pinner;
 use super::state::{ResetScope, State};
@@ -51,6 +52,12 @@ impl Prefixes {
         blocks.filter(|block| **block == from).for_each(|block| *block = to);
     }
 
+    /// Counts the places of each block of a group in the lists of the names.
+    pub(super) fn count_pins(&self, group: usize, counts: &mut [u32]) {
+        let blocks = self.named.iter().flat_map(|prefix| &prefix.blocks[group]);
+        blocks.for_each(|&block| counts[block as usize] += 1);
+    }
+
     /// Gives each to `take`; answers how many there are.
     pub(super) fn list(&self, mut take: impl FnMut(usize, &PrefixInfo, &str)) -> usize {
         for (at, prefix) in self.named.iter().enumerate() {
@@ -67,28 +74,32 @@ impl State {
         Ok(self.holders.lease_rows.iter().map(|rows| rows.count(lease)).max().unwrap_or(0))
     }
 
-    /// Pins what a lease holds; `blocks` has room for it.
+    /// Pins what a lease holds under a name, which is taken with the room for the list of each group's blocks.
     pub(super) fn pin_prefix(
         &mut self,
-        name: String,
+        given: &mut (String, Vec<Vec<u32>>),
         lease: Id,
-        mut blocks: Vec<Vec<u32>>,
     ) -> Result<PrefixInfo> {
+        let (name, blocks) = given;
         let lease = self.holders.find_lease(lease)?;
-        if self.prefixes.find(&name).is_some() {
+        if self.prefixes.find(name).is_some() {
             return Err(Error::new(Status::InUse, format!("a prefix is already named '{name}'")));
         }
         if self.prefixes.named.len() == MAX_PREFIXES {
             let text = format!("{MAX_PREFIXES} prefixes are named; unpin one");
             return Err(Error::new(Status::LimitReached, text));
         }
-        for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(&mut blocks) {
+        for ((rows, store), blocks) in self.holders.lease_rows.iter().zip(&self.stores).zip(blocks.iter_mut())
+        {
             let held = rows.held(lease).iter().map(|&block| block as u32);
             blocks.extend(held.filter(|&block| store.block(block).is_findable()));
-            store.check_pins(Pinner::Name, blocks.iter().copied())?;
         }
-        for (store, blocks) in self.stores.iter_mut().zip(&blocks) {
-            blocks.iter().for_each(|&block| store.pin(Pinner::Name, block));
+        for (group, named) in blocks.iter().enumerate() {
+            let Err(refusal) = self.stores[group].pin(Pinner::Name, named.iter().copied()) else { continue };
+            for (store, named) in self.stores.iter_mut().zip(&blocks[..group]) {
+                store.retention.take_pins(Pinner::Name, named.iter().copied());
+            }
+            return Err(refusal);
         }
         let holder = self.holders.leases[lease];
         let info = PrefixInfo {
@@ -96,6 +107,7 @@ impl State {
             tokens: holder.hit_tokens,
             blocks: blocks.iter().map(|blocks| blocks.len() as u64).sum(),
         };
+        let (name, blocks) = std::mem::take(given);
         self.prefixes.named.push(Prefix { name, info, blocks });
         Ok(info)
     }

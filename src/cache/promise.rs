@@ -11,7 +11,7 @@
 
 use super::change::Change;
 use super::classes::Groups;
-use super::sequence::Pause;
+use super::sequence::{Pause, Sequence};
 use super::state::State;
 use super::step::{Op, OpOutcome};
 use super::store::Store;
@@ -46,8 +46,25 @@ impl Promises {
         self.blocks[row * self.groups..][..self.groups].iter().map(|&count| u64::from(count)).sum()
     }
 
+    /// Whether a sequence has an expected length.
+    pub(super) fn are_made(&self) -> bool {
+        self.rows > 0
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.blocks.len() as u64 * 4
+    }
+
+    /// Checks that rows with an expected length are counted, and that no other has a promise.
+    pub(super) fn validate_rows(&self, sequences: &[Sequence]) -> Result<()> {
+        let expects = |row: &usize| sequences[*row].expected_tokens > 0;
+        let counted = (0..sequences.len()).filter(expects).count();
+        let of_row = |row: usize| &self.blocks[row * self.groups..][..self.groups];
+        let is_loose = |row: &usize| !expects(row) && of_row(*row).iter().any(|&promise| promise > 0);
+        match counted == self.rows as usize && !(0..sequences.len()).any(|row| is_loose(&row)) {
+            true => Ok(()),
+            false => Err(Error::internal("promises of rows are counted wrongly, or nobody's")),
+        }
     }
 
     /// Checks that what is promised in a group is there.
@@ -85,6 +102,9 @@ impl State {
         row: i32,
         expected_tokens: u64,
     ) -> OpOutcome {
+        if expected_tokens == 0 {
+            return self.admit(lease, tokens, lookahead, row);
+        }
         if !self.is_plain {
             return Err(Status::Unsupported.into());
         }

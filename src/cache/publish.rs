@@ -29,6 +29,12 @@ pub(super) fn anchor_serial(
 }
 
 impl State {
+    /// Whether what a sequence computes may become findable: its request allows it, and nothing was reset since.
+    fn may_publish(&self, row: usize) -> bool {
+        let Holder { namespace, no_store, epoch, .. } = self.holders.sequences[row].holder;
+        !no_store && epoch == self.shared.namespaces.epoch(namespace)
+    }
+
     /// Links of the chain are complete, from `first` on as long as `key_at` has keys: publishes what ends with them.
     pub(super) fn complete_links(
         &mut self,
@@ -44,9 +50,9 @@ impl State {
                 .map(|(link, key)| self.complete_link(row, link, key, has_tokens))
                 .sum();
         }
-        let Holder { namespace, no_store, extras, epoch, groups, key: mut parent_link_key, .. } =
+        let Holder { namespace, extras, groups, key: mut parent_link_key, .. } =
             self.holders.sequences[row].holder;
-        let mut publishes = !no_store && epoch == self.shared.namespaces.epoch(namespace);
+        let mut publishes = self.may_publish(row);
         let is_large = self.stores[groups.range()].iter().any(|store| store.is_large);
         let (key, parent_key, parent_serial, position) = (Key::default(), Key::default(), ROOT_SERIAL, 0);
         let mut as_what =
@@ -104,8 +110,8 @@ impl State {
     fn complete_link(&mut self, row: usize, link: u64, key: Key, has_tokens: bool) -> u32 {
         let sequence = &mut self.holders.sequences[row];
         let parent_link_key = std::mem::replace(&mut sequence.holder.key, key);
-        let Holder { namespace, no_store, extras, epoch, .. } = sequence.holder;
-        if no_store || epoch != self.shared.namespaces.epoch(namespace) {
+        let Holder { namespace, extras, .. } = sequence.holder;
+        if !self.may_publish(row) {
             return 0;
         }
         let end = (link + 1) * u64::from(self.link_tokens);
@@ -174,7 +180,7 @@ impl State {
     pub(super) fn publish_inputs(&mut self, row: usize, extras: &[Extra]) -> u32 {
         let holder = self.holders.sequences[row].holder;
         let input = input_of(extras);
-        if input == Extras::NONE || holder.no_store {
+        if input == Extras::NONE || !self.may_publish(row) {
             return 0;
         }
         let root = self.shared.namespaces.get(holder.namespace).root;

@@ -76,6 +76,7 @@ impl Store {
                 self.remove(index, RemoveReason::Requested, shared);
             }
         }
+        self.note_room();
         self.limit < before
     }
 
@@ -93,6 +94,7 @@ impl Store {
                 self.put_free(index);
             }
         }
+        self.note_room();
     }
 
     /// The lowest id from which on, up to `end`, everything is retired and in no list; looks at one stretch.

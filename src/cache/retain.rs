@@ -1,7 +1,8 @@
 //! The operations RETAIN, PIN and UNPIN: what a caller says of the blocks of a stretch of tokens.
 //!
-//! Each checks first and then changes without failing. The target holds its blocks, so none of them is inactive: what
-//! is said takes effect when the last holder lets go. The layer itself is `retention`.
+//! Each is all or nothing: it checks before it changes anything, or takes back what it did. The target holds its
+//! blocks, so none of them is inactive: what is said takes effect when the last holder lets go. The layer itself is
+//! `retention`.
 
 use super::group::Reach;
 use super::retention::{HIGHEST, Pinner};
@@ -72,13 +73,6 @@ impl State {
         }
     }
 
-    /// The findable blocks of a group that a stretch touches.
-    fn findable_of(&self, held: &Held, group: usize) -> impl Iterator<Item = u32> + '_ {
-        let store = &self.stores[group];
-        let blocks = held.blocks(&self.holders, store);
-        blocks.iter().map(|&block| block as u32).filter(|&block| store.block(block).is_findable())
-    }
-
     fn each_block(&mut self, held: &Held, mut act: impl FnMut(&mut Store, u32)) {
         for store in &mut self.stores {
             let blocks = held.blocks(&self.holders, store);
@@ -98,14 +92,18 @@ impl State {
 
     pub(super) fn pin(&mut self, stretch: &Stretch) -> OpOutcome {
         let held = self.find_stretch(stretch)?;
-        for (group, store) in self.stores.iter().enumerate() {
-            store.check_pins(Pinner::Operation, self.findable_of(&held, group))?;
-        }
-        self.each_block(&held, |store, block| {
-            if store.block(block).is_findable() {
-                store.pin(Pinner::Operation, block);
+        for group in 0..self.stores.len() {
+            let blocks = held.blocks(&self.holders, &self.stores[group]).iter();
+            let Err(refusal) = self.stores[group].pin(Pinner::Operation, blocks.map(|&block| block as u32))
+            else {
+                continue;
+            };
+            for store in &mut self.stores[..group] {
+                let blocks = held.blocks(&self.holders, store).iter();
+                store.retention.take_pins(Pinner::Operation, blocks.map(|&block| block as u32));
             }
-        });
+            return Err(refusal.into());
+        }
         Ok(self.done(&held))
     }
 

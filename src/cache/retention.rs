@@ -117,6 +117,11 @@ impl Retention {
         self.marks[block as usize].is_pinned()
     }
 
+    /// Pins of one kind on a block.
+    pub(super) fn pins(&self, pinner: Pinner, block: u32) -> u32 {
+        self.marks[block as usize].pins[pinner as usize].into()
+    }
+
     /// The block becomes inactive; answers whether it is taken care of here.
     pub(super) fn released(&mut self, block: u32) -> bool {
         let mark = &mut self.marks[block as usize];
@@ -234,34 +239,43 @@ impl Retention {
         }
     }
 
-    /// Checks that all of these blocks can be pinned once more, and that at most so many are pinned then.
-    pub(super) fn check_pins(
-        &self,
+    /// Pins findable blocks that are held, each once for every time that it is named, if at most so many blocks are
+    /// pinned then; else none.
+    pub(super) fn pin(
+        &mut self,
         pinner: Pinner,
         most: u32,
-        blocks: impl Iterator<Item = u32>,
+        blocks: impl Iterator<Item = u32> + Clone,
     ) -> Result<()> {
         let most = most.min(self.pin_limit);
-        let mut new = 0;
-        for block in blocks {
-            let mark = &self.marks[block as usize];
-            new += u32::from(!mark.is_pinned());
-            if mark.pins[pinner as usize] == u16::MAX {
-                return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
-            }
-        }
-        if new > most.saturating_sub(self.pinned) {
-            let text = format!("{new} more blocks to pin, {} of {most} are", self.pinned);
-            return Err(Error::new(Status::LimitReached, text));
+        for (done, block) in blocks.clone().enumerate() {
+            let Err(refusal) = self.pin_one(pinner, most, block) else { continue };
+            // A block that is named twice was new the first time alone, so only trying shows what fits.
+            self.take_pins(pinner, blocks.take(done));
+            return Err(refusal);
         }
         Ok(())
     }
 
-    /// Pins a findable block that is held.
-    pub(super) fn pin(&mut self, pinner: Pinner, block: u32) {
+    fn pin_one(&mut self, pinner: Pinner, most: u32, block: u32) -> Result<()> {
         let mark = &mut self.marks[block as usize];
-        self.pinned += u32::from(!mark.is_pinned());
+        if mark.pins[pinner as usize] == u16::MAX {
+            return Err(Error::new(Status::LimitReached, "a block is pinned 65,535 times"));
+        }
+        if !mark.is_pinned() {
+            if self.pinned >= most {
+                let text = format!("{} blocks of {most} would be pinned", self.pinned + 1);
+                return Err(Error::new(Status::LimitReached, text));
+            }
+            self.pinned += 1;
+        }
         mark.pins[pinner as usize] += 1;
+        Ok(())
+    }
+
+    /// Takes back what `pin` did to held blocks.
+    pub(super) fn take_pins(&mut self, pinner: Pinner, blocks: impl Iterator<Item = u32>) {
+        blocks.for_each(|block| _ = self.unpin(pinner, block, false));
     }
 
     /// Takes one pin away; answers whether an inactive block must be released again, because it was the last.
@@ -309,11 +323,11 @@ impl Retention {
         let mut released = Expired { blocks: [0; EXPIRE_MOST], count: 0 };
         let mut moved = 0;
         while self.timed > 0 && self.tick <= now {
-            if moved == EXPIRE_MOST {
-                return released;
-            }
-            moved += 1;
             if let Some(block) = self.due() {
+                if moved == EXPIRE_MOST {
+                    return released;
+                }
+                moved += 1;
                 self.unwind(block);
                 if self.marks[block as usize].expiry > self.tick {
                     self.wind(block);
@@ -354,11 +368,22 @@ impl Retention {
         None
     }
 
-    /// The next tick at which a block may be due, at most `now`: empty levels are skipped a turn at a time.
+    /// The next tick at which a block may be due, at most `now`: of each level the next slot that is used in this turn
+    /// of it, or where the next turn begins.
     fn next_tick(&self, now: u32) -> u32 {
-        let empty = self.wheel_used.iter().take_while(|&&used| used == 0).count() as u32;
-        let turn = 1u32 << (empty.min(LEVELS - 1) * SLOT_BITS);
-        (self.tick / turn + 1).saturating_mul(turn).min(now)
+        let mut next = u64::from(now);
+        for (level, &used) in (0..).zip(&self.wheel_used).filter(|(_, used)| **used != 0) {
+            let shift: u32 = level * SLOT_BITS;
+            let hand = self.tick >> shift;
+            // One shift by a place, one by one: all places of a level may be behind its hand.
+            let ahead = used >> (hand & (SLOTS - 1)) >> 1;
+            let place = match ahead {
+                0 => (u64::from(hand) | u64::from(SLOTS - 1)) + 1,
+                ahead => u64::from(hand) + 1 + u64::from(ahead.trailing_zeros()),
+            };
+            next = next.min(place << shift);
+        }
+        next as u32
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -5,6 +5,7 @@ use super::events::RemoveReason;
 use super::hash::{Extras, Key};
 use super::lookup::Extra;
 use super::namespace::KeyMode;
+use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::trunks::GROUPS_MAX;
@@ -134,12 +135,13 @@ impl State {
 
     /// Committed tokens of a row from `tokens` on that the open step is yet to write.
     pub(super) fn unwritten_commits(&self, row: usize, tokens: u64) -> std::ops::Range<u64> {
-        let committed = self.holders.sequences[row].committed;
-        match self.batch.is_tabled {
-            // The work of the step may be under way: what is committed will be written.
-            true => committed..committed,
-            false => self.unwritten_from(row).max(tokens).min(committed)..committed,
+        let Sequence { committed, last_step, batch_position, .. } = self.holders.sequences[row];
+        let mut unwritten_from = self.unwritten_from(row);
+        if last_step == self.batch.step && self.batch.step > 0 {
+            // The work on what was told may be under way: it will be written.
+            unwritten_from += u64::from(self.batch.entries[batch_position as usize].told);
         }
+        unwritten_from.max(tokens).min(committed)..committed
     }
 
     /// Calls `visit` with the group and block of everything that ends in unwritten committed tokens and is findable.
@@ -156,10 +158,13 @@ impl State {
         }
     }
 
-    /// Refuses to take back what somebody else has found already.
+    /// Refuses to take back what somebody else has found already; a pin outlives the lease under which it was found.
     pub(super) fn check_take_back(&self, row: usize, tokens: u64) -> Result<(), Refusal> {
         let mut is_found = false;
-        self.each_unwritten(row, tokens, |group, block| is_found |= self.stores[group].block(block).refs > 1);
+        self.each_unwritten(row, tokens, |group, block| {
+            let store = &self.stores[group];
+            is_found |= store.block(block).refs > 1 || store.retention.is_pinned(block);
+        });
         if is_found { Err(Status::InUse.into()) } else { Ok(()) }
     }
 

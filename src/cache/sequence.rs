@@ -77,6 +77,11 @@ impl Rows {
         if self.start_tokens.is_empty() { self.count(row) } else { self.row_cells }
     }
 
+    /// Rows that hold something.
+    pub(super) fn rows_in_use(&self) -> u64 {
+        self.counts.iter().filter(|&&count| count > 0).count() as u64
+    }
+
     pub(super) fn before(&self, row: usize) -> LetGo {
         self.before[row]
     }

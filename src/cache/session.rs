@@ -20,7 +20,7 @@ pub struct StepTables<'a> {
 /// A batch of lookups. Others may come in between two of them.
 pub struct MatchSession<'a> {
     pub(super) cache: &'a KvCache,
-    /// Held from a lookup to the next one, so that what it found can be read.
+    /// Held while what a lookup found is read, up to the next one; its lease keeps that in between.
     pub(super) state: Option<MutexGuard<'a, State>>,
 }
 
@@ -31,7 +31,7 @@ impl MatchSession<'_> {
         let cache = self.cache;
         prefix::with_scratch(|scratch| {
             let keys = cache.prefix_keys(request, scratch)?;
-            self.state.insert(cache.state()).match_one(request, &keys)
+            cache.state().match_one(request, &keys)
         })
     }
 

@@ -160,11 +160,15 @@ impl State {
                 true => (0, 0, root),
                 false => {
                     self.find_prefix(request, keys, namespace, lease, groups);
+                    // What is left to promises was found all the same.
+                    let found_tokens =
+                        if self.promises.are_made() { self.reached_tokens(lease, groups) } else { 0 };
                     let has_promises = self.leave_promised(lease, groups);
-                    match self.finds_partial && !has_promises {
+                    let (left_tokens, hit_tokens, key) = match self.finds_partial && !has_promises {
                         true => self.settle_partial(request, namespace, lease, groups, root),
                         false => self.settle_hits(request, lease, groups, root),
-                    }
+                    };
+                    (found_tokens.max(left_tokens), hit_tokens, key)
                 }
             };
             found[class] = Found { groups, found_tokens, hit_tokens, key, passed_over: 0 };

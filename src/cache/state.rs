@@ -21,6 +21,7 @@ use super::owners::Owners;
 use super::plan_steps::PlanChain;
 use super::prefixes::Prefixes;
 use super::promise::Promises;
+use super::retention::Pinner;
 use super::sequence::{Holders, Rows};
 use super::sizes::Sizes;
 use super::steps::{Steps, Waiting};
@@ -170,7 +171,7 @@ impl State {
             chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
             finds_partial: config.partial_hits,
             is_worker: false,
-            plans: PlanChain::new(seed[3]),
+            plans: PlanChain::default(),
             prefixes: Prefixes::new()?,
             now_ms: 0,
             classes: geometry.classes.clone(),
@@ -299,7 +300,8 @@ impl State {
         }
         let of_group = |(store, rows): (&Store, &Rows)| match store.reach {
             Reach::State { .. } => 0,
-            Reach::Cross { tokens } => u64::from(tokens) * self.holders.sequence_count(),
+            // A sequence that was stopped without its blocks holds no slot.
+            Reach::Cross { tokens } => u64::from(tokens) * rows.rows_in_use(),
             _ => self.batch.used_tokens - rows.holes() * u64::from(store.block_tokens),
         };
         self.stores.iter().zip(&self.holders.rows).map(of_group).sum()
@@ -325,6 +327,8 @@ impl State {
         }
         self.shared.namespaces.validate(&namespace_uses)?;
         self.validate_owners()?;
+        self.promises.validate_rows(&self.holders.sequences)?;
+        self.validate_batch()?;
         let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
         if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
             return Err(Error::internal(format!(
@@ -332,6 +336,26 @@ impl State {
             )));
         }
         Ok(())
+    }
+
+    /// What is counted by hand against the rows and the entries of the batch.
+    fn validate_batch(&self) -> Result<()> {
+        let live =
+            || (0..self.holders.sequences.len()).filter(|&row| self.holders.sequences[row].holder.is_live);
+        let tokens: u64 = live().map(|row| self.holders.sequences[row].length).sum();
+        let of_group = |(store, rows): (&Store, &Rows)| -> u64 {
+            live().map(|row| rows.held(row).len() as u64 * store.slots()).sum()
+        };
+        let slots: u64 = self.stores.iter().zip(&self.holders.rows).map(of_group).sum();
+        let scheduled: u64 = self.batch.entries.iter().map(|entry| u64::from(entry.count)).sum();
+        let counted = [self.batch.used_tokens, self.batch.used_slots, self.batch.tokens.into()];
+        match counted == [tokens, slots, scheduled] {
+            true => Ok(()),
+            false => Err(Error::internal(format!(
+                "{counted:?} tokens, slots and scheduled tokens counted, {:?} found",
+                [tokens, slots, scheduled]
+            ))),
+        }
     }
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
@@ -343,6 +367,17 @@ impl State {
         leases.for_each(|&block| refs[block as usize] += 1);
         self.holders.rows[group].validate(store.reach)?;
         self.holders.lease_rows[group].validate(store.reach)?;
+        let mut named = filled(refs.len(), 0u32)?;
+        self.prefixes.count_pins(group, &mut named);
+        let pins = |block: u32| store.retention.pins(Pinner::Name, block);
+        if let Some(block) = (0..store.block_count()).find(|&block| pins(block) != named[block as usize]) {
+            let (pins, names) = (pins(block), named[block as usize]);
+            return Err(Error::internal(format!(
+                "block {block} has {pins} pins of names, {names} names list it"
+            )));
+        }
+        let targets = self.copies.listed(group).iter().map(|copy| copy.target_slot);
+        store.validate_lists_of_step(targets.map(|slot| (slot / i64::from(store.block_tokens)) as u32))?;
         let mut is_free = filled(refs.len(), false)?;
         for block in store.validate_lists()? {
             if std::mem::replace(&mut is_free[block as usize], true) {

@@ -254,6 +254,7 @@ impl State {
                 generation,
                 first: sequence.length,
                 count: tokens as u32,
+                told: 0,
             });
         }
         sequence.length += tokens;
@@ -310,18 +311,20 @@ impl State {
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let is_new_entry = sequence.last_step != self.batch.step;
-        let length = sequence.length;
+        let (length, is_new_entry) = (sequence.length, sequence.last_step != self.batch.step);
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
-            let held = |group: usize| self.holders.rows[group].count(row);
-            let added = match may_share {
+            let (added, held) = match may_share {
                 true => self.check_shared_append(row, reserve)?,
-                false => self.check_blocks(reserve, sequence.holder.groups, held)?,
+                false => {
+                    let groups = sequence.holder.groups;
+                    let held = |group: usize| self.holders.rows[group].count(row);
+                    self.check_blocks(reserve, groups, held).map(|n| (n, n))?
+                }
             };
             self.check_batch(tokens, is_new_entry)?;
-            if added > 0 {
-                self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
+            if held > 0 {
+                self.check_limit(self.holders.sequences[row].holder.namespace, held)?;
             }
             if may_share {
                 self.own_open_blocks(row);

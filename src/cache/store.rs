@@ -88,6 +88,8 @@ impl Store {
             (true, Reach::Cross { .. }) => Proof::Extras,
             (true, _) => Proof::Anchor,
         };
+        let mut policy = policy;
+        policy.room(geometry.first_blocks);
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
         let mut store = Self {
             group,
@@ -210,7 +212,8 @@ impl Store {
         block.namespace_and_flags |= HELD_TWICE;
     }
 
-    /// Whether one holder has the block, it is not findable, and nobody else ever held it but together with that one.
+    /// Whether one holder has the block, it is not findable, and nobody else held it but together with that one, or
+    /// while it was findable: those read what was complete, by work that the tables of later steps are ordered behind.
     pub(super) fn is_exclusive(&self, index: u32) -> bool {
         let block = self.block(index);
         block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0
@@ -422,6 +425,11 @@ impl Store {
             + self.by_owner.bytes()
     }
 
+    /// Tells the policy that the limit moved.
+    pub(super) fn note_room(&mut self) {
+        self.policy.room(self.limit);
+    }
+
     /// The image of the index on the device.
     pub(super) fn mirror(&self) -> Option<&Mirror> {
         self.mirror.as_ref()
@@ -429,6 +437,26 @@ impl Store {
 
     pub(super) fn mirror_mut(&mut self) -> Option<&mut Mirror> {
         self.mirror.as_mut()
+    }
+
+    /// Checks that exactly the blocks which the zero list or a listed copy names say so: others keep their memory.
+    pub(super) fn validate_lists_of_step(&self, targets: impl Iterator<Item = u32>) -> Result<()> {
+        let mut flags = filled(self.blocks.len(), 0)?;
+        for &block in &self.zero_list {
+            if flags[block as usize] != 0 {
+                return Err(Error::internal(format!("block {block} is to be filled with zeros twice")));
+            }
+            flags[block as usize] = ZERO_LISTED;
+        }
+        targets.for_each(|block| flags[block as usize] |= COPY_TARGET);
+        let says = |block: &Block| block.namespace_and_flags & (ZERO_LISTED | COPY_TARGET);
+        match (0..).zip(&self.blocks).find(|(at, block)| says(block) != flags[*at as usize]) {
+            Some((at, _)) => {
+                let at: u32 = at;
+                Err(Error::internal(format!("block {at} is wrong about the step's lists")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The free list and the policy, for the cache's `validate`.

@@ -3,7 +3,7 @@
 //! Invariant, proved by `validate`: of a block without the flag `retention` remembers nothing.
 
 use super::block::RETAINED;
-use super::retention::{Pinner, Retention};
+use super::retention::Retention;
 use super::store::Store;
 
 impl Store {
@@ -11,12 +11,6 @@ impl Store {
     pub(super) fn retain(&mut self, index: u32, priority: u8, ttl_ms: u64, now_ms: u64) {
         self.blocks[index as usize].namespace_and_flags |= RETAINED;
         self.retention.retain(index, priority, ttl_ms, now_ms);
-    }
-
-    /// Pins a findable block that is held.
-    pub(super) fn pin(&mut self, pinner: Pinner, index: u32) {
-        self.blocks[index as usize].namespace_and_flags |= RETAINED;
-        self.retention.pin(pinner, index);
     }
 
     /// Whether a block is pinned.

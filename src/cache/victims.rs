@@ -5,7 +5,7 @@
 use std::mem::offset_of;
 
 use super::{PINNED_SHARE, Store};
-use crate::cache::block::{Origin, Shared};
+use crate::cache::block::{Origin, RETAINED, Shared};
 use crate::cache::events::RemoveReason;
 use crate::cache::retention::Pinner;
 use crate::cache::tally::Tally;
@@ -152,13 +152,22 @@ impl Store {
         Some(victim)
     }
 
-    /// Checks that all of these blocks can be pinned once more.
-    pub(in crate::cache) fn check_pins(
-        &self,
+    /// Pins the findable ones of these held blocks, each once for every time that it is named; none if one cannot be.
+    pub(in crate::cache) fn pin(
+        &mut self,
         pinner: Pinner,
-        blocks: impl Iterator<Item = u32>,
+        blocks: impl Iterator<Item = u32> + Clone,
     ) -> Result<()> {
-        self.retention.check_pins(pinner, self.limit / PINNED_SHARE, blocks)
+        let (known, most) = (&self.blocks, self.limit / PINNED_SHARE);
+        let findable = blocks.clone().filter(|&block| known[block as usize].is_findable());
+        self.retention.pin(pinner, most, findable)?;
+        for index in blocks {
+            let block = &mut self.blocks[index as usize];
+            if block.is_findable() {
+                block.namespace_and_flags |= RETAINED;
+            }
+        }
+        Ok(())
     }
 
     /// Takes one pin of a block away. Above the limit only that kept a block findable which nobody holds.

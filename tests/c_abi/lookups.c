@@ -158,6 +158,9 @@ static void on_the_device(void) {
             CHECK(seen[1][i] == (is_hit ? ids[i] : -1));
         }
     }
+    /* So many rows and hashes that their bytes are more than 64 bits can tell. */
+    args.rows = args.row_hashes = 1u << 31;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_kv_lookup_device(cache, stream, &args));
     kavern_kv_statistics stats = {.struct_size = sizeof stats};
     OK(kavern_kv_stats(cache, &stats));
     CHECK(stats.device_index_cells_sent == BLOCKS && stats.lookups == 2);
@@ -172,9 +175,21 @@ static void as_chunks(void) {
     kavern_kv_request request = passages(stored, 3);
     store(cache, &request, 3 * BLOCK_TOKENS);
     request = passages(asked, 4);
+    request.token_count = UINT64_MAX;
+    kavern_kv_match_result wrong;
+    EXPECT(KAVERN_PARTIAL, kavern_kv_match(cache, 1, &request, &wrong));
+    CHECK(wrong.status == KAVERN_ERR_INVALID_ARGUMENT);
+    request.token_count = 0;
     kavern_kv_chunk_hit hits[4];
     kavern_kv_match_result found;
     EXPECT(KAVERN_ERR_BUFFER_TOO_SMALL, kavern_kv_match_chunks(cache, &request, places, hits, 3, &found));
+    OK(kavern_kv_match_chunks(cache, &request, places, hits, 4, &found));
+    CHECK(found.hit_tokens == 0 && hits[0].block == -1);
+    kavern_kv_op release = op_of(KAVERN_OP_RELEASE, found.lease, 0);
+    kavern_kv_op_result released;
+    OK(kavern_kv_step(cache, 1, 1, &release, &released));
+    /* What an open step is yet to write is not found; from here on it is. */
+    OK(kavern_kv_step_done(cache, 1, stream));
     OK(kavern_kv_match_chunks(cache, &request, places, hits, 4, &found));
     CHECK(found.hit_tokens == 3 * BLOCK_TOKENS && found.block_count == 3 && found.lease != 0);
     CHECK(hits[0].block >= 0 && hits[0].shift == -8);
@@ -183,7 +198,7 @@ static void as_chunks(void) {
     CHECK(hits[3].block >= 0 && hits[3].shift == 396);
     kavern_kv_op ops[2] = {op_of(KAVERN_OP_ADMIT, found.lease, 1), op_of(KAVERN_OP_RELEASE, found.lease, 0)};
     kavern_kv_op_result results[2];
-    EXPECT(KAVERN_PARTIAL, kavern_kv_step(cache, 1, 2, ops, results));
+    EXPECT(KAVERN_PARTIAL, kavern_kv_step(cache, 2, 2, ops, results));
     CHECK(results[0].status == KAVERN_ERR_WRONG_STATE && results[1].status == KAVERN_OK);
     request.flags = 0;
     EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_kv_match_chunks(cache, &request, places, hits, 4, &found));

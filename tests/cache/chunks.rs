@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use kavern::cache::{
     CacheConfig, CacheEventKind, ChunkHit, HashKind, IndexOptions, KvCache, Match, Naming, Op, Request,
-    Target,
+    Stretch, Target,
 };
 use kavern::error::{Result, Status};
 use kavern::types::Id;
@@ -219,4 +219,62 @@ fn events_of_chunks_tell_where_they_were_stored() {
         offsets.push(event.token_offset);
     });
     assert_eq!(offsets, [0, 4]);
+}
+
+#[test]
+fn a_passage_that_a_lookup_names_many_times_is_one_block_to_pin() {
+    let mut bench = Bench::new(&CacheConfig { index: CHUNKS, ..config(vec![group(4)], 4) });
+    store(&mut bench, &[5]);
+    let bytes = keys(&[5; 9]);
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    let stretch = Stretch { target: Target::Id(found.lease), offset: 0, tokens: 0 };
+    bench.begin();
+    bench.good(&Op::Pin { stretch });
+    assert_eq!(bench.cache.pin_prefix("x", found.lease).unwrap().blocks, 9);
+    assert_eq!(bench.statistics().pinned_blocks, 1);
+    bench.good(&Op::Unpin { stretch });
+    bench.cache.unpin_prefix("x").unwrap();
+    assert_eq!(bench.statistics().pinned_blocks, 0);
+    bench.good(&Op::Release { lease: found.lease });
+    bench.done();
+}
+
+#[test]
+fn a_block_is_pinned_65535_times_at_most_and_a_refused_pin_leaves_none() {
+    let longest = 4 << 16;
+    let settings = CacheConfig { index: CHUNKS, max_sequence_tokens: longest, ..config(vec![group(4)], 4) };
+    let mut bench = Bench::new(&CacheConfig { max_blocks: 0, ..settings });
+    store(&mut bench, &[5]);
+    let bytes = keys(&[5; 1 << 16]);
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    let stretch = |tokens| Stretch { target: Target::Id(found.lease), offset: 0, tokens };
+    bench.begin();
+    bench.bad(&Op::Pin { stretch: stretch(0) }, Status::LimitReached);
+    assert_eq!(bench.statistics().pinned_blocks, 0);
+    bench.good(&Op::Pin { stretch: stretch(longest - 4) });
+    bench.good(&Op::Unpin { stretch: stretch(longest - 4) });
+    assert_eq!(bench.statistics().pinned_blocks, 0);
+    bench.good(&Op::Release { lease: found.lease });
+    bench.done();
+}
+
+#[test]
+fn a_passage_that_an_open_step_is_yet_to_write_is_not_found() {
+    let mut bench = Bench::new(&CacheConfig { index: CHUNKS, ..config(vec![group(4), opaque(4, 16)], 8) });
+    let bytes = keys(&[5, 6]);
+    bench.begin();
+    let lease = bench.look(&chunks(&bytes)).lease;
+    let sequence = bench.admit(lease, 8).sequence;
+    bench.good(&commit_keys(sequence, 8, &bytes, 4));
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    assert_eq!(found.hit_tokens, 0, "an engine that reads it before its work reads what was there before");
+    bench.good(&Op::Release { lease: found.lease });
+    bench.upload();
+    bench.done();
+    let (found, _) = find(&bench.cache, &chunks(&bytes), &[]).unwrap();
+    assert_eq!(found.hit_tokens, 8);
+    bench.begin();
+    bench.good(&Op::Release { lease: found.lease });
+    bench.free(sequence);
+    bench.done();
 }

@@ -302,3 +302,20 @@ fn a_lookup_that_cannot_be_is_refused() {
         Status::InvalidArgument
     );
 }
+
+#[test]
+fn a_batch_whose_bytes_cannot_be_counted_is_refused() {
+    let bench = Bench::new(&CacheConfig { index: DEVICE, ..config(vec![group(4)], 8) });
+    let rows = Rows::new(&bench, 1);
+    let lookup = DeviceLookup {
+        group: 0,
+        mode: LookupMode::Prefix,
+        rows: 1 << 31,
+        row_hashes: 1 << 31,
+        hashes: rows.hashes,
+        counts: None,
+        blocks: rows.blocks,
+    };
+    assert_eq!(refused(bench.cache.lookup_device(bench.stream, &lookup)), Status::InvalidArgument);
+    bench.device.stream_synchronize(bench.stream).unwrap();
+}

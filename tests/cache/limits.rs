@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use kavern::cache::{
-    CacheConfig, CacheEventKind, Change, NO_LIMIT, Naming, Op, RemoveReason, Request, ResetScope, Target,
+    CacheConfig, CacheEventKind, Change, Extra, NO_LIMIT, Naming, Op, PreemptMode, Reach, RemoveReason,
+    Request, ResetScope, Target,
 };
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, ask_keys, commit, config, group, opaque, prompt, refused};
+use super::bench::{Bench, ask, ask_keys, ask_with, commit, config, group, opaque, prompt, refused};
+use super::groups::{cross, reaching};
 
 fn of(namespace_id: u64, tokens: &[i32]) -> Request<'_> {
     Request { namespace_id, ..ask(tokens) }
@@ -364,5 +366,71 @@ fn what_is_promised_counts_as_held_and_is_not_refused_by_the_limit_later() {
     assert_eq!((five.held_blocks, five.promised_blocks), (5, 2));
     bench.free(sequence);
     assert_eq!(bench.cache.namespace_statistics(5).promised_blocks, 0);
+    bench.done();
+}
+
+#[test]
+fn inputs_of_a_sequence_that_a_reset_met_are_never_published_after_it() {
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let tokens = prompt(1, 16);
+    let picture = [Extra { id: [9; 32], token_offset: 0 }];
+    let request = ask_with(&tokens, &picture);
+    bench.begin();
+    let lease = bench.look(&request).lease;
+    let sequence = bench.admit(lease, 16).sequence;
+    bench.cache.reset(ResetScope::Namespace(1)).unwrap();
+    assert_eq!(bench.good(&commit(sequence, &tokens, &picture)).blocks_committed, 0);
+    assert_eq!(bench.statistics().indexed_blocks, 0);
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.run(&request), 0, "one that began after the reset publishes");
+    assert_eq!(bench.hits(&request), 16);
+}
+
+#[test]
+fn each_block_that_a_mixed_cache_looks_for_has_the_outcome_that_is_told_of_it() {
+    let window = reaching(Reach::Sliding { window_tokens: 16 }, group(16));
+    let mut bench = Bench::new(&config(vec![group(16), window], 32));
+    let tokens = prompt(1, 64);
+    bench.run(&ask(&tokens));
+    assert_eq!(outcomes(&mut bench, &ask(&tokens)), [5, 0, 0, 5]);
+    // The last block is left out at the request's wish: it was found.
+    let keep = Request { keep_one_token: true, ..ask(&tokens) };
+    assert_eq!(outcomes(&mut bench, &keep), [4, 0, 1, 5]);
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let picture = [Extra { id: [9; 32], token_offset: 0 }];
+    let other = [Extra { id: [8; 32], token_offset: 0 }];
+    bench.run(&ask_with(&tokens[..8], &picture));
+    assert_eq!(outcomes(&mut bench, &ask_with(&tokens[..8], &picture)), [4, 0, 0, 4]);
+    assert_eq!(
+        outcomes(&mut bench, &ask_with(&tokens[..8], &other)),
+        [0, 4, 0, 4],
+        "an unknown input is missed"
+    );
+    bench.cache.validate().unwrap();
+}
+
+#[test]
+fn a_limit_that_is_lifted_from_a_namespace_nobody_knows_takes_no_place() {
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: 3, ..config(vec![group(4)], 32) });
+    (10..13).for_each(|id| bench.cache.limit_namespace(id, 9, 9).unwrap());
+    (0..3).for_each(|id| assert_eq!(bench.run(&of(id, &prompt(1, 8))), 0));
+    let bytes = bench.statistics().metadata_bytes;
+    bench.cache.limit_namespace(99, NO_LIMIT, NO_LIMIT).unwrap();
+    assert_eq!(ids(&bench, 2), [0, 1, 2, 10, 11, 12].into());
+    assert_eq!(bench.statistics().metadata_bytes, bytes, "the table is as long as it was made");
+}
+
+#[test]
+fn a_stopped_sequence_without_blocks_holds_no_tokens_of_its_input() {
+    let mut bench = Bench::new(&config(vec![group(4), cross(6, 4)], 32));
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.upload();
+    assert_eq!(bench.statistics().held_tokens, 8 + 6);
+    let change = Change::Preempt { mode: PreemptMode::Drop };
+    bench.good(&Op::Change { target: Target::Id(Id(sequence)), change });
+    assert_eq!(bench.statistics().held_tokens, 0);
     bench.done();
 }

@@ -1,6 +1,6 @@
 //! Operations that change a sequence otherwise than at its end: fork, accept, rollback, edit, preempt, resume, cancel.
 
-use kavern::cache::{CacheStatistics, Change, Extra, HashKind, Op, PreemptMode, TokenCopy};
+use kavern::cache::{CacheStatistics, Change, Extra, HashKind, Op, PreemptMode, Target, TokenCopy};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -559,4 +559,42 @@ fn two_sequences_that_share_an_open_block_may_both_tell_its_tokens() {
         assert_eq!(bench.hits(&ask(&[&tokens[..], &prompt(3, 4)].concat())), 12);
         bench.done();
     }
+}
+
+#[test]
+fn a_child_waits_for_no_step_of_the_sequence_whose_row_it_got() {
+    let mut bench = Bench::simple(4, 16);
+    let (short, long) = (prompt(2, 4), prompt(1, 8));
+    bench.begin();
+    let lease = bench.look(&ask(&short)).lease;
+    let before = bench.admit(lease, 4);
+    let (_, parent) = bench.start(&ask(&long), &long);
+    bench.turn();
+    bench.append(before.sequence, 1);
+    bench.free(before.sequence);
+    let child = bench.good(&change(parent, Change::Fork { tokens: 0, row: before.row }));
+    assert_eq!(child.row, before.row);
+    let waiting = bench.statistics().deferred_blocks;
+    bench.free(child.sequence);
+    bench.free(parent);
+    assert_eq!(bench.statistics().deferred_blocks, waiting, "the step that computed them is over");
+    bench.done();
+}
+
+#[test]
+fn a_copy_that_takes_the_place_of_its_source_holds_no_more_than_before() {
+    let mut bench = Bench::simple(4, 16);
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.turn();
+    bench.good(&rollback(sequence, 6, 0));
+    bench.cache.limit_namespace(1, 2, kavern::cache::NO_LIMIT).unwrap();
+    // The open block is findable, so it is copied; nobody else holds it.
+    bench.append(sequence, 1);
+    assert_eq!(bench.cache.namespace_statistics(1).held_blocks, 2);
+    bench
+        .bad(&Op::Append { target: Target::Id(Id(sequence)), tokens: 2, lookahead: 0 }, Status::LimitReached);
+    bench.turn();
+    bench.done();
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use kavern::cache::{
-    AdaptiveBlocks, CacheConfig, Change, Op, PlanInfo, Request, Scrub, Sizing, Target, TokenCopy,
+    AdaptiveBlocks, CacheConfig, Change, Op, PlanInfo, Reach, Request, Scrub, Sizing, Target, TokenCopy,
 };
 use kavern::error::Status;
 use kavern::types::Id;
 
 use super::bench::{Bench, ask, config, group, opaque, prompt, refused};
+use super::groups::{cross, reaching, state};
 
 fn settings() -> CacheConfig {
     CacheConfig {
@@ -272,9 +273,8 @@ fn a_step_with_copies_ends_only_after_its_plan() {
     bench.done();
 }
 
-#[test]
-fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
-    let settings = settings();
+/// Random life of a scheduler with two workers beside one cache that does both.
+fn check_workers(settings: CacheConfig) {
     let mut deciders = deciders(&settings);
     let workers = [worker(&settings), worker(&settings)];
     let mut random = fastrand::Rng::with_seed(5);
@@ -297,6 +297,51 @@ fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
         deciders.both(|bench| bench.cache.poll().unwrap());
     }
     assert!(zeroed > 20, "{zeroed} blocks were zeroed");
+}
+
+#[test]
+fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
+    check_workers(settings());
+}
+
+#[test]
+fn workers_of_windows_and_states_hold_what_one_cache_would_hold() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let chunked = reaching(Reach::Chunked { chunk_tokens: 8 }, group(4));
+    let groups = vec![group(4), window, state(1, 4), chunked, cross(6, 4)];
+    check_workers(CacheConfig { groups, ..settings() });
+}
+
+#[test]
+fn a_worker_that_comes_late_learns_where_a_state_starts_and_what_a_window_let_go() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let settings = CacheConfig { groups: vec![group(4), state(4, 4), window], ..settings() };
+    let mut bench = scheduler(&settings);
+    let tokens = prompt(1, 20);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    export(&bench, false);
+    let next = next_plan(&mut bench, sequence);
+    let worker = worker(&settings);
+    assert_eq!(refused(apply(&worker, &next)), Status::Dependency);
+    let row = |bench: &Bench, message: Option<&[u8]>, group: usize| {
+        let read = |tables: &kavern::cache::StepTables<'_>| {
+            let view = tables.group(group)?;
+            Ok(view.block_table[..6.min(view.row_cells as usize)].to_vec())
+        };
+        match message {
+            Some(message) => bench.cache.apply_plan(bench.stream, message, read).unwrap(),
+            None => bench.cache.tables(bench.step, bench.stream, read).unwrap(),
+        }
+    };
+    let full = export(&bench, true);
+    for group in 0..3 {
+        assert_eq!(row(&worker, Some(&full), group), row(&bench, None, group), "group {group}");
+    }
+    assert_eq!(row(&bench, None, 1)[1], -1, "a state goes on from itself");
+    assert_eq!(row(&bench, None, 2)[0], 40, "the null block");
+    worker.cache.step_done(2, None).unwrap();
+    bench.done();
 }
 
 /// A scheduler with a running sequence of 8 tokens and its open step's plan.
@@ -462,4 +507,80 @@ fn a_scheduler_resizes_and_its_workers_have_the_memory_from_the_beginning() {
     worker.cache.step_done(1, None).unwrap();
     bench.free(sequence);
     bench.done();
+}
+
+#[test]
+fn tables_of_a_scheduler_tell_the_copies_of_a_step_once_and_leave_them_for_its_plan() {
+    let settings = CacheConfig { groups: vec![group(4)], ..settings() };
+    let mut bench = scheduler(&settings);
+    let worker = worker(&settings);
+    let tokens = prompt(1, 6);
+    bench.begin();
+    let (_, parent) = bench.start(&ask(&tokens), &tokens);
+    // Before the first plan too: the tables do not know yet that there will be one.
+    bench.done();
+    bench.begin();
+    let fork = Op::Change { target: Target::Id(Id(parent)), change: Change::Fork { tokens: 0, row: -1 } };
+    let child = bench.good(&fork).sequence;
+    bench.append(child, 1);
+    let told = |bench: &Bench| {
+        bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().to_vec())).unwrap()
+    };
+    let first = told(&bench);
+    assert_eq!((first.len(), told(&bench).len()), (1, 0));
+    let plan = export(&bench, false);
+    let applied =
+        worker.cache.apply_plan(worker.stream, &plan, |tables| Ok(tables.copies().to_vec())).unwrap();
+    assert_eq!(applied, first);
+    worker.cache.step_done(2, None).unwrap();
+    bench.done();
+}
+
+#[test]
+fn a_plan_that_another_apply_keeps_from_its_upload_changes_nothing() {
+    let settings = settings();
+    let (mut bench, worker) = (scheduler(&settings), worker(&settings));
+    // Uploads go on the stream behind the gate until every staging slot is under way.
+    let gate = worker.gate();
+    let mut full = || {
+        bench.begin();
+        let plan = export(&bench, true);
+        bench.done();
+        plan
+    };
+    for step in 1..=4 {
+        apply(&worker, &full()).unwrap();
+        worker.cache.step_done(step, None).unwrap();
+    }
+    let (fifth, sixth) = (full(), full());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| apply(&worker, &fifth).map(drop));
+        while worker.statistics().last_step < 5 {
+            std::thread::yield_now();
+        }
+        assert_eq!(refused(apply(&worker, &sixth)), Status::InUse);
+        assert_eq!(worker.statistics().last_step, 5);
+        drop(gate);
+        waiting.join().unwrap().unwrap();
+    });
+    worker.cache.step_done(5, None).unwrap();
+    apply(&worker, &sixth).unwrap();
+    worker.cache.step_done(6, None).unwrap();
+}
+
+#[test]
+fn what_a_plan_told_workers_to_write_is_not_taken_back() {
+    let mut bench = scheduler(&settings());
+    let tokens = prompt(1, 16);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    export(&bench, false);
+    let late = prompt(2, 16);
+    let (_, other) = bench.start(&ask(&late), &late);
+    for sequence in [sequence, other] {
+        bench.good(&Op::Change { target: Target::Id(Id(sequence)), change: Change::Cancel });
+    }
+    export(&bench, false);
+    bench.done();
+    assert_eq!((bench.hits(&ask(&tokens)), bench.hits(&ask(&late))), (16, 0));
 }

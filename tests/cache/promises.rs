@@ -218,3 +218,34 @@ fn no_append_within_a_promise_is_refused_whatever_runs_beside() {
     }
     assert!(kept > 10_000 && refusals > 1000, "{kept} appends within a promise, {refusals} refusals");
 }
+
+#[test]
+fn what_a_lookup_leaves_to_promises_was_not_missed() {
+    let mut bench = Bench::simple(4, 8);
+    bench.run(&ask(&prompt(5, 12)));
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 4))).lease;
+    assert_eq!(expect(&mut bench, lease, 4, 28).status, Status::Ok);
+    let before = bench.statistics();
+    let hit = bench.look(&ask(&prompt(5, 12)));
+    assert_eq!(hit.tokens, 4);
+    let after = bench.statistics();
+    assert_eq!(
+        (after.missed_blocks, after.skipped_blocks),
+        (before.missed_blocks, before.skipped_blocks + 2)
+    );
+    bench.release(hit.lease);
+    bench.done();
+}
+
+#[test]
+fn a_sequence_that_expects_nothing_is_one_without_a_promise() {
+    let mut bench = Bench::simple(4, 8);
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    let admitted = expect(&mut bench, lease, 8, 0);
+    assert_eq!((admitted.status, admitted.blocks_added), (Status::Ok, 2));
+    bench.cache.validate().unwrap();
+    bench.free(admitted.sequence);
+    bench.done();
+}

@@ -412,3 +412,35 @@ fn a_cache_that_goes_waits_for_the_work_on_its_blocks() {
     device.stream_synchronize(stream).unwrap();
     device.stream_destroy(stream).unwrap();
 }
+
+/// Hits of a hundred prompts that come again after more new ones than the cache has blocks.
+fn hits_of_returning_prompts(policy: &str, max_blocks: u64) -> u64 {
+    let settings = CacheConfig {
+        policy: policy.to_owned(),
+        metadata_only: true,
+        max_blocks,
+        ..config(vec![group(4)], 256)
+    };
+    let mut bench = Bench::new(&settings);
+    let mut new = 1000;
+    for _ in 0..150 {
+        for seed in 0..100 {
+            bench.run(&ask(&prompt(seed, 4)));
+            for _ in 0..2 {
+                new += 1;
+                bench.run(&ask(&prompt(new, 4)));
+            }
+        }
+    }
+    bench.statistics().hit_blocks
+}
+
+#[test]
+fn a_cache_that_may_grow_learns_as_one_of_its_present_size() {
+    assert_eq!(hits_of_returning_prompts("lru", 0), 0);
+    for policy in ["adaptive", "s3fifo"] {
+        let [fixed, elastic] = [0, 1024].map(|most| hits_of_returning_prompts(policy, most));
+        assert!(fixed > 5_000, "{policy}: {fixed} hits of 15,000");
+        assert!(10 * elastic > 9 * fixed, "{policy}: {elastic} hits, {fixed} in a cache that cannot grow");
+    }
+}

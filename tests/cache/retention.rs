@@ -1,8 +1,12 @@
 //! Priorities, expiry, pins and named prefixes, as users of the cache see them; runs of block ids.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use kavern::cache::{CacheConfig, CacheEventKind, KvCache, Op, RemoveReason, ResetScope, Stretch, Target};
+use kavern::cache::{
+    CacheConfig, CacheEventKind, Change, KvCache, Op, RemoveReason, ResetScope, Stretch, Target,
+};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -233,5 +237,54 @@ fn a_cache_takes_every_policy_and_one_that_names_none_takes_the_default() {
         }
         let _: &KvCache = &bench.cache;
         assert!(bench.statistics().evicted_blocks > 0, "{policy}");
+    }
+}
+
+#[test]
+fn what_a_name_pinned_is_not_taken_back_by_the_sequence_that_is_yet_to_write_it() {
+    let mut bench = Bench::simple(4, 16);
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    let hit = bench.look(&ask(&tokens));
+    bench.cache.pin_prefix("x", hit.lease).unwrap();
+    bench.release(hit.lease);
+    let cancel = Op::Change { target: Target::Id(Id(sequence)), change: Change::Cancel };
+    bench.bad(&cancel, Status::InUse);
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.statistics().pinned_blocks, 2);
+    bench.cache.unpin_prefix("x").unwrap();
+    assert_eq!(bench.statistics().pinned_blocks, 0);
+}
+
+#[test]
+fn names_pinned_during_a_reset_never_list_blocks_that_it_took() {
+    let mut bench = Bench::simple(1, 4096);
+    let tokens = prompt(1, 500);
+    let stop = AtomicBool::new(false);
+    for _ in 0..40 {
+        bench.run(&ask(&tokens));
+        stop.store(false, Ordering::Relaxed);
+        let lease = bench.look(&ask(&tokens)).lease;
+        let cache = Arc::clone(&bench.cache);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused where the name is there already.
+                    _ = cache.pin_prefix("x", lease);
+                }
+            });
+            while cache.prefixes(|_, _, _| {}) == 0 {
+                std::thread::yield_now();
+            }
+            bench.cache.reset(ResetScope::All).unwrap();
+            stop.store(true, Ordering::Relaxed);
+        });
+        bench.cache.validate().unwrap();
+        bench.release(lease);
+        _ = bench.cache.unpin_prefix("x");
+        assert_eq!(bench.statistics().pinned_blocks, 0);
+        bench.cache.reset(ResetScope::All).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! Operations, their limits, and when a block that was given up is used again.
 
-use kavern::cache::{CacheConfig, Naming, Op, OpResult, Request, Target};
+use kavern::cache::{CacheConfig, Change, Naming, Op, OpResult, Request, Target};
 use kavern::error::Status;
 use kavern::types::{Id, IdKind};
 
@@ -401,4 +401,24 @@ fn a_cache_of_metadata_only_keeps_books_and_host_tables_without_memory() {
     assert_eq!(bench.statistics().steps_in_flight, 0);
     assert_eq!(refused(bench.cache.fill_pattern(bench.stream, 0, &[0], &[1])), Status::Unsupported);
     assert_eq!(refused(bench.cache.take_check_result()), Status::Unsupported);
+}
+
+#[test]
+fn what_a_list_after_the_tables_of_its_step_commits_is_taken_back_and_what_they_told_is_not() {
+    let mut bench = Bench::simple(4, 32);
+    let (early, late) = (prompt(1, 16), prompt(2, 8));
+    bench.begin();
+    let lease = bench.look(&ask(&early)).lease;
+    let first = bench.admit(lease, 8).sequence;
+    bench.commit(first, &early[..8]);
+    bench.upload();
+    bench.append(first, 8);
+    bench.commit(first, &early[8..]);
+    let (_, second) = bench.start(&ask(&late), &late);
+    for sequence in [first, second] {
+        bench.good(&Op::Change { target: Target::Id(Id(sequence)), change: Change::Cancel });
+    }
+    bench.upload();
+    bench.done();
+    assert_eq!((bench.hits(&ask(&early)), bench.hits(&ask(&late))), (8, 0));
 }

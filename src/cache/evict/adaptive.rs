@@ -117,6 +117,10 @@ impl Policy for Adaptive {
         self.entries[block as usize] = Entry { fingerprint, stamp_and_class: class as u64 };
     }
 
+    fn room(&mut self, blocks: u32) {
+        self.odds.room(blocks);
+    }
+
     fn acquired(&mut self, block: u32) {
         self.is_judged = false;
         let entry = self.entry(block);

@@ -56,6 +56,8 @@ pub(super) trait Policy: Send {
     fn moved(&mut self, from: u32, to: u32);
     /// The block stops being findable; `was_released` tells its state.
     fn removed(&mut self, block: u32, was_released: bool);
+    /// So many of the blocks that it was made for may be in use from now on.
+    fn room(&mut self, _blocks: u32) {}
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
     /// Gives blocks that are likely to go next, about `most` of them. A guess that changes no victim: what evictions of

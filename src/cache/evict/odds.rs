@@ -69,6 +69,11 @@ pub(super) struct Odds {
 
 impl Odds {
     pub(super) fn new(blocks: u32) -> Result<Self> {
+        Ok(Self { waiting: filled(SLOTS as usize, [0; CLASSES])?, ..Self::of(blocks) })
+    }
+
+    /// At the beginning, but for the memory of what waits.
+    fn of(blocks: u32) -> Self {
         let bin = |slot: u64| (((slot + 1) as f64).log2() * 3.3) as usize;
         let mut bin_of_slot = [0; SLOTS as usize];
         let mut slots_of_bin = [0.0; BINS];
@@ -77,7 +82,7 @@ impl Odds {
             slots_of_bin[bin(slot)] += 1.0;
         }
         let slot_touches = (u64::from(blocks) / SLOTS_PER_CACHE).max(SLOT_LEAST);
-        Ok(Self {
+        Self {
             blocks: blocks.into(),
             slot_touches,
             now: 1,
@@ -86,7 +91,7 @@ impl Odds {
             learn_slots: LEARN_SLOTS.max(LEARN_TOUCHES / slot_touches),
             judged_slot: 0,
             judged_at: 0,
-            waiting: filled(SLOTS as usize, [0; CLASSES])?,
+            waiting: Vec::new(),
             held: 0,
             lru_age: blocks.into(),
             returns: [[0.0; BINS]; CLASSES],
@@ -98,7 +103,17 @@ impl Odds {
             touches: 0.0,
             trusts_itself: false,
             turned_to_lru: 0,
-        })
+        }
+    }
+
+    /// So many blocks may be in use from now on: plain lru would have that room.
+    pub(super) fn room(&mut self, blocks: u32) {
+        if self.now == 1 {
+            // Nothing was measured: the slots may still be those of a cache of this size.
+            let waiting = std::mem::take(&mut self.waiting);
+            *self = Self { waiting, held: self.held, ..Self::of(blocks) };
+        }
+        self.blocks = blocks.into();
     }
 
     pub(super) fn now(&self) -> u64 {

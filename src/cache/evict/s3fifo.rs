@@ -35,7 +35,7 @@ struct S3Fifo {
 }
 
 pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
-    let small_most = (blocks / 10).max(1);
+    let small_most = small_most(blocks);
     Ok(Box::new(S3Fifo {
         queues: Lists::new(blocks, 2)?,
         places: filled(blocks as usize, Place::default())?,
@@ -45,6 +45,10 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
         evictions: 0,
         ghost_age: (blocks - small_most).into(),
     }))
+}
+
+fn small_most(blocks: u32) -> u32 {
+    (blocks / 10).max(1)
 }
 
 impl S3Fifo {
@@ -87,6 +91,11 @@ impl Policy for S3Fifo {
         self.places[block as usize] =
             Place { fingerprint: facts.fingerprint(), queue: 0, returns: 0, is_held: true };
         self.push(if is_known { MAIN } else { SMALL }, block);
+    }
+
+    fn room(&mut self, blocks: u32) {
+        self.small_most = small_most(blocks);
+        self.ghost_age = blocks.saturating_sub(self.small_most).into();
     }
 
     fn acquired(&mut self, block: u32) {

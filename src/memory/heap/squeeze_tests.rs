@@ -110,7 +110,7 @@ fn blocks_are_cut_while_threads_allocate_and_free_them() {
             }
             if live.len() < 6 && random.bool() {
                 let bytes = random.u64(300 * KIB..600 * KIB);
-                let address = match front_cache::allocate(key, bytes, 0, 0) {
+                let address = match front_cache::allocate(key, bytes, 0, 0, |address| address) {
                     Answer::Done(address) => address,
                     _ => heap.allocate(stream, bytes, 0, 0).unwrap(),
                 };
@@ -125,7 +125,7 @@ fn blocks_are_cut_while_threads_allocate_and_free_them() {
                 // No class has such a size.
                 cut.fetch_add(u64::from(!info.block_bytes.is_multiple_of(32 * KIB)), Ordering::Relaxed);
                 places.lock().remove(&address);
-                if !matches!(front_cache::free(key, address), Answer::Done(())) {
+                if !matches!(front_cache::free(key, address, || ()), Answer::Done(())) {
                     heap.free(stream, address).unwrap();
                 }
             }
