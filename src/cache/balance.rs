@@ -1,15 +1,15 @@
 //! Memory of size classes goes to where room is short.
 //!
-//! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last one,
-//! or else has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives it to
-//! that one, all by the resizes that exist. A class that is full and not short gets free blocks only: nobody's cached
-//! content goes for somebody else's. What it does not: touch a block, act inside a step, or act where pools are fixed (without
-//! max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
+//! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last
+//! one, or else has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives
+//! it to that one, all by the resizes that exist. A class that is full and not short gets free blocks only: nobody's
+//! cached content goes for somebody else's. What it does not: touch a block, act inside a step, or act where pools are
+//! fixed (without max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
 //!
-//! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus what
-//! the caller's own resizes changed), and no class grows before the pages are back. So that memory does not swing, a
-//! class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a step's worth
-//! of idle ones. Lock order: this one, then a group's resize, then the cache's.
+//! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
+//! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
+//! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
+//! step's worth of idle ones. Lock order: this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
@@ -29,8 +29,8 @@ const QUIET: u64 = 16;
 const LONG_QUIET: u64 = 256;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
-/// Steps that may be on the way: pages come in slabs, of which none goes back while a part is in use.
-const SPARE_STEPS: u64 = 8;
+/// Steps that may be on the way: of the last slab of pages that is in use none goes back.
+const SPARE_STEPS: u64 = 2;
 
 /// One class.
 #[derive(Clone, Copy, Default)]
@@ -50,7 +50,7 @@ struct Side {
 struct Balance {
     sides: [Side; CLASSES_MAX],
     polls: u64,
-    /// Bytes of one step: whole blocks of every class.
+    /// Bytes of one step: whole blocks of every class, and no less than pages come and go together.
     step_bytes: u64,
     /// Bytes of memory behind all classes that there may be.
     limit_bytes: u64,
@@ -95,12 +95,13 @@ impl Balancer {
         }
         let classes = geometry.classes.len();
         let bytes: u64 = sides.iter().map(|side| side.target * side.block_bytes).sum();
+        let slab_bytes = pools.iter().map(Pool::slab_bytes).max().unwrap_or(0);
         // A step is whole blocks of each class, so that nothing is left over.
         let whole = sides[..classes].iter().fold(1, |whole, side| lcm(whole, side.block_bytes));
         let balance = Balance {
             sides,
             polls: 0,
-            step_bytes: (bytes / PARTS).next_multiple_of(whole).max(whole),
+            step_bytes: (bytes / PARTS).max(slab_bytes).next_multiple_of(whole).max(whole),
             limit_bytes: pools.iter().map(Pool::bytes).sum(),
             spare_bytes: 0,
             giving: None,
