@@ -4,8 +4,8 @@
 //! Run: `adaptive_figures FOLDER`, optimised; the folder holds the traces that tests/cli.rs names. Requests come in the
 //! order of the trace, 32 run at a time, the one that began first ends first. Prompts are named by the trace's own
 //! hashes where it has some, so hits count; answers are made up and found by nobody. Every run has room for 3 million
-//! tokens: a single size has it in one pool, the classes a third each. Waste and cells are those of sequences when they
-//! ended.
+//! tokens: a single size has it in one pool, the classes begin with a third each and memory moves between them. Waste and
+//! cells are those of sequences when they ended.
 #![expect(clippy::disallowed_macros, reason = "a program that prints its result")]
 
 use std::collections::VecDeque;
@@ -89,7 +89,7 @@ fn cache(class: usize, advisor: &str) -> Result<KvCache> {
         name: "adaptive figures".to_owned(),
         groups: SIZES.iter().enumerate().map(group).collect(),
         capacity_blocks: 0,
-        max_blocks: 0,
+        max_blocks: if class == 0 { TOKENS / u64::from(SIZES[0]) } else { 0 },
         capacity_bytes: 0,
         max_sequences: 2 * RUNNING as u32,
         max_sequence_tokens: 262_144,
@@ -103,7 +103,7 @@ fn cache(class: usize, advisor: &str) -> Result<KvCache> {
         event_capacity: 0,
         policy: DEFAULT_POLICY.to_owned(),
         hash_secret: [1; 32],
-        metadata_only: true,
+        metadata_only: class > 0,
         ragged: false,
         require_salt: false,
         index: IndexOptions::default(),
@@ -117,7 +117,10 @@ fn cache(class: usize, advisor: &str) -> Result<KvCache> {
             table_permille: 20,
         }),
     };
-    KvCache::new(&Memory::new(registry::open("host")?, Limits::default(), Arc::new(NoSink)), &config)
+    KvCache::new(
+        &Memory::new(registry::open("host?page_bytes=4096")?, Limits::default(), Arc::new(NoSink)),
+        &config,
+    )
 }
 
 /// Runs all jobs; answers the share of prompt tokens that were found.
@@ -175,6 +178,7 @@ fn play(cache: &KvCache, jobs: &[Job], class: u32) -> Result<f64> {
         }
         running.push_back(sequence);
         cache.step_done(step, None)?;
+        cache.poll()?;
     }
     Ok(100.0 * found as f64 / asked as f64)
 }
@@ -190,16 +194,17 @@ fn main() -> std::result::Result<(), Failure> {
         {
             let cache = cache(class as usize, advisor)?;
             let hits = play(&cache, &jobs, class)?;
-            let (mut tokens, mut slots, mut cells, mut begun) = (0, 0, 0, Vec::new());
+            let (mut tokens, mut slots, mut cells, mut begun, mut room) = (0, 0, 0, Vec::new(), Vec::new());
             for group in 0..3 {
                 let s = cache.class_statistics(group)?;
                 (tokens, slots, cells) =
                     (tokens + s.ended_tokens, slots + s.ended_slots, cells + s.ended_cells);
                 begun.push(s.begun_sequences);
+                room.push(u64::from(cache.describe(group)?.blocks) * u64::from(s.block_tokens) / 1000);
             }
             println!(
                 "  {name:>10}: waste {:6.1} per 1000 slots, {:5.1} cells per 1000 tokens, {hits:5.2} % found, begun \
-                 {begun:?}",
+                 {begun:?}, thousands of tokens at the end {room:?}",
                 1000.0 * (slots - tokens) as f64 / slots as f64,
                 1000.0 * cells as f64 / tokens as f64
             );

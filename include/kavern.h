@@ -257,8 +257,9 @@ enum kavern_kv_cache_flag
     /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
     KAVERN_KV_WORKER = 256,
     /**
-     * The groups, two or three, are size classes: the same layers in blocks of different sizes, of which each sequence
-     * gets one when it is looked up; docs/abi.md. Each names its size_class, and larger blocks are multiples of smaller.
+     * The groups, two or three, are size classes: the same layers in blocks of different sizes, of which each
+     * sequence gets one when it is looked up; docs/abi.md. Each names its size_class, and larger blocks are multiples
+     * of smaller.
      */
     KAVERN_KV_ADAPTIVE_BLOCKS = 128,
     /**
@@ -861,13 +862,16 @@ typedef struct kavern_kv_cache_config {
     /** Later: codec of blocks in the remote tier. Null. */
     const char *codec_remote;
     /**
-     * KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like size
-     * reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
+     * KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like
+     * size reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
      */
     const char *block_advisor;
     /** KAVERN_KV_ADAPTIVE_BLOCKS: of a thousand slots held, those that may be without a token; 0 takes 50. */
     uint32_t waste_permille;
-    /** KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes 20. */
+    /**
+     * KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes
+     * 20.
+     */
     uint32_t table_permille;
     /** Zero. */
     uint64_t reserved[2];
@@ -1274,8 +1278,8 @@ typedef struct kavern_kv_request {
     /** Room there. */
     uint64_t block_capacity;
     /**
-     * Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and does
-     * nothing else.
+     * Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and
+     * does nothing else.
      */
     uint64_t expected_tokens;
     /**
@@ -3572,8 +3576,8 @@ kavern_status kavern_kv_tables(kavern_kv_cache *cache,
  *
  * Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
  * Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
- * Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes of
- * KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
+ * Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes
+ * of KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
  * Since: 0.1
  *
  * Safety: `completions` must point to `max` writable elements, `count` be null or point to a writable value.

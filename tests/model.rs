@@ -283,7 +283,7 @@ impl Run<'_> {
         assert_eq!(ids, blocks.concat());
         drop(lookups);
         assert_eq!(found.group.map(|group| group as usize), only);
-        self.model.hold(found.lease.0, namespace, no_store, &prompt, hit, blocks, only);
+        self.model.hold(found.lease.0, namespace, no_store, &prompt[..hit], blocks, only);
     }
 
     fn some_id(&mut self, of_leases: bool) -> u64 {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use kavern::device::{Stream, registry};
 use kavern::error::Status;

@@ -101,8 +101,9 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_PARTIAL_HITS = 64,
     /// The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself.
     KAVERN_KV_WORKER = 256,
-    /// The groups, two or three, are size classes: the same layers in blocks of different sizes, of which each sequence
-    /// gets one when it is looked up; docs/abi.md. Each names its size_class, and larger blocks are multiples of smaller.
+    /// The groups, two or three, are size classes: the same layers in blocks of different sizes, of which each
+    /// sequence gets one when it is looked up; docs/abi.md. Each names its size_class, and larger blocks are multiples
+    /// of smaller.
     KAVERN_KV_ADAPTIVE_BLOCKS = 128,
     /// Free blocks are handed out in the order in which they were freed, the latest first. Without it a request gets
     /// runs of ascending block ids where that can be, which copies and transfers like.

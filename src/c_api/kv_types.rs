@@ -61,12 +61,13 @@ pub struct kavern_kv_cache_config {
     pub codec_disk: *const core::ffi::c_char,
     /// Later: codec of blocks in the remote tier. Null.
     pub codec_remote: *const core::ffi::c_char,
-    /// KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like size
-    /// reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: who chooses the size of blocks: "predictive" (by the lengths that prompts of like
+    /// size reached; the default, which null takes), "reactive" (by what blocks turned out to waste).
     pub block_advisor: *const core::ffi::c_char,
     /// KAVERN_KV_ADAPTIVE_BLOCKS: of a thousand slots held, those that may be without a token; 0 takes 50.
     pub waste_permille: u32,
-    /// KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes 20.
+    /// KAVERN_KV_ADAPTIVE_BLOCKS: cells of tables for a thousand tokens above which larger blocks are wanted; 0 takes
+    /// 20.
     pub table_permille: u32,
     /// Zero.
     pub reserved: [u64; 2],
@@ -126,8 +127,8 @@ pub struct kavern_kv_request {
     pub block_ids: *mut i32,
     /// Room there.
     pub block_capacity: u64,
-    /// Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and does
-    /// nothing else.
+    /// Tokens that the sequence is expected to reach; 0 unknown. Tells the advisor of KAVERN_KV_ADAPTIVE_BLOCKS, and
+    /// does nothing else.
     pub expected_tokens: u64,
     /// KAVERN_KV_ADAPTIVE_BLOCKS: the size class that the sequence must have; 0 leaves it to the advisor, and in other
     /// caches.

@@ -290,8 +290,8 @@ pub unsafe extern "C" fn kavern_kv_tables(
 ///
 /// Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
 /// Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
-/// Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes of
-/// KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
+/// Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes
+/// of KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
 /// Since: 0.1
 ///
 /// # Safety

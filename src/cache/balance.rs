@@ -1,14 +1,15 @@
 //! Memory of size classes goes to where room is short.
 //!
-//! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last one,
-//! takes a bounded step of memory from a class that has idle blocks, and gives it to the one that is short, all by the
-//! resizes that exist. What it does not: touch a block, act inside a step, or act where pools are fixed (without
-//! max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
+//! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last
+//! one, or else has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives
+//! it to that one, all by the resizes that exist. A class that is full and not short gets free blocks only: nobody's
+//! cached content goes for somebody else's. What it does not: touch a block, act inside a step, or act where pools are
+//! fixed (without max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
 //!
-//! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus what
-//! the caller's own resizes changed), and no class grows before the pages are back. So that memory does not swing, a
-//! class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a step's worth
-//! of idle ones. Lock order: this one, then a group's resize, then the cache's.
+//! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
+//! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
+//! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
+//! step's worth of idle ones. Lock order: this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
@@ -19,13 +20,17 @@ use crate::sync::Mutex;
 
 /// A step is one part in so many of all memory.
 const PARTS: u64 = 32;
+/// A class with fewer free blocks than one part in so many is full.
+const FULL_PARTS: u64 = 32;
+/// Polls from one step to the next.
+const REST: u64 = 4;
 /// Polls without a shortage after which a class may give free blocks, and after which cached ones.
 const QUIET: u64 = 16;
 const LONG_QUIET: u64 = 256;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
-/// Steps that may be on the way: pages come in slabs, of which none goes back while a part is in use.
-const SPARE_STEPS: u64 = 8;
+/// Steps that may be on the way: of the last slab of pages that is in use none goes back.
+const SPARE_STEPS: u64 = 2;
 
 /// One class.
 #[derive(Clone, Copy, Default)]
@@ -45,7 +50,7 @@ struct Side {
 struct Balance {
     sides: [Side; CLASSES_MAX],
     polls: u64,
-    /// Bytes of one step: whole blocks of every class.
+    /// Bytes of one step: whole blocks of every class, and no less than pages come and go together.
     step_bytes: u64,
     /// Bytes of memory behind all classes that there may be.
     limit_bytes: u64,
@@ -90,12 +95,13 @@ impl Balancer {
         }
         let classes = geometry.classes.len();
         let bytes: u64 = sides.iter().map(|side| side.target * side.block_bytes).sum();
+        let slab_bytes = pools.iter().map(Pool::slab_bytes).max().unwrap_or(0);
         // A step is whole blocks of each class, so that nothing is left over.
         let whole = sides[..classes].iter().fold(1, |whole, side| lcm(whole, side.block_bytes));
         let balance = Balance {
             sides,
             polls: 0,
-            step_bytes: (bytes / PARTS).next_multiple_of(whole).max(whole),
+            step_bytes: (bytes / PARTS).max(slab_bytes).next_multiple_of(whole).max(whole),
             limit_bytes: pools.iter().map(Pool::bytes).sum(),
             spare_bytes: 0,
             giving: None,
@@ -114,26 +120,39 @@ fn lcm(a: u64, b: u64) -> u64 {
 }
 
 impl Balance {
-    /// The class that was short at this poll and can grow.
-    fn taker(&self, classes: usize) -> Option<usize> {
+    /// The class that was short at this poll, or else one that is full, and whether it was short.
+    fn taker(&self, seen: &[Seen; CLASSES_MAX], classes: usize) -> Option<(usize, bool)> {
         let can_grow = |class: &usize| {
             let side = &self.sides[*class];
-            side.short_at == self.polls && side.target + self.step_bytes / side.block_bytes <= side.max_blocks
+            side.target + self.step_bytes / side.block_bytes <= side.max_blocks
         };
-        (0..classes).find(can_grow)
+        let is_short = |class: &usize| self.sides[*class].short_at == self.polls;
+        let is_full = |class: &usize| {
+            let side = &self.sides[*class];
+            seen[*class].free_bytes < side.target * side.block_bytes / FULL_PARTS
+        };
+        let short = (0..classes).find(|class| is_short(class) && can_grow(class));
+        let full = || (0..classes).find(|class| is_full(class) && can_grow(class));
+        short.map(|class| (class, true)).or_else(|| full().map(|class| (class, false)))
     }
 
     /// The class with most to give, free blocks before cached ones.
-    fn giver(&self, taker: usize, seen: &[Seen; CLASSES_MAX], classes: usize) -> Option<usize> {
+    fn giver(
+        &self,
+        taker: usize,
+        is_short: bool,
+        seen: &[Seen; CLASSES_MAX],
+        classes: usize,
+    ) -> Option<usize> {
         let quiet = |class: usize| self.polls - self.sides[class].short_at;
         let may_give = |class: &usize| {
             let (side, seen) = (&self.sides[*class], &seen[*class]);
             *class != taker
                 && side.target * side.block_bytes > self.step_bytes
                 && seen.available_bytes >= 2 * self.step_bytes
-                && match seen.free_bytes >= self.step_bytes {
+                && match seen.free_bytes >= 2 * self.step_bytes {
                     true => quiet(*class) >= QUIET,
-                    false => quiet(*class) >= LONG_QUIET,
+                    false => is_short && quiet(*class) >= LONG_QUIET,
                 }
         };
         let idle = |class: &usize| (seen[*class].free_bytes, seen[*class].available_bytes);
@@ -150,12 +169,12 @@ impl KvCache {
         let classes = balancer.classes;
         let seen = self.look_at_classes(&mut balance, classes);
         self.settle_giving(&mut balance)?;
-        let taker = balance.taker(classes);
+        let taker = balance.taker(&seen, classes);
         if balance.spare_bytes > 0 && balance.giving.is_none() {
             // Without a class that is short the spare goes to the one that began with least room left.
             let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
             let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
-            let to = taker.or_else(|| if idle() { emptiest() } else { None });
+            let to = taker.map(|taker| taker.0).or_else(|| if idle() { emptiest() } else { None });
             if let Some(class) = to
                 && self.take(&mut balance, class)?
             {
@@ -166,8 +185,9 @@ impl KvCache {
         if balance.giving.is_some() || is_full || balance.polls < balance.rests_until {
             return Ok(());
         }
-        let Some(taker) = taker else { return Ok(()) };
-        let Some(giver) = balance.giver(taker, &seen, classes) else { return Ok(()) };
+        let Some((taker, is_short)) = taker else { return Ok(()) };
+        let Some(giver) = balance.giver(taker, is_short, &seen, classes) else { return Ok(()) };
+        balance.rests_until = balance.polls + REST;
         let side = balance.sides[giver];
         let blocks = balance.step_bytes / side.block_bytes;
         self.resize(side.group, side.target - blocks)?;
@@ -187,17 +207,17 @@ impl KvCache {
         let mut seen = [Seen::default(); CLASSES_MAX];
         let state = self.state();
         let Some(sizes) = &state.sizes else { return seen };
-        for class in 0..classes {
+        for (class, seen) in seen.iter_mut().enumerate().take(classes) {
             let side = &mut balance.sides[class];
             let store = &state.stores[side.group as usize];
             let counts = &sizes.counts[class];
-            seen[class] = Seen {
+            *seen = Seen {
                 short: counts.passed_over + counts.refused_ops,
                 free_bytes: u64::from(store.free_count()) * side.block_bytes,
                 available_bytes: u64::from(store.available()) * side.block_bytes,
             };
-            if seen[class].short > side.short {
-                (side.short, side.short_at) = (seen[class].short, balance.polls);
+            if seen.short > side.short {
+                (side.short, side.short_at) = (seen.short, balance.polls);
             }
             // What the caller has resized meanwhile is the caller's.
             let (target, each) = (u64::from(self.resizer.target(side.group)), side.block_bytes);

@@ -53,6 +53,7 @@ impl State {
             let text = "the cache was made without KAVERN_KV_CHUNK_INDEX";
             return Err(Error::new(Status::Unsupported, text));
         }
+        self.class_named(&request.sizing)?;
         let Naming::Chunks { bytes, key_bytes } = request.naming else {
             return Err(Error::argument("chunks are asked for by keys, with KAVERN_REQUEST_CHUNKS"));
         };

@@ -1,8 +1,8 @@
 //! Size classes: which groups the blocks of a sequence come from.
 //!
 //! In an ordinary cache there is one class, and every sequence has blocks of all groups. In one with adaptive blocks
-//! each group is a class of its own: the same layers in blocks of another size. A sequence or lease lives in exactly one
-//! class; its rows of the other groups are empty. What follows from a class alone is here; `sizes` chooses one.
+//! each group is a class of its own: the same layers in blocks of another size. A sequence or lease lives in exactly
+//! one class; its rows of the other groups are empty. What follows from a class alone is here; `sizes` chooses one.
 //! Invariant: the classes stand in rising order of their blocks, and each block is a multiple of those before it.
 
 use std::ops::Range;

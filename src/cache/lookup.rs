@@ -109,6 +109,7 @@ impl State {
     /// Refuses a request whose namespace names its blocks the other way, or lacks a salt.
     pub(super) fn check_namespace(&self, request: &Request<'_>) -> Result<()> {
         self.check_decides()?;
+        self.class_named(&request.sizing)?;
         let Request { namespace_id, adapter_id, salt, .. } = *request;
         self.shared.namespaces.find(namespace_id, adapter_id, salt, prefix::key_mode(request)?).map(drop)
     }

@@ -95,10 +95,7 @@ impl State {
     /// Moves blocks of every group that has some above its limit, before the open step's tables are made for the first
     /// time.
     pub(super) fn move_blocks(&mut self) {
-        if self.is_worker
-            || self.batch.is_told
-            || self.mover.step == self.batch.step
-            || self.mover.resets > 0
+        if self.is_worker || self.batch.is_told || self.mover.step == self.batch.step || self.mover.resets > 0
         {
             return;
         }

@@ -1,11 +1,11 @@
 //! The plan of a step as a message: what a scheduler's cache tells the caches of its workers. Pure.
 //!
 //! Little-endian words of 32 bits; 64-bit numbers are two of them. A head of [`HEAD_WORDS`]; the batch, 4 words an
-//! entry: row (with the number of its size class above the lowest 24 bits), tokens, first token, length of the row; changed lengths, 2 words each: row, length; for each group a
-//! head of 4 words (changed ranges, their cells, blocks to zero, copies), the ranges, 3 words each: row, first cell,
-//! cells, then the cells, the blocks, and the copies as the device reads them; last a checksum of everything before it.
-//! Whoever reads checks every number before anything is done, so a message that was cut, changed or made for another
-//! geometry does nothing.
+//! entry: row (with the number of its size class above the lowest 24 bits), tokens, first token, length of the row;
+//! changed lengths, 2 words each: row, length; for each group a head of 4 words (changed ranges, their cells, blocks
+//! to zero, copies), the ranges, 3 words each: row, first cell, cells, then the cells, the blocks, and the copies as
+//! the device reads them; last a checksum of everything before it. Whoever reads checks every number before anything
+//! is done, so a message that was cut, changed or made for another geometry does nothing.
 
 use xxhash_rust::xxh3;
 

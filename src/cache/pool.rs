@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::config::{GroupConfig, GroupGeometry};
 use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result};
-use crate::memory::{Allocation, Elastic, ElasticConfig, Memory};
+use crate::memory::{Allocation, Elastic, ElasticConfig, Memory, PageClass};
 
 enum Owner {
     Engine,
@@ -176,6 +176,14 @@ impl Pool {
             range.decommit(first, end - first, None)?;
         }
         Ok(())
+    }
+
+    /// Bytes of the pages that come and go together where there are many.
+    pub(super) fn slab_bytes(&self) -> u64 {
+        match &self.owner {
+            Owner::Elastic(range) => range.statistics().page_bytes * PageClass::LARGE.pages(),
+            Owner::Engine | Owner::Plain(_) => 0,
+        }
     }
 
     /// Bytes of memory behind the pool, with what a slab keeps of which a part is still in use.

@@ -5,9 +5,10 @@
 //! for each class, and nothing is done in a cache with one class.
 //!
 //! Hits are weighed in tokens. A hit that is longer in another class than the advisor's saves so many tokens of
-//! computing; the wrong class costs slots that hold nothing and cells of tables, each counted as a token: an empty slot
-//! is the place of a token that could be found instead, and a cell is far less than one. So a long conversation stays in
-//! the blocks that it began with, and a short prefix that everybody has does not pull a document into small ones.
+//! computing; the wrong class costs slots that hold nothing and cells of tables, each counted as a token: an empty
+//! slot is the place of a token that could be found instead, and a cell is far less than one. So a long conversation
+//! stays in the blocks that it began with, and a short prefix that everybody has does not pull a document into small
+//! ones.
 
 use super::advise::{self, Advice, Advisor, Ask, Life, Terms};
 use super::classes::{CLASSES_MAX, Groups};

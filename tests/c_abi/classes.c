@@ -16,6 +16,7 @@ static void set(kavern_kv_group *groups, kavern_kv_cache_config *config) {
         groups[i].kv_heads = 1;
         groups[i].head_dim = 8;
         groups[i].dtype = KAVERN_F16;
+        groups[i].layout = KAVERN_NHD;
         groups[i].block_tokens = block_tokens[i];
         groups[i].size_class = i + 1;
     }

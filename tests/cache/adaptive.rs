@@ -386,26 +386,38 @@ fn memory_moves_to_the_class_that_is_short_and_back_within_what_there_was() {
     let mut seed = 0;
     // First everybody writes chats, then documents, then chats again.
     for (phase, class) in [(0, 1), (1, 3), (2, 1)] {
-        let mut live: Vec<(u64, Vec<i32>)> = Vec::new();
+        // Sequence, blocks, and what was written into them.
+        let mut live: Vec<(u64, Vec<i32>, Vec<u64>)> = Vec::new();
+        let group = class - 1;
         let (mut served, mut refused) = (0, 0);
         for round in 0..1500 {
             bench.begin();
             seed += 1;
             let length = if class == 1 { random.usize(200..400) } else { random.usize(1500..3000) };
             let tokens = prompt(seed, length);
-            match attempt(&mut bench, &forced(&tokens, class), &tokens).unwrap() {
-                Some(sequence) => live.push((sequence, tokens)),
-                None => refused += 1,
+            let begun = attempt(&mut bench, &forced(&tokens, class), &tokens).unwrap();
+            (served, refused) = (served + 1, refused + u64::from(begun.is_none()));
+            let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
+                let row = tables.batch_rows()?.last().map_or(0, |&row| row as usize);
+                let view = tables.group(group as usize)?;
+                Ok(view.block_table[row * view.row_cells as usize..].to_vec())
+            });
+            if let Some(sequence) = begun {
+                let count = length.div_ceil([4, 16, 64][group as usize]);
+                let blocks = rows.unwrap()[..count].to_vec();
+                let marks: Vec<u64> = (0..count as u64).map(|at| (sequence << 20) ^ at).collect();
+                bench.cache.fill_pattern(bench.stream, group, &blocks, &marks).unwrap();
+                live.push((sequence, blocks, marks));
             }
-            served += 1;
             // As many as fit into three quarters of everything.
             let most = 3 * sum / 4 / (PAGE / 64) / length as u64;
             while live.len() as u64 > most.clamp(1, 60)
                 || (refused > 0 && !live.is_empty() && random.u8(0..4) == 0)
             {
-                bench.free(live.swap_remove(random.usize(..live.len())).0);
+                let (sequence, blocks, marks) = live.swap_remove(random.usize(..live.len()));
+                bench.cache.check_pattern(bench.stream, group, &blocks, &marks).unwrap();
+                bench.free(sequence);
             }
-            bench.upload();
             bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
             bench.device.stream_synchronize(bench.stream).unwrap();
             bench.cache.poll().unwrap();
@@ -422,27 +434,54 @@ fn memory_moves_to_the_class_that_is_short_and_back_within_what_there_was() {
             now[own] > whole[own] * 5 / 4,
             "phase {phase}: {now:?} of {whole:?}, {refused} of {served} refused"
         );
-        // Everybody that was admitted still has what it has.
         bench.begin();
-        live.iter().for_each(|(sequence, _)| bench.free(*sequence));
+        for (sequence, blocks, marks) in &live {
+            bench.cache.check_pattern(bench.stream, group, blocks, marks).unwrap();
+            bench.free(*sequence);
+        }
+        bench.device.stream_synchronize(bench.stream).unwrap();
         bench.done();
         bench.cache.poll().unwrap();
     }
     let moved: u64 = (0..3).map(|group| bench.cache.class_statistics(group).unwrap().given_bytes).sum();
     assert!(moved > sum / 8, "{moved} bytes of {sum}");
+    let result = bench.cache.take_check_result().unwrap();
+    assert!(result.checked > 10_000 && result.mismatched == 0, "{result:?}");
+}
+
+#[test]
+fn memory_that_nobody_uses_goes_to_a_class_whose_cache_is_full() {
+    let mut bench = moving(64);
+    // Twice what the small class holds; no request is ever refused or passed over.
+    let again = |bench: &mut Bench| -> u64 {
+        let mut run = |seed| {
+            let hits = bench.run(&forced(&prompt(seed, 100), 1));
+            bench.cache.poll().unwrap();
+            hits
+        };
+        (0..80).map(&mut run).sum()
+    };
+    assert_eq!(again(&mut bench), 0);
+    (0..6).for_each(|_| _ = again(&mut bench));
+    assert_eq!(again(&mut bench), 80 * 100, "all prompts stay");
+    let (now, statistics) = (class_bytes(&bench), bench.cache.class_statistics(0).unwrap());
+    assert!(now[0] > 100 * PAGE && now.iter().sum::<u64>() <= 3 * 64 * PAGE, "{now:?}");
+    assert_eq!((statistics.passed_over, statistics.refused_ops), (0, 0));
+    // It stops where the others keep some free blocks.
+    assert!(now[1] > PAGE && now[2] > PAGE, "{now:?}");
 }
 
 #[test]
 fn without_a_shortage_nothing_moves_and_a_callers_resize_is_kept() {
     let mut bench = moving(64);
     for round in 0..600 {
-        bench.run(&ask(&prompt(round, 100)));
+        bench.run(&ask(&prompt(round % 20, 100)));
         bench.cache.poll().unwrap();
     }
     assert_eq!(class_bytes(&bench), [64 * PAGE; 3]);
     bench.cache.resize(2, 16).unwrap();
     for round in 0..600 {
-        bench.run(&ask(&prompt(round, 100)));
+        bench.run(&ask(&prompt(round % 20, 100)));
         bench.cache.poll().unwrap();
     }
     assert_eq!(class_bytes(&bench), [64 * PAGE, 64 * PAGE, 16 * PAGE]);

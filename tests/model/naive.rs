@@ -293,16 +293,15 @@ impl Naive {
         lease: u64,
         namespace: u64,
         no_store: bool,
-        prompt: &[i32],
-        hit: usize,
+        hit: &[i32],
         blocks: Vec<Vec<u32>>,
         group: Option<usize>,
     ) {
         for (group, blocks) in self.groups.iter_mut().zip(&blocks) {
             blocks.iter().for_each(|&block| group.acquire(block));
         }
-        let tokens = prompt[..hit].to_vec();
-        let holder = Holder { namespace, no_store, blocks, tokens, length: hit, last_step: 0, group };
+        let (tokens, length) = (hit.to_vec(), hit.len());
+        let holder = Holder { namespace, no_store, blocks, tokens, length, last_step: 0, group };
         self.leases.insert(lease, holder);
     }
 

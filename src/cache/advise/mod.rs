@@ -1,9 +1,9 @@
 //! Advisors: which size of block a new sequence should get.
 //!
-//! Large blocks waste slots behind a sequence's last token, small ones cost cells of block tables; an advisor weighs the
-//! two by what is known of a sequence when it is looked up and by what sequences turned out to be when they ended. Pure:
-//! it knows no blocks, and classes only as numbers, 0 the smallest. The cache asks it under its lock: every call is O(1)
-//! and allocates nothing. What it does not: look for room or for hits, which is `sizes`.
+//! Large blocks waste slots behind a sequence's last token, small ones cost cells of block tables; an advisor weighs
+//! the two by what is known of a sequence when it is looked up and by what sequences turned out to be when they ended.
+//! Pure: it knows no blocks, and classes only as numbers, 0 the smallest. The cache asks it under its lock: every call
+//! is O(1) and allocates nothing. What it does not: look for room or for hits, which is `sizes`.
 //!
 //! The bounds: of a thousand slots held at most so many without a token, for a thousand tokens at most so many cells.
 //! Waste is the one that rules: memory that holds nothing cannot be had back while the sequence runs.

@@ -1,10 +1,11 @@
 //! Reactive: starts in the middle and follows what is measured, without predicting anything.
 //!
 //! For each size of known length (by powers of two) it remembers the class in use and what the latest sequences there
-//! wasted and cost. Above the bound of waste it goes to smaller blocks; below it, if these sequences or all together cost
-//! more cells than they may, to larger ones, unless the waste there would be above its bound: waste grows as the blocks
-//! do. After a change it looks at a few sequences of the new class before the next, so that it does not swing. What suits
-//! a length suits longer ones in blocks as large at least, and shorter ones in blocks no larger: they follow.
+//! wasted and cost. Above the bound of waste it goes to smaller blocks; below it, if these sequences or all together
+//! cost more cells than they may, to larger ones, unless the waste there would be above its bound: waste grows as the
+//! blocks do. After a change it looks at a few sequences of the new class before the next, so that it does not swing.
+//! What suits a length suits longer ones in blocks as large at least, and shorter ones in blocks no larger: they
+//! follow.
 
 use super::{Advice, Advisor, Ask, BUCKETS, Life, Terms, bucket};
 use crate::error::Result;
