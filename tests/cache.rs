@@ -12,6 +12,7 @@ mod cache {
     mod groups;
     mod groups_model;
     mod isolation;
+    mod kinds;
     mod limits;
     mod ops;
     mod partial;

@@ -1,14 +1,11 @@
 //! How rows grow and let go in a cache that has other groups than full ones.
 //!
 //! What it does: counts the blocks that ADMIT and APPEND need in each kind of group, lets go of what a window has left
-//! behind, takes the new ones; TRIM; refuses what mixed groups cannot do. What it does not: states, which are in
-//! `snapshots`. Invariant: a token that the open step computes never loses a block that it reaches, and a block that a
-//! step in flight may read waits for it like any other. Caches of full groups alone never come here.
+//! behind, takes the new ones; TRIM. What it does not: states, which are in `snapshots`; going back and forks, which
+//! are in `held`. Invariant: a token that the open step computes never loses a block that it reaches, and a block that
+//! a step in flight may read waits for it like any other. Caches of full groups alone never come here.
 
-use super::change::{Change, PreemptMode};
 use super::group::Reach;
-use super::hash::Key;
-use super::sequence::LetGo;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::store::Store;
@@ -52,6 +49,27 @@ impl State {
         entry.filter(|entry| entry.count > 0).map(|entry| entry.first)
     }
 
+    /// As APPEND, without the scheduling; answers how many blocks are new.
+    pub(super) fn append_mixed(
+        &mut self,
+        row: usize,
+        tokens: u64,
+        lookahead: u32,
+        is_new_entry: bool,
+    ) -> Result<u32, Refusal> {
+        if self.holders.sequences[row].may_share {
+            self.settle_tip(row);
+        }
+        let length = self.holders.sequences[row].length;
+        let first = self.computed_from(row).unwrap_or(length);
+        let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
+        let added = self.check_growth(Grower::Row(row), &growth)?;
+        self.check_batch(tokens, is_new_entry)?;
+        self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
+        self.grow_mixed(row, &growth);
+        Ok(added)
+    }
+
     /// Checks that every group can hold what is asked; answers how many blocks are new.
     pub(super) fn check_growth(&self, who: Grower, growth: &Growth) -> Result<u32, Refusal> {
         let most = growth.length.checked_add(growth.tokens).and_then(|end| end.checked_add(growth.lookahead));
@@ -62,8 +80,15 @@ impl State {
         for (group, store) in self.stores.iter().enumerate() {
             let (rows, row, last_step) = match who {
                 Grower::Lease(lease) => (&self.holders.lease_rows[group], lease, 0),
-                Grower::Row(row) => (&self.holders.rows[group], row, self.holders.sequences[row].last_step),
+                Grower::Row(row) => (&self.holders.rows[group], row, self.last_use(row)),
             };
+            let copied = match who {
+                Grower::Row(row) if growth.tokens > 0 => self.copied_cell(row, group).is_some(),
+                _ => false,
+            };
+            if copied && self.copies.room(group) == 0 {
+                return Err(Status::LimitReached.into());
+            }
             let (new, returned) = match store.reach {
                 Reach::State { .. } => self.check_states(who, group, growth)?,
                 Reach::Cross { .. } => ((rows.row_cells() - rows.count(row)) as u32, 0),
@@ -73,7 +98,7 @@ impl State {
                     let left = rows.row(row).get(rows.first(row)..first.min(rows.count(row)));
                     let returns = |&&block: &&i32| store.returns_at_once(block as u32, last_step, completed);
                     let returned = left.unwrap_or(&[]).iter().filter(returns).count();
-                    (cells.saturating_sub(rows.count(row)) as u32, returned as u32)
+                    (cells.saturating_sub(rows.count(row)) as u32 + u32::from(copied), returned as u32)
                 }
             };
             let available = store.available() + returned;
@@ -91,16 +116,25 @@ impl State {
         let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
         for group in 0..self.stores.len() {
             let store = &self.stores[group];
+            if store.reach.has_holes() {
+                let (_, first) = growth.cells(store);
+                self.let_go(group, row, first.min(self.holders.rows[group].count(row)));
+            }
+        }
+        if growth.tokens > 0 && self.holders.sequences[row].may_share {
+            self.own_open_blocks(row);
+        }
+        for group in 0..self.stores.len() {
+            let store = &self.stores[group];
             let held = self.holders.rows[group].count(row);
-            let (cells, first) = match store.reach {
+            let cells = match store.reach {
                 Reach::State { .. } => {
                     self.advance_states(group, row, growth, tenant);
                     continue;
                 }
-                Reach::Cross { .. } => (self.holders.rows[group].row_cells(), 0),
-                _ => growth.cells(store),
+                Reach::Cross { .. } => self.holders.rows[group].row_cells(),
+                _ => growth.cells(store).0,
             };
-            self.let_go(group, row, first.min(held));
             let (store, rows) = (&mut self.stores[group], &mut self.holders.rows[group]);
             for _ in held..cells {
                 let block = store.allocate(tenant, &mut self.shared);
@@ -113,18 +147,14 @@ impl State {
 
     /// The first `first` cells of a row show the null block from now on.
     fn let_go(&mut self, group: usize, row: usize, first: usize) {
-        let (store, rows) = (&mut self.stores[group], &mut self.holders.rows[group]);
-        let was = rows.first(row);
+        let was = self.holders.rows[group].first(row);
         if first <= was {
             return;
         }
-        let sequence = &self.holders.sequences[row];
-        let last = rows.row(row)[first - 1] as u32;
-        let is_named = first as u64 * u64::from(store.block_tokens) <= sequence.committed;
-        let key = if is_named { store.block(last).key } else { Key::default() };
-        let before = LetGo { serial: store.origin(last).serial, key };
+        let (before, last_step) = (self.let_go_before(group, row, first), self.last_use(row));
+        let (store, rows) = (&mut self.stores[group], &mut self.holders.rows[group]);
         for &block in &rows.row(row)[was..first] {
-            store.release(block as u32, sequence.last_step, &mut self.shared);
+            store.release(block as u32, last_step, &mut self.shared);
         }
         rows.note_let_go(row, first, before);
         self.batch.used_slots -= (first - was) as u64 * store.slots();
@@ -151,38 +181,9 @@ impl State {
                 self.let_go(group, row, first.min(self.holders.rows[group].count(row)));
             }
         }
+        let trimmed = &mut self.holders.sequences[row].trimmed;
+        *trimmed = offset.max(*trimmed);
         let sequence = self.holders.sequence_id(row).0;
         Ok(OpResult { row: row as i32, sequence, ..OpResult::DONE })
-    }
-
-    /// Refuses what the groups of a mixed cache cannot do: share parts of rows, or have back what they let go.
-    pub(super) fn check_mixed_change(&self, target: Target, change: &Change<'_>) -> Result<(), Refusal> {
-        if self.is_plain {
-            return Ok(());
-        }
-        let row = self.find_target(target)?;
-        let sequence = &self.holders.sequences[row];
-        match *change {
-            Change::Fork { .. } | Change::Accept | Change::Edit { .. } => Err(Status::Unsupported.into()),
-            Change::Rollback { tokens, .. } => {
-                let has_states =
-                    || self.stores.iter().any(|store| matches!(store.reach, Reach::State { .. }));
-                if tokens < sequence.committed || (tokens < sequence.length && has_states()) {
-                    return Err(Status::Unsupported.into());
-                }
-                let has_let_go = self.stores.iter().zip(&self.holders.rows).any(|(store, rows)| {
-                    // What TRIM let go is not needed, but the place of the next token is.
-                    let needed =
-                        if store.reach.is_window() { store.reach.first_needed(tokens) } else { tokens };
-                    (needed / u64::from(store.block_tokens)) < rows.first(row) as u64
-                });
-                if has_let_go { Err(Status::WrongState.into()) } else { Ok(()) }
-            }
-            Change::Cancel | Change::Preempt { mode: PreemptMode::Drop } => {
-                let is_unwritten = !self.unwritten_commits(row, 0).is_empty();
-                if is_unwritten { Err(Status::WrongState.into()) } else { Ok(()) }
-            }
-            Change::Preempt { .. } | Change::Resume { .. } => Ok(()),
-        }
     }
 }

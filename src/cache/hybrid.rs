@@ -4,7 +4,8 @@
 //! allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing block
 //! rules out every length that needs it, so each block is looked up at most once. What it does not: hold what it finds;
 //! that is `lookup`. Lengths are multiples of the blocks of the groups by token alone; a state adds none but those at
-//! which its snapshots lie. Inputs of cross-attention are found by their own name.
+//! which its snapshots lie, and none that the open step is yet to write: of two sequences of one step, neither can
+//! start from what the other ends with. Inputs of cross-attention are found by their own name.
 
 use super::block::{Publication, ROOT_SERIAL};
 use super::group::Reach;
@@ -231,8 +232,8 @@ impl State {
                 } else if matches!(reach, Reach::State { .. }) {
                     let parent = self.lease_anchor(search.lease, length);
                     match self.probe(search, group, cells - 1, parent) {
-                        Some(state) => search.states[group] = state,
-                        None => {
+                        Some(state) if !self.is_being_written(group, state) => search.states[group] = state,
+                        _ => {
                             limit = length - 1;
                             continue 'lengths;
                         }

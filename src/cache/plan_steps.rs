@@ -120,7 +120,7 @@ impl State {
     /// Row, first and end of each range of cells that a plan tells.
     fn told_ranges(&self, group: usize, is_full: bool) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
         let rows = &self.holders.rows[group];
-        let all = self.live_rows().map(|row| (row as u32, 0, rows.count(row) as u32));
+        let all = self.live_rows().map(|row| (row as u32, 0, rows.shown(row) as u32));
         let all = all.filter(move |range| is_full && range.2 > 0);
         let changed = self.batch.dirty[group].ranges().filter(move |_| !is_full);
         all.chain(changed)
@@ -181,6 +181,8 @@ impl State {
         }
         writer.finish();
         self.note_told();
+        // Workers run what they are told: it counts as written.
+        self.batch.is_tabled = true;
         self.plans.number = number;
         self.plans.told = (step, self.call);
         Ok(bytes)
