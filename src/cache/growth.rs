@@ -33,7 +33,7 @@ pub(super) struct Growth {
 
 impl Growth {
     /// Cells of a row of a group by token, the blocks in them, and how many of the first are out of reach.
-    fn cells(&self, store: &Store) -> (usize, usize) {
+    pub(super) fn cells(&self, store: &Store) -> (usize, usize) {
         let each = u64::from(store.block_tokens);
         let end = self.length + self.tokens + store.reach.reserve(self.lookahead);
         (end.div_ceil(each) as usize, (store.reach.first_needed(self.first) / each) as usize)
@@ -78,29 +78,7 @@ impl State {
         }
         let mut added = 0;
         for (group, store) in self.stores.iter().enumerate() {
-            let (rows, row, last_step) = match who {
-                Grower::Lease(lease) => (&self.holders.lease_rows[group], lease, 0),
-                Grower::Row(row) => (&self.holders.rows[group], row, self.last_use(row)),
-            };
-            let copied = match who {
-                Grower::Row(row) if growth.tokens > 0 => self.copied_cell(row, group).is_some(),
-                _ => false,
-            };
-            if copied && self.copies.room(group) == 0 {
-                return Err(Status::LimitReached.into());
-            }
-            let (new, returned) = match store.reach {
-                Reach::State { .. } => self.check_states(who, group, growth)?,
-                Reach::Cross { .. } => ((rows.row_cells() - rows.count(row)) as u32, 0),
-                _ => {
-                    let (cells, first) = growth.cells(store);
-                    let completed = self.shared.steps.completed();
-                    let left = rows.row(row).get(rows.first(row)..first.min(rows.count(row)));
-                    let returns = |&&block: &&i32| store.returns_at_once(block as u32, last_step, completed);
-                    let returned = left.unwrap_or(&[]).iter().filter(returns).count();
-                    (cells.saturating_sub(rows.count(row)) as u32 + u32::from(copied), returned as u32)
-                }
-            };
+            let (new, returned) = self.growth_of(who, group, growth)?;
             let available = store.available() + returned;
             if new > available {
                 let missing = new - available;
@@ -109,6 +87,38 @@ impl State {
             added += new;
         }
         Ok(added)
+    }
+
+    /// New blocks that an operation needs of a group, and how many it lets go of that can be had at once.
+    pub(super) fn growth_of(
+        &self,
+        who: Grower,
+        group: usize,
+        growth: &Growth,
+    ) -> Result<(u32, u32), Refusal> {
+        let store = &self.stores[group];
+        let (rows, row, last_step) = match who {
+            Grower::Lease(lease) => (&self.holders.lease_rows[group], lease, 0),
+            Grower::Row(row) => (&self.holders.rows[group], row, self.last_use(row)),
+        };
+        match store.reach {
+            Reach::State { .. } => return self.check_states(who, group, growth),
+            Reach::Cross { .. } => return Ok(((rows.row_cells() - rows.count(row)) as u32, 0)),
+            _ => {}
+        }
+        let is_copied = match who {
+            Grower::Row(row) if growth.tokens > 0 => self.copied_cell(row, group).is_some(),
+            _ => false,
+        };
+        if is_copied && self.copies.room(group) == 0 {
+            return Err(Status::LimitReached.into());
+        }
+        let (cells, first) = growth.cells(store);
+        let completed = self.shared.steps.completed();
+        let left = rows.row(row).get(rows.first(row)..first.min(rows.count(row)));
+        let returns = |&&block: &&i32| store.returns_at_once(block as u32, last_step, completed);
+        let returned = left.unwrap_or(&[]).iter().filter(returns).count();
+        Ok((cells.saturating_sub(rows.count(row)) as u32 + u32::from(is_copied), returned as u32))
     }
 
     /// Lets go of what is out of reach and takes the blocks that `check_growth` found room for.

@@ -94,6 +94,10 @@ impl State {
         if request.drop_last && length > 0 {
             length = self.longest(&mut search, length - 1);
         }
+        while length > 0 && !self.fits(&search, length, inputs) {
+            length = self.longest(&mut search, length - 1);
+        }
+        let inputs = if self.fits(&search, length, inputs) { inputs } else { 0 };
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &mut self.holders.lease_rows[group];
             let cells = (length / u64::from(store.block_tokens)) as usize;
@@ -111,6 +115,25 @@ impl State {
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
         (found, length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
+    }
+
+    /// Whether a hit of this length can be held beside what is promised to sequences.
+    fn fits(&self, search: &Search<'_>, length: u64, inputs: u32) -> bool {
+        (0..self.stores.len()).all(|group| {
+            let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
+            let cells = (length / u64::from(store.block_tokens)) as usize;
+            let cells = match store.reach {
+                Reach::State { .. } => {
+                    let state = (length > 0).then_some(search.states[group] as i32);
+                    return self.fits_promises(group, state.into_iter());
+                }
+                Reach::Cross { .. } => 0..if inputs >> group & 1 == 1 { rows.row_cells() } else { 0 },
+                Reach::All | Reach::Untrimmed => 0..cells,
+                Reach::Sliding { .. } | Reach::Chunked { .. } if length > 0 => search.found[group].0..cells,
+                Reach::Sliding { .. } | Reach::Chunked { .. } => 0..0,
+            };
+            self.fits_promises(group, cells.map(|at| rows.cell(search.lease, at)))
+        })
     }
 
     /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them

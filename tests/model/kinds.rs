@@ -304,7 +304,12 @@ impl Run {
             (0..length).map(|_| if self.random.u8(0..10) == 0 { self.random.i32(0..3) } else { 0 }).collect();
         let Some((lease, hit, found)) = self.look(input, &prompt) else { return };
         let count = self.random.usize(0..=prompt.len() - hit);
-        let op = Op::Admit { lease, tokens: count as u64, lookahead: self.random.u32(0..6), row: -1 };
+        let (tokens, lookahead, row) = (count as u64, self.random.u32(0..6), -1);
+        let expected_tokens = self.random.u64(1..=MAX_TOKENS as u64);
+        let op = match self.random.u8(0..4) {
+            0 => Op::AdmitExpecting { lease, tokens, lookahead, row, expected_tokens },
+            _ => Op::Admit { lease, tokens, lookahead, row },
+        };
         let Some(result) = self.alone(&op, Some(Status::Ok)) else {
             self.alone(&Op::Release { lease }, Some(Status::Ok)).unwrap();
             return;
