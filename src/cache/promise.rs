@@ -61,8 +61,8 @@ impl Promises {
 }
 
 impl Store {
-    /// Blocks that a sequence still needs on its way to `expected` tokens, whose row has `cells` cells of which it holds
-    /// `held` blocks.
+    /// Blocks that a sequence still needs on its way to `expected` tokens, whose row has `cells` cells of which it
+    /// holds `held` blocks.
     fn lacking(&self, expected: u64, length: u64, cells: u64, held: u64) -> u32 {
         let left = expected.div_ceil(u64::from(self.block_tokens)).saturating_sub(cells);
         let lacking = match self.reach {
