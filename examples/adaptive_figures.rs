@@ -154,7 +154,13 @@ fn play(cache: &KvCache, jobs: &[Job], class: u32) -> Result<f64> {
             let hit = cache.lookups().find(&request)?;
             let tokens = job.prompt - hit.hit_tokens;
             let mut session = cache.step(step)?;
-            let admitted = session.apply(&Op::Admit { lease: hit.lease, tokens, lookahead: 0, row: -1 });
+            let admitted = session.apply(&Op::Admit {
+                lease: hit.lease,
+                tokens,
+                lookahead: 0,
+                row: -1,
+                expected_tokens: 0,
+            });
             if admitted.status == Status::Ok {
                 break (hit.hit_tokens, admitted.sequence);
             }

@@ -251,7 +251,9 @@ enum kavern_kv_cache_flag
     KAVERN_KV_CHUNK_INDEX = 16,
     /**
      * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
-     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone. Without it a hit
+     * ends where blocks of all groups end, a common multiple of their block_tokens: a larger block is named by all of
+     * its tokens, so that only its kept tokens can tell which of them a prompt shares.
      */
     KAVERN_KV_PARTIAL_HITS = 64,
     /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
@@ -351,13 +353,16 @@ enum kavern_kv_op_kind
      * `tokens` lies inside a link, `token_ids` gives the ids behind that link's start (with `extras`). Published
      * blocks stay findable; an append into one, or into one that others share, copies it first. What the open step
      * has published of the dropped tokens is taken back until its tables are made; KAVERN_ERR_IN_USE if a lookup has
-     * found it.
+     * found it. KAVERN_ERR_WRONG_STATE, with the group, where a window has let go of what token `tokens` reaches, or
+     * the state after `tokens` tokens is gone; docs/abi.md says which are kept.
      */
     KAVERN_OP_ROLLBACK = 6,
     /**
      * Makes a child of sequence `target` with its first `tokens` tokens (0: all) in `row` (-1: any). They share all
      * blocks; the first that appends into the shared open block copies it. `sequence` of the result is the child. Only
-     * tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
+     * tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first. Of a
+     * window the child holds what its next token reaches; a state is shared, and who goes on writes to a new block.
+     * Where ROLLBACK to `tokens` would lack something, KAVERN_ERR_WRONG_STATE with the group.
      */
     KAVERN_OP_FORK = 7,
     /**
@@ -369,7 +374,9 @@ enum kavern_kv_op_kind
      * Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
      * block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
      * with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
-     * has scheduled tokens of it; KAVERN_ERR_UNSUPPORTED where that would split a block of an opaque group.
+     * has scheduled tokens of it, or, with the group, where a window has let go of what its next token reaches then;
+     * KAVERN_ERR_UNSUPPORTED, with the group, where that would split a block of an opaque group, and in a cache with
+     * states, which cannot forget.
      */
     KAVERN_OP_EDIT = 9,
     /**
@@ -1864,7 +1871,7 @@ typedef struct kavern_kv_op {
     uint64_t tokens;
     /**
      * ADMIT, APPEND, RESUME, ROLLBACK: tokens beyond those for which blocks are held ready; they stay from step to
-     * step.
+     * step. In APPEND and RESUME it also keeps the state that the step starts from, to which ROLLBACK can go back.
      */
     uint32_t lookahead;
     /** ADMIT, FORK: row of the tables, or -1 to let the library choose. */
@@ -1895,7 +1902,8 @@ typedef struct kavern_kv_op {
     uint64_t ttl_ms;
     /**
      * ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
-     * refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
+     * refused for want of blocks. Of a window, what it touches at a time is promised, for APPENDs of few tokens and
+     * while nobody shares its blocks. 0 promises none. 0 in all others.
      */
     uint64_t expected_tokens;
     /**
@@ -1921,7 +1929,10 @@ typedef struct kavern_kv_op_result {
     uint32_t blocks_added;
     /** KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below. */
     uint32_t blocks_missing;
-    /** The group that was short. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the sequence. */
+    /**
+     * The group that was short; of KAVERN_ERR_WRONG_STATE and KAVERN_ERR_UNSUPPORTED by FORK, ROLLBACK and EDIT, the
+     * one that does not have what is needed there.
+     */
     uint32_t group;
     /** COMMIT: blocks that became findable. */
     uint32_t blocks_committed;

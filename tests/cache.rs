@@ -13,6 +13,7 @@ mod cache {
     mod groups;
     mod groups_model;
     mod isolation;
+    mod kinds;
     mod limits;
     mod moves;
     mod ops;

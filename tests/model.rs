@@ -6,6 +6,8 @@
 
 #[path = "model/branches.rs"]
 mod branches;
+#[path = "model/kinds.rs"]
+mod kinds;
 #[path = "model/limits.rs"]
 mod limits;
 #[path = "model/naive.rs"]

@@ -97,7 +97,9 @@ pub enum kavern_kv_cache_flag {
     /// blocks of hash_block_tokens then.
     KAVERN_KV_CHUNK_INDEX = 16,
     /// Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
-    /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone.
+    /// all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone. Without it a hit
+    /// ends where blocks of all groups end, a common multiple of their block_tokens: a larger block is named by all of
+    /// its tokens, so that only its kept tokens can tell which of them a prompt shares.
     KAVERN_KV_PARTIAL_HITS = 64,
     /// The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself.
     KAVERN_KV_WORKER = 256,
@@ -158,11 +160,14 @@ pub enum kavern_kv_op_kind {
     /// `tokens` lies inside a link, `token_ids` gives the ids behind that link's start (with `extras`). Published
     /// blocks stay findable; an append into one, or into one that others share, copies it first. What the open step
     /// has published of the dropped tokens is taken back until its tables are made; KAVERN_ERR_IN_USE if a lookup has
-    /// found it.
+    /// found it. KAVERN_ERR_WRONG_STATE, with the group, where a window has let go of what token `tokens` reaches, or
+    /// the state after `tokens` tokens is gone; docs/abi.md says which are kept.
     KAVERN_OP_ROLLBACK = 6,
     /// Makes a child of sequence `target` with its first `tokens` tokens (0: all) in `row` (-1: any). They share all
     /// blocks; the first that appends into the shared open block copies it. `sequence` of the result is the child. Only
-    /// tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first.
+    /// tokens from before the open step: KAVERN_ERR_WRONG_STATE if that has scheduled some, so list forks first. Of a
+    /// window the child holds what its next token reaches; a state is shared, and who goes on writes to a new block.
+    /// Where ROLLBACK to `tokens` would lack something, KAVERN_ERR_WRONG_STATE with the group.
     KAVERN_OP_FORK = 7,
     /// Lets go of the blocks of sequence `target` that lie wholly before token `offset`, in windows and in groups with
     /// KAVERN_GROUP_TRIMMABLE; their cells show the null block. Again with the same offset it does nothing.
@@ -170,7 +175,9 @@ pub enum kavern_kv_op_kind {
     /// Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
     /// block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
     /// with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
-    /// has scheduled tokens of it; KAVERN_ERR_UNSUPPORTED where that would split a block of an opaque group.
+    /// has scheduled tokens of it, or, with the group, where a window has let go of what its next token reaches then;
+    /// KAVERN_ERR_UNSUPPORTED, with the group, where that would split a block of an opaque group, and in a cache with
+    /// states, which cannot forget.
     KAVERN_OP_EDIT = 9,
     /// Stops sequence `target` until RESUME, as `mode` says; its id stays. With KAVERN_PREEMPT_DROP it leaves the
     /// batch, and what the open step has published for it is taken back as by CANCEL; with KAVERN_PREEMPT_KEEP the

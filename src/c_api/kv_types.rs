@@ -175,7 +175,7 @@ pub struct kavern_kv_op {
     /// those of the child, 0 for all. EDIT: those that go.
     pub tokens: u64,
     /// ADMIT, APPEND, RESUME, ROLLBACK: tokens beyond those for which blocks are held ready; they stay from step to
-    /// step.
+    /// step. In APPEND and RESUME it also keeps the state that the step starts from, to which ROLLBACK can go back.
     pub lookahead: u32,
     /// ADMIT, FORK: row of the tables, or -1 to let the library choose.
     pub row: i32,
@@ -200,7 +200,8 @@ pub struct kavern_kv_op {
     /// RETAIN: milliseconds for which the range is retained, 0 for as long as it is findable; 0 in all others.
     pub ttl_ms: u64,
     /// ADMIT: tokens that the sequence will reach at most, for which blocks are promised: an APPEND up to there is not
-    /// refused for want of blocks. 0 promises none; for caches of full groups alone. 0 in all others.
+    /// refused for want of blocks. Of a window, what it touches at a time is promised, for APPENDs of few tokens and
+    /// while nobody shares its blocks. 0 promises none. 0 in all others.
     pub expected_tokens: u64,
     /// RESUME of a sequence that was preempted with KAVERN_PREEMPT_DROP: the lease of a lookup of its tokens; 0 in all
     /// others.
@@ -225,7 +226,9 @@ pub struct kavern_kv_op_result {
     pub blocks_added: u32,
     /// KAVERN_ERR_OUT_OF_BLOCKS: blocks missing in the group named below.
     pub blocks_missing: u32,
-    /// The group that was short. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the sequence.
+    /// The group that was short; of KAVERN_ERR_WRONG_STATE and KAVERN_ERR_UNSUPPORTED by FORK, ROLLBACK and EDIT, the
+    /// one that does not have what is needed there. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the
+    /// sequence.
     pub group: u32,
     /// COMMIT: blocks that became findable.
     pub blocks_committed: u32,

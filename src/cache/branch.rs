@@ -1,8 +1,10 @@
 //! Fork and accept: several sequences from one beginning, and back to one.
 //!
-//! A fork touches no block: parent and child hang on one trunk, and the first of them that writes into the open block
-//! copies it. What is shared is what was written before the open step, so nothing depends on work of that step.
+//! A fork touches no block of a full group: parent and child hang on one trunk, and the first of them that writes into
+//! the open block copies it. Of the other groups the child holds what its next token needs; that is `held`. What is
+//! shared is what was written before the open step, so nothing depends on work of that step.
 
+use super::group::Reach;
 use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
@@ -21,12 +23,15 @@ impl State {
         // It holds no block more, but what is over its limit starts nothing new.
         self.check_limit(sequence.holder.namespace, 0)?;
         let length = if tokens == 0 { sequence.length } else { tokens };
+        self.check_kept(parent, length)?;
         self.reserve_trunks();
         let generation = self.holders.open_row(child);
         let mut cells = [0; GROUPS_MAX];
         for group in sequence.holder.groups.range() {
             let (cells, store) = (&mut cells[group], &self.stores[group]);
-            *cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
+            if store.reach == Reach::All {
+                *cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
+            }
         }
         let mut holder = sequence.holder;
         holder.generation = generation;
@@ -35,20 +40,25 @@ impl State {
             length,
             committed: sequence.committed,
             may_share: true,
+            trimmed: sequence.trimmed.min(length),
+            edited: sequence.edited.min(length),
             ..Sequence::default()
         };
         // After that: when the row was used last was told of the sequence before.
         self.share(parent, child, |group| cells[group]);
         self.holders.sequences[parent].may_share = true;
+        if !self.is_plain {
+            self.share_held(parent, child, length);
+        }
         self.holders.copy_open_tokens(parent, child);
         self.holders.link_child(parent, child);
         self.shared.namespaces.add_use(holder.namespace);
         if length < sequence.committed {
             self.rewind(child, length, &[], &[]);
         }
-        for (group, store) in self.stores.iter().enumerate() {
-            self.batch.mark_cells(group, child, 0, cells[group]);
-            self.batch.used_slots += cells[group] as u64 * u64::from(store.block_tokens);
+        for (group, (store, rows)) in self.stores.iter().zip(&self.holders.rows).enumerate() {
+            self.batch.mark_cells(group, child, 0, rows.shown(child));
+            self.batch.used_slots += rows.held(child).len() as u64 * store.slots();
         }
         self.batch.used_tokens += length;
         self.batch.set_length(child, length);
@@ -99,8 +109,8 @@ impl State {
     fn replace_content(&mut self, parent: usize, child: usize) {
         let (old, new) = (self.holders.sequences[parent], self.holders.sequences[child]);
         for group in 0..self.stores.len() {
-            let rows = &mut self.holders.rows[group];
-            self.batch.used_slots -= rows.count(parent) as u64 * u64::from(self.stores[group].block_tokens);
+            let held = self.holders.rows[group].held(parent).len() as u64;
+            self.batch.used_slots -= held * self.stores[group].slots();
         }
         self.batch.used_tokens -= old.length;
         let last_step = self.last_use(child);
@@ -109,10 +119,9 @@ impl State {
             let rows = &mut self.holders.rows[group];
             let (before, after) = (rows.row(parent), rows.row(child));
             let same = before.iter().zip(after).take_while(|(a, b)| a == b).count();
-            let count = after.len();
-            rows.copy_row(child, parent, count);
-            rows.truncate(child, 0);
-            self.batch.mark_cells(group, parent, same, count);
+            rows.take_row(child, parent);
+            let count = rows.shown(parent);
+            self.batch.mark_cells(group, parent, same.min(count), count);
         }
         let kin = &mut self.holders.kin;
         kin[parent].tip = std::mem::take(&mut kin[child].tip);
@@ -121,8 +130,15 @@ impl State {
         let mut holder = new.holder;
         holder.generation = old.holder.generation;
         let sequence = &mut self.holders.sequences[parent];
-        *sequence =
-            Sequence { holder, length: new.length, committed: new.committed, may_share: true, ..*sequence };
+        *sequence = Sequence {
+            holder,
+            length: new.length,
+            committed: new.committed,
+            may_share: true,
+            trimmed: new.trimmed,
+            edited: new.edited,
+            ..*sequence
+        };
         self.holders.copy_open_tokens(child, parent);
         if old.last_step == self.batch.step && self.batch.step > 0 {
             // It has no token in the batch, or the acceptance were refused; its next one follows the new content.

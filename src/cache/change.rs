@@ -78,7 +78,6 @@ impl Change<'_> {
 
 impl State {
     pub(super) fn change(&mut self, target: Target, change: &Change<'_>) -> OpOutcome {
-        self.check_mixed_change(target, change)?;
         match *change {
             Change::Rollback { tokens, lookahead, open_tokens, extras } => {
                 self.rollback(target, tokens, lookahead, open_tokens, extras)
@@ -125,11 +124,19 @@ impl State {
 
     /// The cell of the open block of a row that the next token needs as its own.
     fn shared_cell(&self, row: usize, group: usize) -> Option<usize> {
+        if !self.stores[group].reach.is_by_token() {
+            return None;
+        }
         let length = self.holders.sequences[row].length;
         let block_tokens = u64::from(self.stores[group].block_tokens);
         let at = (length / block_tokens) as usize;
         let is_open = !length.is_multiple_of(block_tokens);
         Some(at).filter(|&at| is_open && !self.is_writable(row, group, at))
+    }
+
+    /// As `shared_cell`, of a row that may share its open blocks.
+    pub(super) fn copied_cell(&self, row: usize, group: usize) -> Option<usize> {
+        self.shared_cell(row, group).filter(|_| self.holders.sequences[row].may_share)
     }
 
     /// As `check_blocks`, for a row whose open blocks may have to be copied; answers too how many blocks more are held
@@ -180,7 +187,7 @@ impl State {
             let each = u64::from(self.stores[group].block_tokens);
             let used = (length % each) as u32;
             let Some(at) = self.shared_cell(row, group) else {
-                if used > 0 {
+                if used > 0 && self.stores[group].reach.is_by_token() {
                     let open = self.holders.rows[group].row(row)[(length / each) as usize];
                     self.stores[group].reopen(open as u32);
                 }

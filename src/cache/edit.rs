@@ -2,11 +2,16 @@
 //!
 //! The tail, from the block that holds the first removed token on, is copied token by token into blocks of its own; the
 //! engine is told which tokens moved by how much, so that it can turn their keys. What was computed after tokens that
-//! are gone is no prefix of anything: the sequence publishes nothing more, and its old blocks stay findable.
+//! are gone is no prefix of anything: the sequence publishes nothing more, and its old blocks stay findable. Of a
+//! window, and of what TRIM left, that part is copied that the next token needs, if it is held. A state has taken in
+//! what would be removed, so a cache with one edits nothing; another input stays as it is.
 
 use super::copies::TokenCopy;
+use super::group::Reach;
+use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
+use super::store::Store;
 use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 
@@ -23,21 +28,39 @@ impl Cut {
         self.length - self.tokens
     }
 
-    /// First cell that changes.
-    fn first_cell(&self, block_tokens: u64) -> usize {
-        (self.offset / block_tokens) as usize
+    /// Where a token that is not needed any more ends up.
+    fn moved(&self, token: u64) -> u64 {
+        if token <= self.offset { token } else { self.offset.max(token.saturating_sub(self.tokens)) }
+    }
+
+    /// What of a group's row, whose first `held_from` cells are holes, gives way to what.
+    fn tail(&self, store: &Store, has_slots: bool, held_from: usize, sequence: &Sequence) -> Option<Tail> {
+        let each = u64::from(store.block_tokens);
+        let needed = store.needed_from(self.new_length(), self.moved(sequence.trimmed));
+        let first = (self.offset / each) as usize;
+        if needed < self.offset {
+            let is_moved = store.reach.is_window() && needed < sequence.edited;
+            let is_held = (needed / each) as usize >= held_from && !is_moved;
+            let from = first as u64 * each;
+            return is_held.then_some(Tail { first, from, left_from: first, is_all: false });
+        }
+        // What is needed lies behind the removed range: the holes end where it begins.
+        let first = (needed / each) as usize;
+        let from = if has_slots { needed } else { first as u64 * each };
+        let is_held = ((needed + self.tokens) / each) as usize >= held_from;
+        is_held.then_some(Tail { first, from, left_from: held_from, is_all: true })
     }
 
     /// Cells of the new tail.
-    fn new_cells(&self, block_tokens: u64) -> usize {
-        (self.new_length().div_ceil(block_tokens) as usize).saturating_sub(self.first_cell(block_tokens))
+    fn new_cells(&self, block_tokens: u64, tail: Tail) -> usize {
+        (self.new_length().div_ceil(block_tokens) as usize).saturating_sub(tail.first)
     }
 
     /// Runs of the new tail: first token before and after, how many. Each lies in one block before and after.
-    fn runs(&self, block_tokens: u64) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
+    fn runs(&self, block_tokens: u64, tail: Tail) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
         let Self { offset, tokens, .. } = *self;
         let end = self.new_length();
-        let mut target = offset - offset % block_tokens;
+        let mut target = tail.from;
         std::iter::from_fn(move || {
             if target >= end {
                 return None;
@@ -53,17 +76,46 @@ impl Cut {
     }
 }
 
+/// The part of a row that an edit makes anew.
+#[derive(Clone, Copy)]
+struct Tail {
+    /// Its first cell.
+    first: usize,
+    /// The first token that is copied.
+    from: u64,
+    /// The first cell whose block the row lets go.
+    left_from: usize,
+    /// Nothing before the tail is needed.
+    is_all: bool,
+}
+
 impl State {
+    /// What an edit makes anew of a group's row; none if a part is gone.
+    fn tail(&self, row: usize, group: usize, cut: Cut) -> Option<Tail> {
+        let held_from = self.holders.rows[group].first(row);
+        cut.tail(&self.stores[group], self.has_slots[group], held_from, &self.holders.sequences[row])
+    }
+
     fn check_edit(&self, row: usize, cut: Cut) -> Result<u32, Refusal> {
+        let refused = |status, group: usize| Refusal { status, missing: 0, group: group as u32 };
+        let state = self.stores.iter().position(|store| matches!(store.reach, Reach::State { .. }));
+        if let Some(group) = state {
+            // It has taken in what would be removed.
+            return Err(refused(Status::Unsupported, group));
+        }
         let mut added = 0;
         for group in self.holders.sequences[row].holder.groups.range() {
             let store = &self.stores[group];
             let each = u64::from(store.block_tokens);
+            if !store.reach.is_by_token() {
+                continue;
+            }
             let is_whole = cut.offset.is_multiple_of(each) && cut.tokens.is_multiple_of(each);
             if !self.has_slots[group] && !is_whole {
-                return Err(Status::Unsupported.into());
+                return Err(refused(Status::Unsupported, group));
             }
-            let new = cut.new_cells(each);
+            let tail = self.tail(row, group, cut).ok_or(refused(Status::WrongState, group))?;
+            let new = cut.new_cells(each, tail);
             if new > store.available() as usize {
                 let missing = new as u32 - store.available();
                 return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
@@ -87,20 +139,28 @@ impl State {
         self.settle_tip(row);
         let blocks_added = self.check_edit(row, cut)?;
         let freed = |group: usize| {
-            self.freed_behind(row, group, cut.first_cell(self.stores[group].block_tokens.into()))
+            let tail = self.tail(row, group, cut).filter(|_| self.stores[group].reach.is_by_token());
+            tail.map_or(0, |tail| self.freed_behind(row, group, tail.left_from))
         };
-        let freed: u32 = (0..self.stores.len()).map(freed).sum();
+        let freed: u32 = sequence.holder.groups.range().map(freed).sum();
         if blocks_added > freed {
             self.check_limit(sequence.holder.namespace, blocks_added - freed)?;
         }
         self.reserve_trunks();
         self.settle_tip(row);
         let groups = sequence.holder.groups;
+        let mut edited = cut.moved(sequence.edited);
         // Of groups that are not its own it keeps the nothing that it has.
-        let mut keep = [0; GROUPS_MAX];
+        let mut keep = [usize::MAX; GROUPS_MAX];
         for (group, keep) in keep[..groups.range().end].iter_mut().enumerate().skip(groups.first()) {
-            *keep = cut.first_cell(self.stores[group].block_tokens.into());
-            self.copy_tail(row, group, cut);
+            if let Some(tail) = self.tail(row, group, cut).filter(|_| self.stores[group].reach.is_by_token())
+            {
+                *keep = tail.first;
+                if self.stores[group].reach.is_window() && tail.is_all {
+                    edited = edited.max(tail.from);
+                }
+                self.copy_tail(row, group, cut, tail);
+            }
         }
         self.cut(row, |group| keep[group]);
         let length = cut.new_length();
@@ -115,6 +175,7 @@ impl State {
         };
         sequence.holder.no_store = true;
         sequence.may_share = true;
+        (sequence.trimmed, sequence.edited) = (cut.moved(sequence.trimmed), edited);
         Ok(OpResult {
             row: row as i32,
             sequence: self.holders.sequence_id(row).0,
@@ -124,17 +185,18 @@ impl State {
     }
 
     /// Fills new blocks of a group by copies of the tail and puts them in its place.
-    fn copy_tail(&mut self, row: usize, group: usize, cut: Cut) {
+    fn copy_tail(&mut self, row: usize, group: usize, cut: Cut, tail: Tail) {
         let each = u64::from(self.stores[group].block_tokens);
-        let (first, count) = (cut.first_cell(each), self.holders.rows[group].count(row));
+        let Tail { first, left_from, .. } = tail;
+        let (count, held) = (self.holders.rows[group].count(row), self.holders.rows[group].held(row).len());
         let tenant = self.shared.namespaces.get(self.holders.sequences[row].holder.namespace).tenant;
         let last_step = self.last_use(row);
         self.edited.clear();
-        for _ in 0..cut.new_cells(each) {
+        for _ in 0..cut.new_cells(each, tail) {
             let block = self.stores[group].allocate(tenant, &mut self.shared);
             self.edited.push(block);
         }
-        for (source, target, tokens) in cut.runs(each) {
+        for (source, target, tokens) in cut.runs(each, tail) {
             let slot = |block: u32, token: u64| i64::from(block) * each as i64 + (token % each) as i64;
             let old = self.holders.rows[group].row(row)[(source / each) as usize] as u32;
             let new = self.edited[(target / each) as usize - first];
@@ -148,12 +210,16 @@ impl State {
                 shift: (target as i64 - source as i64) as i32,
             });
         }
-        self.release_cells(row, group, first.max(self.own_from(row, group))..count, last_step);
+        self.release_cells(row, group, left_from.max(self.own_from(row, group))..count, last_step);
         let rows = &mut self.holders.rows[group];
         rows.truncate(row, first);
+        if tail.is_all {
+            rows.set_holes(row, first);
+        }
         self.edited.iter().for_each(|&block| rows.push(row, block));
-        let new_count = first + self.edited.len();
-        self.batch.mark_cells(group, row, first, new_count);
-        self.batch.used_slots -= (count - new_count) as u64 * each;
+        self.batch.mark_cells(group, row, first.min(left_from), rows.count(row));
+        // A window's tail may lie across one block more than before.
+        self.batch.used_slots =
+            self.batch.used_slots + rows.held(row).len() as u64 * each - held as u64 * each;
     }
 }

@@ -4,7 +4,8 @@
 //! allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing block
 //! rules out every length that needs it, so each block is looked up at most once. What it does not: hold what it finds;
 //! that is `lookup`. Lengths are multiples of the blocks of the groups by token alone; a state adds none but those at
-//! which its snapshots lie. Inputs of cross-attention are found by their own name.
+//! which its snapshots lie, and none that the open step is yet to write: of two sequences of one step, neither can
+//! start from what the other ends with. Inputs of cross-attention are found by their own name.
 
 use super::block::{Publication, ROOT_SERIAL};
 use super::group::Reach;
@@ -92,6 +93,10 @@ impl State {
         if request.drop_last && length > 0 {
             length = self.longest(&mut search, length - 1);
         }
+        while length > 0 && !self.fits(&search, length, inputs) {
+            length = self.longest(&mut search, length - 1);
+        }
+        let inputs = if self.fits(&search, length, inputs) { inputs } else { 0 };
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &mut self.holders.lease_rows[group];
             let cells = (length / u64::from(store.block_tokens)) as usize;
@@ -109,6 +114,25 @@ impl State {
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
         (found, length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
+    }
+
+    /// Whether a hit of this length can be held beside what is promised to sequences.
+    fn fits(&self, search: &Search<'_>, length: u64, inputs: u32) -> bool {
+        (0..self.stores.len()).all(|group| {
+            let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
+            let cells = (length / u64::from(store.block_tokens)) as usize;
+            let cells = match store.reach {
+                Reach::State { .. } => {
+                    let state = (length > 0).then_some(search.states[group] as i32);
+                    return self.fits_promises(group, state.into_iter());
+                }
+                Reach::Cross { .. } => 0..if inputs >> group & 1 == 1 { rows.row_cells() } else { 0 },
+                Reach::All | Reach::Untrimmed => 0..cells,
+                Reach::Sliding { .. } | Reach::Chunked { .. } if length > 0 => search.found[group].0..cells,
+                Reach::Sliding { .. } | Reach::Chunked { .. } => 0..0,
+            };
+            self.fits_promises(group, cells.map(|at| rows.cell(search.lease, at)))
+        })
     }
 
     /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them
@@ -230,8 +254,8 @@ impl State {
                 } else if matches!(reach, Reach::State { .. }) {
                     let parent = self.lease_anchor(search.lease, length);
                     match self.probe(search, group, cells - 1, parent) {
-                        Some(state) => search.states[group] = state,
-                        None => {
+                        Some(state) if !self.is_being_written(group, state) => search.states[group] = state,
+                        _ => {
                             limit = length - 1;
                             continue 'lengths;
                         }

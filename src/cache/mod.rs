@@ -26,6 +26,7 @@ mod free;
 mod group;
 mod growth;
 mod hash;
+mod held;
 mod hybrid;
 mod index;
 mod index_kernels;

@@ -22,6 +22,7 @@ impl State {
                 self.batch.entries[sequence.batch_position as usize].generation = 0;
             }
             (sequence.length, sequence.committed, sequence.last_step) = (0, 0, 0);
+            (sequence.trimmed, sequence.edited) = (0, 0);
             self.holders.kin[row].release_step = 0;
         }
         let pause = if mode == PreemptMode::Keep { Pause::Kept } else { Pause::Dropped };

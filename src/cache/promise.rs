@@ -6,14 +6,18 @@
 //! and one more where an open block may have to be copied, as far as they are there and the namespace may hold them:
 //! its limit of held blocks counts what is promised to its sequences.
 //!
+//! A window takes a bounded number however long the sequence gets, because what it lets go comes back: so many are
+//! promised. A state takes its two and one that waits for its step. Another input is whole from the beginning.
+//!
 //! Invariant: in every group the promises of the rows add up to `promised`, and so many blocks are free or evictable.
-//! Promises are made in caches of full groups alone.
 
 use super::change::Change;
 use super::classes::Groups;
-use super::sequence::{Pause, Sequence};
+use super::group::{Reach, STATE_CELLS};
+use super::growth::{Grower, Growth};
+use super::sequence::{Holder, Pause, Sequence};
 use super::state::State;
-use super::step::{Op, OpOutcome};
+use super::step::{Op, OpOutcome, Refusal};
 use super::store::Store;
 use super::trunks::GROUPS_MAX;
 use crate::error::{Error, Result, Status};
@@ -81,6 +85,23 @@ impl Promises {
 }
 
 impl Store {
+    /// Blocks that a sequence still needs on its way to `expected` tokens, whose row has `cells` cells of which it
+    /// holds `held` blocks.
+    fn lacking(&self, expected: u64, length: u64, cells: u64, held: u64) -> u32 {
+        let left = expected.div_ceil(u64::from(self.block_tokens)).saturating_sub(cells);
+        let lacking = match self.reach {
+            Reach::All | Reach::Untrimmed => left,
+            Reach::Sliding { window_tokens: tokens } | Reach::Chunked { chunk_tokens: tokens } => {
+                // As many blocks as a window can touch, and the one before it, which waits for its step.
+                let most = u64::from(tokens - 1).div_ceil(u64::from(self.block_tokens)) + 2;
+                left.min(most.saturating_sub(held))
+            }
+            Reach::State { .. } if expected > length => (u64::from(STATE_CELLS) + 1).saturating_sub(held),
+            Reach::State { .. } | Reach::Cross { .. } => 0,
+        };
+        lacking as u32
+    }
+
     /// Whether a findable block is one of those that can make room.
     pub(super) fn is_evictable(&self, index: u32) -> bool {
         self.is_inactive(index) && !self.is_pinned(index)
@@ -105,21 +126,56 @@ impl State {
         if expected_tokens == 0 {
             return self.admit(lease, tokens, lookahead, row);
         }
-        if !self.is_plain {
-            return Err(Status::Unsupported.into());
-        }
         let index = self.holders.find_lease(lease)?;
-        let held = |group: usize| self.holders.lease_rows[group].count(index);
-        let groups = self.holders.leases[index].holder.groups;
-        let lacking = self.check_blocks(expected_tokens, groups, held)?;
-        // A hit that ends inside a block is copied now or at the first append.
-        let copied = self.check_partial(index, tokens.max(1), expected_tokens)?;
-        self.check_limit(self.holders.leases[index].holder.namespace, lacking + copied)?;
+        let Holder { namespace, groups, .. } = self.holders.leases[index].holder;
+        let lacking = if self.is_plain {
+            let held = |group: usize| self.holders.lease_rows[group].count(index);
+            let lacking = self.check_blocks(expected_tokens, groups, held)?;
+            // A hit that ends inside a block is copied now or at the first append.
+            lacking + self.check_partial(index, tokens.max(1), expected_tokens)?
+        } else {
+            let length = self.holders.leases[index].hit_tokens;
+            let growth = Growth { first: length, length, tokens, lookahead: lookahead.into() };
+            self.check_expected(index, &growth, expected_tokens)?
+        };
+        self.check_limit(namespace, lacking)?;
         let result = self.admit(lease, tokens, lookahead, row)?;
         self.holders.sequences[result.row as usize].expected_tokens = expected_tokens;
         self.promises.rows += 1;
         self.renew_promise(result.row as usize);
         Ok(result)
+    }
+
+    /// Checks that every group has what ADMIT takes and, beside it, what can be promised then; answers how many blocks
+    /// that is.
+    fn check_expected(
+        &self,
+        lease: usize,
+        growth: &Growth,
+        expected: u64,
+    ) -> std::result::Result<u32, Refusal> {
+        if expected > self.max_sequence_tokens {
+            return Err(Status::InvalidArgument.into());
+        }
+        self.check_growth(Grower::Lease(lease), growth)?;
+        let (length, mut all) = (growth.length + growth.tokens, 0);
+        for (group, store) in self.stores.iter().enumerate() {
+            let rows = &self.holders.lease_rows[group];
+            let (new, returned) = self.growth_of(Grower::Lease(lease), group, growth)?;
+            let cells = (rows.count(lease) + new as usize) as u64;
+            let held = match store.reach.has_holes() {
+                true => cells - (growth.cells(store).1.max(rows.first(lease)) as u64).min(cells),
+                false => cells,
+            };
+            let wanted = new + store.lacking(expected, length, cells, held);
+            let available = store.available() + returned;
+            if wanted > available {
+                let (status, missing) = (Status::OutOfBlocks, wanted - available);
+                return Err(Refusal { status, missing, group: group as u32 });
+            }
+            all += wanted;
+        }
+        Ok(all)
     }
 
     /// The row of the sequence with a promise whose blocks an operation may change; its promise is taken back until
@@ -184,11 +240,10 @@ impl State {
         let owner = self.owner_of_row(row);
         let mut quota = self.quota_left(self.holders.sequences[row].holder.namespace);
         for group in self.holders.sequences[row].holder.groups.range() {
-            let store = &mut self.stores[group];
-            let each = u64::from(store.block_tokens);
-            let held = self.holders.rows[group].count(row) as u64;
-            let copied = u32::from(may_share && !length.is_multiple_of(each));
-            let lacking = expected.div_ceil(each).saturating_sub(held) as u32 + copied;
+            let (store, rows) = (&mut self.stores[group], &self.holders.rows[group]);
+            let (cells, held) = (rows.count(row) as u64, rows.held(row).len() as u64);
+            let is_open = store.reach.is_by_token() && !length.is_multiple_of(store.block_tokens.into());
+            let lacking = store.lacking(expected, length, cells, held) + u32::from(may_share && is_open);
             let promise = lacking.min(store.available()).min(u32::try_from(quota).unwrap_or(u32::MAX));
             quota -= u64::from(promise);
             store.promised += promise;
@@ -218,5 +273,12 @@ impl State {
             rows.truncate(lease, count);
         }
         has_promises
+    }
+
+    /// Whether the blocks that a lookup found in a group, not yet acquired, can be held beside the promises.
+    pub(super) fn fits_promises(&self, group: usize, blocks: impl Iterator<Item = i32>) -> bool {
+        let store = &self.stores[group];
+        store.promised == 0
+            || blocks.filter(|&block| store.is_evictable(block as u32)).count() <= store.available() as usize
     }
 }

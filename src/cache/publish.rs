@@ -153,6 +153,11 @@ impl State {
                 };
                 rows.cell(row, position) as u32
             };
+            if store.block(block).is_findable() {
+                // A sequence that shares it was faster. What follows other tokens than it told must not be found.
+                self.holders.sequences[row].holder.no_store |= store.block(block).key != key;
+                continue;
+            }
             let parent_key = match before {
                 Some(_) if store.block_tokens == self.link_tokens => parent_link_key,
                 before => before.map_or(Key::default(), |before| before.key),
@@ -204,7 +209,9 @@ impl State {
             }
             let as_what =
                 Publication::of_input(self.hash, base, namespace, input, position as u64, has_tokens);
-            committed += u32::from(store.publish(block, &as_what, &mut self.shared) == Published::Stored);
+            let published = store.publish(block, &as_what, &mut self.shared);
+            self.holders.sequences[row].note_input(self.batch.step, group, published);
+            committed += u32::from(published == Published::Stored);
         }
         committed
     }

@@ -2,6 +2,7 @@
 
 use super::block::NO_SERIAL;
 use super::events::RemoveReason;
+use super::group::Reach;
 use super::hash::{Extras, Key};
 use super::lookup::Extra;
 use super::namespace::KeyMode;
@@ -10,6 +11,7 @@ use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::trunks::GROUPS_MAX;
 use crate::error::Status;
+use std::ops::Range;
 
 impl State {
     pub(super) fn rollback(
@@ -35,6 +37,7 @@ impl State {
         if mode != KeyMode::Tokens && !(open_tokens.is_empty() && extras.is_empty()) {
             return Err(Status::KeyMode.into());
         }
+        self.check_kept(row, tokens)?;
         self.check_take_back(row, tokens)?;
         self.take_back(row, tokens);
         self.reserve_trunks();
@@ -45,6 +48,9 @@ impl State {
             let each = u64::from(self.stores[group].block_tokens);
             let count = self.holders.rows[group].count(row);
             if !self.stores[group].reach.is_by_token() {
+                if matches!(self.stores[group].reach, Reach::State { .. }) {
+                    self.rewind_state(group, row, tokens);
+                }
                 continue;
             }
             let cells = |tokens: u64| (tokens.div_ceil(each) as usize).min(count);
@@ -73,6 +79,8 @@ impl State {
         let sequence = &mut self.holders.sequences[row];
         sequence.length = tokens;
         sequence.may_share = true;
+        sequence.trimmed = sequence.trimmed.min(tokens);
+        sequence.edited = sequence.edited.min(tokens);
         if tokens < sequence.committed {
             self.rewind(row, tokens, open_tokens, extras);
         }
@@ -114,14 +122,33 @@ impl State {
     }
 
     /// Key and folded extras at the end of a block, as far as a block of any group that ends there tells them.
-    fn chain_at(&self, row: usize, boundary: u64, has_extras: bool) -> Option<(Key, Extras)> {
+    pub(super) fn chain_at(&self, row: usize, boundary: u64, has_extras: bool) -> Option<(Key, Extras)> {
         for group in self.holders.sequences[row].holder.groups.range() {
             let (store, rows) = (&self.stores[group], &self.holders.rows[group]);
             let each = u64::from(store.block_tokens);
-            if !boundary.is_multiple_of(each) {
-                continue;
-            }
-            let block = rows.row(row)[(boundary / each) as usize - 1] as u32;
+            let position = (boundary / each).saturating_sub(1) as usize;
+            let block = match store.reach {
+                Reach::Cross { .. } => continue,
+                _ if !boundary.is_multiple_of(each) => continue,
+                Reach::State { .. } if boundary == self.holders.sequences[row].length => {
+                    // A state that is not findable may have been written on under the name that it had.
+                    let state = rows.row(row).first().map(|&state| state as u32);
+                    match state.filter(|&state| store.block(state).is_findable()) {
+                        Some(state) => state,
+                        None => continue,
+                    }
+                }
+                Reach::State { .. } => continue,
+                _ if position + 1 == rows.first(row) => {
+                    let key = rows.before(row).key;
+                    if key != Key::default() && !has_extras {
+                        return Some((key, Extras::NONE));
+                    }
+                    continue;
+                }
+                _ if position < rows.first(row) => continue,
+                _ => rows.row(row)[position] as u32,
+            };
             let (entry, origin) = (store.block(block), store.origin(block));
             if let Some(key) = entry.name().filter(|_| !has_extras) {
                 return Some((key, Extras::NONE));
@@ -134,7 +161,7 @@ impl State {
     }
 
     /// Committed tokens of a row from `tokens` on that the open step is yet to write.
-    pub(super) fn unwritten_commits(&self, row: usize, tokens: u64) -> std::ops::Range<u64> {
+    pub(super) fn unwritten_commits(&self, row: usize, tokens: u64) -> Range<u64> {
         let Sequence { committed, last_step, batch_position, .. } = self.holders.sequences[row];
         let mut unwritten_from = self.unwritten_from(row);
         if last_step == self.batch.step && self.batch.step > 0 {
@@ -148,13 +175,30 @@ impl State {
     fn each_unwritten(&self, row: usize, tokens: u64, mut visit: impl FnMut(usize, u32)) {
         let range = self.unwritten_commits(row, tokens);
         for (group, (store, rows)) in self.stores.iter().zip(&self.holders.rows).enumerate() {
-            let each = u64::from(store.block_tokens);
-            let cells = (range.start / each) as usize..(range.end / each) as usize;
+            let cells = self.unwritten_cells(row, group, &range);
             for &block in rows.row(row).get(cells).unwrap_or(&[]) {
                 if store.block(block as u32).is_findable() {
                     visit(group, block as u32);
                 }
             }
+        }
+    }
+
+    /// The cells of a row whose blocks the open step has published if it commits these tokens without writing them.
+    fn unwritten_cells(&self, row: usize, group: usize, range: &Range<u64>) -> Range<usize> {
+        let (store, sequence) = (&self.stores[group], &self.holders.sequences[row]);
+        let each = u64::from(store.block_tokens);
+        match store.reach {
+            _ if range.is_empty() => 0..0,
+            // The state after the last token of the step; the one that it starts from was written before.
+            Reach::State { .. } => 0..usize::from(range.end == sequence.length),
+            // Another input is written with the first token, by whom it was not found.
+            Reach::Cross { .. } => {
+                let (step, groups) = sequence.inputs;
+                let is_own = range.start == 0 && step == self.batch.step && groups >> group & 1 == 1;
+                0..if is_own { self.holders.rows[group].count(row) } else { 0 }
+            }
+            _ => (range.start / each) as usize..(range.end / each) as usize,
         }
     }
 
@@ -172,12 +216,10 @@ impl State {
     pub(super) fn take_back(&mut self, row: usize, tokens: u64) {
         let range = self.unwritten_commits(row, tokens);
         for group in self.holders.sequences[row].holder.groups.range() {
-            let store = &mut self.stores[group];
-            let each = u64::from(store.block_tokens);
-            for at in range.start / each..range.end / each {
-                let block = self.holders.rows[group].row(row)[at as usize] as u32;
-                if store.block(block).is_findable() {
-                    store.remove(block, RemoveReason::Cancelled, &mut self.shared);
+            for at in self.unwritten_cells(row, group, &range) {
+                let block = self.holders.rows[group].row(row)[at] as u32;
+                if self.stores[group].block(block).is_findable() {
+                    self.stores[group].remove(block, RemoveReason::Cancelled, &mut self.shared);
                 }
             }
         }

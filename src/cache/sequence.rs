@@ -269,6 +269,12 @@ pub(super) struct Sequence {
     pub(super) expected_tokens: u64,
     /// What was told of its length when it was looked up; nothing if it was forked.
     pub(super) ask: Ask,
+    /// Tokens before this one are not needed in groups that can do without them: TRIM said so.
+    pub(super) trimmed: u64,
+    /// Windows hold no token before this one, though their first block has a place for it: an EDIT moved them.
+    pub(super) edited: u64,
+    /// Step in which it published other inputs, and of which groups, as bits.
+    pub(super) inputs: (u64, u32),
 }
 
 /// Whether a sequence runs.
@@ -484,3 +490,6 @@ impl Holders {
         Ok(())
     }
 }
+
+#[path = "row_moves.rs"]
+mod row_moves;

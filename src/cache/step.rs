@@ -311,7 +311,7 @@ impl State {
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
         let reserve = total.checked_add(lookahead.into()).ok_or(Status::InvalidArgument)?;
-        let (length, is_new_entry) = (sequence.length, sequence.last_step != self.batch.step);
+        let is_new_entry = sequence.last_step != self.batch.step;
         let may_share = sequence.may_share && tokens > 0;
         let blocks_added = if self.is_plain {
             let (added, held) = match may_share {
@@ -334,13 +334,7 @@ impl State {
             }
             added
         } else {
-            let first = self.computed_from(row).unwrap_or(length);
-            let growth = Growth { first, length, tokens, lookahead: lookahead.into() };
-            let added = self.check_growth(Grower::Row(row), &growth)?;
-            self.check_batch(tokens, is_new_entry)?;
-            self.check_limit(self.holders.sequences[row].holder.namespace, added)?;
-            self.grow_mixed(row, &growth);
-            added
+            self.append_mixed(row, tokens, lookahead, is_new_entry)?
         };
         self.schedule(row, tokens);
         Ok(OpResult {

@@ -7,8 +7,7 @@
 
 pub(super) use self::find::Proof;
 use super::block::{
-    Block, COPY_TARGET, FINDABLE, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, WAITING,
-    ZERO_LISTED,
+    Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
@@ -212,11 +211,11 @@ impl Store {
         block.namespace_and_flags |= HELD_TWICE;
     }
 
-    /// Whether one holder has the block, it is not findable, and nobody else held it but together with that one, or
-    /// while it was findable: those read what was complete, by work that the tables of later steps are ordered behind.
-    pub(super) fn is_exclusive(&self, index: u32) -> bool {
+    /// Whether one holder has the block, it is not findable, and what others that held it independently ran is over.
+    pub(super) fn is_exclusive(&self, index: u32, completed: u64) -> bool {
         let block = self.block(index);
-        block.refs == 1 && block.namespace_and_flags & (FINDABLE | HELD_TWICE) == 0
+        let was_shared = block.namespace_and_flags & HELD_TWICE != 0;
+        block.refs == 1 && !block.is_findable() && (!was_shared || block.last_step <= completed)
     }
 
     /// The copies into this block are enqueued.

@@ -141,9 +141,10 @@ impl State {
     /// Whether a row may write into a block that it holds. Former holders of a trunk may have had tokens where it has
     /// none, so their steps must be over.
     pub(super) fn is_writable(&self, row: usize, group: usize, at: usize) -> bool {
+        let completed = self.shared.steps.completed();
         at >= self.own_from(row, group)
-            && self.holders.kin[row].release_step <= self.shared.steps.completed()
-            && self.stores[group].is_exclusive(self.holders.rows[group].row(row)[at] as u32)
+            && self.holders.kin[row].release_step <= completed
+            && self.stores[group].is_exclusive(self.holders.rows[group].row(row)[at] as u32, completed)
     }
 
     /// The trunk by which a row holds a cell that is not its own.
@@ -203,7 +204,10 @@ impl State {
             }
             let old = self.trunks.trunks[tip as usize];
             let start = |trunks: &Trunks, group: usize| trunks.start(tip, group);
-            let is_past = |group: usize| keep(group) <= start(&self.trunks, group);
+            let is_past = |group: usize| {
+                let start = start(&self.trunks, group);
+                keep(group) <= start || self.trunks.end(tip, group) == start
+            };
             // Where a position lies differs by less than a block between groups, so that a row may leave a trunk in
             // one and keep some cells of it in another: it holds those for itself from then on.
             let left = if groups.clone().all(is_past)

@@ -1,10 +1,11 @@
 //! ADMIT with an expected length: what is promised is there when it is wanted, whatever others do.
 
-use kavern::cache::{CacheConfig, Change, HashKind, Op, OpResult, PreemptMode, Target};
+use kavern::cache::{CacheConfig, Change, GroupConfig, HashKind, Op, OpResult, PreemptMode, Reach, Target};
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, config, group, opaque, prompt};
+use super::bench::{Bench, ask, config, group, prompt};
+use super::groups::{cross, decode, reaching, state};
 
 fn expect(bench: &mut Bench, lease: Id, tokens: u64, expected_tokens: u64) -> OpResult {
     bench.apply(&Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens })
@@ -122,14 +123,65 @@ fn a_rollback_gets_its_promise_back_and_a_resize_leaves_it_alone() {
 }
 
 #[test]
-fn a_cache_of_other_groups_promises_nothing() {
-    let window = kavern::cache::Reach::Sliding { window_tokens: 8 };
-    let group = kavern::cache::GroupConfig { reach: window, ..opaque(4, 16) };
-    let mut bench = Bench::new(&config(vec![group], 10));
+fn each_kind_of_group_promises_what_it_takes_at_most() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let sizes = |group: GroupConfig, capacity_blocks| GroupConfig { capacity_blocks, ..group };
+    let groups = vec![sizes(group(4), 26), sizes(window, 8), sizes(state(1, 4), 5), sizes(cross(6, 4), 4)];
+    let mut bench = Bench::new(&config(groups, 64));
+    let tokens = prompt(1, 100);
     bench.begin();
-    let lease = bench.look(&ask(&prompt(1, 8))).lease;
-    assert_eq!(expect(&mut bench, lease, 8, 12).status, Status::Unsupported);
+    let lease = bench.look(&ask(&tokens)).lease;
+    let refused = expect(&mut bench, lease, 8, 105);
+    assert_eq!((refused.status, refused.blocks_missing, refused.group), (Status::OutOfBlocks, 1, 0));
+    assert_eq!(expect(&mut bench, lease, 8, 513).status, Status::InvalidArgument);
+    let admitted = expect(&mut bench, lease, 8, 100);
+    assert_eq!((admitted.status, admitted.blocks_added), (Status::Ok, 2 + 2 + 1 + 2));
+    assert_eq!(bench.statistics().promised_blocks, 23 + 2 + 2, "up to four of a window, three states");
+    let sequence = admitted.sequence;
+    // Others are refused what is promised: all of the full group and all but four of the window's.
+    let other = bench.look(&ask(&prompt(2, 8))).lease;
+    let refused = bench.apply(&Op::Admit { lease: other, tokens: 8, lookahead: 0, row: -1 });
+    assert_eq!((refused.status, refused.blocks_missing, refused.group), (Status::OutOfBlocks, 1, 0));
+    let small = bench.admit(other, 4).sequence;
+    bench.commit(sequence, &tokens[..8]);
     bench.done();
+    for &token in &tokens[8..] {
+        decode(&mut bench, sequence, token);
+        bench.cache.validate().unwrap();
+    }
+    assert_eq!(bench.statistics().promised_blocks, 0);
+    bench.begin();
+    bench.free(sequence);
+    bench.free(small);
+    bench.done();
+    assert_eq!(bench.hits(&ask(&tokens)), 0, "the other input has no name");
+}
+
+#[test]
+fn a_lookup_in_mixed_groups_leaves_what_is_promised() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let mut bench = Bench::new(&config(vec![group(4), window, state(1, 4)], 12));
+    let cached = prompt(5, 32);
+    bench.begin();
+    let (_, writer) = bench.start(&ask(&cached[..16]), &cached[..16]);
+    bench.done();
+    bench.begin();
+    bench.append(writer, 16);
+    bench.commit(writer, &cached[16..]);
+    bench.done();
+    bench.begin();
+    bench.free(writer);
+    bench.done();
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 4))).lease;
+    let sequence = expect(&mut bench, lease, 4, 24).sequence;
+    let hit = bench.look(&ask(&cached));
+    assert_eq!(hit.tokens, 16, "six of the full group's blocks are left, and a hit of 32 takes eight");
+    bench.cache.validate().unwrap();
+    bench.release(hit.lease);
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.hits(&ask(&cached)), 32);
 }
 
 /// One running sequence.
@@ -248,4 +300,57 @@ fn a_sequence_that_expects_nothing_is_one_without_a_promise() {
     bench.cache.validate().unwrap();
     bench.free(admitted.sequence);
     bench.done();
+}
+
+#[test]
+fn no_decode_within_a_promise_is_refused_in_mixed_groups_where_nobody_shares_its_window() {
+    let (mut kept, mut refusals) = (0, 0);
+    for seed in 0..24 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let sized = |reach, capacity_blocks| GroupConfig { capacity_blocks, ..reaching(reach, group(4)) };
+        let states = GroupConfig { capacity_blocks: 14, ..state(1, 4) };
+        let groups = [group(4), sized(Reach::Sliding { window_tokens: 8 }, 20), states];
+        let mut bench = Bench::new(&config(groups[..2 + seed as usize % 2].to_vec(), 80));
+        let mut live: Vec<Running> = Vec::new();
+        for step in 0..400 {
+            bench.begin();
+            for running in &mut live {
+                let op = Op::Append { target: Target::Id(Id(running.id)), tokens: 1, lookahead: 0 };
+                let appended = bench.apply(&op);
+                if appended.status == Status::Ok {
+                    running.length += 1;
+                    running.tokens.push(0);
+                    bench.commit(running.id, &[0]);
+                    kept += u64::from(running.length <= running.expected);
+                } else {
+                    assert_eq!(appended.status, Status::OutOfBlocks);
+                    assert!(running.length + 1 > running.expected, "seed {seed}, group {}", appended.group);
+                    refusals += 1;
+                }
+            }
+            live.retain(|running| {
+                let is_over = running.length > running.expected + 20;
+                if is_over {
+                    bench.free(running.id);
+                }
+                !is_over
+            });
+            // What two share, neither gives back when its window leaves it: each has tokens of its own.
+            let tokens = prompt(step, random.usize(1..24));
+            let hit = bench.look(&ask(&tokens));
+            let rest = tokens.len() as u64 - hit.tokens;
+            let length = tokens.len() as u64;
+            let expected = if random.bool() { length + random.u64(0..60) } else { 0 };
+            let admitted = expect(&mut bench, hit.lease, rest, expected);
+            if admitted.status == Status::Ok {
+                bench.commit(admitted.sequence, &tokens[hit.tokens as usize..]);
+                live.push(Running { id: admitted.sequence, length, expected, tokens });
+            } else {
+                bench.good(&Op::Release { lease: hit.lease });
+            }
+            bench.done();
+            bench.cache.validate().unwrap();
+        }
+    }
+    assert!(kept > 5000 && refusals > 500, "{kept} appends within a promise, {refusals} refusals");
 }
