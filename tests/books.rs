@@ -43,6 +43,7 @@ fn cache(manager: &Arc<Manager>, max_blocks: u64) -> KvCache {
         worker: false,
         exact_order: true,
         max_blocks,
+        adaptive: None,
     };
     KvCache::new(manager.memory(), &config).unwrap()
 }

@@ -86,6 +86,7 @@ fn config(hash: HashKind, groups: &[Kind]) -> CacheConfig {
         worker: false,
         exact_order: true,
         max_blocks: 0,
+        adaptive: None,
     }
 }
 
@@ -291,6 +292,7 @@ impl Run {
             no_store: false,
             drop_last: false,
             keep_one_token: true,
+            sizing: Default::default(),
         };
         let found = self.cache.lookups().find(&request).ok()?;
         self.hits += found.hit_tokens;
@@ -306,10 +308,8 @@ impl Run {
         let count = self.random.usize(0..=prompt.len() - hit);
         let (tokens, lookahead, row) = (count as u64, self.random.u32(0..6), -1);
         let expected_tokens = self.random.u64(1..=MAX_TOKENS as u64);
-        let op = match self.random.u8(0..4) {
-            0 => Op::AdmitExpecting { lease, tokens, lookahead, row, expected_tokens },
-            _ => Op::Admit { lease, tokens, lookahead, row },
-        };
+        let expected_tokens = if self.random.u8(0..4) == 0 { expected_tokens } else { 0 };
+        let op = Op::Admit { lease, tokens, lookahead, row, expected_tokens };
         let Some(result) = self.alone(&op, Some(Status::Ok)) else {
             self.alone(&Op::Release { lease }, Some(Status::Ok)).unwrap();
             return;
