@@ -270,7 +270,7 @@ fn sixty_four_threads_share_a_manager_and_a_cache_and_nothing_is_left_at_the_end
     if std::env::var_os("KAVERN_SOAK_SECONDS").is_none() {
         program.arg(sweep_calls("3", "600"));
     }
-    eprint!("{}", String::from_utf8_lossy(&run(&mut program).stdout));
+    eprintln!("{}", String::from_utf8_lossy(&run(&mut program).stdout).trim_end());
 }
 
 #[test]

@@ -226,13 +226,36 @@ static void threads(void) {
     OK(kavern_manager_destroy(&shared_manager));
 }
 
+/* A server that makes a stream for each request: more of them than the allocator has numbers for at a time. */
+static void streams_one_after_the_other(void) {
+    kavern_manager *manager = open_limited(0);
+    uint64_t kept = 0, address = 0;
+    for (int turn = 0; turn < 70000; ++turn) {
+        kavern_stream *stream = NULL;
+        OK(kavern_stream_create(manager, &stream));
+        OK(kavern_alloc(manager, 512, 0, stream, 0, &address));
+        if (turn == 5) {
+            kept = address;
+        } else {
+            OK(kavern_free(manager, address, stream));
+        }
+        OK(kavern_stream_destroy(&stream));
+    }
+    kavern_address_description about = {.struct_size = sizeof about};
+    OK(kavern_address_info(manager, kept, &about));
+    CHECK(about.bytes == 512);
+    OK(kavern_free(manager, kept, NULL));
+    OK(kavern_manager_destroy(&manager));
+}
+
 int main(void) {
     sizes_and_refusals();
     batches();
     short_memory();
     half_empty_pages();
     half_empty_pages_serve_a_request();
+    streams_one_after_the_other();
     threads();
-    puts("device memory: sizes, batches, short memory, half-empty pages, threads");
+    puts("device memory: sizes, batches, short memory, half-empty pages, many streams, threads");
     return 0;
 }

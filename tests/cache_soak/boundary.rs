@@ -372,7 +372,8 @@ impl Cache {
         let mut totals = kavern_manager_statistics { struct_size, ..zeroed() };
         // SAFETY: a struct that says its size.
         good(unsafe { kavern_manager_stats(self.manager, &mut totals) });
-        assert_eq!((totals.caches, totals.own_streams, totals.device_bytes), (0, 0, 0));
+        let left = [totals.caches, totals.own_streams, totals.device_bytes, totals.races];
+        assert_eq!(left, [0; 4], "caches, streams, bytes, races");
         // SAFETY: a live handle, not used again.
         good(unsafe { kavern_manager_destroy(&mut self.manager) });
     }

@@ -223,7 +223,7 @@ fn patterns(cache: &KvCache, stream: Stream, sequence: &Sequence, row: &[i32]) {
         .map(|block| {
             block
                 .iter()
-                .for_each(|&token| chain = (chain ^ token as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                .for_each(|&token| chain = (chain ^ (token as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             chain
         })
         .collect();

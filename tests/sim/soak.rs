@@ -26,7 +26,7 @@ fn number(name: &str) -> Option<u64> {
 fn play(seed: u64) -> u64 {
     // Two seeds of one engine, then two of the other.
     let (report, operations) =
-        if seed / 2 % 2 == 0 { cache::soak(seed, STEPS) } else { branches::soak(seed, STEPS) };
+        if (seed / 2).is_multiple_of(2) { cache::soak(seed, STEPS) } else { branches::soak(seed, STEPS) };
     assert_eq!(kinds(&report), [], "KAVERN_SEED={seed}: {}", report.to_json());
     operations
 }
