@@ -4,8 +4,8 @@
 //! freed are kept by the stream itself, so nobody gets another one's with its number.
 //! Invariant: a number is in use, gone or free. One that is gone still names its stream for the blocks that live on,
 //! and is given again only when a walk over all live records has not met it. Nobody allocates on a stream that goes, so
-//! no record comes to name it later. Lock order: inside the heap's lock of names, which no other lock is taken under but
-//! that of plain blocks.
+//! no record comes to name it later. Lock order: inside the heap's lock of names, under which no other lock is taken
+//! but that of plain blocks.
 
 use std::collections::BTreeMap;
 
