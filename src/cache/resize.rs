@@ -8,7 +8,7 @@
 //! Invariants: a block at or above `limit` is held, waits, is pinned, or is retired; nothing above it is free, and
 //! only what is pinned is findable, until its last pin goes. A step never waits for a resize: a resize has a lock of
 //! its own, and the cache's only for a stretch. Lock order: a group's resize, then the cache's; neither lock of the
-//! cache is held across a call into the device, the resize's is; neither while others are asked for memory.
+//! cache is held across a call into the device, the resize's is.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 

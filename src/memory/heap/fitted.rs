@@ -35,11 +35,6 @@ const OWN_PAGES_BYTES: u64 = 16 << 20;
 /// grow.
 const WALK_MOST: u32 = 2048;
 
-/// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
-pub(super) fn rare_class(bytes: u64) -> Option<usize> {
-    size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
-}
-
 fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
 }
@@ -228,6 +223,11 @@ fn best_site(middle: &FreeList, count: u32) -> Option<Site> {
         }
     }
     best
+}
+
+/// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
+pub(super) fn rare_class(bytes: u64) -> Option<usize> {
+    size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
 }
 
 impl Core {
