@@ -195,9 +195,13 @@ impl Heap {
     /// its graph and is left alone.
     pub(super) fn close_lanes(&self) -> Result<()> {
         let lanes = self.core.lock().order.streams();
+        // A stream may go meanwhile, after a wait for its work.
+        let is_gone = |error: &Error| error.status == Status::InvalidArgument;
         for lane in lanes {
-            if self.is_capturing(lane)? {
-                continue;
+            match self.is_capturing(lane) {
+                Ok(true) => continue,
+                Err(error) if !is_gone(&error) => return Err(error),
+                Ok(false) | Err(_) => {}
             }
             let blocks = self.core.lock().order.take_all_open(lane);
             if blocks.is_empty() {
@@ -206,6 +210,9 @@ impl Heap {
             let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { self.marked(lane) };
             match self.fences.record(behind) {
                 Ok(fence) => self.core.lock().order.close(lane, fence, blocks),
+                Err(error) if is_gone(&error) && self.device.synchronize().is_ok() => {
+                    Self::give_all(&mut self.core.lock(), blocks)?;
+                }
                 Err(error) => {
                     self.take_freed(lane, blocks);
                     return Err(error);
