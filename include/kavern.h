@@ -594,7 +594,9 @@ enum kavern_pool_memory
     KAVERN_POOL_DEVICE = 0,
     /**
      * Managed memory: the CPU and the device use a block's address, each where the other's work on it is known to be
-     * done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free.
+     * done. For blocks of at most 1 MiB; counted and limited as other device memory, and never more than is free. What
+     * was touched is missing from the free bytes and counts beside them again, so that about half of a device can be
+     * managed memory in use.
      */
     KAVERN_POOL_MANAGED = 1,
 };
@@ -1396,11 +1398,14 @@ typedef struct kavern_manager_statistics {
     uint32_t reserved;
     /**
      * Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
-     * device (KV caches, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0 when all was
-     * given up.
+     * device (KV caches that cannot grow, batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0
+     * when all was given up.
      */
     uint64_t device_bytes;
-    /** Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it. */
+    /**
+     * Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it; with
+     * what other threads were asking for at that moment.
+     */
     uint64_t device_peak_bytes;
     /** Live allocations of device memory: straight from the device, and of kavern_alloc. Ranges are not counted. */
     uint64_t device_allocations;
@@ -1432,7 +1437,7 @@ typedef struct kavern_manager_statistics {
     uint64_t races;
     /** Asked of kavern_alloc and not freed. */
     uint64_t allocator_bytes;
-    /** Committed in elastic ranges. */
+    /** Committed in elastic ranges, those of KV caches with max_blocks too. */
     uint64_t elastic_bytes;
     /** Committed by the models of shared pools. */
     uint64_t shared_bytes;
@@ -2745,10 +2750,10 @@ kavern_status kavern_manager_report_json(const kavern_manager *manager,
                                          size_t *needed);
 
 /**
- * Checks the invariants of the manager's books.
+ * Checks the invariants of all books of the manager: limits, allocator, elastic ranges, pools, pinned memory.
  *
  * Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; takes time in proportion to the live allocations.
+ * Threads: any; takes time in proportion to all that is allocated or free, and allocations wait for it.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null.
@@ -2791,7 +2796,7 @@ kavern_status kavern_manager_stream_register(kavern_manager *manager,
  * Forgets a registered stream; do it before you destroy the stream.
  *
  * Errors: KAVERN_ERR_INVALID_HANDLE if it is not registered, KAVERN_ERR_IN_USE while another thread uses it in a call.
- * Threads: any; does not wait for the stream's work.
+ * Threads: any; waits for the stream's work if memory was freed on it that is not known to be past it.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null; `stream` is compared and not used.
@@ -3836,11 +3841,11 @@ kavern_status kavern_manager_defragment(kavern_manager *manager,
                                         kavern_defragment_result *out);
 
 /**
- * Sets what is asked for memory before kavern_alloc, kavern_kv_cache_create, kavern_kv_resize, kavern_elastic_commit or
- * kavern_elastic_resize is refused, and after any call that passes the soft limit; null asks nobody.
+ * Sets what is asked for memory before kavern_alloc, kavern_kv_cache_create, kavern_kv_resize, kavern_elastic_commit
+ * or kavern_elastic_resize is refused, and after any call that passes the soft limit; null asks nobody.
  *
- * It is called without a lock of the library, on the thread that needs memory, may use all of this manager, also shrink
- * the cache or the range that grows, and is not called while it runs already.
+ * It is called without a lock of the library, on the thread that needs memory, may use all of this manager, also
+ * shrink the cache or the range that grows, and is not called while it runs already.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
  * Threads: any; a call that has begun may still be running when this returns.
  * Since: 0.1

@@ -78,11 +78,11 @@ pub struct kavern_manager_statistics {
     /// Zero.
     pub reserved: u32,
     /// Device memory that is asked for and not given up, by every way, to the byte: allocations straight from the
-    /// device (KV caches that cannot grow, the batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`.
-    /// 0 when all was given up.
+    /// device (KV caches that cannot grow, batches of pools), `allocator_bytes`, `elastic_bytes`, `shared_bytes`. 0
+    /// when all was given up.
     pub device_bytes: u64,
-    /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it; with what
-    /// other threads were asking for at that moment.
+    /// Most device memory that was held at one time, in use or kept for use, as `device_held_bytes` counts it; with
+    /// what other threads were asking for at that moment.
     pub device_peak_bytes: u64,
     /// Live allocations of device memory: straight from the device, and of kavern_alloc. Ranges are not counted.
     pub device_allocations: u64,
@@ -314,10 +314,10 @@ pub unsafe extern "C" fn kavern_manager_report_json(
     })
 }
 
-/// Checks the invariants of the manager's books.
+/// Checks the invariants of all books of the manager: limits, allocator, elastic ranges, pools, pinned memory.
 ///
 /// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; takes time in proportion to the live allocations.
+/// Threads: any; takes time in proportion to all that is allocated or free, and allocations wait for it.
 /// Since: 0.1
 ///
 /// # Safety

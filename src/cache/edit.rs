@@ -151,8 +151,9 @@ impl State {
         let groups = sequence.holder.groups;
         let mut edited = cut.moved(sequence.edited);
         // Of groups that are not its own it keeps the nothing that it has.
-        let mut keep = [usize::MAX; GROUPS_MAX];
+        let mut keep = [0; GROUPS_MAX];
         for (group, keep) in keep[..groups.range().end].iter_mut().enumerate().skip(groups.first()) {
+            *keep = usize::MAX;
             if let Some(tail) = self.tail(row, group, cut).filter(|_| self.stores[group].reach.is_by_token())
             {
                 *keep = tail.first;

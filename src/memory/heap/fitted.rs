@@ -257,6 +257,11 @@ fn best_site(middle: &FreeList, count: u32) -> Option<Site> {
     best
 }
 
+/// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
+pub(super) fn rare_class(bytes: u64) -> Option<usize> {
+    size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
+}
+
 impl Core {
     /// A free run: the lowest that fits while there are few, so that the memory above it empties.
     fn take_run(&mut self, count: u32, alignment: u32) -> Result<Option<u32>> {

@@ -200,9 +200,13 @@ impl Heap {
     /// As `close_lanes`, of the streams of which so many bytes stand behind no event.
     pub(super) fn close_lanes_from(&self, bytes: u64) -> Result<()> {
         let lanes = self.core.lock().order.streams_with(bytes);
+        // A stream may go meanwhile, after a wait for its work.
+        let is_gone = |error: &Error| error.status == Status::InvalidArgument;
         for lane in lanes {
-            if self.is_capturing(lane)? {
-                continue;
+            match self.is_capturing(lane) {
+                Ok(true) => continue,
+                Err(error) if !is_gone(&error) => return Err(error),
+                Ok(false) | Err(_) => {}
             }
             let blocks = self.core.lock().order.take_all_open(lane);
             if blocks.is_empty() {
@@ -211,6 +215,9 @@ impl Heap {
             let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { self.marked(lane) };
             match self.fences.record(behind) {
                 Ok(fence) => self.core.lock().order.close(lane, fence, blocks),
+                Err(error) if is_gone(&error) && self.device.synchronize().is_ok() => {
+                    Self::give_all(&mut self.core.lock(), blocks)?;
+                }
                 Err(error) => {
                     self.take_freed(lane, blocks);
                     return Err(error);
