@@ -12,6 +12,9 @@ use kavern::types::Id;
 
 use super::bench::{Bench, ask, config, group, opaque};
 
+/// Of each group, at most.
+const BLOCKS: u64 = 48;
+
 /// Tokens of everything up to the end of what a block or state holds.
 type Content = Vec<i32>;
 
@@ -308,11 +311,34 @@ impl Play {
         assert_eq!(self.bench.statistics().held_tokens as usize, held_tokens);
     }
 
+    /// What a smaller size moves keeps its content.
+    fn follow_moves(&mut self) {
+        let copies = self
+            .bench
+            .cache
+            .tables(self.bench.step, self.bench.stream, |tables| Ok(tables.copies().to_vec()));
+        for copy in copies.unwrap() {
+            let (group, each) = (copy.group as usize, self.groups[copy.group as usize].1);
+            let [source, target] =
+                [copy.source_slot, copy.target_slot].map(|slot| (slot / each as i64) as i32);
+            assert_eq!((copy.tokens as usize, copy.shift), (each, 0), "nothing else copies here");
+            self.contents[group].remove(&target);
+            if let Some(content) = self.contents[group].remove(&source) {
+                self.contents[group].insert(target, content);
+            }
+        }
+    }
+
     fn step(&mut self) {
         if self.bench.statistics().steps_in_flight > 2 {
             self.bench.device.stream_synchronize(self.bench.stream).unwrap();
         }
+        if self.random.u8(0..6) == 0 {
+            let group = self.random.u32(0..self.groups.len() as u32);
+            self.bench.cache.resize(group, self.random.u64(BLOCKS / 2..=BLOCKS)).unwrap();
+        }
         self.bench.begin();
+        self.follow_moves();
         self.live.iter_mut().for_each(|sequence| sequence.first = usize::MAX);
         for _ in 0..self.random.usize(1..6) {
             match self.random.u8(0..12) {
@@ -356,7 +382,7 @@ fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], seed: u64) {
         max_sequence_tokens: 96,
         max_batch_tokens: 128,
         event_capacity: 16,
-        ..config(groups.iter().map(make).collect(), 48)
+        ..config(groups.iter().map(make).collect(), BLOCKS)
     };
     let mut play = Play {
         random: Rng::with_seed(seed),
@@ -368,6 +394,7 @@ fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], seed: u64) {
         is_exact: hash == HashKind::Blake3,
     };
     (0..400).for_each(|_| play.step());
+    assert!(play.bench.statistics().moved_blocks > 10);
 }
 
 /// Hash, policy, and the groups with their block sizes.

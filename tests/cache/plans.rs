@@ -267,7 +267,8 @@ fn a_step_with_copies_ends_only_after_its_plan() {
     bench.append(sequence, 1);
     assert_eq!(refused(bench.cache.step_done(bench.step, None)), Status::WrongState);
     // Tables of the scheduler's own take nothing away from the plan.
-    bench.cache.tables(bench.step, bench.stream, |tables| Ok(assert_eq!(tables.copies(), []))).unwrap();
+    let seen = bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().len())).unwrap();
+    assert_eq!(seen, 0, "nobody carries them out here");
     assert_eq!(refused(bench.cache.step_done(bench.step, None)), Status::WrongState);
     export(&bench, false);
     bench.done();
