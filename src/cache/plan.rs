@@ -55,6 +55,8 @@ pub(super) struct Counts {
 pub(super) struct GroupShape {
     pub(super) block_tokens: u32,
     pub(super) blocks: u32,
+    /// What a cell may show: a block, or the null block behind them where there is one.
+    pub(super) pool_blocks: u64,
     pub(super) row_cells: u32,
     pub(super) has_slots: bool,
     /// Most copies of a step.
@@ -308,7 +310,7 @@ impl<'a> Plan<'a> {
                 return Err(bad("the number of cells"));
             }
             // -1 is a cell that shows no block.
-            if !plan.cells.iter().all(|cell| cell < group.blocks || cell as i32 == -1) {
+            if !plan.cells.iter().all(|cell| u64::from(cell) < group.pool_blocks || cell as i32 == -1) {
                 return Err(bad("a cell"));
             }
             if plan.zeros.len() > group.blocks as usize

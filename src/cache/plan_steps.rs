@@ -47,6 +47,7 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
         copies: copies as u32,
         block_tokens: group.block_tokens,
         blocks: group.blocks,
+        pool_blocks: group.pool_blocks(),
         row_cells: group.row_cells,
         has_slots: group.has_slots(),
     };

@@ -6,6 +6,7 @@ fn shape() -> Shape {
     let group = |block_tokens, blocks, row_cells| GroupShape {
         block_tokens,
         blocks,
+        pool_blocks: u64::from(blocks),
         row_cells,
         has_slots: true,
         copies: 2,
@@ -165,7 +166,14 @@ fn another_geometry_and_numbers_out_of_range_are_refused_although_the_checksum_i
 
 #[test]
 fn the_digest_knows_every_number_that_a_plan_depends_on() {
-    let group = GroupShape { block_tokens: 4, blocks: 32, row_cells: 25, has_slots: true, copies: 2 };
+    let group = GroupShape {
+        block_tokens: 4,
+        blocks: 32,
+        pool_blocks: 32,
+        row_cells: 25,
+        has_slots: true,
+        copies: 2,
+    };
     let of = |sequences, batch, longest, scrubs, groups| {
         Shape::new(sequences, batch, longest, scrubs, groups).digest
     };
