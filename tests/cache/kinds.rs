@@ -357,3 +357,43 @@ fn write_from(bench: &Bench, group: u32, row: &[i32], tokens: std::ops::Range<us
 fn read_from(bench: &Bench, group: u32, row: &[i32], tokens: std::ops::Range<usize>) -> Vec<i32> {
     tokens.map(|token| bench.words(place(bench, group, row, token)[0], 1)[0]).collect()
 }
+
+#[test]
+fn a_state_is_found_when_the_step_that_writes_it_is_behind() {
+    let mut bench = Bench::new(&config(vec![group(4), state(1, 4)], 16));
+    let tokens = prompt(1, 9);
+    bench.begin();
+    let (_, sequence) = bench.start(&ask(&tokens[..4]), &tokens[..4]);
+    assert_eq!(bench.hits(&ask(&tokens)), 0, "both would run side by side");
+    bench.done();
+    assert_eq!(bench.hits(&ask(&tokens)), 4);
+    bench.begin();
+    bench.append(sequence, 4);
+    bench.commit(sequence, &tokens[4..8]);
+    assert_eq!(bench.hits(&ask(&tokens)), 4, "the state from which this step starts is there");
+    bench.free(sequence);
+    bench.done();
+    assert_eq!(bench.hits(&ask(&tokens)), 8);
+}
+
+#[test]
+fn a_child_that_tells_other_tokens_of_a_shared_block_publishes_nothing_after_it() {
+    for groups in [vec![windows()], vec![state(1, 4)]] {
+        let mut bench = Bench::new(&config(groups, 16));
+        let (tokens, other) = (prompt(1, 8), prompt(2, 8));
+        let lease = bench.look(&ask(&[])).lease;
+        bench.begin();
+        let parent = bench.admit(lease, 4).sequence;
+        bench.done();
+        bench.begin();
+        let child = fork(&mut bench, parent, 0).sequence;
+        assert_eq!(bench.commit(parent, &tokens[..4]).blocks_committed, 1);
+        assert_eq!(bench.commit(child, &other[..4]).blocks_committed, 0);
+        bench.append(child, 4);
+        assert_eq!(bench.commit(child, &other[4..]).blocks_committed, 0);
+        bench.append(parent, 4);
+        bench.commit(parent, &tokens[4..]);
+        bench.done();
+        assert_eq!((bench.hits(&ask(&tokens)), bench.hits(&ask(&other))), (8, 0));
+    }
+}

@@ -585,3 +585,53 @@ fn what_a_plan_told_workers_to_write_is_not_taken_back() {
     bench.done();
     assert_eq!((bench.hits(&ask(&tokens)), bench.hits(&ask(&late))), (16, 0));
 }
+
+/// What the first two rows of each group show, as far as they hold something.
+fn shown(bench: &Bench, message: Option<&[u8]>) -> Vec<Vec<i32>> {
+    let read = |tables: &kavern::cache::StepTables<'_>| {
+        let rows = |(group, count): (usize, usize)| {
+            let view = tables.group(group)?;
+            let cells = view.row_cells as usize;
+            Ok([0, 1].map(|row| view.block_table[row * cells..][..count].to_vec()))
+        };
+        let rows: kavern::error::Result<Vec<_>> = [(0, 6), (1, 6), (2, 2)].into_iter().map(rows).collect();
+        Ok(rows?.concat())
+    };
+    match message {
+        Some(message) => bench.cache.apply_plan(bench.stream, message, read).unwrap(),
+        None => bench.cache.tables(bench.step, bench.stream, read).unwrap(),
+    }
+}
+
+#[test]
+fn workers_learn_the_windows_and_states_of_forks() {
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let settings = config(vec![group(4), window, state(1, 4)], 40);
+    let mut bench = scheduler(&settings);
+    let (follower, late) = (worker(&settings), worker(&settings));
+    let lease = bench.look(&ask(&[])).lease;
+    bench.begin();
+    let parent = bench.admit(lease, 22).sequence;
+    let back = Change::Rollback { tokens: 21, lookahead: 0, open_tokens: &[], extras: &[] };
+    let message = export(&bench, true);
+    assert_eq!(shown(&follower, Some(&message))[4][1], -1, "it starts from nothing");
+    let refused = bench.apply(&Op::Change { target: Target::Id(Id(parent)), change: back });
+    assert_eq!((refused.status, refused.group), (Status::WrongState, 2), "workers may be at it");
+    follower.cache.step_done(1, None).unwrap();
+    bench.done();
+    bench.begin();
+    let fork = Change::Fork { tokens: 0, row: 1 };
+    let child = bench.good(&Op::Change { target: Target::Id(Id(parent)), change: fork }).sequence;
+    bench.append(child, 1);
+    bench.append(parent, 2);
+    let message = export(&bench, false);
+    let rows = shown(&bench, None);
+    assert_eq!(shown(&follower, Some(&message)), rows);
+    assert_eq!(rows[4][1], rows[5][1], "both start from one state");
+    assert_eq!(rows[3][..3], [40; 3]);
+    assert_eq!(shown(&late, Some(&export(&bench, true))), rows);
+    for cache in [&follower.cache, &late.cache] {
+        cache.step_done(2, None).unwrap();
+    }
+    bench.done();
+}
