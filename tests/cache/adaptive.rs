@@ -1,5 +1,7 @@
 //! Size classes: who lives in which, what is found where, what the bounds are worth, and where memory goes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use kavern::cache::{
     AdaptiveBlocks, CacheConfig, Change, ClassStatistics, GroupConfig, HashKind, KvCache, Naming, Op, Reach,
     Request, Sizing, Target, advisor_names,
@@ -495,4 +497,54 @@ fn without_a_shortage_nothing_moves_and_a_callers_resize_is_kept() {
         fixed.cache.poll().unwrap();
     }
     assert_eq!([0, 1, 2].map(|group| fixed.cache.describe(group).unwrap().blocks), [16; 3]);
+}
+
+#[test]
+fn no_byte_is_lost_while_another_thread_moves_memory() {
+    let mut bench = moving(128);
+    let sum: u64 = class_bytes(&bench).iter().sum();
+    let (cache, stop) = (std::sync::Arc::clone(&bench.cache), AtomicBool::new(false));
+    let mut random = fastrand::Rng::with_seed(2);
+    std::thread::scope(|scope| {
+        let poller = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                cache.poll().unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let mut live: Vec<(u64, u32, Vec<i32>, Vec<u64>)> = Vec::new();
+        for round in 0..2400 {
+            // The class that everybody wants changes every 300 requests.
+            let group = (round / 300 % 3) as u32;
+            bench.begin();
+            let tokens = prompt(round, random.usize(100..1500));
+            let begun = attempt(&mut bench, &forced(&tokens, group + 1), &tokens).unwrap();
+            let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
+                let row = tables.batch_rows()?.last().map_or(0, |&row| row as usize);
+                let view = tables.group(group as usize)?;
+                Ok(view.block_table[row * view.row_cells as usize..].to_vec())
+            });
+            if let Some(sequence) = begun {
+                let count = tokens.len().div_ceil([4, 16, 64][group as usize]);
+                let blocks = rows.unwrap()[..count].to_vec();
+                let marks: Vec<u64> = (0..count as u64).map(|at| (sequence << 20) ^ at).collect();
+                bench.cache.fill_pattern(bench.stream, group, &blocks, &marks).unwrap();
+                live.push((sequence, group, blocks, marks));
+            }
+            while live.len() > 8 || ((begun.is_none() || round == 2399) && !live.is_empty()) {
+                let (sequence, group, blocks, marks) = live.swap_remove(random.usize(..live.len()));
+                bench.cache.check_pattern(bench.stream, group, &blocks, &marks).unwrap();
+                bench.free(sequence);
+            }
+            bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
+            bench.device.stream_synchronize(bench.stream).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        poller.join().unwrap();
+    });
+    let result = bench.cache.take_check_result().unwrap();
+    assert!(result.checked > 10_000 && result.mismatched == 0, "{result:?}");
+    assert!(class_bytes(&bench).iter().sum::<u64>() <= sum);
+    let moved: u64 = (0..3).map(|group| bench.cache.class_statistics(group).unwrap().given_bytes).sum();
+    assert!(moved > 0, "memory moved");
 }
