@@ -225,7 +225,7 @@ fn a_class_without_room_is_passed_over_and_counted_and_a_forced_one_is_not() {
     assert_eq!(passed(&bench), [1, 0, 0]);
     let tokens = prompt(9, 60);
     let hit = bench.look(&forced(&tokens, 1));
-    let op = Op::Admit { lease: hit.lease, tokens: 60, lookahead: 0, row: -1 };
+    let op = Op::Admit { lease: hit.lease, tokens: 60, lookahead: 0, row: -1, expected_tokens: 0 };
     let result = bench.apply(&op);
     assert_eq!((result.status, result.group, result.blocks_missing), (Status::OutOfBlocks, 0, 13));
     assert_eq!(bench.cache.class_statistics(0).unwrap().refused_ops, 1);
@@ -250,13 +250,8 @@ fn a_promise_counts_in_the_class_that_gives_it() {
     let tokens = prompt(1, 20);
     bench.begin();
     let hit = bench.look(&forced(&tokens, 2));
-    let admitted = bench.good(&Op::AdmitExpecting {
-        lease: hit.lease,
-        tokens: 20,
-        lookahead: 0,
-        row: -1,
-        expected_tokens: 512,
-    });
+    let admitted =
+        bench.good(&Op::Admit { lease: hit.lease, tokens: 20, lookahead: 0, row: -1, expected_tokens: 512 });
     assert_eq!((admitted.group, bench.statistics().promised_blocks), (1, 30));
     // The primary class is full with it: the next such goes elsewhere.
     let expecting = |class| Request { sizing: Sizing { class, expected_tokens: 400 }, ..ask(&tokens) };
@@ -264,7 +259,8 @@ fn a_promise_counts_in_the_class_that_gives_it() {
     assert_eq!(found.group, Some(2));
     bench.release(found.lease);
     let hit = bench.look(&forced(&tokens, 2));
-    let result = bench.apply(&Op::Admit { lease: hit.lease, tokens: 20, lookahead: 0, row: -1 });
+    let result =
+        bench.apply(&Op::Admit { lease: hit.lease, tokens: 20, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((result.status, result.group), (Status::OutOfBlocks, 1));
     bench.good(&Op::Release { lease: hit.lease });
     bench.free(admitted.sequence);
@@ -368,8 +364,13 @@ fn class_bytes(bench: &Bench) -> [u64; 3] {
 fn attempt(bench: &mut Bench, request: &Request<'_>, tokens: &[i32]) -> Result<Option<u64>> {
     let hit = lookup(&bench.cache, request)?;
     let rest = &tokens[hit.tokens as usize..];
-    let result =
-        bench.apply(&Op::Admit { lease: hit.lease, tokens: rest.len() as u64, lookahead: 0, row: -1 });
+    let result = bench.apply(&Op::Admit {
+        lease: hit.lease,
+        tokens: rest.len() as u64,
+        lookahead: 0,
+        row: -1,
+        expected_tokens: 0,
+    });
     if result.status != Status::Ok {
         assert_eq!(result.status, Status::OutOfBlocks);
         bench.good(&Op::Release { lease: hit.lease });

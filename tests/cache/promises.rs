@@ -140,7 +140,8 @@ fn each_kind_of_group_promises_what_it_takes_at_most() {
     let sequence = admitted.sequence;
     // Others are refused what is promised: all of the full group and all but four of the window's.
     let other = bench.look(&ask(&prompt(2, 8))).lease;
-    let refused = bench.apply(&Op::Admit { lease: other, tokens: 8, lookahead: 0, row: -1 });
+    let refused =
+        bench.apply(&Op::Admit { lease: other, tokens: 8, lookahead: 0, row: -1, expected_tokens: 0 });
     assert_eq!((refused.status, refused.blocks_missing, refused.group), (Status::OutOfBlocks, 1, 0));
     let small = bench.admit(other, 4).sequence;
     bench.commit(sequence, &tokens[..8]);

@@ -117,6 +117,9 @@ fn naive(variant: &Variant) -> Naive {
         batch_tokens: 0,
         batch_entries: 0,
         limits: std::collections::BTreeMap::new(),
+        now_ms: 0,
+        timed: 0,
+        expired: 0,
     }
 }
 
@@ -197,7 +200,7 @@ impl Run<'_> {
         let ids = blocks.iter().flatten().map(|&block| block as i32);
         assert!(ids.eq(found.blocks.iter().copied()), "{blocks:?} and {:?}", found.blocks);
         let lease = found.lease;
-        self.model.hold(lease, namespace, no_store, &prompt, hit, blocks, None);
+        self.model.hold(lease, namespace, no_store, &prompt[..hit], blocks, None);
         self.compare();
     }
 

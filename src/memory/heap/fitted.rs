@@ -38,11 +38,6 @@ const REUNITED_SHARE: u64 = 128;
 /// grow.
 const WALK_MOST: u32 = 2048;
 
-/// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
-pub(super) fn rare_class(bytes: u64) -> Option<usize> {
-    size_class::class_of(bytes, 1).filter(|class| class.is_small()).map(Class::index)
-}
-
 pub(super) fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
 }
