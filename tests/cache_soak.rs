@@ -16,7 +16,6 @@ mod content;
 mod exact;
 #[path = "model/limits.rs"]
 mod limits;
-#[expect(dead_code, reason = "time stands still in this soak")]
 #[path = "model/naive.rs"]
 mod naive;
 #[path = "cache_soak/picture.rs"]
