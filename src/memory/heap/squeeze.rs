@@ -3,8 +3,8 @@
 //! A class rounds up by as much as an eighth. While there is plenty, that buys a block that is found again fast; once
 //! memory is short (`fitted`), what was rounded up is taken off: the addresses of the block stay, and the end of its
 //! run, which nobody was ever told of, becomes a run of its own.
-//! What it does not: touch blocks of slots, those above 32 MiB, what a graph captured, or what was allocated on a stream
-//! that is gone.
+//! What it does not: touch blocks of slots, those above 32 MiB, what a graph captured, or what was allocated on a
+//! stream that is gone.
 //! A thread frees into its front cache without a lock, going by the class that the record says. So a block is marked as
 //! shared first, which sends its free to the heap; then each front cache is visited, after which nobody is left who
 //! read the record before; then the record is changed, unless it says something else by now.

@@ -48,8 +48,8 @@ fn what_classes_round_up_serves_others_once_memory_is_short() {
 
 /// A block that was full and still at work is freed, and a shorter one takes its place before memory is short. Another
 /// stream asks for all that is left. How many of its writes met the work.
-fn races_on_a_tail(mistake: Option<Mistake>, is_gone: bool) -> u64 {
-    let heap = heap("sim?seed=3", 64 * MIB);
+pub(super) fn races_on_a_tail(seed: u64, mistake: Option<Mistake>, is_gone: bool) -> u64 {
+    let heap = heap(&format!("sim?seed={seed}"), 64 * MIB);
     heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
     let sim = Arc::clone(&heap.device);
     let simulator = sim.simulator().unwrap();
@@ -86,9 +86,9 @@ fn races_on_a_tail(mistake: Option<Mistake>, is_gone: bool) -> u64 {
 
 #[test]
 fn the_end_of_a_block_goes_the_way_of_its_stream() {
-    assert_eq!(races_on_a_tail(None, false), 0);
-    assert_eq!(races_on_a_tail(None, true), 0);
-    assert!(races_on_a_tail(Some(Mistake::TailForAll), false) > 0);
+    assert_eq!(races_on_a_tail(3, None, false), 0);
+    assert_eq!(races_on_a_tail(3, None, true), 0);
+    assert!(races_on_a_tail(3, Some(Mistake::TailForAll), false) > 0);
 }
 
 #[test]
