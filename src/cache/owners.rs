@@ -277,6 +277,9 @@ impl Owners {
         if live != self.by_id.len() || live + self.free.len() != self.entries.len() {
             return Err(Error::internal("the table of owners lost an entry"));
         }
+        if self.entries.len() > Self::capacity(self.max_limited as u32) as usize {
+            return Err(Error::internal("there are more owners than lists of their blocks"));
+        }
         let mut limited = 0;
         for (owner, id) in self.live() {
             let entry = self.get(owner);

@@ -571,12 +571,13 @@ fn a_child_waits_for_no_step_of_the_sequence_whose_row_it_got() {
     let (_, parent) = bench.start(&ask(&long), &long);
     bench.turn();
     bench.append(before.sequence, 1);
+    let sibling = bench.fork(parent, 0);
     bench.free(before.sequence);
-    let child = bench.good(&change(parent, Change::Fork { tokens: 0, row: before.row }));
+    // It shares a part of what the others share.
+    let child = bench.good(&change(parent, Change::Fork { tokens: 4, row: before.row }));
     assert_eq!(child.row, before.row);
     let waiting = bench.statistics().deferred_blocks;
-    bench.free(child.sequence);
-    bench.free(parent);
+    [child.sequence, sibling, parent].into_iter().for_each(|sequence| bench.free(sequence));
     assert_eq!(bench.statistics().deferred_blocks, waiting, "the step that computed them is over");
     bench.done();
 }
