@@ -1936,7 +1936,8 @@ typedef struct kavern_kv_op_result {
     uint32_t blocks_missing;
     /**
      * The group that was short; of KAVERN_ERR_WRONG_STATE and KAVERN_ERR_UNSUPPORTED by FORK, ROLLBACK and EDIT, the
-     * one that does not have what is needed there.
+     * one that does not have what is needed there. With KAVERN_KV_ADAPTIVE_BLOCKS, if it was not refused: that of the
+     * sequence.
      */
     uint32_t group;
     /** COMMIT: blocks that became findable. */
