@@ -1,29 +1,33 @@
 //! How long a piece of a snapshot, of the events and of a reset holds the lock, with a million blocks. Counted in time
 //! of the thread, because tests share the machine.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::cache::group::Reach;
 use crate::cache::lookup::{Naming, Request};
 use crate::cache::prefix::LinkKeys;
 use crate::cache::steps::StepState;
 use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, Op, Scrub, Target};
+use crate::event::NoSink;
+use crate::memory::{Limits, Memory};
 use crate::sys::clock::thread_ns;
 use crate::types::Id;
 
 const BLOCKS: u64 = 1 << 20;
 const GOAL_NS: u64 = 100_000;
 
-fn state() -> State {
+fn config(blocks: u64) -> CacheConfig {
     let content = Content::Opaque { block_bytes: 16 };
     let group = GroupConfig { content, block_tokens: 1, capacity_blocks: 0, region: None, reach: Reach::All };
-    let config = CacheConfig {
+    CacheConfig {
         name: "pieces".to_owned(),
         groups: vec![group],
-        capacity_blocks: BLOCKS,
+        capacity_blocks: blocks,
         capacity_bytes: 0,
         max_sequences: 4,
-        max_sequence_tokens: BLOCKS,
-        max_batch_tokens: BLOCKS as u32,
+        max_sequence_tokens: blocks,
+        max_batch_tokens: blocks as u32,
         max_leases: 4,
         max_namespaces: 16,
         steps_in_flight: 2,
@@ -42,7 +46,11 @@ fn state() -> State {
         max_blocks: 0,
         index: IndexOptions::default(),
         partial_hits: false,
-    };
+    }
+}
+
+fn state() -> State {
+    let config = config(BLOCKS);
     State::new(
         &config,
         &config.geometry().unwrap(),
@@ -167,4 +175,36 @@ fn no_piece_of_a_wipe_holds_the_lock_for_long_and_only_its_own_blocks_are_touche
         // Pieces cannot be tried twice: what the system does to a few of them meanwhile is left out.
         assert!(most <= GOAL_NS, "{name}: {most} ns");
     }
+}
+
+#[test]
+fn a_name_that_is_given_between_two_pieces_of_a_reset_lists_nothing_that_the_next_one_takes() {
+    let device = crate::device::registry::open("host").unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let cache = KvCache::new(&memory, &config(64)).unwrap();
+    let bytes = [7; 32];
+    let naming = Naming::Keys { bytes: &bytes, key_bytes: 32 };
+    let request = Request {
+        namespace_id: 1,
+        adapter_id: 0,
+        salt: b"",
+        naming,
+        token_count: 1,
+        no_read: false,
+        no_store: false,
+        drop_last: false,
+        keep_one_token: false,
+    };
+    let find = || cache.lookups().find(&request).unwrap();
+    let lease = find().lease;
+    let mut step = cache.step(1).unwrap();
+    let admitted = step.apply(&Op::Admit { lease, tokens: 1, lookahead: 0, row: -1 });
+    let target = Target::Id(Id(admitted.sequence));
+    assert_eq!(step.apply(&Op::Commit { target, tokens: 1, naming }).blocks_committed, 1);
+    drop(step);
+    assert_eq!(cache.pin_prefix("late", find().lease).unwrap().blocks, 1);
+    let wipe = |state: &mut State| state.reset_stretch(0, 0..64);
+    assert_eq!(cache.reset_piece(ResetScope::All, &mut Vec::new(), wipe), 1);
+    assert_eq!(cache.prefixes(|_, _, _| {}), 0);
+    cache.validate().unwrap();
 }
