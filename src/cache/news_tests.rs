@@ -194,11 +194,12 @@ fn a_name_that_is_given_between_two_pieces_of_a_reset_lists_nothing_that_the_nex
         no_store: false,
         drop_last: false,
         keep_one_token: false,
+        sizing: Default::default(),
     };
     let find = || cache.lookups().find(&request).unwrap();
     let lease = find().lease;
     let mut step = cache.step(1).unwrap();
-    let admitted = step.apply(&Op::Admit { lease, tokens: 1, lookahead: 0, row: -1 });
+    let admitted = step.apply(&Op::Admit { lease, tokens: 1, lookahead: 0, row: -1, expected_tokens: 0 });
     let target = Target::Id(Id(admitted.sequence));
     assert_eq!(step.apply(&Op::Commit { target, tokens: 1, naming }).blocks_committed, 1);
     drop(step);

@@ -23,7 +23,7 @@ use super::prefix::AHEAD;
 use super::retention::Retention;
 use super::steps::{NONE, Waiting};
 use super::tally::Tally;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
 /// At most one block in so many is pinned.
@@ -437,44 +437,6 @@ impl Store {
     pub(super) fn mirror_mut(&mut self) -> Option<&mut Mirror> {
         self.mirror.as_mut()
     }
-
-    /// Checks that exactly the blocks which the zero list or a listed copy names say so: others keep their memory.
-    pub(super) fn validate_lists_of_step(&self, targets: impl Iterator<Item = u32>) -> Result<()> {
-        let mut flags = filled(self.blocks.len(), 0)?;
-        for &block in &self.zero_list {
-            if flags[block as usize] != 0 {
-                return Err(Error::internal(format!("block {block} is to be filled with zeros twice")));
-            }
-            flags[block as usize] = ZERO_LISTED;
-        }
-        targets.for_each(|block| flags[block as usize] |= COPY_TARGET);
-        let says = |block: &Block| block.namespace_and_flags & (ZERO_LISTED | COPY_TARGET);
-        match (0..).zip(&self.blocks).find(|(at, block)| says(block) != flags[*at as usize]) {
-            Some((at, _)) => {
-                let at: u32 = at;
-                Err(Error::internal(format!("block {at} is wrong about the step's lists")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// The free list and the policy, for the cache's `validate`.
-    pub(super) fn validate_lists(&self) -> Result<Vec<u32>> {
-        let (is_inactive, is_findable) =
-            (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
-        self.validate_limit()?;
-        self.retention.validate(&is_inactive, &is_findable)?;
-        let is_unmarked = |index: &u32| self.retention.has_mark(*index) && !self.block(*index).is_retained();
-        if let Some(index) = (0..self.block_count()).find(is_unmarked) {
-            return Err(Error::internal(format!("block {index} does not tell of its retention")));
-        }
-        let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
-        self.policy.validate(&is_ordinary, &is_findable)?;
-        if let Some(children) = &self.children {
-            children.validate(|index| is_findable(index).then(|| self.parent_of(index)))?;
-        }
-        self.free.validate()
-    }
 }
 
 /// How a store is made.
@@ -496,6 +458,8 @@ pub(super) struct StoreOptions {
 mod find;
 #[path = "findable.rs"]
 mod findable;
+#[path = "store_proof.rs"]
+mod proof;
 #[path = "relocate.rs"]
 mod relocate;
 #[path = "victims.rs"]

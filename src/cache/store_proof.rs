@@ -1,0 +1,49 @@
+//! Proofs of what a store says of itself, for the cache's `validate`: its lists agree with the flags of its blocks.
+//!
+//! Slow: each walks all blocks. What it does not: count references and states; `state` does, which knows the holders.
+//! Part of `store`.
+
+use super::Store;
+use crate::cache::block::{Block, COPY_TARGET, ZERO_LISTED};
+use crate::error::{Error, Result};
+use crate::sys::reserve::filled;
+
+impl Store {
+    /// Checks that exactly the blocks which the zero list or a listed copy names say so: others keep their memory.
+    pub(in crate::cache) fn validate_lists_of_step(&self, targets: impl Iterator<Item = u32>) -> Result<()> {
+        let mut flags = filled(self.blocks.len(), 0)?;
+        for &block in &self.zero_list {
+            if flags[block as usize] != 0 {
+                return Err(Error::internal(format!("block {block} is to be filled with zeros twice")));
+            }
+            flags[block as usize] = ZERO_LISTED;
+        }
+        targets.for_each(|block| flags[block as usize] |= COPY_TARGET);
+        let says = |block: &Block| block.namespace_and_flags & (ZERO_LISTED | COPY_TARGET);
+        match (0..).zip(&self.blocks).find(|(at, block)| says(block) != flags[*at as usize]) {
+            Some((at, _)) => {
+                let at: u32 = at;
+                Err(Error::internal(format!("block {at} is wrong about the step's lists")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The free list and the policy, for the cache's `validate`.
+    pub(in crate::cache) fn validate_lists(&self) -> Result<Vec<u32>> {
+        let (is_inactive, is_findable) =
+            (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
+        self.validate_limit()?;
+        self.retention.validate(&is_inactive, &is_findable)?;
+        let is_unmarked = |index: &u32| self.retention.has_mark(*index) && !self.block(*index).is_retained();
+        if let Some(index) = (0..self.block_count()).find(is_unmarked) {
+            return Err(Error::internal(format!("block {index} does not tell of its retention")));
+        }
+        let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
+        self.policy.validate(&is_ordinary, &is_findable)?;
+        if let Some(children) = &self.children {
+            children.validate(|index| is_findable(index).then(|| self.parent_of(index)))?;
+        }
+        self.free.validate()
+    }
+}
