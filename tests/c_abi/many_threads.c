@@ -39,7 +39,8 @@ typedef struct {
     uint64_t namespace_id;
     /* Blocks that it filled with a pattern: nobody else writes to them as long as it lives. */
     int32_t filled[ROW_BLOCKS];
-    size_t filled_count;
+    /* Where they begin in its row, and how many there are. */
+    size_t filled_from, filled_count;
     int32_t row;
 } sequence;
 static pthread_mutex_t engine_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -92,8 +93,8 @@ static kavern_kv_request some_prompt(worker *me, int32_t *tokens) {
     return request;
 }
 
-/* A seed for the pattern of a block that belongs to this sequence alone. */
-static uint64_t seed_of(uint64_t id, int32_t block) { return id * 0x9E3779B97F4A7C15u + (uint64_t)(uint32_t)block; }
+/* A seed for the pattern of a block that belongs to this sequence alone, by its place in the row: it may move. */
+static uint64_t seed_of(const sequence *of, size_t at) { return of->id * 0x9E3779B97F4A7C15u + of->filled_from + at; }
 
 static kavern_kv_op make_op(uint32_t kind, uint64_t target) {
     kavern_kv_op op;
@@ -115,7 +116,7 @@ static kavern_status apply(worker *me, const kavern_kv_op *ops, size_t n, kavern
 static void end_sequence(worker *me, size_t at) {
     sequence *ending = &live[at];
     uint64_t seeds[ROW_BLOCKS];
-    for (size_t i = 0; i < ending->filled_count; ++i) seeds[i] = seed_of(ending->id, ending->filled[i]);
+    for (size_t i = 0; i < ending->filled_count; ++i) seeds[i] = seed_of(ending, i);
     if (ending->filled_count > 0) {
         GOOD(kavern_kv_check_pattern(cache, engine_stream, 0, ending->filled_count, ending->filled, seeds));
         atomic_fetch_add(&patterns, ending->filled_count);
@@ -161,7 +162,7 @@ static void admit(worker *me) {
     begun->tokens = request.token_count;
     begun->namespace_id = request.namespace_id;
     /* Hits are others' blocks; the patterns of this one begin after them. */
-    begun->filled_count = found.hit_tokens / BLOCK_TOKENS;
+    begun->filled_from = found.hit_tokens / BLOCK_TOKENS;
 }
 
 /* Blocks of the new sequences are filled with patterns; `first` is the first of them. */
@@ -173,19 +174,18 @@ static void fill(worker *me, size_t first) {
     tables.groups = &group;
     tables.group_capacity = 1;
     GOOD(kavern_kv_tables(cache, step_id, engine_stream, &tables));
-    for (size_t at = first; at < live_count; ++at) {
-        sequence *fresh = &live[at];
-        const int32_t *row = group.block_table_host + (uint64_t)fresh->row * group.row_cells;
-        size_t from = fresh->filled_count, to = (fresh->tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-        CHECK(tables.sequence_lengths_host[fresh->row] == (int32_t)fresh->tokens && to <= ROW_BLOCKS);
+    for (size_t at = 0; at < live_count; ++at) {
+        sequence *holder = &live[at];
+        const int32_t *row = group.block_table_host + (uint64_t)holder->row * group.row_cells;
+        size_t end = (holder->tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+        CHECK(tables.sequence_lengths_host[holder->row] == (int32_t)holder->tokens && end <= ROW_BLOCKS);
+        /* A shrink may have moved what it held. */
+        if (at >= first) holder->filled_count = end - holder->filled_from;
+        memcpy(holder->filled, row + holder->filled_from, holder->filled_count * sizeof *row);
+        if (at < first || holder->filled_count == 0) continue;
         uint64_t seeds[ROW_BLOCKS];
-        fresh->filled_count = 0;
-        for (size_t i = from; i < to; ++i) {
-            fresh->filled[fresh->filled_count] = row[i];
-            seeds[fresh->filled_count++] = seed_of(fresh->id, row[i]);
-        }
-        if (fresh->filled_count == 0) continue;
-        GOOD(kavern_kv_fill_pattern(cache, engine_stream, 0, fresh->filled_count, fresh->filled, seeds));
+        for (size_t i = 0; i < holder->filled_count; ++i) seeds[i] = seed_of(holder, i);
+        GOOD(kavern_kv_fill_pattern(cache, engine_stream, 0, holder->filled_count, holder->filled, seeds));
     }
 }
 

@@ -148,6 +148,8 @@ struct Run<'a> {
     step: u64,
     operations: u64,
     leases: u64,
+    /// Passages that steps which are not done may have stored.
+    unwritten: Vec<u32>,
     is_shrunk: bool,
     /// Status of the latest operation that was refused.
     refusal: i32,

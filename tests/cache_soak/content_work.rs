@@ -120,6 +120,7 @@ impl Run<'_> {
         (admit.tokens, admit.row) = (tokens as u64, -1);
         let Some(result) = self.alone(&admit, Some(Status::Ok)) else { return self.release(lease) };
         self.leases -= 1;
+        self.unwritten.extend(&wanted);
         let mut commit = op(KAVERN_OP_COMMIT, result.sequence);
         (commit.tokens, commit.keys) = (tokens as u64, keys.as_ptr());
         (commit.key_count, commit.key_bytes) = (wanted.len() as u64, 32);
@@ -145,7 +146,10 @@ impl Run<'_> {
         let (lease, blocks) = self.cache.find_chunks(request_keys(CHUNKS, &keys, tokens, flag)).ok()?;
         self.leases += 1;
         for (&number, &block) in wanted.iter().zip(&blocks) {
-            assert_eq!(block, self.picture.place(0, CHUNKS, key(number)).unwrap_or(-1), "passage {number}");
+            let place = self.picture.place(0, CHUNKS, key(number)).unwrap_or(-1);
+            // What steps that are not done are yet to write is not found; it may have been there before.
+            let is_hidden = block == -1 && self.unwritten.contains(&number);
+            assert!(block == place || is_hidden, "passage {number} in block {block}, not {place}");
         }
         let hits = wanted.into_iter().zip(blocks).filter(|(_, block)| *block >= 0);
         Some(Passages { lease, blocks: hits.collect() })
@@ -369,6 +373,7 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         step: 0,
         operations: 0,
         leases: 0,
+        unwritten: Vec::new(),
         is_shrunk: false,
         refusal: 0,
         sums,
@@ -380,6 +385,7 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         if step.is_multiple_of(STEPS_IN_FLIGHT.into()) || run.random.bool() {
             let on_stream = run.random.u8(0..8) == 0;
             run.cache.step_done(step, on_stream);
+            run.unwritten.clear();
         }
         run.tend();
         if step.is_multiple_of(32) {

@@ -811,7 +811,7 @@ impl Run {
         for (group, &(reach, each)) in self.groups.iter().enumerate() {
             held_tokens += match reach {
                 Reach::State { .. } => 0,
-                Reach::Cross { tokens } => tokens as usize * self.live.len(),
+                Reach::Cross { tokens } => tokens as usize * held.clone().count(),
                 _ => tokens - held.clone().map(|s| s.firsts[group] * each as usize).sum::<usize>(),
             };
         }
