@@ -130,6 +130,8 @@ pub(super) struct Shared {
     pub(super) events: Events,
     pub(super) steps: Steps,
     pub(super) counters: Counters,
+    /// The latest step in which a block became findable.
+    pub(super) stored_in: u64,
 }
 
 impl Shared {
@@ -141,6 +143,7 @@ impl Shared {
 
     /// Held blocks became findable in a namespace.
     pub(super) fn count_stored(&mut self, count: u32, namespace: u32) {
+        self.stored_in = self.steps.newest();
         self.counters.committed_blocks += u64::from(count);
         self.namespaces.add_uses(namespace, count.into());
         let owner = self.namespaces.get(namespace).owner;

@@ -42,6 +42,7 @@ impl State {
             may_share: true,
             trimmed: sequence.trimmed.min(length),
             edited: sequence.edited.min(length),
+            hits: sequence.hits,
             ..Sequence::default()
         };
         // After that: when the row was used last was told of the sequence before.
@@ -137,6 +138,7 @@ impl State {
             may_share: true,
             trimmed: new.trimmed,
             edited: new.edited,
+            hits: new.hits,
             ..*sequence
         };
         self.holders.copy_open_tokens(child, parent);

@@ -126,7 +126,13 @@ impl State {
             added += new as u32;
         }
         self.check_written(row)?;
-        Ok(added)
+        // What it found in this step may be what another sequence of the step is yet to write.
+        let (admitted_in, hit_tokens) = self.holders.sequences[row].hits;
+        let is_fresh = admitted_in == self.batch.step && self.shared.stored_in == self.batch.step;
+        match is_fresh && added > 0 && cut.offset < hit_tokens {
+            true => Err(Status::WrongState.into()),
+            false => Ok(added),
+        }
     }
 
     pub(super) fn edit(&mut self, target: Target, offset: u64, tokens: u64) -> OpOutcome {

@@ -273,6 +273,8 @@ pub(super) struct Sequence {
     pub(super) trimmed: u64,
     /// Windows hold no token before this one, though their first block has a place for it: an EDIT moved them.
     pub(super) edited: u64,
+    /// Step in which it was admitted, and the tokens that it found.
+    pub(super) hits: (u64, u64),
     /// Step in which it published other inputs, and of which groups, as bits.
     pub(super) inputs: (u64, u32),
 }

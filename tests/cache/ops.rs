@@ -599,3 +599,29 @@ fn a_copy_that_takes_the_place_of_its_source_holds_no_more_than_before() {
     bench.turn();
     bench.done();
 }
+
+#[test]
+fn an_edit_does_not_copy_what_another_sequence_of_the_step_is_yet_to_write() {
+    let mut bench = Bench::simple(4, 32);
+    let tokens = prompt(1, 12);
+    bench.begin();
+    let (_, writer) = bench.start(&ask(&tokens), &tokens);
+    let hit = bench.look(&ask(&tokens));
+    assert_eq!(hit.tokens, 12, "published, though its bytes come with the step's work");
+    let sequence = bench.admit(hit.lease, 0).sequence;
+    let edit = |sequence, offset| Op::Change {
+        target: Target::Id(Id(sequence)),
+        change: Change::Edit { offset, tokens: 2 },
+    };
+    let before = counts(&bench.statistics());
+    assert_eq!(bench.apply(&edit(sequence, 3)).status, Status::WrongState);
+    assert_eq!(counts(&bench.statistics()), before);
+    bench.upload();
+    bench.done();
+    // A step later the bytes are there.
+    bench.begin();
+    bench.good(&edit(sequence, 3));
+    bench.free(writer);
+    bench.upload();
+    bench.done();
+}

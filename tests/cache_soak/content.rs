@@ -132,6 +132,8 @@ struct Sequence {
     promised: usize,
     pause: Option<Pause>,
     parent: u64,
+    /// Step in which it, or who it was forked from, was admitted or came back.
+    admitted: u64,
 }
 
 struct Run<'a> {
@@ -313,7 +315,10 @@ impl Run<'_> {
     }
 
     /// A sequence joins the list: its row is nobody else's.
-    fn begin(&mut self, sequence: Sequence) {
+    fn begin(&mut self, mut sequence: Sequence) {
+        if sequence.parent == 0 {
+            sequence.admitted = self.step;
+        }
         assert!(sequence.row < MAX_SEQUENCES && self.live.iter().all(|other| other.row != sequence.row));
         self.live.push(sequence);
     }
@@ -397,6 +402,7 @@ impl Run<'_> {
                 promised: 0,
                 pause: None,
                 parent: parent.id,
+                admitted: parent.admitted,
             });
         }
     }
@@ -434,7 +440,10 @@ impl Run<'_> {
         };
         let mut edit = op(KAVERN_OP_EDIT, self.live[at].id);
         (edit.offset, edit.tokens) = (offset as u64, tokens as u64);
-        if self.alone(&edit, self.expect(expected)).is_some() {
+        // What it found in this step may be what another one is yet to write; then it is refused.
+        let is_fresh = self.live[at].admitted == self.step && expected == Status::Ok;
+        let expected = if is_fresh { None } else { self.expect(expected) };
+        if self.alone(&edit, expected).is_some() {
             let sequence = &mut self.live[at];
             sequence.tokens.drain(offset..offset + tokens);
             sequence.numbers.drain(offset..offset + tokens);

@@ -48,7 +48,9 @@ impl Run<'_> {
             return self.release(lease);
         }
         self.leases -= 1;
+        let step = self.step;
         let sequence = &mut self.live[at];
+        sequence.admitted = step;
         sequence.tokens.truncate(hit + count);
         sequence.numbers = numbers(sequence.namespace, &sequence.tokens);
         (sequence.committed, sequence.written, sequence.pause) = (hit, hit, None);

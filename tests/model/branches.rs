@@ -110,6 +110,8 @@ struct Sequence {
     parent: u64,
     /// Its size class's, in a cache that has several.
     group: Option<u32>,
+    /// Step in which it, or who it was forked from, found tokens.
+    found_in: u64,
 }
 
 struct Run {
@@ -183,7 +185,16 @@ impl Run {
             // Blocks, places in the batch and rows may be too few, and somebody may have found what nobody wrote yet.
             let is_change = matches!(op, Op::Change { .. });
             let is_resource = matches!(result.status, Status::OutOfBlocks | Status::LimitReached);
-            assert!(is_resource || is_change && result.status == Status::InUse, "{op:?} {result:?}");
+            // What a sequence found in this step may be what another one is yet to write.
+            let is_fresh = |id: &u64| self.live.iter().any(|s| s.id == *id && s.found_in == step);
+            let is_unwritten = matches!(op,
+                Op::Change { target: Target::Id(Id(id)), change: Change::Edit { .. } } if is_fresh(id));
+            let is_timely = match result.status {
+                Status::InUse => is_change,
+                Status::WrongState => is_unwritten,
+                _ => is_resource,
+            };
+            assert!(is_timely, "{op:?} {result:?}");
             assert_eq!(result.blocks_missing > 0, result.status == Status::OutOfBlocks);
         } else {
             assert!(
@@ -220,6 +231,7 @@ impl Run {
             committed: hit,
             written: hit,
             group,
+            found_in: step,
             ..Sequence::default()
         };
         self.live.push(sequence);
@@ -291,6 +303,7 @@ impl Run {
                 pause: None,
                 parent: parent.id,
                 group: parent.group,
+                found_in: parent.found_in,
             });
             self.done[3] += 1;
         }
@@ -425,7 +438,7 @@ impl Run {
         sequence.tokens.truncate(hit + count);
         sequence.numbers = numbers(sequence.namespace, &sequence.tokens);
         (sequence.committed, sequence.written, sequence.pause) = (hit, hit, None);
-        sequence.group = group;
+        (sequence.group, sequence.found_in) = (group, step);
         self.done[9] += 1;
     }
 

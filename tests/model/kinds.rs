@@ -122,6 +122,8 @@ struct Sequence {
     found: u32,
     pause: Option<PreemptMode>,
     parent: u64,
+    /// Step in which it, or who it was forked from, found tokens.
+    found_in: u64,
 }
 
 impl Sequence {
@@ -322,6 +324,7 @@ impl Run {
             ..Sequence::default()
         };
         sequence.begin(hit, count, found, self.first_cells(hit));
+        sequence.found_in = self.step;
         self.live.push(sequence);
         self.done[0] += 1;
     }
@@ -505,7 +508,10 @@ impl Run {
             other => other,
         };
         let edit = Change::Edit { offset: offset as u64, tokens: tokens as u64 };
-        if self.alone(&change(sequence.id, edit), Some(expected)).is_some() {
+        // What it found in this step may be what another one is yet to write; then it is refused.
+        let is_fresh = sequence.found_in == self.step && expected == Status::Ok;
+        let expected = if is_fresh { None } else { Some(expected) };
+        if self.alone(&change(sequence.id, edit), expected).is_some() {
             let sequence = &mut self.live[at];
             sequence.tokens.drain(offset..offset + tokens);
             sequence.numbers.drain(offset..offset + tokens);
@@ -617,10 +623,11 @@ impl Run {
             self.alone(&Op::Release { lease }, Some(Status::Ok)).unwrap();
             return;
         }
-        let firsts = self.first_cells(hit);
+        let (firsts, step) = (self.first_cells(hit), self.step);
         let sequence = &mut self.live[at];
         sequence.tokens.truncate(hit + count);
         sequence.begin(hit, count, found, firsts);
+        sequence.found_in = step;
         self.done[9] += 1;
     }
 
