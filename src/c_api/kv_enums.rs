@@ -175,7 +175,8 @@ pub enum kavern_kv_op_kind {
     /// Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
     /// block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
     /// with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
-    /// has scheduled tokens of it or both found tokens for it and published any, or, with the group, where a window has let go of what its next token reaches then;
+    /// has scheduled tokens of it, or has found some for it and published any, or, with the group, where a window has
+    /// let go of what its next token reaches then;
     /// KAVERN_ERR_UNSUPPORTED, with the group, where that would split a block of an opaque group, and in a cache with
     /// states, which cannot forget.
     KAVERN_OP_EDIT = 9,
