@@ -62,7 +62,9 @@ c() {
     step c-pinned env KAVERN_TEST_DEVICE="$device" ./pinned
     step c-elastic env KAVERN_TEST_DEVICE="$device" ./elastic
     step c-memory env KAVERN_TEST_DEVICE="$device" ./memory
+    step c-classes env KAVERN_TEST_DEVICE="$device" ./classes
     step c-threads env KAVERN_TEST_DEVICE="$device" ./threads 1000
+    step c-many-threads env KAVERN_TEST_DEVICE="$device" ./many_threads 20
     step c-fork env KAVERN_TEST_DEVICE="$device" ./fork
     step c-panic env KAVERN_TEST_DEVICE="$device" KAVERN_FAULT_PANIC=kavern_kv_step ./panic kavern_kv_step
     step c-sweep env KAVERN_TEST_DEVICE="$device" ./sweep 20000 7
