@@ -63,7 +63,8 @@ fn free_slowly(
     let heap = object.heap()?;
     heap.free(*resolved, address)?;
     if !has_lease {
-        heap.adopt(key(manager, stream), handle::live_word(manager)?, *resolved)?;
+        // The block is free; that this thread has no cache for the stream is no failure of it.
+        let _ = handle::live_word(manager).and_then(|word| heap.adopt(key(manager, stream), word, *resolved));
     }
     Ok(())
 }
@@ -175,8 +176,8 @@ pub unsafe extern "C" fn kavern_alloc_zeroed(
 ///
 /// `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
-/// KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_NULL_POINTER. Two threads that free one address at the same
-/// instant may both hear that it was done.
+/// KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER. Two threads that
+/// free one address at the same instant may both hear that it was done.
 /// Threads: any; does not block.
 /// Since: 0.1
 ///

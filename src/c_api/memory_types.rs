@@ -19,7 +19,8 @@ pub struct kavern_address_description {
     pub address: u64,
     /// Bytes that were asked for.
     pub bytes: u64,
-    /// Bytes of the block, with what rounding adds.
+    /// Bytes of the block, with what rounding adds. Only `bytes` of them are yours: once memory is short, the rest is
+    /// taken back while the block lives.
     pub block_bytes: u64,
     /// The device's value of the stream of the allocation.
     pub stream: u64,

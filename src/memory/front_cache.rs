@@ -17,6 +17,7 @@ use super::records::Facts;
 use super::region::{Block, MIDDLE_STEP_BYTES};
 use super::size_class::{self, Class};
 use crate::device::Stream;
+use crate::sys::fork;
 use crate::sys::lease::{Desk, Owner, at_desk, lease};
 
 /// Caches of one thread; the one unused longest makes room.
@@ -191,7 +192,10 @@ fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
 }
 
 fn leave(owner: &Owner<Leased>) {
-    // The thread ends.
+    // The thread ends. In the child of a fork, threads that are not there may hold the heap's locks.
+    if fork::is_forked_child() {
+        return;
+    }
     if let Some((heap, stream)) = give_up(owner) {
         heap.thread_ended(stream);
     }
@@ -297,11 +301,14 @@ pub(super) fn adopt(
     (stream, stream_number): (Stream, u16),
     limit_bytes: u64,
 ) {
+    // In the destructors of a thread that ends, the desk may be gone: a cache would be nobody's.
+    if LEASES.try_with(|_| ()).is_err() {
+        return;
+    }
     let mut fresh = FrontCache::new(stream, stream_number, limit_bytes);
     heap.fill(&mut fresh);
     let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
     heap.lease_began(guest);
-    // At the end of the thread there is no desk any more; the owner goes, and the heap takes over what it holds.
     let former = LEASES.try_with(|leases| leases.put(key, owner, LEASES_MAX)).ok().flatten();
     // Outside of the list: giving up calls the heap.
     if let Some(former) = former {

@@ -143,6 +143,14 @@ impl Slots {
         Ok(self.end(slot, id as u32))
     }
 
+    /// Whether an id was closed and somebody still has its value pinned.
+    pub fn is_pinned_still(&self, id: u64) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        // Acquire: what its last user did happens before the end is seen.
+        let state = slot.state.load(Ordering::Acquire);
+        state >> GENERATION == id >> GENERATION && state & CLOSED != 0
+    }
+
     fn leave(&self, slot: &Slot, index: u32) -> Option<u64> {
         // Release: what this user did happens before the end.
         let state = slot.state.fetch_sub(1, Ordering::Release);
@@ -181,7 +189,9 @@ mod tests {
         assert_eq!(slots.close(id), Ok(None));
         assert_eq!(slots.close(id), Err(Stale(None)));
         assert_eq!(slots.pin(id), Err(Stale(None)));
+        assert!(slots.is_pinned_still(id));
         assert_eq!(slots.release(id), Some(7));
+        assert!(!slots.is_pinned_still(id));
         let next = slots.insert(8).unwrap();
         assert_eq!(next as u32, id as u32, "the place is used again");
         assert_ne!(next, id);

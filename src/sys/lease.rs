@@ -15,21 +15,11 @@
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::LocalKey;
 
+use super::barrier;
 use crate::sync::Mutex;
-
-/// MEMBARRIER_CMD_PRIVATE_EXPEDITED and its registration.
-const EXPEDITED: libc::c_int = 1 << 3;
-const REGISTER_EXPEDITED: libc::c_int = 1 << 4;
-
-static HAS_MEMBARRIER: OnceLock<bool> = OnceLock::new();
-
-fn membarrier(command: libc::c_int) -> bool {
-    // SAFETY: the call takes numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
-}
 
 struct Shared<T> {
     is_busy: AtomicBool,
@@ -64,7 +54,7 @@ impl<T> Clone for Guest<T> {
 
 /// Makes a value with this thread as its owner.
 pub fn lease<T: Send>(value: T) -> (Owner<T>, Guest<T>) {
-    let has_membarrier = *HAS_MEMBARRIER.get_or_init(|| membarrier(REGISTER_EXPEDITED));
+    let has_membarrier = barrier::is_offered();
     let shared = Arc::new(Shared {
         is_busy: AtomicBool::new(false),
         is_revoked: AtomicBool::new(false),
@@ -246,9 +236,10 @@ impl<T> Guest<T> {
         let _outside = shared.outside.lock();
         shared.is_revoked.store(true, Ordering::Relaxed);
         let _revoked = Revoked(&shared.is_revoked);
-        if !(shared.has_membarrier && membarrier(EXPEDITED)) {
-            // Only without the call does the owner run its fence; if the call fails where it worked before, then the
-            // registration was lost, which only a fork does, and a child does not get here.
+        if shared.has_membarrier {
+            barrier::everywhere();
+        } else {
+            // Then the owner runs its fence.
             fence(Ordering::SeqCst);
         }
         while shared.is_busy.load(Ordering::Acquire) {

@@ -3,6 +3,7 @@
 //! What it does: time, randomness, memory mappings, knowledge of forks. What it does not: policy; each door opens one
 //! kind of thing and gives it an owner. Invariant: no function here can break memory safety for a caller in safe Rust.
 
+pub mod barrier;
 pub mod clock;
 pub mod fork;
 pub mod lease;

@@ -128,10 +128,15 @@ impl Streams {
     }
 
     /// Ends what a foreign stream's entry held; the stream itself is its owner's.
+    /// Ends the use of somebody else's stream. Blocks until no call is inside the driver with it: its owner may destroy
+    /// it then.
     fn close_foreign(&self, entry: Option<Entry>) {
         if let Some(Entry { id, kind: Kind::Foreign }) = entry {
             // What comes back is not ours to destroy.
             let _ = SLOTS.close(id);
+            while SLOTS.is_pinned_still(id) {
+                std::thread::yield_now();
+            }
         }
     }
 

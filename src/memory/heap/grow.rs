@@ -118,8 +118,9 @@ impl Heap {
         let first = if attempts[0] > limit / 64 { 1 } else { 0 };
         for (at, &bytes) in attempts.iter().enumerate().skip(first) {
             let pages = (bytes / LARGE_GRANULE_BYTES) as u32;
-            let alignment = if at == 0 { (grand / LARGE_GRANULE_BYTES) as u32 } else { 1 };
-            let start = self.core.lock().take_middle_bare(pages, alignment)?;
+            // Of the new pages. The request's own counts for the run that is taken: free granules may end before it.
+            let page_alignment = if at == 0 { (grand / LARGE_GRANULE_BYTES) as u32 } else { 1 };
+            let start = self.core.lock().take_middle_bare(pages, page_alignment)?;
             let each = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
             let (first, granules) = (start * each, pages * each);
             let offset = u64::from(start) * LARGE_GRANULE_BYTES;

@@ -102,15 +102,14 @@ impl Heap {
 
     pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, last: (Vec<Freed>, Stream, Counts)) {
         let (freed, stream, counts) = last;
-        let is_first = {
+        {
             let mut leases = self.leases.lock();
             let before = leases.len();
             leases.retain(|other| !other.is_same(guest));
-            leases.len() < before
-        };
-        // The thread that gives a cache up and whoever closes it may both come here with the same counts.
-        if is_first {
-            self.ended.lock().add(&counts);
+            // The thread that gives a cache up and whoever closes it may both come here with the same counts.
+            if leases.len() < before {
+                self.ended.lock().add(&counts);
+            }
         }
         self.take_freed(stream, freed);
     }
@@ -154,6 +153,26 @@ impl Heap {
             let mut core = self.core.lock();
             let blocks = core.order.take_stream(lane);
             Self::give_all(&mut core, blocks)?;
+        }
+        self.forget_user(stream)
+    }
+
+    /// Takes a stream that goes out of the lists of those that used a block: its free could not ask it any more.
+    fn forget_user(&self, stream: Stream) -> Result<()> {
+        let is_known = match &self.plain {
+            Some(plain) => plain.is_used_by(stream),
+            None => self.shared.lock().values().flatten().any(|lane| self.enqueued(*lane) == stream),
+        };
+        if !is_known {
+            return Ok(());
+        }
+        self.device.stream_synchronize(stream)?;
+        match &self.plain {
+            Some(plain) => plain.forget_user(stream),
+            None => {
+                let mut shared = self.shared.lock();
+                shared.values_mut().for_each(|users| users.retain(|lane| self.enqueued(*lane) != stream));
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `core`; `leases` alone. A front cache is visited before `core` is locked, never after.
+//! Lock order: `growing`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never after.
 //! No driver call under `core`.
 
 mod core;
@@ -120,6 +120,8 @@ pub struct Heap {
     tag_count: AtomicU32,
     /// Streams that used a block beside the one that will free it, by address.
     shared: Mutex<HashMap<u64, Vec<Stream>>>,
+    /// How often blocks are pinned, by address.
+    pinned: Mutex<HashMap<u64, u32>>,
     /// Freed blocks that a graph may use, by the stream of the capture.
     captured: Mutex<HashMap<u64, Vec<Freed>>>,
     ladder: pressure::Ladder,
@@ -170,6 +172,7 @@ impl Heap {
             names: RwLock::new(Names { tags: vec!["".into()], streams: StreamNumbers::default() }),
             tag_count: AtomicU32::new(1),
             shared: Mutex::default(),
+            pinned: Mutex::default(),
             captured: Mutex::default(),
             ladder: pressure::Ladder::default(),
             is_short: AtomicBool::new(false),
@@ -414,6 +417,9 @@ impl Heap {
             None => self.large_bytes(index)?,
         };
         let block = Freed { class, id: index.into(), bytes };
+        if facts.is_shared {
+            self.check_unpinned(address)?;
+        }
         let is_shared = facts.is_shared && !self.has(Mistake::UsersForgotten);
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
         let fences = match users {

@@ -138,6 +138,16 @@ impl PlainBlocks {
         self.with(address, |_| ())
     }
 
+    /// Whether a stream is noted as a user of any block.
+    pub(super) fn is_used_by(&self, stream: Stream) -> bool {
+        self.blocks.lock().values().any(|block| block.users.contains(&stream))
+    }
+
+    /// Forgets a user that is past its work, everywhere.
+    pub(super) fn forget_user(&self, stream: Stream) {
+        self.blocks.lock().values_mut().for_each(|block| block.users.retain(|user| *user != stream));
+    }
+
     /// Notes that a stream uses a block.
     pub(super) fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
         self.with(address, |block| {

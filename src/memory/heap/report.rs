@@ -52,7 +52,7 @@ pub struct LiveBlock {
     pub address: u64,
     /// Bytes asked for.
     pub bytes: u64,
-    /// Bytes of its block.
+    /// Bytes of its block; falls when memory gets short.
     pub block_bytes: u64,
     /// What it is for.
     pub tag: String,
@@ -64,21 +64,30 @@ pub struct LiveBlock {
 
 impl Heap {
     fn counts(&self) -> (Counts, u64) {
-        let mut counts = *self.ended.lock();
         let slow = &self.slow;
-        counts.add(&Counts {
-            allocations: slow.allocations.load(Ordering::Relaxed),
-            allocated_bytes: slow.allocated_bytes.load(Ordering::Relaxed),
-            frees: slow.frees.load(Ordering::Relaxed),
-            freed_bytes: slow.freed_bytes.load(Ordering::Relaxed),
-        });
-        let guests = self.leases.lock().clone();
+        // Frees first and allocations last: what happens meanwhile is not counted as freed only.
+        let mut counts = Counts {
+            frees: slow.frees.load(Ordering::Acquire),
+            freed_bytes: slow.freed_bytes.load(Ordering::Acquire),
+            ..Counts::default()
+        };
+        let guests = {
+            // Under one lock, so that a cache that ends is in one of the two.
+            let leases = self.leases.lock();
+            counts.add(&self.ended.lock());
+            leases.clone()
+        };
         let mut cached = 0;
         for guest in guests {
             let (visited, bytes) = guest.with(|leased| (leased.cache.counts, leased.cache.bytes()));
             counts.add(&visited);
             cached += bytes;
         }
+        counts.add(&Counts {
+            allocations: slow.allocations.load(Ordering::Relaxed),
+            allocated_bytes: slow.allocated_bytes.load(Ordering::Relaxed),
+            ..Counts::default()
+        });
         (counts, cached)
     }
 
@@ -110,10 +119,11 @@ impl Heap {
         let ordered_bytes =
             core.order.bytes() + core.limbo.iter().map(|limbo| limbo.block.bytes).sum::<u64>();
         HeapStatistics {
-            live_bytes: counts.allocated_bytes.wrapping_sub(counts.freed_bytes),
+            // Below zero only where a block went from a cache that was visited early to one visited late.
+            live_bytes: counts.allocated_bytes.saturating_sub(counts.freed_bytes),
             live_block_bytes: of_plain(|plain| plain.bytes - plain.leaving_bytes)
                 + u64::saturating_sub(backed_bytes, free_bytes + ordered_bytes + front_cache_bytes),
-            live_count: counts.allocations.wrapping_sub(counts.frees),
+            live_count: counts.allocations.saturating_sub(counts.frees),
             allocations: counts.allocations,
             frees: counts.frees,
             front_cache_bytes,

@@ -2,7 +2,7 @@
 //!
 //! A class rounds up by as much as an eighth. While there is plenty, that buys a block that is found again fast; once
 //! memory is short (`fitted`), what was rounded up is taken off: the addresses of the block stay, and the end of its
-//! run, which nobody was ever told of, becomes a run of its own.
+//! run, which was nobody's to write to, becomes a run of its own.
 //! What it does not: touch blocks of slots, those above 32 MiB, what a graph captured, or what was allocated on a
 //! stream that is gone.
 //! A thread frees into its front cache without a lock, going by the class that the record says. So a block is marked as
@@ -63,6 +63,8 @@ impl Heap {
             }
             let bytes = size_class::bytes_of(class);
             core.cut(stream, Freed { class: FITTED, id: start.into(), bytes }, granules(facts.bytes))?;
+            // A small request is of a middle class where its alignment is large.
+            core.count_rare(facts.bytes, true);
             if self.has(Mistake::TailForAll) {
                 core.order.take_stream(stream).into_iter().try_for_each(|block| core.give_free(block))?;
             }

@@ -1,11 +1,12 @@
 //! What may be done with a live block besides freeing it.
 //!
 //! What it does: notes uses by other streams, pins, fills with zeros. What it does not: move or free anything.
-//! Invariant: a block that is not live is refused.
+//! Invariants: a block that is not live is refused; one that is in `pinned` stays live, and its record says that it is
+//! shared, which sends its free to where that is looked at.
 
 use super::Heap;
 use crate::device::Stream;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 
 impl Heap {
     /// Says that work on another stream uses the memory too: its free waits for that work as well.
@@ -32,8 +33,13 @@ impl Heap {
         if let Some(plain) = &self.plain {
             return plain.check(address);
         }
-        let (region, _, _, facts) = self.live(address)?;
-        region.pin(address - region.base, facts.bytes)
+        let (region, _, record, facts) = self.live(address)?;
+        region.pin(address - region.base, facts.bytes)?;
+        *self.pinned.lock().entry(address).or_default() += 1;
+        if !facts.is_shared {
+            record.share();
+        }
+        Ok(())
     }
 
     /// Undoes one pin.
@@ -42,7 +48,26 @@ impl Heap {
             return plain.check(address);
         }
         let (region, _, _, facts) = self.live(address)?;
-        region.unpin(address - region.base, facts.bytes)
+        region.unpin(address - region.base, facts.bytes)?;
+        let mut pinned = self.pinned.lock();
+        if let Some(count) = pinned.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                pinned.remove(&address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a block that is pinned: nobody could unpin its memory any more.
+    pub(super) fn check_unpinned(&self, address: u64) -> Result<()> {
+        match self.pinned.lock().get(&address) {
+            Some(count) => Err(Error::new(
+                Status::InUse,
+                format!("{address:#x} is pinned {count} times; undo that before you free it"),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Enqueues the filling of a whole allocation with zeros.

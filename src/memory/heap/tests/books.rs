@@ -1,5 +1,8 @@
 //! The books of a heap: what is counted is there, and a false entry is found.
 
+use std::cell::Cell;
+use std::sync::atomic::AtomicBool;
+
 use super::super::core::{Core, FITTED, Limbo};
 use super::super::{LARGE, MIDDLE};
 use super::*;
@@ -66,6 +69,151 @@ fn many_small_blocks_get_a_page_of_their_class_also_where_that_is_a_matter_of_al
     blocks.into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
     assert_eq!(rare(&heap), 0);
     heap.validate().unwrap();
+}
+
+#[test]
+fn alignment_holds_where_free_memory_ends_anywhere_and_where_it_is_short() {
+    let mut random = fastrand::Rng::with_seed(11);
+    for round in 0..20 {
+        let heap = heap("host", 256 * MIB);
+        let mut live = Vec::new();
+        for _ in 0..300 {
+            let bytes = random.u64(1..4 * MIB) >> random.u32(0..14) | 1;
+            let alignment = 1 << random.u32(8..22);
+            match heap.allocate(Stream::DEFAULT, bytes, alignment, 0) {
+                Ok(address) => {
+                    assert!(address.is_multiple_of(alignment), "{bytes} at {alignment}: {address:#x}");
+                    live.push(address);
+                }
+                Err(error) => assert_eq!(error.status, Status::OutOfMemory),
+            }
+            if random.u8(0..3) == 0 && !live.is_empty() {
+                let address = live.swap_remove(random.usize(..live.len()));
+                heap.free(Stream::DEFAULT, address).unwrap();
+            }
+        }
+        heap.validate().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        live.into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+        heap.validate().unwrap();
+    }
+    // The tail of one block, then a block with larger alignment behind it.
+    let heap = heap("host", 256 * MIB);
+    heap.allocate(Stream::DEFAULT, 3 * MIB / 2, 0, 0).unwrap();
+    for alignment in [2 * MIB, MIB] {
+        let address = heap.allocate(Stream::DEFAULT, alignment, alignment, 0).unwrap();
+        assert!(address.is_multiple_of(alignment));
+    }
+}
+
+#[test]
+fn a_small_block_of_large_alignment_is_counted_when_it_is_cut() {
+    let heap = heap("host", 64 * MIB);
+    let small = heap.allocate(Stream::DEFAULT, 4 * KIB, MIB, 0).unwrap();
+    let mut live = Vec::new();
+    while let Ok(address) = heap.allocate(Stream::DEFAULT, MIB, 0, 0) {
+        live.push(address);
+        heap.validate().unwrap_or_else(|error| panic!("after {}: {error}", live.len()));
+    }
+    assert_eq!(rare(&heap), 1, "its class has ended, its length stays");
+    heap.free(Stream::DEFAULT, small).unwrap();
+    assert_eq!(rare(&heap), 0);
+    heap.validate().unwrap();
+}
+
+#[test]
+fn a_pinned_block_stays_until_it_is_unpinned() {
+    let heap = heap("host", 128 * MIB);
+    for bytes in [4 * KIB, 8 * MIB, 40 * MIB] {
+        let address = heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap();
+        heap.pin(address).unwrap();
+        heap.pin(address).unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, address).unwrap_err().status, Status::InUse);
+        heap.unpin(address).unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, address).unwrap_err().status, Status::InUse);
+        heap.unpin(address).unwrap();
+        heap.free(Stream::DEFAULT, address).unwrap();
+    }
+    give_all_back(&heap);
+    assert_eq!(heap.statistics().backed_bytes, 0, "nothing stayed behind");
+}
+
+#[test]
+fn a_block_outlives_a_stream_that_used_it() {
+    for spec in ["host", "host?virtual=0", "sim?seed=4"] {
+        let heap = heap(spec, 0);
+        let [own, user] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+        let address = heap.allocate(own, MIB, 0, 0).unwrap();
+        heap.record_use(address, user).unwrap();
+        if let Some(simulator) = heap.device.simulator() {
+            (0..50).for_each(|_| simulator.declare(user, &[], &[slice_of(&heap, address, MIB)]).unwrap());
+        }
+        heap.forget_stream(user).unwrap();
+        heap.device.stream_destroy(user).unwrap();
+        heap.free(own, address).unwrap_or_else(|error| panic!("{spec}: {error}"));
+        let again = heap.allocate(own, MIB, 0, 0).unwrap();
+        if let Some(simulator) = heap.device.simulator() {
+            simulator.declare(own, &[], &[slice_of(&heap, again, MIB)]).unwrap();
+            heap.device.synchronize().unwrap();
+        }
+        assert_eq!(heap.device.race_count(), 0);
+        heap.free(own, again).unwrap();
+    }
+}
+
+#[test]
+fn a_thread_that_frees_after_its_caches_are_gone_leaves_none_behind() {
+    struct Late(Cell<Option<(Arc<Heap>, u64)>>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let Some((heap, address)) = self.0.take() else { return };
+            let key = key(Stream::DEFAULT);
+            free(&heap, key, Stream::DEFAULT, address);
+            heap.adopt(key.0, key.1, Stream::DEFAULT).unwrap();
+        }
+    }
+    thread_local!(static LATE: Late = const { Late(Cell::new(None)) });
+    let heap = heap("host", 0);
+    for _ in 0..4 {
+        let its = Arc::clone(&heap);
+        std::thread::spawn(move || {
+            // Destructors run last to first: the one that frees was there before the caches.
+            LATE.with(|late| late.0.set(None));
+            let address = allocate(&its, key(Stream::DEFAULT), Stream::DEFAULT, 4 * KIB);
+            LATE.with(|late| late.0.set(Some((its, address))));
+        })
+        .join()
+        .unwrap();
+    }
+    assert!(heap.leases.lock().is_empty());
+    assert_eq!(heap.statistics().live_count, 0);
+    heap.validate().unwrap();
+}
+
+#[test]
+fn what_is_live_is_never_less_than_nothing_beside_threads_that_allocate() {
+    let heap = heap("host", 0);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let key = key(Stream::DEFAULT);
+                while !is_over.load(Ordering::Relaxed) {
+                    // The one comes by the slow way and goes by the fast one.
+                    let slow = heap.allocate(Stream::DEFAULT, 512 * KIB, 64 * KIB, 0).unwrap();
+                    let fast = allocate(&heap, key, Stream::DEFAULT, 4 * KIB);
+                    free(&heap, key, Stream::DEFAULT, slow);
+                    free(&heap, key, Stream::DEFAULT, fast);
+                }
+            });
+        }
+        for _ in 0..20_000 {
+            let statistics = heap.statistics();
+            let most = 2 * (512 + 4) * KIB * 1000;
+            assert!(statistics.live_bytes < most && statistics.live_count < 4000, "{statistics:?}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!((heap.statistics().live_bytes, heap.statistics().live_count), (0, 0));
 }
 
 /// A false entry, and its way back.
