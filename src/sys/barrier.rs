@@ -37,7 +37,8 @@ pub fn everywhere() {
     if membarrier(EXPEDITED) || (membarrier(REGISTER_EXPEDITED) && membarrier(EXPEDITED)) || by_protection() {
         return;
     }
-    let text = b"kavern: membarrier(2) worked before and is refused now; threads cannot be kept apart without it\n";
+    let text =
+        b"kavern: membarrier(2) worked before and is refused now; threads cannot be kept apart without it\n";
     let _ = std::io::stderr().write_all(text);
     std::process::abort();
 }
@@ -85,7 +86,7 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        const TURNS: u32 = 2_000;
+        const TURNS: u32 = 500;
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for round in 0..TURNS {

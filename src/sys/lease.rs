@@ -14,8 +14,8 @@
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 use std::thread::LocalKey;
 
 use super::barrier;

@@ -2,7 +2,7 @@
 //!
 //! What it does: walks over everything that is free, freed or live. What it does not: look into front caches, or say
 //! what memory holds. Each rule holds whenever the two locks are held, also while other threads are inside of calls.
-//! Lock order: `growing`, then `core`; then each page table's.
+//! Lock order: `growing`, then `core`, then `captured`; then each page table's.
 
 use std::collections::HashSet;
 
@@ -19,6 +19,19 @@ use crate::error::{Error, Result};
 /// Granules of a middle block in one of a large one.
 const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
 
+/// Region and id of a block.
+type Place = (usize, u64);
+
+fn place(block: &Freed) -> Place {
+    let class = Class::at(block.class as usize);
+    let region = match class {
+        Some(class) if class.is_small() => class.index(),
+        None if block.class != FITTED => LARGE,
+        _ => MIDDLE,
+    };
+    (region, block.id)
+}
+
 fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::internal(format!("heap: {}", what()))) }
 }
@@ -31,16 +44,17 @@ impl Heap {
             let _growing = self.growing.lock();
             let core = self.core.lock();
             core.validate()?;
-            let freed = core.prove_freed()?;
+            let captured: Vec<Freed> = self.captured.lock().values().flatten().copied().collect();
+            let freed = core.prove_freed(&captured)?;
             self.prove_live(&core, &freed)?;
         }
         self.regions.iter().try_for_each(|(_, region)| region.range.validate())
     }
 
-    /// Live blocks of middle and large sizes are in use with their length, and in no list of freed ones.
-    fn prove_live(&self, core: &Core, freed: &HashSet<(bool, u64)>) -> Result<()> {
+    /// Live blocks are in use with their length, and in no list of freed ones.
+    fn prove_live(&self, core: &Core, freed: &HashSet<Place>) -> Result<()> {
         let mut rare = [0; size_class::SMALL_CLASS_COUNT];
-        for (number, region) in self.regions.iter().filter(|&(number, _)| number >= MIDDLE) {
+        for (_, region) in self.regions.iter() {
             for (index, facts) in region.records.live() {
                 let class = u32::from(facts.class);
                 let bytes = match Class::at(facts.class.into()) {
@@ -50,9 +64,7 @@ impl Heap {
                 };
                 let block = Freed { class, id: index.into(), bytes };
                 ensure(core.is_used(&block), || format!("a live block that is not in use: {block:?}"))?;
-                ensure(!freed.contains(&(number == LARGE, block.id)), || {
-                    format!("live and freed: {block:?}")
-                })?;
+                ensure(!freed.contains(&place(&block)), || format!("live and freed: {block:?}"))?;
                 if class == FITTED
                     && let Some(class) = rare_class(facts.bytes)
                 {
@@ -68,22 +80,16 @@ impl Heap {
 }
 
 impl Core {
-    /// Everything that is freed and not free is in use for everybody else, and in one list. What lies outside of the
-    /// slots, by region and id.
-    fn prove_freed(&self) -> Result<HashSet<(bool, u64)>> {
+    /// Everything that is freed and not free is in use for everybody else, and in one list.
+    fn prove_freed(&self, captured: &[Freed]) -> Result<HashSet<Place>> {
         let idle_bytes: u64 = self.idle_large.iter().map(|block| block.bytes).sum();
         ensure(idle_bytes == self.idle_large_bytes, || {
             format!("{idle_bytes} bytes of idle large blocks, {} counted", self.idle_large_bytes)
         })?;
         let limbo = self.limbo.iter().map(|limbo| &limbo.block);
-        let (mut freed, mut slots) = (HashSet::new(), HashSet::new());
-        for block in self.idle_large.iter().chain(limbo).chain(self.order.blocks()) {
-            let is_small = Class::at(block.class as usize).is_some_and(Class::is_small);
-            let is_new = match is_small {
-                true => slots.insert((block.class, block.id)),
-                false => freed.insert((block.class == super::core::LARGE, block.id)),
-            };
-            ensure(is_new, || format!("freed twice: {block:?}"))?;
+        let mut freed = HashSet::new();
+        for block in self.idle_large.iter().chain(limbo).chain(self.order.blocks()).chain(captured) {
+            ensure(freed.insert(place(block)), || format!("freed twice: {block:?}"))?;
             ensure(self.is_used(block), || format!("freed, and free for all as well: {block:?}"))?;
         }
         Ok(freed)
