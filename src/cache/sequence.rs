@@ -298,6 +298,8 @@ pub(super) struct Holders {
     /// One for each group.
     pub(super) rows: Vec<Rows>,
     free_rows: List,
+    /// Sequences that have ended since the cache was made.
+    pub(super) ended: u64,
     pub(super) leases: Vec<Lease>,
     /// One for each group; with one row more than there are leases.
     pub(super) lease_rows: Vec<Rows>,
@@ -324,6 +326,7 @@ impl Holders {
             kin: filled(max_sequences as usize, Kin::default())?,
             rows: rows(max_sequences)?,
             free_rows,
+            ended: 0,
             leases: filled(max_leases as usize, Lease::default())?,
             lease_rows: rows(max_leases + 1)?,
             free_leases,
@@ -452,6 +455,7 @@ impl Holders {
 
     /// Ends a sequence; its row has been emptied.
     pub(super) fn close_sequence(&mut self, row: usize) {
+        self.ended += 1;
         self.sequences[row].holder.is_live = false;
         self.sequences[row].length = 0;
         self.rows.iter_mut().for_each(|rows| rows.truncate(row, 0));

@@ -111,7 +111,7 @@ impl State {
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
         self.check_decides()?;
         if self.shared.steps.open(step)? {
-            self.batch.begin(step);
+            self.batch.begin(step, self.holders.ended);
             self.begin_copies();
         }
         self.call += 1;
