@@ -8,6 +8,7 @@
 //! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
 
 mod advise;
+mod ahead;
 mod balance;
 mod batch;
 mod block;
@@ -27,6 +28,7 @@ mod group;
 mod growth;
 mod hash;
 mod held;
+mod holder;
 mod hybrid;
 mod index;
 mod index_kernels;

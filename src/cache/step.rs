@@ -454,7 +454,7 @@ impl State {
             if offset + count == link {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;
                 let key = if offset == 0 {
-                    hash::link(self.hash, &parent, part, &folded)
+                    self.whole_link(row, &parent, part, &folded)
                 } else {
                     let open = self.holders.open_tokens(row);
                     open[offset..].copy_from_slice(part);
