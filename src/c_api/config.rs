@@ -264,18 +264,14 @@ impl<T: CValue> OutArray<T> {
     pub(super) fn write(&mut self, index: usize, value: T) {
         assert!(index < self.count, "element {index} of {} results", self.count);
         // SAFETY: promised at `new`; the index was checked.
-        let target = unsafe { self.target.add(index) };
-        // SAFETY: as above.
-        unsafe { target.write(value) };
+        unsafe { self.target.wrapping_add(index).write(value) };
     }
 
     /// Reads back an element that was written before.
     pub(super) fn read_back(&self, index: usize) -> T {
         assert!(index < self.count, "element {index} of {} results", self.count);
         // SAFETY: promised at `new`; the index was checked.
-        let source = unsafe { self.target.add(index) };
-        // SAFETY: as above.
-        unsafe { source.read() }
+        unsafe { self.target.wrapping_add(index).read() }
     }
 }
 
@@ -348,6 +344,14 @@ impl<T: CStruct> StructArray<'_, T> {
         let element = self.first.wrapping_add(index * self.stride).cast::<T>();
         // SAFETY: inside the array, whose sizes were checked at `new`.
         unsafe { copy_struct(element, self.stride) }
+    }
+
+    /// One element where it lies, if there is one and its caller knows all fields.
+    pub(super) fn peek(&self, index: usize) -> Option<&T> {
+        let element = self.first.wrapping_add(index * self.stride).cast::<T>();
+        let is_whole = index < self.count && self.stride >= size_of::<T>();
+        // SAFETY: inside the array, whose sizes and alignment were checked at `new`; nobody writes it meanwhile.
+        is_whole.then(|| unsafe { &*element })
     }
 
     /// All elements in order.

@@ -4,7 +4,7 @@
 use super::config;
 use super::kv_config;
 use super::kv_types::kavern_kv_op;
-use crate::cache::{Change, Naming, PreemptMode};
+use crate::cache::{Change, Naming, Op, PreemptMode, StepSession, Target};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 
@@ -136,4 +136,22 @@ pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<C
         12 => Change::Cancel,
         _ => Change::Accept,
     })
+}
+
+/// Gets ready for an APPEND or a COMMIT that comes soon; what is wrong with it is told when it comes.
+///
+/// # Safety
+/// The pointers of `op` are as its fields say.
+pub(super) unsafe fn prepare(step: &mut StepSession<'_>, op: &kavern_kv_op) {
+    let target = Target::Id(Id(op.target));
+    match op.kind {
+        2 => step.prepare(&Op::Append { target, tokens: op.tokens, lookahead: op.lookahead }),
+        3 => {
+            // SAFETY: the caller's promise.
+            if let Ok(naming) = unsafe { commit_naming(op) } {
+                step.prepare(&Op::Commit { target, tokens: op.tokens, naming });
+            }
+        }
+        _ => {}
+    }
 }

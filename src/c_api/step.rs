@@ -12,7 +12,7 @@ use super::kv_types::*;
 use super::plan::fill_tables;
 use super::stream;
 use super::types::{kavern_kv_cache, kavern_status};
-use crate::cache::{GroupAddresses, GroupView, Op, OpResult, StepTables, Target};
+use crate::cache::{GroupAddresses, GroupView, Op, OpResult, StepSession, StepTables, Target};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 
@@ -190,9 +190,27 @@ pub unsafe extern "C" fn kavern_kv_step(
         let link_tokens = object.cache.hash_block_tokens();
         let mut step = object.cache.step(step_id)?;
         let mut status = Status::Ok;
-        for (index, op) in ops.iter().enumerate() {
+        // Each operation is met three times: far ahead, near, and when its turn comes.
+        let (far, near) = (StepSession::FAR.min(n), StepSession::NEAR.min(n));
+        for at in 0..n + far {
+            if let Some(op) = ops.peek(at) {
+                step.expect(Id(op.target), op.kind == 3);
+            }
+            if let Some(op) = (at + near).checked_sub(far).and_then(|at| ops.peek(at)) {
+                // SAFETY: the header asks for pointers as the fields say.
+                unsafe { kv_ops::prepare(&mut step, op) };
+            }
+            let Some(index) = at.checked_sub(far) else { continue };
+            let copied;
+            let op = match ops.peek(index) {
+                Some(op) => op,
+                None => {
+                    copied = ops.get(index);
+                    &copied
+                }
+            };
             // SAFETY: the header asks for pointers as the fields say.
-            let result = match unsafe { read_op(&op, index, &results, link_tokens) } {
+            let result = match unsafe { read_op(op, index, &results, link_tokens) } {
                 Ok(op) => step.apply(&op),
                 Err(error) => step.refuse(error.status),
             };

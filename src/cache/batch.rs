@@ -4,6 +4,8 @@
 //! A batch position is one sequence with a run of new tokens. Changed cells of a row are one range, because a row
 //! only grows at its end until it is freed. All lists have fixed capacity.
 
+use std::ops::Range;
+
 use super::config::{CacheConfig, Geometry};
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
@@ -81,6 +83,8 @@ pub(super) struct Batch {
     pub(super) step: u64,
     pub(super) entries: Vec<BatchEntry>,
     pub(super) tokens: u32,
+    /// Sequences that had ended when the step began: while none has since, all entries are live.
+    pub(super) ended_before: u64,
     /// Tables or a plan of this step were made: its work may be under way.
     pub(super) is_told: bool,
     pub(super) max_tokens: u32,
@@ -103,6 +107,7 @@ impl Batch {
             step: 0,
             entries: room(rows)?,
             tokens: 0,
+            ended_before: 0,
             is_told: false,
             max_tokens: config.max_batch_tokens,
             max_entries: config.max_sequences,
@@ -115,9 +120,10 @@ impl Batch {
         })
     }
 
-    /// Starts the batch of a new step.
-    pub(super) fn begin(&mut self, step: u64) {
+    /// Starts the batch of a new step; so many sequences have ended so far.
+    pub(super) fn begin(&mut self, step: u64, ended: u64) {
         self.step = step;
+        self.ended_before = ended;
         self.is_told = false;
         self.entries.clear();
         self.tokens = 0;
@@ -134,6 +140,19 @@ impl Batch {
         if !std::mem::replace(&mut self.is_length_dirty[row], true) {
             self.dirty_lengths.push(row as u32);
         }
+    }
+
+    /// Takes all rows whose length the device must learn, if most of the rows from the first to the last of them are
+    /// such: then all of these go. They are nearly always one run, because each running sequence gets a token a step.
+    pub(super) fn take_dirty_run(&mut self) -> Option<Range<usize>> {
+        let first = self.dirty_lengths.iter().min().map(|&row| row as usize)?;
+        let end = self.dirty_lengths.iter().max().map(|&row| row as usize + 1)?;
+        if 2 * self.dirty_lengths.len() < end - first {
+            return None;
+        }
+        self.dirty_lengths.clear();
+        self.is_length_dirty[first..end].fill(false);
+        Some(first..end)
     }
 
     /// Takes the next row whose length the device must learn.

@@ -39,17 +39,48 @@ impl Store {
             return Some(block);
         }
         self.fetch_block(Some(block as i32));
-        self.policy.fetch(block);
         if self.proof != Proof::Key {
             prefetch::prefetch(&self.origins, block as usize);
             prefetch::prefetch_part(&self.origins, block as usize, PROOF_BYTES - 1);
         }
+        self.fetch_tokens(block);
+        Some(block)
+    }
+
+    /// Has the kept tokens of a block fetched, if there are any.
+    fn fetch_tokens(&self, block: u32) {
         if self.compares_tokens() {
             let first = block as usize * self.block_tokens as usize;
             let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
             (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
         }
-        Some(block)
+    }
+
+    /// Has fetched what is written of a block that is handed out soon.
+    pub(in crate::cache) fn fetch_new(&self, block: u32) {
+        prefetch::prefetch(&self.blocks, block as usize);
+        prefetch::prefetch(&self.origins, block as usize);
+    }
+
+    /// Has fetched what is written of a held block when tokens in it are committed.
+    pub(in crate::cache) fn fetch_open(&self, block: u32) {
+        prefetch::prefetch(&self.blocks, block as usize);
+        self.fetch_tokens(block);
+    }
+
+    /// Has fetched what is written of a held block when it is published under this key.
+    pub(in crate::cache) fn fetch_published(&self, block: u32, key: &Key, namespace: u32) {
+        prefetch::prefetch(&self.origins, block as usize);
+        prefetch::prefetch_part(&self.origins, block as usize, size_of::<Origin>() - 1);
+        self.by_owner.fetch(block);
+        self.policy.fetch(block);
+        self.fetch_key(key, namespace);
+    }
+
+    /// Has fetched what the block after this one is published with.
+    pub(in crate::cache) fn fetch_parent(&self, block: Option<i32>) {
+        let Some(block) = block else { return };
+        prefetch::prefetch(&self.origins, block as usize);
     }
 
     /// Has a block fetched that is acquired or released soon.
@@ -57,6 +88,7 @@ impl Store {
         let Some(block) = block else { return };
         if self.is_large {
             prefetch::prefetch(&self.blocks, block as usize);
+            self.policy.fetch(block as u32);
         }
     }
 

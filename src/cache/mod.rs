@@ -8,6 +8,7 @@
 //! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
 
 mod advise;
+mod ahead;
 mod balance;
 mod batch;
 mod block;
@@ -27,6 +28,7 @@ mod group;
 mod growth;
 mod hash;
 mod held;
+mod holder;
 mod hybrid;
 mod index;
 mod index_kernels;
@@ -40,6 +42,7 @@ mod mirror;
 mod moves;
 mod namespace;
 mod news;
+mod op;
 mod op_result;
 mod outcomes;
 mod owner_lists;
@@ -95,9 +98,10 @@ pub use pattern::CheckResult;
 pub use plan::PlanInfo;
 pub use prefixes::{MAX_PREFIXES, PrefixInfo};
 pub use resize::Resized;
+pub use retain::Stretch;
 pub use session::{MatchSession, StepSession, StepTables};
 pub use sizes::{ClassAdvice, ClassStatistics, Sizing};
 pub use state::{CacheStatistics, ResetScope};
-pub use step::{Op, OpResult, Stretch, Target};
+pub use step::{Op, OpResult, Target};
 pub use table::{GroupAddresses, GroupView};
 pub use write::Append;

@@ -57,4 +57,15 @@ impl From<Status> for Refusal {
     }
 }
 
+/// What an APPEND or a COMMIT did. With a refusal it goes back in two registers: nearly all operations are of these
+/// kinds, and a result that was written in parts and is copied as a whole at once waits for its own writing.
+#[derive(Clone, Copy)]
+pub(super) struct Done {
+    pub(super) row: u32,
+    /// Blocks that the sequence got, or that became findable.
+    pub(super) blocks: u32,
+}
+
+const _: () = assert!(size_of::<Result<Done, Refusal>>() <= 16);
+
 pub(super) type OpOutcome = Result<OpResult, Refusal>;

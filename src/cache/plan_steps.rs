@@ -241,7 +241,7 @@ impl State {
     fn take_plan(&mut self, plan: &Plan<'_>) -> Result<()> {
         self.check_chain(&plan.info)?;
         self.shared.steps.open(plan.info.step)?;
-        self.batch.begin(plan.info.step);
+        self.batch.begin(plan.info.step, self.holders.ended);
         self.call += 1;
         if plan.info.is_full {
             (0..self.holders.sequences.len()).for_each(|row| self.take_length(row, 0));

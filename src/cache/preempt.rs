@@ -51,7 +51,7 @@ impl State {
                 if outcome.is_err() {
                     self.holders.sequences[row].pause = pause;
                 }
-                outcome
+                outcome.map(|done| self.result_of(done, true))
             }
             (Pause::Dropped, Some(lease)) => self.resume_from(row, lease, tokens, lookahead),
         }

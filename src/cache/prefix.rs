@@ -4,8 +4,8 @@
 //! lock, into memory of the thread that is kept, in windows that double: after each window one question under the
 //! lock tells whether its last link is there at all. If no group has it, the prefix ends before it, and what follows
 //! is not hashed. That question never decides a hit: evictions may have taken ancestors, so the walk looks at every
-//! link from the first one on. It takes several links at a time, so that their cells, then their blocks are fetched
-//! together. Reads of different links overlap; nothing is allocated under the lock.
+//! link from the first one on. It asks for the cells, then the blocks of links ahead, so that many are fetched at
+//! once. Reads of different links overlap; nothing is allocated under the lock.
 
 use std::cell::RefCell;
 
@@ -22,8 +22,10 @@ use super::state::State;
 use super::store::Store;
 use crate::error::{Error, Result, Status};
 
-/// Links whose cells and blocks are fetched together.
+/// Links between the fetch of a cell and of its block, and from there to their use.
 pub(super) const AHEAD: usize = 16;
+/// Links that are walked at a time where one group has all of a prefix; else another may end it after a few.
+const STRETCH: usize = 1024;
 /// Links that are hashed before the first question.
 const FIRST_WINDOW: usize = 64;
 
@@ -205,7 +207,8 @@ impl Search<'_> {
         to: usize,
         counters: &mut Counters,
     ) -> bool {
-        let (mut hashes, mut blocks) = ([0; AHEAD], [None; AHEAD]);
+        // Each block is met three times: its cell is asked for, then the block that the cell names, then both are read.
+        let (mut hashes, mut blocks) = ([0; 2 * AHEAD], [None; AHEAD]);
         let (key, parent_key) = (Key::default(), Key::default());
         let Self { namespace, .. } = *self;
         let mut wanted = Publication {
@@ -217,22 +220,14 @@ impl Search<'_> {
             position: 0,
             has_tokens: matches!(self.request.naming, Naming::Tokens(..)),
         };
-        let mut first = rows.count(self.row);
-        while first < to {
-            let count = (to - first).min(AHEAD);
-            let link_of = |position: usize| (position + 1) * links_each - 1;
-            for (at, hash) in hashes[..count].iter_mut().enumerate() {
-                *hash = store.index.hash(&self.keys.key(link_of(first + at)), self.namespace);
-                if store.is_large {
-                    store.index.fetch(*hash);
-                }
-            }
-            for (block, &hash) in blocks.iter_mut().zip(&hashes[..count]) {
-                *block = store.fetch_found(hash);
-            }
-            for (at, &hash) in hashes[..count].iter().enumerate() {
-                let Some(block) = blocks[at] else { return false };
-                let position = first + at;
+        let first = rows.count(self.row);
+        let link_of = |position: usize| (position + 1) * links_each - 1;
+        if let Some(&parent) = rows.row(self.row).last() {
+            wanted.parent_serial = store.origin(parent as u32).serial;
+        }
+        for at in first..to + 2 * AHEAD {
+            if let Some(position) = at.checked_sub(2 * AHEAD).filter(|&position| position >= first) {
+                let Some(block) = blocks[position % AHEAD] else { return false };
                 let tokens = match self.request.naming {
                     Naming::Tokens(tokens, _) => {
                         let each = store.block_tokens as usize;
@@ -240,18 +235,27 @@ impl Search<'_> {
                     }
                     Naming::Keys { .. } | Naming::Chunks { .. } => &[],
                 };
-                let parent = rows.row(self.row).last();
                 wanted.key = self.keys.key(link_of(position));
-                wanted.parent_serial =
-                    parent.map_or(ROOT_SERIAL, |&parent| store.origin(parent as u32).serial);
                 wanted.extras = self.keys.extras(link_of(position));
                 wanted.position = position as u64;
-                match store.find_from(block, hash, &wanted, tokens, counters) {
-                    Some(block) => rows.push(self.row, block),
-                    None => return false,
+                let hash = hashes[position % hashes.len()];
+                let Some(block) = store.find_from(block, hash, &wanted, tokens, counters) else {
+                    return false;
+                };
+                rows.push(self.row, block);
+                wanted.parent_serial = store.origin(block).serial;
+            }
+            let near = at.checked_sub(AHEAD).filter(|near| (first..to).contains(near));
+            if let Some(near) = near {
+                blocks[near % AHEAD] = store.fetch_found(hashes[near % hashes.len()]);
+            }
+            if at < to {
+                let hash = store.index.hash(&self.keys.key(link_of(at)), self.namespace);
+                hashes[at % hashes.len()] = hash;
+                if store.is_large {
+                    store.index.fetch(hash);
                 }
             }
-            first += count;
         }
         true
     }
@@ -271,9 +275,10 @@ impl State {
         let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
         let links = keys.count().min(most);
         let (mut reached, mut is_all) = (0, true);
+        let stretch = if groups.range().len() == 1 { STRETCH } else { AHEAD };
         while is_all && reached < links {
             let before = reached;
-            reached = links.min(reached + AHEAD);
+            reached = links.min(reached + stretch);
             // Kept where hits may end inside a block.
             for (link, at) in self.chain.iter_mut().enumerate().take(reached).skip(before) {
                 *at = ChainLink { key: keys.key(link), extras: keys.extras(link).0 };

@@ -5,14 +5,15 @@
 //! after creation. Invariant: `committed <= length`; of the first `counts[row]` cells of a row those before
 //! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`.
 
-use super::advise::Ask;
-use super::classes::Groups;
 use super::config::{Geometry, GroupGeometry};
 use super::group::Reach;
-use super::hash::{Extras, Key};
+use super::hash::Key;
+use super::holder::LINE_BYTES;
+pub(super) use super::holder::{Holder, Lease, Pause, Sequence};
 use super::kin::Kin;
 use super::list::List;
 use crate::error::{Error, Result, Status};
+use crate::sys::prefetch;
 use crate::sys::reserve::{Zeroed, filled, room};
 use crate::types::{Id, IdKind};
 
@@ -139,6 +140,11 @@ impl Rows {
         self.counts[row] as usize
     }
 
+    /// Has a cell fetched that is read soon.
+    pub(super) fn fetch(&self, row: usize, position: usize) {
+        prefetch::prefetch(&self.cells, row * self.row_cells + position);
+    }
+
     /// The blocks of a row.
     pub(super) fn row(&self, row: usize) -> &[i32] {
         &self.cells[row * self.row_cells..][..self.counts[row] as usize]
@@ -218,78 +224,6 @@ impl Rows {
     }
 }
 
-/// What a lease and a sequence have in common: whose it is and where its chain stands.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Holder {
-    pub(super) generation: u32,
-    pub(super) is_live: bool,
-    pub(super) no_store: bool,
-    /// The groups of which it has blocks.
-    pub(super) groups: Groups,
-    pub(super) namespace: u32,
-    /// Key of the last complete link.
-    pub(super) key: Key,
-    /// Digest of all extras so far.
-    pub(super) extras: Extras,
-    /// What it computes may be published while this is its owner's epoch.
-    pub(super) epoch: u64,
-}
-
-/// Hits that are kept alive.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Lease {
-    pub(super) holder: Holder,
-    pub(super) hit_tokens: u64,
-    /// What the lookup told of the length.
-    pub(super) ask: Ask,
-    /// The blocks are no prefix: they are read where they lie, until the lease is released.
-    pub(super) is_chunks: bool,
-    /// Somebody asked where the blocks lie: they stay there.
-    pub(super) is_told: bool,
-}
-
-/// A running sequence.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Sequence {
-    pub(super) holder: Holder,
-    /// Tokens that were scheduled.
-    pub(super) length: u64,
-    /// Tokens whose ids or keys are final.
-    pub(super) committed: u64,
-    /// Latest step in which it was scheduled.
-    pub(super) last_step: u64,
-    /// Call of `step` in which an operation on it was refused.
-    pub(super) refused_in_call: u64,
-    /// Its place in the batch of `last_step`.
-    pub(super) batch_position: u32,
-    /// Its open block may be another's too, or findable: the next append looks.
-    pub(super) may_share: bool,
-    pub(super) pause: Pause,
-    /// Length up to which blocks are promised; 0: none are.
-    pub(super) expected_tokens: u64,
-    /// What was told of its length when it was looked up; nothing if it was forked.
-    pub(super) ask: Ask,
-    /// Tokens before this one are not needed in groups that can do without them: TRIM said so.
-    pub(super) trimmed: u64,
-    /// Windows hold no token before this one, though their first block has a place for it: an EDIT moved them.
-    pub(super) edited: u64,
-    /// Step in which it was admitted, and the tokens that it found.
-    pub(super) hits: (u64, u64),
-    /// Step in which it published other inputs, and of which groups, as bits.
-    pub(super) inputs: (u64, u32),
-}
-
-/// Whether a sequence runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Pause {
-    #[default]
-    Running,
-    /// Preempted with its blocks.
-    Kept,
-    /// Preempted without.
-    Dropped,
-}
-
 /// All sequences and leases of a cache.
 pub(super) struct Holders {
     pub(super) sequences: Vec<Sequence>,
@@ -298,6 +232,8 @@ pub(super) struct Holders {
     /// One for each group.
     pub(super) rows: Vec<Rows>,
     free_rows: List,
+    /// Sequences that have ended since the cache was made.
+    pub(super) ended: u64,
     pub(super) leases: Vec<Lease>,
     /// One for each group; with one row more than there are leases.
     pub(super) lease_rows: Vec<Rows>,
@@ -324,6 +260,7 @@ impl Holders {
             kin: filled(max_sequences as usize, Kin::default())?,
             rows: rows(max_sequences)?,
             free_rows,
+            ended: 0,
             leases: filled(max_leases as usize, Lease::default())?,
             lease_rows: rows(max_leases + 1)?,
             free_leases,
@@ -350,6 +287,21 @@ impl Holders {
         match row {
             Some(row) if self.is_this(&self.sequences[row].holder, id) => Ok(row),
             _ => Err(Error::new(Status::StaleId, "the sequence id is stale or not a sequence's")),
+        }
+    }
+
+    /// The same, for those who need no reason.
+    pub(super) fn peek_sequence(&self, id: Id) -> Option<(usize, &Sequence)> {
+        let row = id.index(IdKind::Sequence)?;
+        let sequence = self.sequences.get(row)?;
+        self.is_this(&sequence.holder, id).then_some((row, sequence))
+    }
+
+    /// Has fetched what an APPEND, or a COMMIT too, touches of a row's record.
+    pub(super) fn fetch_sequence(&self, row: usize, is_commit: bool) {
+        prefetch::prefetch(&self.sequences, row);
+        if is_commit {
+            prefetch::prefetch_part(&self.sequences, row, LINE_BYTES);
         }
     }
 
@@ -452,6 +404,7 @@ impl Holders {
 
     /// Ends a sequence; its row has been emptied.
     pub(super) fn close_sequence(&mut self, row: usize) {
+        self.ended += 1;
         self.sequences[row].holder.is_live = false;
         self.sequences[row].length = 0;
         self.rows.iter_mut().for_each(|rows| rows.truncate(row, 0));

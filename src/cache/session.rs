@@ -1,5 +1,6 @@
 //! What the calls of a step work with while they hold the cache's lock: lookups, a list of operations, the tables.
 
+use super::ahead;
 use super::copies::TokenCopy;
 use super::kv_cache::KvCache;
 use super::lookup::{Match, Request};
@@ -51,6 +52,21 @@ impl StepSession<'_> {
     /// Applies one operation.
     pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
         self.state.apply(op)
+    }
+
+    /// Operations ahead at which [`expect`](Self::expect) is of most use.
+    pub const FAR: usize = ahead::FAR;
+    /// Operations ahead at which [`prepare`](Self::prepare) is of most use.
+    pub const NEAR: usize = ahead::NEAR;
+
+    /// Has memory fetched for an operation on this sequence that comes in this session.
+    pub fn expect(&self, target: Id, is_commit: bool) {
+        self.state.expect(target, is_commit);
+    }
+
+    /// The same once it is near. Token ids that it names stay as they are until it comes or the session ends.
+    pub fn prepare(&mut self, op: &Op<'_>) {
+        self.state.prepare(op);
     }
 
     /// Counts an operation that was refused before it reached the cache.

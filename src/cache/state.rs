@@ -4,6 +4,7 @@
 //! scheduled), `table` (what the device must learn). This file makes the state, gives completed steps' blocks back
 //! and proves the invariants.
 
+use super::ahead::Ahead;
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::classes::Groups;
@@ -99,6 +100,7 @@ pub(super) struct State {
     pub(super) edited: Vec<u32>,
     /// Number of the running call of `step`.
     pub(super) call: u64,
+    pub(super) ahead: Ahead,
     /// All groups are of full attention that nothing trims.
     pub(super) is_plain: bool,
     /// See [`Geometry::anchor`].
@@ -167,6 +169,7 @@ impl State {
             promises: Promises::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,
             call: 0,
+            ahead: Ahead::new(geometry.hash_block_tokens)?,
             is_plain: geometry.is_plain(),
             anchor: geometry.anchor,
             chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,

@@ -4,114 +4,26 @@
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
 use super::batch::BatchEntry;
-use super::change::Change;
 use super::classes::Groups;
 use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
+pub use super::op::{Op, Target};
 pub use super::op_result::OpResult;
-pub(super) use super::op_result::{OpOutcome, Refusal};
-pub use super::retain::Stretch;
-use super::sequence::{Holder, Lease, Pause};
+pub(super) use super::op_result::{Done, OpOutcome, Refusal};
+use super::sequence::{Holder, Lease, Pause, Rows};
 use super::state::State;
+use super::store::Store;
 use crate::error::{Result, Status};
 use crate::types::Id;
-
-/// What an operation acts on.
-#[derive(Clone, Copy, Debug)]
-pub enum Target {
-    /// A sequence or lease by its id.
-    Id(Id),
-    /// What an earlier ADMIT of the same list led to.
-    Admitted(std::result::Result<Id, Status>),
-}
-
-/// One operation.
-#[derive(Clone, Copy, Debug)]
-pub enum Op<'a> {
-    /// Turns a lease into a sequence and schedules tokens.
-    Admit {
-        /// The lease.
-        lease: Id,
-        /// Tokens to schedule.
-        tokens: u64,
-        /// Tokens beyond those for which blocks are held.
-        lookahead: u32,
-        /// Row of the tables, or negative.
-        row: i32,
-        /// Tokens that the sequence is expected to reach: blocks up to there are promised to it; 0 if none are.
-        expected_tokens: u64,
-    },
-    /// Schedules more tokens of a sequence.
-    Append {
-        /// The sequence.
-        target: Target,
-        /// Tokens to schedule.
-        tokens: u64,
-        /// Tokens beyond those for which blocks are held.
-        lookahead: u32,
-    },
-    /// The next tokens of a sequence are final.
-    Commit {
-        /// The sequence.
-        target: Target,
-        /// How many tokens.
-        tokens: u64,
-        /// Their ids, or the keys of the links that they complete.
-        naming: Naming<'a>,
-    },
-    /// Ends a sequence.
-    Free {
-        /// The sequence.
-        target: Target,
-    },
-    /// Drops a lease.
-    Release {
-        /// The lease.
-        lease: Id,
-    },
-    /// Lets go of blocks before a token, in the groups that can do without them.
-    Trim {
-        /// The sequence.
-        target: Target,
-        /// First token that is still needed.
-        offset: u64,
-    },
-    /// Changes a sequence otherwise than at its end.
-    Change {
-        /// The sequence.
-        target: Target,
-        /// How.
-        change: Change<'a>,
-    },
-    /// Gives the blocks of a stretch of tokens a priority and a time to live.
-    Retain {
-        /// The stretch.
-        stretch: Stretch,
-        /// 0 to 100; 50 is ordinary.
-        priority: u8,
-        /// Milliseconds until it is ordinary again; 0 never.
-        ttl_ms: u64,
-    },
-    /// Keeps the findable blocks of a stretch of tokens from eviction.
-    Pin {
-        /// The stretch.
-        stretch: Stretch,
-    },
-    /// Takes one pin of each of them away.
-    Unpin {
-        /// The stretch.
-        stretch: Stretch,
-    },
-}
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
     pub(super) fn begin_call(&mut self, step: u64) -> Result<()> {
         self.check_decides()?;
         if self.shared.steps.open(step)? {
-            self.batch.begin(step);
+            self.batch.begin(step, self.holders.ended);
             self.begin_copies();
         }
         self.call += 1;
@@ -119,8 +31,24 @@ impl State {
     }
 
     /// Applies one operation.
+    #[inline]
     pub(super) fn apply(&mut self, op: &Op<'_>) -> OpResult {
         let promised = self.take_promise_back(op);
+        let (done, is_append) = match *op {
+            Op::Append { target, tokens, lookahead } => (self.append(target, tokens, lookahead), true),
+            Op::Commit { target, tokens, ref naming } => (self.commit(target, tokens, naming), false),
+            _ => return self.apply_rare(op, promised),
+        };
+        self.settle(promised, done.is_err());
+        match done {
+            Ok(done) => self.tell_group(self.result_of(done, is_append)),
+            Err(refusal) => self.refused(op, &refusal),
+        }
+    }
+
+    /// The same, for the other kinds.
+    #[inline(never)]
+    fn apply_rare(&mut self, op: &Op<'_>, promised: Option<usize>) -> OpResult {
         let outcome = match *op {
             Op::Admit { lease, tokens, lookahead, row, expected_tokens: 0 } => {
                 self.admit(lease, tokens, lookahead, row)
@@ -128,8 +56,8 @@ impl State {
             Op::Admit { lease, tokens, lookahead, row, expected_tokens } => {
                 self.admit_expecting(lease, tokens, lookahead, row, expected_tokens)
             }
-            Op::Append { target, tokens, lookahead } => self.append(target, tokens, lookahead),
-            Op::Commit { target, tokens, ref naming } => self.commit(target, tokens, naming),
+            // `apply` has done these itself.
+            Op::Append { .. } | Op::Commit { .. } => Err(Status::Internal.into()),
             Op::Free { target } => self.free(target),
             Op::Release { lease } => self.release(lease),
             Op::Trim { target, offset } => self.trim(target, offset),
@@ -138,22 +66,45 @@ impl State {
             Op::Pin { ref stretch } => self.pin(stretch),
             Op::Unpin { ref stretch } => self.unpin(stretch),
         };
+        self.settle(promised, outcome.is_err());
+        match outcome {
+            Ok(result) => self.tell_group(result),
+            Err(refusal) => self.refused(op, &refusal),
+        }
+    }
+
+    #[inline]
+    pub(super) fn result_of(&self, Done { row, blocks }: Done, is_append: bool) -> OpResult {
+        OpResult {
+            row: row as i32,
+            sequence: self.holders.sequence_id(row as usize).0,
+            blocks_added: if is_append { blocks } else { 0 },
+            blocks_committed: if is_append { 0 } else { blocks },
+            ..OpResult::DONE
+        }
+    }
+
+    /// After an operation: promises and limits are what they should be again.
+    #[inline]
+    fn settle(&mut self, promised: Option<usize>, is_refused: bool) {
         if let Some(row) = promised {
-            self.settle_promise(row, outcome.is_err());
+            self.settle_promise(row, is_refused);
         }
         if self.shared.namespaces.owners.may_be_over() {
             self.settle_limits();
         }
-        outcome.map(|result| self.tell_group(result)).unwrap_or_else(|refusal| {
-            self.note_short(&refusal);
-            self.shared.counters.refused_ops += 1;
-            self.note_refused(op);
-            OpResult {
-                blocks_missing: refusal.missing,
-                group: refusal.group,
-                ..OpResult::refused(refusal.status)
-            }
-        })
+    }
+
+    #[cold]
+    fn refused(&mut self, op: &Op<'_>, refusal: &Refusal) -> OpResult {
+        self.note_short(refusal);
+        self.shared.counters.refused_ops += 1;
+        self.note_refused(op);
+        OpResult {
+            blocks_missing: refusal.missing,
+            group: refusal.group,
+            ..OpResult::refused(refusal.status)
+        }
     }
 
     /// Remembers that later operations of this call on the same sequence depend on a refused one.
@@ -185,6 +136,15 @@ impl State {
             return Err(Status::WrongState.into());
         }
         Ok(row)
+    }
+
+    /// Whether a row of plain groups has blocks for so many tokens: nearly every APPEND of one token finds them.
+    fn has_blocks(&self, row: usize, tokens: u64) -> bool {
+        let groups = self.holders.sequences[row].holder.groups.range();
+        let (stores, rows) = (&self.stores[groups.clone()], &self.holders.rows[groups]);
+        let has =
+            |(store, rows): (&Store, &Rows)| tokens <= rows.count(row) as u64 * u64::from(store.block_tokens);
+        tokens <= self.max_sequence_tokens && stores.iter().zip(rows).all(has)
     }
 
     /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
@@ -307,7 +267,12 @@ impl State {
         })
     }
 
-    pub(super) fn append(&mut self, target: Target, tokens: u64, lookahead: u32) -> OpOutcome {
+    pub(super) fn append(
+        &mut self,
+        target: Target,
+        tokens: u64,
+        lookahead: u32,
+    ) -> std::result::Result<Done, Refusal> {
         let row = self.find_ready(target)?;
         let sequence = &self.holders.sequences[row];
         let total = sequence.length.checked_add(tokens).ok_or(Status::InvalidArgument)?;
@@ -317,6 +282,7 @@ impl State {
         let blocks_added = if self.is_plain {
             let (added, held) = match may_share {
                 true => self.check_shared_append(row, reserve)?,
+                false if self.has_blocks(row, reserve) => (0, 0),
                 false => {
                     let groups = sequence.holder.groups;
                     let held = |group: usize| self.holders.rows[group].count(row);
@@ -338,12 +304,7 @@ impl State {
             self.append_mixed(row, tokens, lookahead, is_new_entry)?
         };
         self.schedule(row, tokens);
-        Ok(OpResult {
-            row: row as i32,
-            sequence: self.holders.sequence_id(row).0,
-            blocks_added,
-            ..OpResult::DONE
-        })
+        Ok(Done { row: row as u32, blocks: blocks_added })
     }
 
     fn free(&mut self, target: Target) -> OpOutcome {
@@ -383,7 +344,12 @@ impl State {
         Ok(OpResult::DONE)
     }
 
-    fn commit(&mut self, target: Target, tokens: u64, naming: &Naming<'_>) -> OpOutcome {
+    fn commit(
+        &mut self,
+        target: Target,
+        tokens: u64,
+        naming: &Naming<'_>,
+    ) -> std::result::Result<Done, Refusal> {
         let row = self.find_ready(target)?;
         let sequence = &self.holders.sequences[row];
         let mode = self.shared.namespaces.get(sequence.holder.namespace).mode;
@@ -427,12 +393,7 @@ impl State {
             }
         };
         self.holders.sequences[row].committed = first + tokens;
-        Ok(OpResult {
-            row: row as i32,
-            sequence: self.holders.sequence_id(row).0,
-            blocks_committed,
-            ..OpResult::DONE
-        })
+        Ok(Done { row: row as u32, blocks: blocks_committed })
     }
 
     /// Chains token ids that follow the committed ones; answers how many blocks became findable.
@@ -454,7 +415,7 @@ impl State {
             if offset + count == link {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;
                 let key = if offset == 0 {
-                    hash::link(self.hash, &parent, part, &folded)
+                    self.whole_link(row, &parent, part, &folded)
                 } else {
                     let open = self.holders.open_tokens(row);
                     open[offset..].copy_from_slice(part);

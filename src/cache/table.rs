@@ -278,6 +278,10 @@ impl Uploader {
             );
             pack_ragged(&mut packer, state, &self.places, &mut self.arrays, &mut self.ragged);
             // Without a device the notes stay, for the step's plan.
+            if let Some(rows) = is_device.then(|| state.batch.take_dirty_run()).flatten() {
+                let target = self.places.lengths + rows.start as u64;
+                packer.run(Some(target), rows.len()).1.copy_from_slice(&state.batch.lengths[rows]);
+            }
             while let Some((row, length)) = is_device.then(|| state.batch.pop_dirty_length()).flatten() {
                 packer.changes.push([(self.places.lengths + u64::from(row)) as u32 as i32, length]);
             }

@@ -138,9 +138,9 @@ pub(super) struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Words that another run may take, with room kept for the lists at the end.
+    /// Words that another run may take, with room kept for the lists at the end. The changes are all there.
     pub(super) fn room(&self) -> usize {
-        let lists = 3 * (self.segments.len() + 1) + 2 * self.changes.capacity();
+        let lists = 3 * (self.segments.len() + 1) + 2 * self.changes.len();
         (self.words.len() - self.at).saturating_sub(lists)
     }
 
@@ -171,7 +171,11 @@ impl Packer<'_> {
 
 /// Entries of the batch whose sequence still runs.
 pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
-    state.batch.entries.iter().filter(|entry| {
+    let are_all = state.batch.ended_before == state.holders.ended;
+    state.batch.entries.iter().filter(move |entry| {
+        if are_all {
+            return true;
+        }
         let holder = &state.holders.sequences[entry.row as usize].holder;
         holder.is_live && holder.generation == entry.generation
     })
@@ -212,18 +216,21 @@ pub(super) fn pack_slots(
         let (first, words) = packer.run(Some(places.groups[group].slots), 2 * padded);
         arrays.groups[group].slots = first;
         let slots: &mut [i64] = bytemuck::cast_slice_mut(words);
-        let block_tokens = u64::from(store.block_tokens);
+        let block_tokens = store.block_tokens;
+        let has_classes = state.classes.len() > 1;
         let mut at = 0;
         for entry in live_entries(state) {
-            if !state.holders.sequences[entry.row as usize].holder.groups.has(group) {
+            if has_classes && !state.holders.sequences[entry.row as usize].holder.groups.has(group) {
                 slots[at..at + entry.count as usize].fill(-1);
                 at += entry.count as usize;
                 continue;
             }
             let row = state.holders.rows[group].row(entry.row as usize);
-            let (mut position, mut offset) = (entry.first / block_tokens, entry.first % block_tokens);
+            // Lengths are 31 bits wide in the tables.
+            let first = entry.first as u32;
+            let (mut position, mut offset) = (first / block_tokens, first % block_tokens);
             for slot in &mut slots[at..at + entry.count as usize] {
-                *slot = (row[position as usize] as u64 * block_tokens + offset) as i64;
+                *slot = i64::from(row[position as usize]) * i64::from(block_tokens) + i64::from(offset);
                 offset += 1;
                 if offset == block_tokens {
                     (position, offset) = (position + 1, 0);

@@ -106,7 +106,7 @@ impl Store {
 
     /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold it: first for
     /// all of them what lies at their indices, then what that leads to.
-    fn fetch_victims(&mut self, count: u32) {
+    pub(in crate::cache) fn fetch_victims(&mut self, count: u32) {
         if count < FETCH_LEAST || !self.is_large {
             return;
         }

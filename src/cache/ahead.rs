@@ -1,0 +1,281 @@
+//! What the next operations of a step touch, asked for before they come.
+//!
+//! A step goes once through all running sequences, and the model's work ran since the last one did, so hardly a line
+//! of what it reads is in the processor's caches. Its list tells which sequences come: [`FAR`] operations ahead their
+//! records and last cells are asked for, [`NEAR`] operations ahead what those lead to. A COMMIT's key decides where
+//! its block is entered, so keys are made ahead too; a whole link's is kept until its operation comes. Invariant:
+//! what is done here changes nothing that an operation does, however wrong a guess is.
+
+use super::hash::{self, Extras, Key};
+use super::lookup::Naming;
+use super::sequence::{Holder, Sequence};
+use super::state::State;
+use super::step::{Op, Target};
+use crate::error::Result;
+use crate::sys::reserve::filled;
+use crate::types::{Id, IdKind};
+
+/// Operations between the fetch of a sequence's record and its use.
+pub(super) const FAR: usize = 16;
+/// Operations between the fetch of what the record leads to and its use.
+pub(super) const NEAR: usize = 8;
+/// Free blocks below which the next victims are fetched.
+const FREE_FEW: u32 = 8;
+/// Victims that are fetched together.
+const VICTIMS: u32 = 8;
+
+/// The key of one whole link, with all that it depends on beside the cache's hash.
+#[derive(Clone, Copy, Default)]
+struct Hashed {
+    /// The call of `step` whose caller promised that its arrays stay as they are.
+    call: u64,
+    address: usize,
+    parent: Key,
+    key: Key,
+}
+
+/// Keys made ahead, and what else that takes.
+pub(super) struct Ahead {
+    /// By row, as far as it goes.
+    hashed: [Hashed; FAR],
+    /// Rows that were about to grow while hardly a block was free.
+    growths: u32,
+    /// Tokens of a link that is part open, part about to come.
+    link: Vec<i32>,
+}
+
+impl Ahead {
+    pub(super) fn new(link_tokens: u32) -> Result<Self> {
+        Ok(Self { hashed: [Hashed::default(); FAR], growths: 0, link: filled(link_tokens as usize, 0)? })
+    }
+}
+
+impl State {
+    /// An operation on this sequence comes in [`FAR`] operations.
+    pub(super) fn expect(&self, target: Id, is_commit: bool) {
+        let Some(row) = target.index(IdKind::Sequence) else { return };
+        self.holders.fetch_sequence(row, is_commit);
+        // Lengths lie close together, so they are read and not guessed.
+        let length = self.batch.lengths.get(row).map_or(0, |&length| length as u32);
+        for (store, rows) in self.stores.iter().zip(&self.holders.rows) {
+            rows.fetch(row, (length / store.block_tokens) as usize);
+        }
+    }
+
+    /// This operation comes in [`NEAR`] operations.
+    pub(super) fn prepare(&mut self, op: &Op<'_>) {
+        match *op {
+            Op::Append { target: Target::Id(id), tokens, lookahead } => {
+                self.prepare_append(id, tokens.saturating_add(lookahead.into()));
+            }
+            Op::Commit { target: Target::Id(id), tokens, ref naming } => {
+                self.prepare_commit(id, tokens, naming);
+            }
+            _ => {}
+        }
+    }
+
+    fn prepare_append(&mut self, id: Id, tokens: u64) {
+        let Some((row, sequence)) = self.holders.peek_sequence(id) else { return };
+        let (length, groups) = (sequence.length.saturating_add(tokens), sequence.holder.groups);
+        for group in groups.range() {
+            let (store, rows) = (&mut self.stores[group], &self.holders.rows[group]);
+            if length <= rows.count(row) as u64 * u64::from(store.block_tokens) {
+                continue;
+            }
+            if let Some(&last) = rows.row(row).last() {
+                store.fetch_new(last as u32 + 1);
+            }
+            if store.free_count() < FREE_FEW {
+                if self.ahead.growths.is_multiple_of(VICTIMS) {
+                    store.fetch_victims(VICTIMS);
+                }
+                self.ahead.growths = self.ahead.growths.wrapping_add(1);
+            }
+        }
+    }
+
+    fn prepare_commit(&mut self, id: Id, tokens: u64, naming: &Naming<'_>) {
+        let Some((row, sequence)) = self.holders.peek_sequence(id) else { return };
+        let Sequence { committed, holder: Holder { namespace, groups, .. }, .. } = *sequence;
+        let link = u64::from(self.link_tokens);
+        let end = (committed / link + 1) * link;
+        let key = match committed.saturating_add(tokens) < end {
+            true => None,
+            false => self.first_key(row, naming),
+        };
+        for group in groups.range() {
+            let (store, blocks) = (&self.stores[group], self.holders.rows[group].row(row));
+            let position = (committed / u64::from(store.block_tokens)) as usize;
+            let Some(&block) = blocks.get(position) else { continue };
+            store.fetch_open(block as u32);
+            if let Some(key) = key.as_ref().filter(|_| end.is_multiple_of(store.block_tokens.into())) {
+                store.fetch_published(block as u32, key, namespace);
+                store.fetch_parent(position.checked_sub(1).map(|before| blocks[before]));
+            }
+        }
+    }
+
+    /// The key of the first link that a COMMIT completes.
+    fn first_key(&mut self, row: usize, naming: &Naming<'_>) -> Option<Key> {
+        let ids = match *naming {
+            Naming::Keys { bytes, key_bytes } | Naming::Chunks { bytes, key_bytes } => {
+                return bytes
+                    .get(..key_bytes as usize)
+                    .filter(|bytes| bytes.len() <= 32)
+                    .map(Key::from_bytes);
+            }
+            Naming::Tokens(_, extras) if !extras.is_empty() => return None,
+            Naming::Tokens(ids, _) => ids,
+        };
+        let Sequence { committed, holder, .. } = self.holders.sequences[row];
+        let link = self.link_tokens as usize;
+        let offset = (committed % link as u64) as usize;
+        let part = ids.get(..link - offset)?;
+        if offset == 0 {
+            let key = hash::link(self.hash, &holder.key, part, &holder.extras);
+            if holder.extras == Extras::NONE {
+                let hashed = &mut self.ahead.hashed[row % FAR];
+                *hashed = Hashed { call: self.call, address: part.as_ptr().addr(), parent: holder.key, key };
+            }
+            return Some(key);
+        }
+        // The open tokens may be others when the operation comes: this key only says where to look.
+        let whole = &mut self.ahead.link;
+        whole[..offset].copy_from_slice(&self.holders.open_tokens(row)[..offset]);
+        whole[offset..].copy_from_slice(part);
+        Some(hash::link(self.hash, &holder.key, whole, &holder.extras))
+    }
+
+    /// The key of a whole link of this call's arrays.
+    pub(super) fn whole_link(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
+        let Hashed { call, address, parent: of, key } = self.ahead.hashed[row % FAR];
+        let is_it = call == self.call && address == tokens.as_ptr().addr() && of == *parent;
+        match is_it && *extras == Extras::NONE {
+            true => key,
+            false => hash::link(self.hash, parent, tokens, extras),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cache::{
+        CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Request, Scrub,
+    };
+    use crate::error::Status;
+    use crate::event::NoSink;
+    use crate::memory::{Limits, Memory};
+
+    const EACH: u32 = 16;
+
+    fn cache(hash: HashKind) -> KvCache {
+        let content = Content::Opaque { block_bytes: 16 };
+        let group =
+            GroupConfig { content, block_tokens: EACH, capacity_blocks: 0, region: None, reach: Reach::All };
+        let config = CacheConfig {
+            name: "ahead".to_owned(),
+            groups: vec![group],
+            capacity_blocks: 64,
+            capacity_bytes: 0,
+            max_sequences: 4,
+            max_sequence_tokens: 512,
+            max_batch_tokens: 512,
+            max_leases: 4,
+            max_namespaces: 4,
+            steps_in_flight: 2,
+            hash_block_tokens: 0,
+            hash,
+            scrub: Scrub::None,
+            event_capacity: 0,
+            policy: "lru".to_owned(),
+            hash_secret: [7; 32],
+            metadata_only: true,
+            ragged: false,
+            require_salt: false,
+            worker: false,
+            exact_order: true,
+            adaptive: None,
+            max_blocks: 0,
+            index: IndexOptions::default(),
+            partial_hits: false,
+        };
+        let device = crate::device::registry::open("host").unwrap();
+        KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config).unwrap()
+    }
+
+    fn request(tokens: &[i32]) -> Request<'_> {
+        Request {
+            namespace_id: 1,
+            adapter_id: 0,
+            salt: b"",
+            naming: Naming::Tokens(tokens, &[]),
+            token_count: tokens.len() as u64,
+            no_read: false,
+            no_store: false,
+            drop_last: false,
+            keep_one_token: false,
+            sizing: Default::default(),
+        }
+    }
+
+    /// Commits `parts` in turn, each announced as said by `guesses`; answers the tokens found of what was committed.
+    fn found_after(hash: HashKind, parts: &[&[i32]], guesses: &[&[i32]]) -> u64 {
+        let cache = cache(hash);
+        let lease = cache.lookups().find(&request(&[])).unwrap().lease;
+        let all = parts.concat();
+        let tokens = all.len() as u64;
+        let mut step = cache.step(1).unwrap();
+        let admit = step.apply(&Op::Admit { lease, tokens, lookahead: 0, row: -1, expected_tokens: 0 });
+        assert_eq!(admit.status, Status::Ok);
+        let target = Target::Id(Id(admit.sequence));
+        for ids in guesses {
+            step.expect(Id(admit.sequence), true);
+            step.prepare(&Op::Commit { target, tokens: ids.len() as u64, naming: Naming::Tokens(ids, &[]) });
+        }
+        for ids in parts {
+            let commit = Op::Commit { target, tokens: ids.len() as u64, naming: Naming::Tokens(ids, &[]) };
+            assert_eq!(step.apply(&commit).status, Status::Ok);
+        }
+        assert_eq!(step.apply(&Op::Free { target }).status, Status::Ok);
+        drop(step);
+        cache.step_done(1, None).unwrap();
+        cache.validate().unwrap();
+        let found = cache.lookups().find(&request(&all)).unwrap();
+        found.hit_tokens
+    }
+
+    #[test]
+    fn a_key_made_ahead_serves_only_the_link_that_it_was_made_for() {
+        let ids: Vec<i32> = (0..64).collect();
+        let (one, two, half) = (&ids[..16], &ids[16..32], &ids[32..40]);
+        for hash in [HashKind::Blake3, HashKind::Xxh3] {
+            // As announced; announced in the wrong order, so that the second is chained to the wrong parent; others.
+            for guesses in [&[one][..], &[two], &[two, one], &[one, two], &[half, two, half], &[]] {
+                assert_eq!(found_after(hash, &[one, two], guesses), 32, "{guesses:?}");
+                assert_eq!(found_after(hash, &[half, two, half], guesses), 32, "{guesses:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn announcing_what_does_not_exist_changes_nothing() {
+        let cache = cache(HashKind::Xxh3);
+        let mut step = cache.step(1).unwrap();
+        for target in
+            [Id(0), Id(u64::MAX), Id::new(IdKind::Sequence, 1, 3), Id::new(IdKind::Sequence, 1, 1 << 23)]
+        {
+            step.expect(target, true);
+            let target = Target::Id(target);
+            step.prepare(&Op::Append { target, tokens: u64::MAX, lookahead: u32::MAX });
+            step.prepare(&Op::Commit { target, tokens: u64::MAX, naming: Naming::Tokens(&[1], &[]) });
+            step.prepare(&Op::Free { target });
+        }
+        drop(step);
+        cache.step_done(1, None).unwrap();
+        cache.validate().unwrap();
+    }
+}
