@@ -4,6 +4,7 @@
 
 mod cache {
     mod adaptive;
+    mod adaptive_memory;
     mod bench;
     mod change;
     mod chunks;

@@ -1,15 +1,17 @@
 //! Memory of size classes goes to where room is short.
 //!
 //! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last
-//! one, or else has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives
-//! it to that one, all by the resizes that exist. A class that is full and not short gets free blocks only: nobody's
-//! cached content goes for somebody else's. What it does not: touch a block, act inside a step, or act where pools are
-//! fixed (without max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
+//! one, or else evicts or has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives
+//! it to that one, all by the resizes that exist. A class that is full and not short gets free blocks; if it evicts, also
+//! those of a class whose content stays much longer before it is evicted: so that what was used last stays, whatever its class,
+//! as in one pool. What it does not: touch a block, act inside a step, or act where pools are fixed (without
+//! max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
 //!
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
 //! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
-//! step's worth of idle ones. Lock order: this one, then a group's resize, then the cache's.
+//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Lock order:
+//! this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
@@ -20,13 +22,15 @@ use crate::sync::Mutex;
 
 /// A step is one part in so many of all memory.
 const PARTS: u64 = 32;
-/// A class with fewer free blocks than one part in so many is full.
+/// A class with fewer free blocks than one part in so many is full, and so is one that evicts.
 const FULL_PARTS: u64 = 32;
 /// Polls from one step to the next.
 const REST: u64 = 4;
 /// Polls without a shortage after which a class may give free blocks, and after which cached ones.
 const QUIET: u64 = 16;
 const LONG_QUIET: u64 = 256;
+/// Content of a class that gives for somebody else's content is so many times as old when it is evicted.
+const OLDER: u64 = 2;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
 /// Steps that may be on the way: of the last slab of pages that is in use none goes back.
@@ -44,20 +48,25 @@ struct Side {
     short: u64,
     /// The poll at which it was short last.
     short_at: u64,
+    /// Blocks that it had evicted for want of room, and the poll that saw the latest.
+    evicted: u64,
+    evicted_at: u64,
 }
 
 /// How far memory has moved.
 struct Balance {
     sides: [Side; CLASSES_MAX],
     polls: u64,
-    /// Bytes of one step: whole blocks of every class, and no less than pages come and go together.
+    /// Whole blocks of every class, and no less than pages come and go together: what moves are multiples of.
+    least_bytes: u64,
+    /// Bytes of one step.
     step_bytes: u64,
     /// Bytes of memory behind all classes that there may be.
     limit_bytes: u64,
     /// Bytes of blocks given and not yet taken.
     spare_bytes: u64,
-    /// The class that is giving, and since which poll.
-    giving: Option<(usize, u64)>,
+    /// The class that is giving, how many bytes, and since which poll.
+    giving: Option<(usize, u64, u64)>,
     /// No step begins before this poll.
     rests_until: u64,
 }
@@ -74,6 +83,17 @@ struct Seen {
     short: u64,
     free_bytes: u64,
     available_bytes: u64,
+    /// Of its next victim, in steps.
+    age: u64,
+}
+
+/// What a class can do for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Gift {
+    /// Nobody's content goes.
+    is_free: bool,
+    bytes: u64,
+    age: u64,
 }
 
 impl Balancer {
@@ -98,10 +118,12 @@ impl Balancer {
         let slab_bytes = pools.iter().map(Pool::slab_bytes).max().unwrap_or(0);
         // A step is whole blocks of each class, so that nothing is left over.
         let whole = sides[..classes].iter().fold(1, |whole, side| lcm(whole, side.block_bytes));
+        let least_bytes = slab_bytes.next_multiple_of(whole).max(whole);
         let balance = Balance {
             sides,
             polls: 0,
-            step_bytes: (bytes / PARTS).max(slab_bytes).next_multiple_of(whole).max(whole),
+            least_bytes,
+            step_bytes: (bytes / PARTS).next_multiple_of(least_bytes).max(least_bytes),
             limit_bytes: pools.iter().map(Pool::bytes).sum(),
             spare_bytes: 0,
             giving: None,
@@ -120,43 +142,58 @@ fn lcm(a: u64, b: u64) -> u64 {
 }
 
 impl Balance {
-    /// The class that was short at this poll, or else one that is full, and whether it was short.
+    /// The class that was short at this poll, or else the full one whose content is evicted youngest, and whether it
+    /// was short.
     fn taker(&self, seen: &[Seen; CLASSES_MAX], classes: usize) -> Option<(usize, bool)> {
         let can_grow = |class: &usize| {
             let side = &self.sides[*class];
-            side.target + self.step_bytes / side.block_bytes <= side.max_blocks
+            side.target + self.least_bytes / side.block_bytes <= side.max_blocks
         };
         let is_short = |class: &usize| self.sides[*class].short_at == self.polls;
         let is_full = |class: &usize| {
             let side = &self.sides[*class];
-            seen[*class].free_bytes < side.target * side.block_bytes / FULL_PARTS
+            seen[*class].free_bytes < side.target * side.block_bytes / FULL_PARTS || self.evicts(*class)
         };
         let short = (0..classes).find(|class| is_short(class) && can_grow(class));
-        let full = || (0..classes).find(|class| is_full(class) && can_grow(class));
-        short.map(|class| (class, true)).or_else(|| full().map(|class| (class, false)))
+        let full = (0..classes).filter(|class| is_full(class) && can_grow(class));
+        let full = full.min_by_key(|&class| seen[class].age);
+        short.map(|class| (class, true)).or_else(|| full.map(|class| (class, false)))
     }
 
-    /// The class with most to give, free blocks before cached ones.
+    /// Whether a class has evicted something lately.
+    fn evicts(&self, class: usize) -> bool {
+        let side = &self.sides[class];
+        side.evicted > 0 && self.polls - side.evicted_at < QUIET
+    }
+
+    /// What a class can give to one that is short, or that evicts content of so many steps: free blocks before cached.
+    fn gift(&self, class: usize, is_short: bool, age: Option<u64>, seen: &Seen) -> Option<Gift> {
+        let (side, least) = (&self.sides[class], self.least_bytes);
+        let quiet = self.polls - side.short_at;
+        let is_quiet = quiet >= LONG_QUIET;
+        let most = (side.target * side.block_bytes).saturating_sub(least).min(self.step_bytes);
+        // A step of two, or half of what is idle.
+        let part = |idle: u64| (idle / 2).min(most) / least * least;
+        let (free, idle) = (part(seen.free_bytes.min(seen.available_bytes)), part(seen.available_bytes));
+        let is_older = age.is_some_and(|age| seen.age / OLDER >= age.max(1));
+        let is_free = free > 0 && (is_quiet || (free == self.step_bytes && quiet >= QUIET));
+        let may_evict = idle > 0 && is_quiet && (is_older || (is_short && idle == self.step_bytes));
+        let bytes = if is_free { free } else { idle };
+        (is_free || may_evict).then_some(Gift { is_free, bytes, age: seen.age })
+    }
+
+    /// The class with most to give, and what.
     fn giver(
         &self,
         taker: usize,
         is_short: bool,
         seen: &[Seen; CLASSES_MAX],
         classes: usize,
-    ) -> Option<usize> {
-        let quiet = |class: usize| self.polls - self.sides[class].short_at;
-        let may_give = |class: &usize| {
-            let (side, seen) = (&self.sides[*class], &seen[*class]);
-            *class != taker
-                && side.target * side.block_bytes > self.step_bytes
-                && seen.available_bytes >= 2 * self.step_bytes
-                && match seen.free_bytes >= 2 * self.step_bytes {
-                    true => quiet(*class) >= QUIET,
-                    false => is_short && quiet(*class) >= LONG_QUIET,
-                }
-        };
-        let idle = |class: &usize| (seen[*class].free_bytes, seen[*class].available_bytes);
-        (0..classes).filter(may_give).max_by_key(idle)
+    ) -> Option<(usize, Gift)> {
+        let others = (0..classes).filter(|&class| class != taker);
+        let age = self.evicts(taker).then_some(seen[taker].age);
+        let gifts = others.filter_map(|class| Some((class, self.gift(class, is_short, age, &seen[class])?)));
+        gifts.max_by_key(|gift| gift.1)
     }
 }
 
@@ -175,8 +212,9 @@ impl KvCache {
             let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
             let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
             let to = taker.map(|taker| taker.0).or_else(|| if idle() { emptiest() } else { None });
+            let all = balance.spare_bytes;
             if let Some(class) = to
-                && self.take(&mut balance, class)?
+                && self.take(&mut balance, class, all)?
             {
                 return Ok(());
             }
@@ -186,18 +224,20 @@ impl KvCache {
             return Ok(());
         }
         let Some((taker, is_short)) = taker else { return Ok(()) };
-        let Some(giver) = balance.giver(taker, is_short, &seen, classes) else { return Ok(()) };
-        balance.rests_until = balance.polls + REST;
+        let Some((giver, gift)) = balance.giver(taker, is_short, &seen, classes) else { return Ok(()) };
+        // Whether what stays grows older in the class that got more is seen only later.
+        balance.rests_until = balance.polls + if gift.is_free || is_short { REST } else { QUIET };
         let side = balance.sides[giver];
-        let blocks = balance.step_bytes / side.block_bytes;
+        let blocks = gift.bytes / side.block_bytes;
         self.resize(side.group, side.target - blocks)?;
         balance.sides[giver].target -= blocks;
-        balance.spare_bytes += balance.step_bytes;
-        balance.giving = Some((giver, balance.polls));
-        self.note_moved(giver, 0, balance.step_bytes);
+        balance.spare_bytes += gift.bytes;
+        balance.giving = Some((giver, gift.bytes, balance.polls));
+        self.note_moved(giver, 0, gift.bytes);
         self.settle_giving(&mut balance)?;
         if balance.giving.is_none() {
-            self.take(&mut balance, taker)?;
+            let all = balance.spare_bytes;
+            self.take(&mut balance, taker, all)?;
         }
         Ok(())
     }
@@ -206,6 +246,7 @@ impl KvCache {
     fn look_at_classes(&self, balance: &mut Balance, classes: usize) -> [Seen; CLASSES_MAX] {
         let mut seen = [Seen::default(); CLASSES_MAX];
         let state = self.state();
+        let step = state.shared.steps.newest();
         let Some(sizes) = &state.sizes else { return seen };
         for (class, seen) in seen.iter_mut().enumerate().take(classes) {
             let side = &mut balance.sides[class];
@@ -215,57 +256,59 @@ impl KvCache {
                 short: counts.passed_over + counts.refused_ops,
                 free_bytes: u64::from(store.free_count()) * side.block_bytes,
                 available_bytes: u64::from(store.available()) * side.block_bytes,
+                age: store.ages.next(step),
             };
             if seen.short > side.short {
                 (side.short, side.short_at) = (seen.short, balance.polls);
+            }
+            if store.ages.total() > side.evicted {
+                (side.evicted, side.evicted_at) = (store.ages.total(), balance.polls);
             }
             // What the caller has resized meanwhile is the caller's.
             let (target, each) = (u64::from(self.resizer.target(side.group)), side.block_bytes);
             let before = std::mem::replace(&mut side.target, target);
             if target != before {
                 balance.limit_bytes = (balance.limit_bytes + target * each).saturating_sub(before * each);
-                if balance.giving.is_some_and(|(giver, _)| giver == class) {
-                    balance.giving = None;
-                    balance.spare_bytes = balance.spare_bytes.saturating_sub(balance.step_bytes);
+                if let Some((_, bytes, _)) = balance.giving.take_if(|giving| giving.0 == class) {
+                    balance.spare_bytes = balance.spare_bytes.saturating_sub(bytes);
                 }
             }
         }
         seen
     }
 
-    /// Whether the class that is giving has let go; one that cannot for long gets its step back.
+    /// Whether the class that is giving has let go; one that cannot for long gets back what it gave.
     fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
-        let Some((giver, since)) = balance.giving else { return Ok(()) };
+        let Some((giver, bytes, since)) = balance.giving else { return Ok(()) };
         let side = balance.sides[giver];
         if self.resize(side.group, side.target)?.is_done {
             balance.giving = None;
         } else if balance.polls - since >= PATIENCE {
             balance.giving = None;
             balance.rests_until = balance.polls + PATIENCE;
-            self.take(balance, giver)?;
+            self.take(balance, giver, bytes)?;
         }
         Ok(())
     }
 
-    /// Gives a step of the spare to a class, if its pages are there. Answers whether it did.
-    fn take(&self, balance: &mut Balance, class: usize) -> Result<bool> {
-        let side = balance.sides[class];
-        let step = balance.step_bytes;
+    /// Gives a class so much of the spare, or as much as has pages. Answers whether it got any.
+    fn take(&self, balance: &mut Balance, class: usize, most: u64) -> Result<bool> {
+        let (side, least) = (balance.sides[class], balance.least_bytes);
         let held: u64 = self.pools.iter().map(Pool::bytes).sum();
-        let target = side.target + step / side.block_bytes;
-        if balance.spare_bytes < step || target > side.max_blocks {
-            return Ok(false);
-        }
         // Blocks that never lost their memory need none.
-        let needed = (target * side.block_bytes).saturating_sub(self.pools[side.group as usize].bytes());
-        if held + needed > balance.limit_bytes {
+        let room = self.pools[side.group as usize].bytes() + balance.limit_bytes.saturating_sub(held);
+        let room = room.min(side.max_blocks * side.block_bytes);
+        let bytes = room.saturating_sub(side.target * side.block_bytes).min(balance.spare_bytes).min(most);
+        let bytes = bytes / least * least;
+        if bytes == 0 {
             return Ok(false);
         }
+        let target = side.target + bytes / side.block_bytes;
         match self.resize(side.group, target) {
             Ok(_) => {
                 balance.sides[class].target = target;
-                balance.spare_bytes -= step;
-                self.note_moved(class, step, 0);
+                balance.spare_bytes -= bytes;
+                self.note_moved(class, bytes, 0);
                 Ok(true)
             }
             // Somebody else has the memory at the moment.

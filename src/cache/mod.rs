@@ -8,6 +8,7 @@
 //! One lock guards all bookkeeping. It is never held across a call into the device, and nothing is allocated under it.
 
 mod advise;
+mod ages;
 mod ahead;
 mod balance;
 mod batch;

@@ -6,6 +6,7 @@
 //! and allocate nothing. The caller holds the cache's lock.
 
 pub(super) use self::find::Proof;
+use super::ages::Ages;
 use super::block::{
     Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
 };
@@ -61,6 +62,7 @@ pub(super) struct Store {
     /// Only where hits may end inside a block.
     pub(super) children: Option<Children>,
     policy: Box<dyn Policy>,
+    pub(super) ages: Ages,
     pub(super) retention: Retention,
     pub(super) inactive: u32,
     waiting: u32,
@@ -112,6 +114,7 @@ impl Store {
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
+            ages: Ages::default(),
             retention: Retention::new(blocks, blocks / PINNED_SHARE)?,
             inactive: 0,
             waiting: 0,

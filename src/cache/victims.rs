@@ -147,7 +147,10 @@ impl Store {
         let victim = governed.or(of_policy)?;
         self.leave_inactive(victim, tally, &mut shared.namespaces);
         let has_expired = reason == RemoveReason::Evicted && self.has_expired(victim);
-        shared.counters.evicted_blocks += u64::from(reason == RemoveReason::Evicted);
+        if reason == RemoveReason::Evicted {
+            shared.counters.evicted_blocks += 1;
+            self.ages.note(self.block(victim).last_step, shared.steps.newest());
+        }
         self.forget(victim, if has_expired { RemoveReason::Expired } else { reason }, shared, tally);
         Some(victim)
     }

@@ -1,13 +1,11 @@
-//! Size classes: who lives in which, what is found where, what the bounds are worth, and where memory goes.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! Size classes: who lives in which, what is found where, and what the bounds are worth.
 
 use kavern::cache::{
     AdaptiveBlocks, CacheConfig, Change, ClassStatistics, GroupConfig, HashKind, KvCache, Naming, Op, Reach,
     Request, Sizing, Target, advisor_names,
 };
 use kavern::device::registry;
-use kavern::error::{Result, Status};
+use kavern::error::Status;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
 use kavern::types::Id;
@@ -17,7 +15,7 @@ use super::bench::{Bench, ask, config, group, lookup, opaque, prompt, refused};
 /// Cells for a thousand tokens that tables may have.
 const TABLE_PERMILLE: u32 = 35;
 
-fn adaptive(classes: &[u32], advisor: &str) -> Option<AdaptiveBlocks> {
+pub(super) fn adaptive(classes: &[u32], advisor: &str) -> Option<AdaptiveBlocks> {
     Some(AdaptiveBlocks {
         classes: classes.to_vec(),
         advisor: advisor.to_owned(),
@@ -27,7 +25,7 @@ fn adaptive(classes: &[u32], advisor: &str) -> Option<AdaptiveBlocks> {
 }
 
 /// Blocks of 4, 16 and 64 tokens.
-fn three(blocks: u64) -> CacheConfig {
+pub(super) fn three(blocks: u64) -> CacheConfig {
     CacheConfig {
         max_sequence_tokens: 1024,
         max_batch_tokens: 4096,
@@ -36,7 +34,7 @@ fn three(blocks: u64) -> CacheConfig {
     }
 }
 
-fn forced<'a>(tokens: &'a [i32], class: u32) -> Request<'a> {
+pub(super) fn forced<'a>(tokens: &'a [i32], class: u32) -> Request<'a> {
     Request { sizing: Sizing { class, expected_tokens: 0 }, ..ask(tokens) }
 }
 
@@ -268,6 +266,72 @@ fn a_promise_counts_in_the_class_that_gives_it() {
     bench.done();
 }
 
+/// `look` probes before it matches, and compares.
+#[test]
+fn a_probe_answers_as_the_match_does_beside_promises_and_whatever_class_has_room() {
+    let (mut found, mut promised, mut passed, mut shortened) = (0, 0, 0, 0);
+    for seed in 0..16 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let config = CacheConfig {
+            partial_hits: seed % 2 == 1,
+            hash: if seed % 4 < 2 { HashKind::Blake3 } else { HashKind::Xxh3 },
+            max_blocks: 160,
+            ..three(0)
+        };
+        let sized = |(group, blocks): (GroupConfig, u64)| GroupConfig { capacity_blocks: blocks, ..group };
+        let groups = [(group(4), 120), (group(16), 30), (group(64), 8)].map(sized).to_vec();
+        let mut bench = Bench::new(&CacheConfig { groups, ..config });
+        let mut live: Vec<u64> = Vec::new();
+        for step in 0..500 {
+            bench.begin();
+            let count = random.usize(1..300);
+            let branch = random.i32(0..3);
+            let tokens: Vec<i32> =
+                (0..count as i32).map(|at| if at % 50 == 20 { branch } else { at }).collect();
+            let expected_tokens = if random.bool() { count as u64 + random.u64(0..200) } else { 0 };
+            let class = if random.u8(0..3) == 0 { random.u32(1..=3) } else { 0 };
+            let request = Request {
+                sizing: Sizing { class, expected_tokens },
+                keep_one_token: random.bool(),
+                drop_last: random.u8(0..6) == 0,
+                ..ask(&tokens)
+            };
+            let alone =
+                bench.cache.probe(&Request { sizing: Sizing { class: 1, ..request.sizing }, ..request });
+            let hit = bench.look(&request);
+            (found, shortened) = (found + hit.tokens, shortened + u64::from(alone.unwrap() > hit.tokens));
+            let rest = &tokens[hit.tokens as usize..];
+            let op = Op::Admit {
+                lease: hit.lease,
+                tokens: rest.len() as u64,
+                lookahead: 0,
+                row: -1,
+                expected_tokens,
+            };
+            let admitted = bench.apply(&op);
+            if admitted.status == Status::Ok {
+                bench.commit(admitted.sequence, rest);
+                live.push(admitted.sequence);
+            } else {
+                bench.good(&Op::Release { lease: hit.lease });
+            }
+            promised += bench.statistics().promised_blocks;
+            while live.len() > 5 || (!live.is_empty() && random.u8(0..3) == 0) {
+                bench.free(live.swap_remove(random.usize(..live.len())));
+            }
+            bench.upload();
+            bench.device.stream_synchronize(bench.stream).unwrap();
+            bench.done();
+            if step % 50 == 0 {
+                bench.cache.validate().unwrap();
+            }
+        }
+        passed += (0..3).map(|group| bench.cache.class_statistics(group).unwrap().passed_over).sum::<u64>();
+    }
+    let counts = [found, promised, passed, shortened];
+    assert!(counts.iter().all(|&count| count > 500), "{counts:?}");
+}
+
 /// Chats of 50 to 300 tokens and documents of 20 to 100 thousand: prompt, and length at the end.
 fn traffic(random: &mut fastrand::Rng) -> (u64, u64) {
     let length = match random.u8(0..=200) {
@@ -331,221 +395,4 @@ fn both_advisors_keep_bounds_of_which_every_single_size_misses_one() {
         let (waste, table) = serve(0, advisor);
         assert!(waste <= 50 && table <= TABLE_PERMILLE.into(), "{advisor}: {waste} ‰ waste, {table} cells");
     }
-}
-
-const PAGE: u64 = 4096;
-
-/// A page holds one block of 64 tokens, 4 of 16, 16 of 4.
-fn moving(pages: u64) -> Bench {
-    let groups = vec![opaque(4, PAGE / 16), opaque(16, PAGE / 4), opaque(64, PAGE)];
-    let settings = CacheConfig {
-        capacity_blocks: 0,
-        capacity_bytes: 3 * pages * PAGE,
-        max_blocks: 3 * 16 * pages,
-        max_sequences: 64,
-        max_leases: 64,
-        max_sequence_tokens: 4096,
-        max_batch_tokens: 1 << 16,
-        adaptive: adaptive(&[1, 2, 3], "predictive"),
-        ..config(groups, 0)
-    };
-    let device = registry::open(&format!("host?page_bytes={PAGE}")).unwrap();
-    Bench::of(Memory::new(device, Limits::default(), std::sync::Arc::new(NoSink)), &settings)
-}
-
-fn class_bytes(bench: &Bench) -> [u64; 3] {
-    [0, 1, 2].map(|group| {
-        let about = bench.cache.describe(group).unwrap();
-        u64::from(about.blocks) * about.block_bytes
-    })
-}
-
-/// A request that may find no room: admitted and committed, or let go.
-fn attempt(bench: &mut Bench, request: &Request<'_>, tokens: &[i32]) -> Result<Option<u64>> {
-    let hit = lookup(&bench.cache, request)?;
-    let rest = &tokens[hit.tokens as usize..];
-    let result = bench.apply(&Op::Admit {
-        lease: hit.lease,
-        tokens: rest.len() as u64,
-        lookahead: 0,
-        row: -1,
-        expected_tokens: 0,
-    });
-    if result.status != Status::Ok {
-        assert_eq!(result.status, Status::OutOfBlocks);
-        bench.good(&Op::Release { lease: hit.lease });
-        return Ok(None);
-    }
-    bench.commit(result.sequence, rest);
-    Ok(Some(result.sequence))
-}
-
-#[test]
-fn memory_moves_to_the_class_that_is_short_and_back_within_what_there_was() {
-    let mut bench = moving(128);
-    let whole = class_bytes(&bench);
-    let (sum, physical) = (whole.iter().sum::<u64>(), bench.statistics().pool_bytes);
-    let mut random = fastrand::Rng::with_seed(8);
-    let mut seed = 0;
-    // First everybody writes chats, then documents, then chats again.
-    for (phase, class) in [(0, 1), (1, 3), (2, 1)] {
-        // Sequence, blocks, and what was written into them.
-        let mut live: Vec<(u64, Vec<i32>, Vec<u64>)> = Vec::new();
-        let group = class - 1;
-        let (mut served, mut refused) = (0, 0);
-        for round in 0..1500 {
-            bench.begin();
-            seed += 1;
-            let length = if class == 1 { random.usize(200..400) } else { random.usize(1500..3000) };
-            let tokens = prompt(seed, length);
-            let begun = attempt(&mut bench, &forced(&tokens, class), &tokens).unwrap();
-            (served, refused) = (served + 1, refused + u64::from(begun.is_none()));
-            let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
-                let row = tables.batch_rows()?.last().map_or(0, |&row| row as usize);
-                let view = tables.group(group as usize)?;
-                Ok(view.block_table[row * view.row_cells as usize..].to_vec())
-            });
-            if let Some(sequence) = begun {
-                let count = length.div_ceil([4, 16, 64][group as usize]);
-                let blocks = rows.unwrap()[..count].to_vec();
-                let marks: Vec<u64> = (0..count as u64).map(|at| (sequence << 20) ^ at).collect();
-                bench.cache.fill_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                live.push((sequence, blocks, marks));
-            }
-            // As many as fit into three quarters of everything.
-            let most = 3 * sum / 4 / (PAGE / 64) / length as u64;
-            while live.len() as u64 > most.clamp(1, 60)
-                || (refused > 0 && !live.is_empty() && random.u8(0..4) == 0)
-            {
-                let (sequence, blocks, marks) = live.swap_remove(random.usize(..live.len()));
-                bench.cache.check_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                bench.free(sequence);
-            }
-            bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
-            bench.device.stream_synchronize(bench.stream).unwrap();
-            bench.cache.poll().unwrap();
-            let now = class_bytes(&bench);
-            assert!(now.iter().sum::<u64>() <= sum, "{now:?} of {sum}");
-            assert!(bench.statistics().pool_bytes <= physical + 3 * PAGE);
-            if round % 100 == 0 {
-                bench.cache.validate().unwrap();
-            }
-        }
-        let now = class_bytes(&bench);
-        let own = class as usize - 1;
-        assert!(
-            now[own] > whole[own] * 5 / 4,
-            "phase {phase}: {now:?} of {whole:?}, {refused} of {served} refused"
-        );
-        bench.begin();
-        for (sequence, blocks, marks) in &live {
-            bench.cache.check_pattern(bench.stream, group, blocks, marks).unwrap();
-            bench.free(*sequence);
-        }
-        bench.device.stream_synchronize(bench.stream).unwrap();
-        bench.done();
-        bench.cache.poll().unwrap();
-    }
-    let moved: u64 = (0..3).map(|group| bench.cache.class_statistics(group).unwrap().given_bytes).sum();
-    assert!(moved > sum / 8, "{moved} bytes of {sum}");
-    let result = bench.cache.take_check_result().unwrap();
-    assert!(result.checked > 10_000 && result.mismatched == 0, "{result:?}");
-}
-
-#[test]
-fn memory_that_nobody_uses_goes_to_a_class_whose_cache_is_full() {
-    let mut bench = moving(64);
-    // Twice what the small class holds; no request is ever refused or passed over.
-    let again = |bench: &mut Bench| -> u64 {
-        let mut run = |seed| {
-            let hits = bench.run(&forced(&prompt(seed, 100), 1));
-            bench.cache.poll().unwrap();
-            hits
-        };
-        (0..80).map(&mut run).sum()
-    };
-    assert_eq!(again(&mut bench), 0);
-    (0..6).for_each(|_| _ = again(&mut bench));
-    assert_eq!(again(&mut bench), 80 * 100, "all prompts stay");
-    let (now, statistics) = (class_bytes(&bench), bench.cache.class_statistics(0).unwrap());
-    assert!(now[0] > 100 * PAGE && now.iter().sum::<u64>() <= 3 * 64 * PAGE, "{now:?}");
-    assert_eq!((statistics.passed_over, statistics.refused_ops), (0, 0));
-    // It stops where the others keep some free blocks.
-    assert!(now[1] > PAGE && now[2] > PAGE, "{now:?}");
-}
-
-#[test]
-fn without_a_shortage_nothing_moves_and_a_callers_resize_is_kept() {
-    let mut bench = moving(64);
-    for round in 0..600 {
-        bench.run(&ask(&prompt(round % 20, 100)));
-        bench.cache.poll().unwrap();
-    }
-    assert_eq!(class_bytes(&bench), [64 * PAGE; 3]);
-    bench.cache.resize(2, 16).unwrap();
-    for round in 0..600 {
-        bench.run(&ask(&prompt(round % 20, 100)));
-        bench.cache.poll().unwrap();
-    }
-    assert_eq!(class_bytes(&bench), [64 * PAGE, 64 * PAGE, 16 * PAGE]);
-    // Fixed pools stay as they are, whoever is short.
-    let mut fixed = Bench::new(&three(16));
-    for round in 0..200 {
-        fixed.begin();
-        let tokens = prompt(round, 100);
-        assert_eq!(attempt(&mut fixed, &forced(&tokens, 1), &tokens).unwrap(), None);
-        fixed.done();
-        fixed.cache.poll().unwrap();
-    }
-    assert_eq!([0, 1, 2].map(|group| fixed.cache.describe(group).unwrap().blocks), [16; 3]);
-}
-
-#[test]
-fn no_byte_is_lost_while_another_thread_moves_memory() {
-    let mut bench = moving(128);
-    let sum: u64 = class_bytes(&bench).iter().sum();
-    let (cache, stop) = (std::sync::Arc::clone(&bench.cache), AtomicBool::new(false));
-    let mut random = fastrand::Rng::with_seed(2);
-    std::thread::scope(|scope| {
-        let poller = scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                cache.poll().unwrap();
-                std::thread::yield_now();
-            }
-        });
-        let mut live: Vec<(u64, u32, Vec<i32>, Vec<u64>)> = Vec::new();
-        for round in 0..2400 {
-            // The class that everybody wants changes every 300 requests.
-            let group = (round / 300 % 3) as u32;
-            bench.begin();
-            let tokens = prompt(round, random.usize(100..1500));
-            let begun = attempt(&mut bench, &forced(&tokens, group + 1), &tokens).unwrap();
-            let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
-                let row = tables.batch_rows()?.last().map_or(0, |&row| row as usize);
-                let view = tables.group(group as usize)?;
-                Ok(view.block_table[row * view.row_cells as usize..].to_vec())
-            });
-            if let Some(sequence) = begun {
-                let count = tokens.len().div_ceil([4, 16, 64][group as usize]);
-                let blocks = rows.unwrap()[..count].to_vec();
-                let marks: Vec<u64> = (0..count as u64).map(|at| (sequence << 20) ^ at).collect();
-                bench.cache.fill_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                live.push((sequence, group, blocks, marks));
-            }
-            while live.len() > 8 || ((begun.is_none() || round == 2399) && !live.is_empty()) {
-                let (sequence, group, blocks, marks) = live.swap_remove(random.usize(..live.len()));
-                bench.cache.check_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                bench.free(sequence);
-            }
-            bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
-            bench.device.stream_synchronize(bench.stream).unwrap();
-        }
-        stop.store(true, Ordering::Relaxed);
-        poller.join().unwrap();
-    });
-    let result = bench.cache.take_check_result().unwrap();
-    assert!(result.checked > 10_000 && result.mismatched == 0, "{result:?}");
-    assert!(class_bytes(&bench).iter().sum::<u64>() <= sum);
-    let moved: u64 = (0..3).map(|group| bench.cache.class_statistics(group).unwrap().given_bytes).sum();
-    assert!(moved > 0, "memory moved");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use kavern::cache::{
     CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Reach, Request,
-    Scrub, Target,
+    Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
 use kavern::error::Status;
@@ -17,12 +17,11 @@ use super::support::{SCHEDULES, kinds};
 
 const BLOCK_TOKENS: u32 = 4;
 const BLOCK_BYTES: u64 = 256;
-const TOKEN_BYTES: u64 = BLOCK_BYTES / BLOCK_TOKENS as u64;
 const STEPS: u64 = 2000;
 /// 16 pages of blocks, of which some come and go where the pool is resized.
 const MAX_BLOCKS: u64 = 1024;
 
-fn config(max_blocks: u64) -> CacheConfig {
+pub(super) fn config(max_blocks: u64) -> CacheConfig {
     let group = GroupConfig {
         content: Content::Opaque { block_bytes: BLOCK_BYTES },
         block_tokens: BLOCK_TOKENS,
@@ -62,6 +61,8 @@ fn config(max_blocks: u64) -> CacheConfig {
 struct Sequence {
     id: u64,
     namespace: u64,
+    /// The group of its blocks.
+    group: usize,
     row: usize,
     tokens: Vec<i32>,
     /// Tokens whose keys and values were there before this step.
@@ -70,47 +71,78 @@ struct Sequence {
     lasts: u32,
 }
 
-struct Engine {
-    device: Arc<dyn Device>,
-    cache: KvCache,
-    pool: DeviceSlice,
-    random: Rng,
+/// Where the blocks of a group lie.
+struct Pool {
+    slice: DeviceSlice,
+    block_tokens: u32,
+    block_bytes: u64,
+}
+
+impl Pool {
+    /// A token in the blocks of a row.
+    fn token(&self, row: &[i32], position: usize) -> DeviceSlice {
+        let (each, token_bytes) =
+            (self.block_tokens as usize, self.block_bytes / u64::from(self.block_tokens));
+        let offset = (position % each) as u64 * token_bytes;
+        self.slice.part(row[position / each] as u64 * self.block_bytes + offset, token_bytes).unwrap()
+    }
+}
+
+pub(super) struct Engine {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) cache: KvCache,
+    pools: Vec<Pool>,
+    pub(super) random: Rng,
     live: Vec<Sequence>,
-    hit_tokens: u64,
-    operations: u64,
+    max_tokens: usize,
+    pub(super) hit_tokens: u64,
+    pub(super) operations: u64,
     /// Whether full blocks hold patterns that tell what is in them, and later steps compare them.
-    has_patterns: bool,
+    pub(super) has_patterns: bool,
+    /// Size class that requests name; 0 names none.
+    pub(super) class: u32,
+    /// Steps for which a sequence lasts, at most.
+    pub(super) lasts: u32,
 }
 
 impl Engine {
     fn new(seed: u64, max_blocks: u64) -> Self {
+        Self::of(seed, 16384, &config(max_blocks))
+    }
+
+    pub(super) fn of(seed: u64, page_bytes: u64, config: &CacheConfig) -> Self {
         let schedule = SCHEDULES[seed as usize % SCHEDULES.len()];
         let device =
-            registry::open(&format!("sim?seed={seed}&schedule={schedule}&page_bytes=16384")).unwrap();
+            registry::open(&format!("sim?seed={seed}&schedule={schedule}&page_bytes={page_bytes}")).unwrap();
         let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-        let cache = KvCache::new(&memory, &config(max_blocks)).unwrap();
-        let about = cache.describe(0).unwrap();
-        // SAFETY: the pool of the cache, which lives as long as the engine.
-        let pool = unsafe {
-            DeviceSlice::from_foreign(device.key(), about.base_address, max_blocks.max(40) * BLOCK_BYTES)
-        }
-        .unwrap();
+        let cache = KvCache::new(&memory, config).unwrap();
+        let pool = |group: u32| {
+            let about = cache.describe(group).unwrap();
+            let bytes = u64::from(about.max_blocks) * about.block_bytes;
+            // SAFETY: the pool of the cache, which lives as long as the engine.
+            let slice =
+                unsafe { DeviceSlice::from_foreign(device.key(), about.base_address, bytes) }.unwrap();
+            Pool { slice, block_tokens: about.block_tokens, block_bytes: about.block_bytes }
+        };
         Self {
+            pools: (0..cache.group_count()).map(pool).collect(),
             device,
             cache,
-            pool,
             random: Rng::with_seed(seed),
             live: Vec::new(),
+            max_tokens: config.max_sequence_tokens as usize,
             hit_tokens: 0,
             operations: 0,
             has_patterns: false,
+            class: 0,
+            lasts: 12,
         }
     }
 
     /// Admits, appends, commits and frees.
-    fn schedule(&mut self, step: u64) {
+    pub(super) fn schedule(&mut self, step: u64) {
         let namespace = self.random.u64(0..2);
-        let prompt: Vec<i32> = (0..self.random.usize(1..40))
+        let prompt: Vec<i32> = (0..self.random.usize(1..self.max_tokens * 5 / 8))
             .map(|_| if self.random.u8(0..12) == 0 { self.random.i32(0..3) } else { 0 })
             .collect();
         let request = Request {
@@ -123,7 +155,7 @@ impl Engine {
             no_store: false,
             drop_last: false,
             keep_one_token: true,
-            sizing: Default::default(),
+            sizing: Sizing { class: self.class, expected_tokens: 0 },
         };
         let found = self.cache.lookups().find(&request).unwrap();
         let no_extras: &[Extra] = &[];
@@ -143,11 +175,12 @@ impl Engine {
             self.live.push(Sequence {
                 id: admitted.sequence,
                 namespace,
+                group: if self.pools.len() > 1 { admitted.group as usize } else { 0 },
                 row: admitted.row as usize,
                 tokens: prompt.clone(),
                 ready: found.hit_tokens as usize,
                 // Whoever commits tokens also writes them, so it lasts to the end of its first step.
-                lasts: self.random.u32(2..12),
+                lasts: self.random.u32(2..self.lasts),
             });
         } else {
             assert_eq!(session.apply(&Op::Release { lease: found.lease }).status, Status::Ok);
@@ -162,7 +195,7 @@ impl Engine {
                 continue;
             }
             let is_new = sequence.ready < sequence.tokens.len();
-            if !is_new && sequence.tokens.len() < 60 {
+            if !is_new && sequence.tokens.len() < self.max_tokens - 4 {
                 let appended = session.apply(&Op::Append { target, tokens: 1, lookahead: 0 });
                 self.operations += 1;
                 if appended.status == Status::Ok {
@@ -178,34 +211,43 @@ impl Engine {
         self.live = kept;
     }
 
+    /// Ends all sequences.
+    pub(super) fn free_all(&mut self, step: u64) {
+        let mut session = self.cache.step(step).unwrap();
+        for sequence in self.live.drain(..) {
+            let target = Target::Id(Id(sequence.id));
+            assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
+        }
+    }
+
     /// The model: reads what was there, writes the new tokens, reads the table.
-    fn run(&mut self, step: u64, stream: Stream) {
-        let (table, address, cells) = self
+    pub(super) fn run(&mut self, step: u64, stream: Stream) {
+        let groups = self.pools.len();
+        let tables: Vec<(Vec<i32>, u64, usize)> = self
             .cache
             .tables(step, stream, |tables| {
-                let group = tables.group(0)?;
-                let cells = group.row_cells as usize;
-                Ok((group.block_table.to_vec(), tables.group_addresses(0).block_table, cells))
+                let of_group = |group: usize| {
+                    let (view, at) = (tables.group(group)?, tables.group_addresses(group));
+                    Ok((view.block_table.to_vec(), at.block_table, view.row_cells as usize))
+                };
+                (0..groups).map(of_group).collect()
             })
             .unwrap();
         for sequence in &mut self.live {
-            let row = &table[sequence.row * cells..];
-            let token = |position: usize| {
-                let block = row[position / BLOCK_TOKENS as usize] as u64;
-                let offset = position as u64 % u64::from(BLOCK_TOKENS) * TOKEN_BYTES;
-                self.pool.part(block * BLOCK_BYTES + offset, TOKEN_BYTES).unwrap()
-            };
-            let row_bytes = 4 * cells as u64;
+            let (pool, (table, address, cells)) = (&self.pools[sequence.group], &tables[sequence.group]);
+            let row = &table[sequence.row * cells..][..*cells];
+            let row_bytes = 4 * *cells as u64;
             let row_address = address + sequence.row as u64 * row_bytes;
             // SAFETY: a row of the cache's table.
-            let row =
+            let told =
                 unsafe { DeviceSlice::from_foreign(self.device.key(), row_address, row_bytes) }.unwrap();
-            let mut reads: Vec<DeviceSlice> = (0..sequence.ready).map(token).collect();
-            reads.push(row);
-            let writes: Vec<DeviceSlice> = (sequence.ready..sequence.tokens.len()).map(token).collect();
+            let mut reads: Vec<DeviceSlice> = (0..sequence.ready).map(|at| pool.token(row, at)).collect();
+            reads.push(told);
+            let new = sequence.ready..sequence.tokens.len();
+            let writes: Vec<DeviceSlice> = new.map(|at| pool.token(row, at)).collect();
             self.device.simulator().unwrap().declare(stream, &reads, &writes).unwrap();
             if self.has_patterns {
-                patterns(&self.cache, stream, sequence, &table[sequence.row * cells..]);
+                patterns(&self.cache, stream, sequence, pool.block_tokens as usize, row);
             }
             sequence.ready = sequence.tokens.len();
         }
@@ -213,8 +255,8 @@ impl Engine {
 }
 
 /// Blocks that were full before are compared with what they should hold, and those that this step fills are written.
-fn patterns(cache: &KvCache, stream: Stream, sequence: &Sequence, row: &[i32]) {
-    let each = BLOCK_TOKENS as usize;
+fn patterns(cache: &KvCache, stream: Stream, sequence: &Sequence, each: usize, row: &[i32]) {
+    let group = sequence.group as u32;
     let (ready, full) = (sequence.ready / each, sequence.tokens.len() / each);
     // A chain over all tokens up to the end of each block.
     let mut chain = sequence.namespace;
@@ -228,10 +270,10 @@ fn patterns(cache: &KvCache, stream: Stream, sequence: &Sequence, row: &[i32]) {
         })
         .collect();
     if ready > 0 {
-        cache.check_pattern(stream, 0, &row[..ready], &seeds[..ready]).unwrap();
+        cache.check_pattern(stream, group, &row[..ready], &seeds[..ready]).unwrap();
     }
     if full > ready {
-        cache.fill_pattern(stream, 0, &row[ready..full], &seeds[ready..]).unwrap();
+        cache.fill_pattern(stream, group, &row[ready..full], &seeds[ready..]).unwrap();
     }
 }
 
@@ -258,7 +300,7 @@ fn play(seed: u64, steps: u64, is_liar: bool) -> (Report, u64) {
 }
 
 /// The same, with something else after each step.
-fn play_on(
+pub(super) fn play_on(
     mut engine: Engine,
     steps: u64,
     is_liar: bool,

@@ -1,4 +1,5 @@
-//! Reactive: starts in the middle and follows what is measured, without predicting anything.
+//! Reactive: starts with what would suit a sequence that gets no longer, and follows what is measured, without
+//! predicting anything.
 //!
 //! For each size of known length (by powers of two) it remembers the class in use and what the latest sequences there
 //! wasted and cost. Above the bound of waste it goes to smaller blocks; below it, if these sequences or all together
@@ -37,8 +38,11 @@ struct Reactive {
 }
 
 pub(super) fn make(terms: &Terms) -> Result<Box<dyn Advisor>> {
-    let class = (terms.classes() / 2) as u8;
-    let measured = [Measured { class, ..Measured::default() }; BUCKETS];
+    let measured = std::array::from_fn(|bucket| {
+        // The shortest of the bucket, which may end anywhere in a block.
+        let tokens = (1u64 << bucket) as f64;
+        Measured { class: terms.largest_within(tokens, tokens) as u8, ..Measured::default() }
+    });
     Ok(Box::new(Reactive { terms: *terms, measured, all: [0; 2] }))
 }
 

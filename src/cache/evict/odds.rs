@@ -8,7 +8,10 @@
 //! The same counts tell lru's doing without simulating it: lru holds the blocks let go last, as many as there is room,
 //! so the age at which the counts, newest first, fill the cache is the age up to which lru would have had a hit.
 //!
-//! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches.
+//! When the room changes, so does the width of the slots: what was counted is spread over the new ones in proportion.
+//!
+//! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches; so
+//! does a change of the width, which comes when the room has changed by half.
 
 use crate::error::Result;
 use crate::sys::reserve::filled;
@@ -38,6 +41,18 @@ const BUDGET: f64 = 0.002;
 const CREDIT: f64 = 0.25;
 /// Slots after a change to lru in which what is missing still counts against the judgement: twice the cache.
 const AFTERMATH_SLOTS: u64 = 32;
+
+/// Touches of a slot in a cache of so many blocks.
+fn width(blocks: u32) -> u64 {
+    (u64::from(blocks) / SLOTS_PER_CACHE).max(SLOT_LEAST)
+}
+
+/// The slots of `to` touches that a slot of `from` touches lies in, if both are counted from 0: each with the touches
+/// that the two share.
+fn shares(slot: u64, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (first, end) = (slot * from, (slot + 1) * from);
+    (first / to..=(end - 1) / to).map(move |at| (at, end.min((at + 1) * to) - first.max(at * to)))
+}
 
 pub(super) struct Odds {
     blocks: u64,
@@ -81,7 +96,7 @@ impl Odds {
             bin_of_slot[slot as usize] = bin(slot) as u8;
             slots_of_bin[bin(slot)] += 1.0;
         }
-        let slot_touches = (u64::from(blocks) / SLOTS_PER_CACHE).max(SLOT_LEAST);
+        let slot_touches = width(blocks);
         Self {
             blocks: blocks.into(),
             slot_touches,
@@ -114,6 +129,63 @@ impl Odds {
             *self = Self { waiting, held: self.held, ..Self::of(blocks) };
         }
         self.blocks = blocks.into();
+        let (old, new) = (self.slot_touches, width(blocks));
+        if 2 * new >= 3 * old || 2 * old >= 3 * new {
+            self.widen(new);
+        }
+    }
+
+    /// Slots have so many touches from now on. What is known of ages that are not remembered any more is forgotten.
+    fn widen(&mut self, new: u64) {
+        self.judge();
+        let (old, old_slot) = (self.slot_touches, self.slot);
+        self.slot = self.now / new;
+        let mut waiting = [[0; CLASSES]; SLOTS as usize];
+        for slot in old_slot.saturating_sub(SLOTS - 1)..=old_slot {
+            let counts = self.waiting[(slot % SLOTS) as usize];
+            // The newest slot is not over: nothing of it lies behind the present.
+            let mut touches = if slot == old_slot { self.now + 1 - slot * old } else { old };
+            let mut left = counts;
+            for (at, shared) in shares(slot, old, new).filter(|&(at, _)| at <= self.slot) {
+                let shared = shared.min(touches);
+                for (class, left) in left.iter_mut().enumerate() {
+                    let part = (u64::from(*left) * shared).div_ceil(touches.max(1)) as u32;
+                    *left -= part;
+                    if self.slot - at < SLOTS {
+                        waiting[(at % SLOTS) as usize][class] += part;
+                    }
+                }
+                touches -= shared;
+            }
+        }
+        self.waiting.copy_from_slice(&waiting);
+        let (returns, exposure) = (self.returns, self.exposure);
+        (self.returns, self.exposure) = ([[0.0; BINS]; CLASSES], [[0.0; BINS]; CLASSES]);
+        for age in 0..SLOTS {
+            let from = usize::from(self.bin_of_slot[age as usize]);
+            for (at, shared) in shares(age, old, new).filter(|&(at, _)| at < SLOTS) {
+                let to = usize::from(self.bin_of_slot[at as usize]);
+                // Exposure is counted in slots, of which there are more or fewer now.
+                let (part, slots) = (shared as f64 / old as f64, old as f64 / new as f64);
+                for class in 0..CLASSES {
+                    self.returns[class][to] += returns[class][from] / self.slots_of_bin[from] * part;
+                    self.exposure[class][to] +=
+                        exposure[class][from] / self.slots_of_bin[from] * part * slots;
+                }
+            }
+        }
+        self.slot_touches = new;
+        self.next_slot_at = (self.slot + 1) * new;
+        // Whoever has learned goes on; else the time to learn is that of the new room.
+        let has_learned = old_slot >= self.learn_slots;
+        let learn_slots = LEARN_SLOTS.max(LEARN_TOUCHES / new);
+        self.learn_slots =
+            if has_learned { learn_slots.min(self.slot) } else { learn_slots.max(self.slot + 1) };
+        self.turned_to_lru = self.turned_to_lru * old / new;
+        self.lru_age = self.find_lru_age();
+        self.judged_slot = self.slot;
+        self.judge();
+        self.judged_at = self.now;
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -282,5 +354,74 @@ impl Odds {
             best = best.max(hits / time);
         }
         best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks that are let go and have not come back, by class.
+    fn waiting(odds: &Odds) -> [u32; CLASSES] {
+        std::array::from_fn(|class| odds.waiting.iter().map(|counts| counts[class]).sum())
+    }
+
+    fn touch(odds: &mut Odds, count: u64) {
+        for at in 0..count {
+            odds.hold();
+            odds.let_go((at % 4) as usize);
+        }
+    }
+
+    /// Made for 8,192 blocks, of which 1,024 are in use when it has seen so many touches.
+    fn small(touches: u64) -> Odds {
+        let mut odds = Odds::new(8192).unwrap();
+        odds.room(1024);
+        touch(&mut odds, touches);
+        odds
+    }
+
+    #[test]
+    fn a_cache_that_changes_its_size_is_measured_in_slots_of_the_new_one() {
+        let mut odds = small(10_001);
+        assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
+        let returned = |odds: &Odds| odds.returns.as_flattened().iter().sum::<f64>();
+        for age in 100..900 {
+            odds.hold();
+            odds.came_back(1, age, true);
+            odds.unhold();
+        }
+        let (before, returns, now) = (waiting(&odds), returned(&odds), odds.now());
+        odds.room(8192);
+        assert_eq!((odds.slot_touches, odds.slot), (512, now / 512));
+        assert_eq!(waiting(&odds), before, "nothing is lost");
+        assert!((returned(&odds) / returns - 1.0).abs() < 0.02, "{} of {returns}", returned(&odds));
+        assert!((7500..=8192 + 900).contains(&odds.lru_age), "{}", odds.lru_age);
+        touch(&mut odds, 12 * 8192);
+        assert!(odds.is_in_span(11 * 8192) && !odds.is_in_span(13 * 8192));
+        assert!((8000..8400).contains(&odds.lru_age), "{}", odds.lru_age);
+        // Back again: what is older than is remembered then is forgotten.
+        odds.room(1024);
+        assert_eq!((odds.slot_touches, odds.slot), (64, odds.now() / 64));
+        let kept: u32 = waiting(&odds).iter().sum();
+        assert!((191 * 64..=192 * 64).contains(&u64::from(kept)), "{kept}");
+        assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
+        touch(&mut odds, 1000);
+        assert_eq!(odds.slot, odds.now() / 64);
+    }
+
+    #[test]
+    fn what_was_learned_holds_after_a_change_and_what_was_not_is_learned_in_the_new_size() {
+        let mut learned = small(64 * (LEARN_SLOTS + 30));
+        assert!(learned.trusts_itself);
+        learned.room(8192);
+        touch(&mut learned, 512);
+        assert!(learned.trusts_itself && learned.slot >= learned.learn_slots);
+        let mut young = small(64 * (LEARN_SLOTS - 8));
+        young.room(8192);
+        touch(&mut young, 512 * 30);
+        assert!(!young.trusts_itself, "three times the cache was not seen yet");
+        touch(&mut young, 512 * 30);
+        assert!(young.trusts_itself);
     }
 }
