@@ -7,6 +7,7 @@
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::classes::Groups;
+use super::config::GROUPS_MAX;
 use super::config::{CacheConfig, Geometry, HashKind};
 use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
@@ -26,7 +27,7 @@ use super::sequence::{Holders, Rows};
 use super::sizes::Sizes;
 use super::steps::{Steps, Waiting};
 use super::store::{Store, StoreOptions};
-use super::trunks::{GROUPS_MAX, Trunks};
+use super::trunks::Trunks;
 use crate::device::Event;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
