@@ -126,6 +126,7 @@ impl KvCache {
             hash: config.hash,
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
+            require_salt: config.require_salt,
         };
         let device_index = uploader.index.as_ref().map(|update| Arc::clone(&update.index));
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();

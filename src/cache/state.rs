@@ -156,7 +156,7 @@ impl State {
             holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
                 stored_in: 0,
-                namespaces: Namespaces::new(config.hash_secret, config.require_salt, config.max_namespaces)?,
+                namespaces: Namespaces::new(config.hash_secret, config.max_namespaces)?,
                 events: Events::new(config.event_capacity)?,
                 steps: Steps::new(config.steps_in_flight, geometry.groups.len(), events),
                 counters: Counters::default(),
@@ -323,6 +323,7 @@ impl State {
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
             namespace_uses[holder.namespace as usize] += 1;
         }
+        self.shared.namespaces.validate_holders(&namespace_uses)?;
         for (group, store) in self.stores.iter().enumerate() {
             self.validate_store(group, store, &mut namespace_uses)
                 .map_err(|error| error.context(&format!("group {group}")))?;
