@@ -11,7 +11,7 @@ use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
 use crate::cache::{
-    CacheConfig, DEFAULT_POLICY, Extra, HashKind, IndexOptions, Naming, Request, Scrub, Sizing,
+    CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, Scrub, Sizing,
 };
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
@@ -156,8 +156,9 @@ pub(super) unsafe fn cache_config(
     if later.iter().any(|text| !text.is_null()) {
         return Err(unsupported("fingerprint and codecs are for later versions; leave them null"));
     }
-    if settings.group_count > 16 {
-        return Err(Error::argument(format!("group_count is {}; it must be 1 to 16", settings.group_count)));
+    if settings.group_count > GROUPS_MAX as u32 {
+        let text = format!("group_count is {}; it must be 1 to {GROUPS_MAX}", settings.group_count);
+        return Err(Error::argument(text));
     }
     // SAFETY: the caller's promise.
     let groups =

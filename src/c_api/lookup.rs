@@ -214,10 +214,9 @@ fn lookup(object: &CacheObject, args: &kavern_kv_lookup_args) -> Result<DeviceLo
 /// that was never stored is answered with a block with a chance of at most blocks / 2^96.
 /// Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
 /// live until the work is done. Not to be captured into a graph.
-/// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
-/// inside this call or kavern_kv_tables, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
-/// KAVERN_ERR_DEVICE.
-/// Threads: any, one at a time.
+/// Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE,
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+/// Threads: any, also while another is inside this call or kavern_kv_tables.
 /// Since: 0.1
 ///
 /// # Safety

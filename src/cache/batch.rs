@@ -58,6 +58,11 @@ impl Dirty {
         self.rows.iter().map(|&row| (row, self.ranges[row as usize].0, self.ranges[row as usize].1))
     }
 
+    /// Cells of a row that changed.
+    pub(super) fn range(&self, row: usize) -> (u32, u32) {
+        self.ranges[row]
+    }
+
     /// Everybody knows everything.
     pub(super) fn clear(&mut self) {
         for row in self.rows.drain(..) {

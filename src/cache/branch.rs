@@ -4,11 +4,11 @@
 //! the open block copies it. Of the other groups the child holds what its next token needs; that is `held`. What is
 //! shared is what was written before the open step, so nothing depends on work of that step.
 
+use super::config::GROUPS_MAX;
 use super::group::Reach;
 use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
-use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 
 impl State {

@@ -3,12 +3,12 @@
 //! What each does lives beside its kind: `branch` (fork, accept), `rewind` (rollback, cancel), `edit`, `preempt`.
 //! As all operations they check first and then change without failing.
 
+use super::config::GROUPS_MAX;
 use super::copies::TokenCopy;
 use super::lookup::Extra;
 use super::sequence::Holder;
 use super::state::State;
 use super::step::{OpOutcome, Refusal, Target};
-use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 use crate::types::Id;
 

@@ -8,6 +8,7 @@
 use super::block::{Publication, ROOT_SERIAL};
 use super::hash::{Extras, Key};
 use super::lookup::{Match, Naming, Request};
+use super::namespace::Home;
 use super::outcomes::Outcomes;
 use super::prefix::{AHEAD, LinkKeys};
 use super::sequence::Holder;
@@ -38,7 +39,8 @@ impl MatchSession<'_> {
         take: impl FnMut(usize, usize, ChunkHit),
     ) -> Result<Match> {
         self.state = None;
-        self.state.insert(self.cache.state()).match_chunks(request, offsets, take)
+        let home = self.cache.chain.home(request)?;
+        self.state.insert(self.cache.state()).match_chunks(request, &home, offsets, take)
     }
 }
 
@@ -46,6 +48,7 @@ impl State {
     fn match_chunks(
         &mut self,
         request: &Request<'_>,
+        home: &Home<'_>,
         offsets: &[u64],
         mut take: impl FnMut(usize, usize, ChunkHit),
     ) -> Result<Match> {
@@ -68,7 +71,7 @@ impl State {
             ));
         }
         let lease = self.holders.next_lease()?;
-        let namespace = self.open_namespace(request)?;
+        let namespace = self.open_namespace(home)?;
         let mut hits = 0;
         for key in 0..count {
             self.fetch_chunks(namespace, &keys, key);

@@ -23,6 +23,9 @@ pub enum Content {
     },
 }
 
+/// Most groups of a cache.
+pub const GROUPS_MAX: usize = 16;
+
 /// One group of layers with a pool of its own.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
@@ -246,7 +249,7 @@ impl CacheConfig {
         if self.worker && self.metadata_only {
             return Err(Error::argument("a worker's cache owns memory; it cannot be metadata-only"));
         }
-        within("group_count", self.groups.len() as u64, 1, 16)?;
+        within("group_count", self.groups.len() as u64, 1, GROUPS_MAX as u64)?;
         within("max_sequences", self.max_sequences.into(), 1, 1 << 20)?;
         within("max_batch_tokens", self.max_batch_tokens.into(), 1, 1 << 28)?;
         within("max_leases", self.max_leases.into(), 1, 1 << 20)?;

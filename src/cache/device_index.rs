@@ -4,6 +4,9 @@
 //! twice unless a call failed. Lookups may run on any stream: one that is not the step's waits for the last update,
 //! and the next update waits for the lookups before it. Lookups on several streams wait for one another, so that one
 //! event stands for all of them. Invariant: no update and lookup of one table are unordered on the device.
+//!
+//! Locks: `marks`, under no other lock, while launches are enqueued; a mark covers nothing else. So a thread that looks
+//! up and the one inside `tables` never keep each other out.
 
 use super::config::Geometry;
 use super::index_kernels::{INDEPENDENT, LOOKUP, PREFIX, THREADS, UPDATE, lookup_grid, update_grid};
@@ -14,6 +17,7 @@ use super::upload::Packer;
 use crate::device::{Arg, Device, DeviceSlice, Launch, OwnedEvent, Stream};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Allocation, Memory};
+use crate::sync::Mutex;
 use std::sync::Arc;
 
 /// What follows a miss.
@@ -76,11 +80,21 @@ impl Mark {
     }
 }
 
-/// The tables on the device. The owner of the uploader owns it.
-pub(super) struct DeviceIndex {
-    tables: Vec<Allocation>,
+/// How updates and lookups are ordered.
+struct Marks {
     updated: Mark,
     read: Mark,
+}
+
+/// The tables on the device, for updates and lookups.
+pub(super) struct DeviceIndex {
+    tables: Vec<Allocation>,
+    marks: Mutex<Marks>,
+}
+
+/// What the next update sends. The owner of the uploader owns it.
+pub(super) struct IndexUpdate {
+    pub(super) index: Arc<DeviceIndex>,
     /// First word and changes of each group in the packed words.
     runs: Vec<(usize, usize)>,
 }
@@ -90,9 +104,10 @@ impl DeviceIndex {
         let table = |blocks: u32| memory.allocate(16 * cell_count(blocks), tag);
         Ok(Self {
             tables: geometry.groups.iter().map(|group| table(group.blocks)).collect::<Result<_>>()?,
-            updated: Mark::new(memory.device())?,
-            read: Mark::new(memory.device())?,
-            runs: vec![(0, 0); geometry.groups.len()],
+            marks: Mutex::new(Marks {
+                updated: Mark::new(memory.device())?,
+                read: Mark::new(memory.device())?,
+            }),
         })
     }
 
@@ -101,34 +116,7 @@ impl DeviceIndex {
         self.tables.iter().try_for_each(|table| device.memset(stream, table.slice(), 0))
     }
 
-    /// Packs changed cells of a group, as many as fit; answers whether that were all.
-    pub(super) fn pack(&mut self, packer: &mut Packer<'_>, group: usize, store: &mut Store) -> bool {
-        let Some(mirror) = store.mirror_mut() else { return true };
-        let count = mirror.dirty_cells().min(packer.room() / CHANGE_WORDS);
-        let (first, words) = packer.run(None, count * CHANGE_WORDS);
-        mirror.take_changes(words);
-        self.runs[group] = (first, count);
-        mirror.dirty_cells() == 0
-    }
-
-    /// Enqueues what `pack` left, after the lookups before it.
-    pub(super) fn enqueue(&mut self, device: &dyn Device, stream: Stream, packed: DeviceSlice) -> Result<()> {
-        if self.runs.iter().all(|run| run.1 == 0) {
-            return Ok(());
-        }
-        self.read.order(device, stream)?;
-        for (table, &(first, count)) in self.tables.iter().zip(&self.runs).filter(|(_, run)| run.1 > 0) {
-            let changes = packed.part(4 * first as u64, (4 * CHANGE_WORDS * count) as u64)?;
-            let args = [Arg::Write(table.slice()), Arg::Read(changes)];
-            let grid = update_grid(count);
-            device.launch(stream, &Launch { kernel: &UPDATE, grid, block: THREADS, args: &args })?;
-        }
-        self.updated.record(device, stream)
-    }
-
-    fn lookup(&mut self, device: &dyn Device, stream: Stream, lookup: &DeviceLookup) -> Result<()> {
-        self.updated.order(device, stream)?;
-        self.read.order(device, stream)?;
+    fn lookup(&self, device: &dyn Device, stream: Stream, lookup: &DeviceLookup) -> Result<()> {
         let mode = if lookup.mode == LookupMode::Prefix { PREFIX } else { INDEPENDENT };
         let (rows, each) = (u64::from(lookup.rows), u64::from(lookup.row_hashes));
         let counts = lookup.counts.unwrap_or(lookup.hashes);
@@ -143,8 +131,45 @@ impl DeviceIndex {
             Arg::U64(lookup.counts.is_some().into()),
         ];
         let grid = lookup_grid(rows, each, mode);
+        let mut marks = self.marks.lock();
+        marks.updated.order(device, stream)?;
+        marks.read.order(device, stream)?;
         device.launch(stream, &Launch { kernel: &LOOKUP, grid, block: THREADS, args: &args })?;
-        self.read.record(device, stream)
+        marks.read.record(device, stream)
+    }
+}
+
+impl IndexUpdate {
+    pub(super) fn new(index: Arc<DeviceIndex>) -> Self {
+        let runs = vec![(0, 0); index.tables.len()];
+        Self { index, runs }
+    }
+
+    /// Packs changed cells of a group, as many as fit; answers whether that were all.
+    pub(super) fn pack(&mut self, packer: &mut Packer<'_>, group: usize, store: &mut Store) -> bool {
+        let Some(mirror) = store.mirror_mut() else { return true };
+        let count = mirror.dirty_cells().min(packer.room() / CHANGE_WORDS);
+        let (first, words) = packer.run(None, count * CHANGE_WORDS);
+        mirror.take_changes(words);
+        self.runs[group] = (first, count);
+        mirror.dirty_cells() == 0
+    }
+
+    /// Enqueues what `pack` left, after the lookups before it.
+    pub(super) fn enqueue(&self, device: &dyn Device, stream: Stream, packed: DeviceSlice) -> Result<()> {
+        if self.runs.iter().all(|run| run.1 == 0) {
+            return Ok(());
+        }
+        let DeviceIndex { tables, marks } = &*self.index;
+        let mut marks = marks.lock();
+        marks.read.order(device, stream)?;
+        for (table, &(first, count)) in tables.iter().zip(&self.runs).filter(|(_, run)| run.1 > 0) {
+            let changes = packed.part(4 * first as u64, (4 * CHANGE_WORDS * count) as u64)?;
+            let args = [Arg::Write(table.slice()), Arg::Read(changes)];
+            let grid = update_grid(count);
+            device.launch(stream, &Launch { kernel: &UPDATE, grid, block: THREADS, args: &args })?;
+        }
+        marks.updated.record(device, stream)
     }
 }
 
@@ -168,9 +193,8 @@ impl KvCache {
                 return Err(Error::argument(text));
             }
         }
-        let mut uploader = self.borrow_uploader()?;
         let missing = || Error::new(Status::Unsupported, "the cache was made without KAVERN_KV_DEVICE_INDEX");
-        let index = uploader.get().index.as_mut().ok_or_else(missing)?;
+        let index = self.device_index.as_ref().ok_or_else(missing)?;
         if total == 0 {
             return Ok(());
         }

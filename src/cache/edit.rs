@@ -6,13 +6,13 @@
 //! window, and of what TRIM left, that part is copied that the next token needs, if it is held. A state has taken in
 //! what would be removed, so a cache with one edits nothing; another input stays as it is.
 
+use super::config::GROUPS_MAX;
 use super::copies::TokenCopy;
 use super::group::Reach;
 use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
 use super::store::Store;
-use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 
 /// A removed range, and the sequence before it.

@@ -8,15 +8,13 @@
 //! start from what the other ends with. Inputs of cross-attention are found by their own name.
 
 use super::block::{Publication, ROOT_SERIAL};
+use super::config::GROUPS_MAX;
 use super::group::Reach;
 use super::hash::{self, Extras, Key};
 use super::lookup::{Extra, Naming, Request};
 use super::prefix::LinkKeys;
 use super::publish::anchor_serial;
 use super::state::State;
-
-/// Most groups of a cache.
-const GROUPS: usize = 16;
 
 /// One link of the chain of the prompt that is being looked up.
 #[derive(Clone, Copy, Default)]
@@ -32,9 +30,9 @@ struct Search<'a> {
     namespace: u32,
     lease: usize,
     /// By group: cells of the lease's row in which found blocks of a window stand.
-    found: [(usize, usize); GROUPS],
+    found: [(usize, usize); GROUPS_MAX],
     /// By group: the snapshot at the length that is being tried.
-    states: [u32; GROUPS],
+    states: [u32; GROUPS_MAX],
 }
 
 /// Digest of what names a sequence's other input: the extras on which already its first token depends.
@@ -82,7 +80,7 @@ impl State {
         lease: usize,
     ) -> (u64, u64, Key, u32) {
         let mut search =
-            Search { request, keys, namespace, lease, found: [(0, 0); GROUPS], states: [0; GROUPS] };
+            Search { request, keys, namespace, lease, found: [(0, 0); GROUPS_MAX], states: [0; GROUPS_MAX] };
         let reached = self.walk_chain(&search);
         let (inputs, has_all) = self.find_inputs(&search, root);
         let mut length = self.longest(&mut search, if has_all { reached } else { 0 });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::balance::Balancer;
 use super::config::{CacheConfig, Content, Geometry};
+use super::device_index::DeviceIndex;
 use super::group::Reach;
 use super::kernels::KERNELS;
 use super::pattern::Pattern;
@@ -71,6 +72,7 @@ pub struct KvCache {
     pub(super) balancer: Option<Balancer>,
     pub(super) state: Mutex<State>,
     uploader: Mutex<Option<Box<Uploader>>>,
+    pub(super) device_index: Option<Arc<DeviceIndex>>,
     pub(super) pattern: Option<Pattern>,
     /// Owners of the events in the steps.
     _events: Vec<OwnedEvent>,
@@ -124,7 +126,9 @@ impl KvCache {
             hash: config.hash,
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
+            require_salt: config.require_salt,
         };
+        let device_index = uploader.index.as_ref().map(|update| Arc::clone(&update.index));
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
             shape: plan_steps::shape(config, &geometry),
@@ -136,6 +140,7 @@ impl KvCache {
             chain,
             state: Mutex::new(state),
             uploader: Mutex::new(Some(uploader)),
+            device_index,
             pattern,
             _events: events,
             metadata_bytes,
@@ -275,9 +280,7 @@ impl KvCache {
 
     /// Takes what enqueues the tables, for one thread at a time.
     pub(super) fn borrow_uploader(&self) -> Result<Borrowed<'_>> {
-        let busy = || {
-            Error::new(Status::InUse, "another thread is inside kavern_kv_tables or a lookup on the device")
-        };
+        let busy = || Error::new(Status::InUse, "another thread is inside kavern_kv_tables");
         let uploader = self.uploader.lock().take().ok_or_else(busy)?;
         Ok(Borrowed { home: &self.uploader, uploader: Some(uploader) })
     }

@@ -7,15 +7,16 @@
 use super::classes::Groups;
 use super::events::RemoveReason;
 use super::hash::Key;
-use super::prefix::{self, LinkKeys};
+use super::namespace::Home;
+use super::prefix::LinkKeys;
 use super::sequence::Holder;
 use super::sizes::{Found, Look, Sizing};
 use super::state::State;
 use crate::error::{Result, Status};
 use crate::types::Id;
 
-/// Most blocks of each group that a lookup evicts to make room for a new namespace.
-const EVICTIONS_FOR_A_NAMESPACE: u32 = 64;
+/// Most blocks that a lookup evicts to make room for a new namespace: each costs 1 us where memory is busy.
+const EVICTIONS_FOR_A_NAMESPACE: u64 = 256;
 
 /// Something beside the tokens that content depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,36 +90,57 @@ pub struct Match {
 }
 
 impl State {
-    pub(super) fn open_namespace(&mut self, request: &Request<'_>) -> Result<u32> {
+    pub(super) fn open_namespace(&mut self, home: &Home<'_>) -> Result<u32> {
         self.check_decides()?;
-        let mode = prefix::key_mode(request)?;
-        let Request { namespace_id, adapter_id, salt, .. } = *request;
-        for _ in 0..EVICTIONS_FOR_A_NAMESPACE {
-            let opened = self.shared.namespaces.open(namespace_id, adapter_id, salt, mode);
-            if !opened.as_ref().is_err_and(|error| error.status == Status::LimitReached) {
-                return opened;
+        let opened = self.shared.namespaces.open(home);
+        match opened {
+            // A full table is mostly old tenants' content that nobody holds: that of one of them makes room.
+            Err(error) if error.status == Status::LimitReached && self.vacate_namespace() => {
+                self.shared.namespaces.open(home)
             }
-            // A full table is mostly old tenants' content that nobody holds: the oldest of it makes room.
-            self.stores
-                .iter_mut()
-                .for_each(|store| _ = store.evict_one(RemoveReason::Evicted, &mut self.shared));
+            opened => opened,
         }
-        self.shared.namespaces.open(namespace_id, adapter_id, salt, mode)
     }
 
-    /// Refuses a request whose namespace names its blocks the other way, or lacks a salt.
-    pub(super) fn check_namespace(&self, request: &Request<'_>) -> Result<()> {
+    /// Evicts all content of a namespace that is nothing but content, and not much: of several the one that was used
+    /// least recently. False if there is none; then nothing has changed.
+    fn vacate_namespace(&mut self) -> bool {
+        let may_go = |&(_, owner): &(u32, u32)| {
+            let counts = &self.shared.namespaces.owners.get(owner).counts;
+            counts.findable_blocks == counts.cached_blocks
+                && counts.cached_blocks <= EVICTIONS_FOR_A_NAMESPACE
+        };
+        let last_use =
+            |&(_, owner): &(u32, u32)| self.stores.iter().filter_map(|store| store.first_use_of(owner)).max();
+        let idle = self.shared.namespaces.idle().filter(may_go).min_by_key(last_use);
+        let Some((namespace, owner)) = idle else { return false };
+        while self.shared.namespaces.is_used(namespace) {
+            let mut stores = self.stores.iter_mut();
+            if !stores.any(|store| store.evict_oldest_of(owner, RemoveReason::Evicted, &mut self.shared)) {
+                return false;
+            }
+            self.shared.counters.evicted_blocks += 1;
+        }
+        true
+    }
+
+    /// Refuses a request whose namespace names its blocks the other way.
+    pub(super) fn check_namespace(&self, request: &Request<'_>, home: &Home<'_>) -> Result<()> {
         self.check_decides()?;
         self.class_named(&request.sizing)?;
-        let Request { namespace_id, adapter_id, salt, .. } = *request;
-        self.shared.namespaces.find(namespace_id, adapter_id, salt, prefix::key_mode(request)?).map(drop)
+        self.shared.namespaces.find(home).map(drop)
     }
 
     /// Looks one prompt up; the hits stay alive until the lease is admitted or released.
-    pub(super) fn match_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<Match> {
+    pub(super) fn match_one(
+        &mut self,
+        request: &Request<'_>,
+        home: &Home<'_>,
+        keys: &LinkKeys<'_>,
+    ) -> Result<Match> {
         let named = self.class_named(&request.sizing)?;
         let lease = self.holders.next_lease()?;
-        let namespace = self.open_namespace(request)?;
+        let namespace = self.open_namespace(home)?;
         let root = self.shared.namespaces.get(namespace).root;
         let mut cross_groups = 0;
         let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });

@@ -84,7 +84,9 @@ pub use advise::{DEFAULT_ADVISOR, advisor_names};
 pub use change::{Change, PreemptMode};
 pub use chunks::ChunkHit;
 pub use classes::AdaptiveBlocks;
-pub use config::{CacheConfig, Content, DEFAULT_ROW_CELLS, GroupConfig, HashKind, IndexOptions, Scrub};
+pub use config::{
+    CacheConfig, Content, DEFAULT_ROW_CELLS, GROUPS_MAX, GroupConfig, HashKind, IndexOptions, Scrub,
+};
 pub use copies::TokenCopy;
 pub use device_index::{DeviceLookup, LookupMode};
 pub use events::{CacheEvent, CacheEventKind, RemoveReason};

@@ -11,6 +11,7 @@
 //! below beside what is promised; what is cached there makes room. A reset that is under way walks over the slots:
 //! nothing moves meanwhile. Invariant: all references to a moved block are found and changed, or none is.
 
+use super::config::GROUPS_MAX;
 use super::config::Geometry;
 use super::copies::TokenCopy;
 use super::group::Reach;
@@ -18,7 +19,6 @@ use super::retention::Pinner;
 use super::sequence::Rows;
 use super::state::State;
 use super::store::Store;
-use super::trunks::GROUPS_MAX;
 use crate::error::Result;
 use crate::sys::reserve::filled;
 

@@ -31,6 +31,21 @@ struct Name {
     salt_digest: [u8; 32],
 }
 
+/// Whose content a request is about, and how its blocks are named: the table's key, made before the lock is taken.
+#[derive(Clone, Copy)]
+pub(super) struct Home<'a> {
+    name: Name,
+    salt: &'a [u8],
+    mode: KeyMode,
+}
+
+impl<'a> Home<'a> {
+    pub(super) fn new(id: u64, adapter_id: u64, salt: &'a [u8], mode: KeyMode) -> Self {
+        let salt_digest = if salt.is_empty() { [0; 32] } else { *blake3::hash(salt).as_bytes() };
+        Self { name: Name { id, adapter_id, salt_digest }, salt, mode }
+    }
+}
+
 /// One namespace that holds something.
 pub(super) struct Namespace {
     name: Name,
@@ -41,6 +56,8 @@ pub(super) struct Namespace {
     pub(super) tenant: u64,
     pub(super) owner: u32,
     uses: u64,
+    /// Those of them that are leases and sequences.
+    holders: u64,
 }
 
 impl Namespace {
@@ -52,7 +69,6 @@ impl Namespace {
 /// The table. Its size is fixed; nothing is allocated after creation.
 pub(super) struct Namespaces {
     secret: [u8; 32],
-    require_salt: bool,
     entries: Vec<Option<Namespace>>,
     free: Vec<u32>,
     by_name: HashMap<Name, u32>,
@@ -61,7 +77,7 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(super) fn new(secret: [u8; 32], require_salt: bool, most: u32) -> Result<Self> {
+    pub(super) fn new(secret: [u8; 32], most: u32) -> Result<Self> {
         let mut by_name = HashMap::new();
         // Twice the entries: removals then never make the map grow.
         by_name.try_reserve(2 * most as usize).map_err(|_| {
@@ -71,7 +87,7 @@ impl Namespaces {
         entries.resize_with(most as usize, || None);
         let mut free = room(most as usize)?;
         free.extend((0..most).rev());
-        Ok(Self { secret, require_salt, entries, free, by_name, owners: Owners::new(most)? })
+        Ok(Self { secret, entries, free, by_name, owners: Owners::new(most)? })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -87,34 +103,26 @@ impl Namespaces {
         self.owners.epoch(self.get(index).owner)
     }
 
-    fn name(&self, id: u64, adapter_id: u64, salt: &[u8]) -> Result<Name> {
-        if self.require_salt && salt.is_empty() {
-            let text = "the namespace has no salt, which this cache requires; give one for each tenant";
-            return Err(Error::new(Status::InvalidArgument, text));
-        }
-        let salt_digest = if salt.is_empty() { [0; 32] } else { *blake3::hash(salt).as_bytes() };
-        Ok(Name { id, adapter_id, salt_digest })
-    }
-
     /// The entry, if it holds something; counts no use. Refuses what `open` would refuse.
-    pub(super) fn find(&self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<Option<u32>> {
-        let name = self.name(id, adapter_id, salt)?;
-        let Some(&index) = self.by_name.get(&name) else { return Ok(None) };
-        match self.get(index).mode == mode {
+    pub(super) fn find(&self, home: &Home<'_>) -> Result<Option<u32>> {
+        let Some(&index) = self.by_name.get(&home.name) else { return Ok(None) };
+        match self.get(index).mode == home.mode {
             true => Ok(Some(index)),
             false => Err(Error::new(Status::KeyMode, OTHER_MODE)),
         }
     }
 
     /// Finds or makes the entry and counts one use of it.
-    pub(super) fn open(&mut self, id: u64, adapter_id: u64, salt: &[u8], mode: KeyMode) -> Result<u32> {
-        let name = self.name(id, adapter_id, salt)?;
+    pub(super) fn open(&mut self, home: &Home<'_>) -> Result<u32> {
+        let Home { name, salt, mode } = *home;
+        let Name { id, adapter_id, .. } = name;
         if let Some(&index) = self.by_name.get(&name) {
             let entry = self.entries[index as usize].as_mut().expect("a named entry exists");
             if entry.mode != mode {
                 return Err(Error::new(Status::KeyMode, OTHER_MODE));
             }
             entry.uses += 1;
+            entry.holders += 1;
             return Ok(index);
         }
         let full = "max_namespaces namespaces hold blocks; reset one or raise the limit";
@@ -122,20 +130,25 @@ impl Namespaces {
         let root = root_key(&self.secret, id, adapter_id, salt);
         let owner = self.owners.open(id);
         let tenant = owners::tag(tenant_tag(&self.secret, id, salt), owner);
-        self.entries[index as usize] = Some(Namespace { name, mode, root, tenant, owner, uses: 1 });
+        self.entries[index as usize] =
+            Some(Namespace { name, mode, root, tenant, owner, uses: 1, holders: 1 });
         self.by_name.insert(name, index);
         Ok(index)
     }
 
+    /// One more lease or sequence.
     pub(super) fn add_use(&mut self, index: u32) {
         self.add_uses(index, 1);
+        self.entries[index as usize].as_mut().expect("it has uses").holders += 1;
     }
 
     pub(super) fn add_uses(&mut self, index: u32, count: u64) {
         self.entries[index as usize].as_mut().expect("only a used entry gets another use").uses += count;
     }
 
+    /// One lease or sequence less.
     pub(super) fn drop_use(&mut self, index: u32) {
+        self.entries[index as usize].as_mut().expect("it has uses").holders -= 1;
         self.drop_uses(index, 1);
     }
 
@@ -148,6 +161,17 @@ impl Namespaces {
             self.owners.close(owner);
             self.entries[index as usize] = None;
             self.free.push(index);
+        }
+    }
+
+    /// Checks the leases and sequences of each entry against those that the caller found.
+    pub(super) fn validate_holders(&self, found: &[u64]) -> Result<()> {
+        let holders = self.entries.iter().map(|entry| entry.as_ref().map_or(0, |entry| entry.holders));
+        match holders.zip(found).position(|(counted, &found)| counted != found) {
+            Some(index) => {
+                Err(Error::internal(format!("namespace entry {index} counts its holders wrongly")))
+            }
+            None => Ok(()),
         }
     }
 
@@ -166,6 +190,18 @@ impl Namespaces {
         let mut namespaces = filled(self.owners.entry_count(), 0)?;
         self.entries.iter().flatten().for_each(|entry| namespaces[entry.owner as usize] += 1);
         self.owners.validate(&namespaces)
+    }
+
+    /// Entries that no lease and no sequence uses, with their owners.
+    pub(super) fn idle(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let entries = (0u32..).zip(&self.entries);
+        let idle = entries.filter_map(|(index, entry)| entry.as_ref().map(|entry| (index, entry)));
+        idle.filter(|(_, entry)| entry.holders == 0).map(|(index, entry)| (index, entry.owner))
+    }
+
+    /// Whether something uses an entry.
+    pub(super) fn is_used(&self, index: u32) -> bool {
+        self.entries[index as usize].is_some()
     }
 
     /// Entries in the table, used or not.

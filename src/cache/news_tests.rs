@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::cache::group::Reach;
 use crate::cache::lookup::{Naming, Request};
+use crate::cache::namespace::{Home, KeyMode};
 use crate::cache::prefix::LinkKeys;
 use crate::cache::steps::StepState;
 use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, Op, Scrub, Target};
@@ -81,7 +82,8 @@ fn filled_state() -> State {
             sizing: Default::default(),
         };
         let keys = LinkKeys::Given { bytes: &keys, key_bytes: 32 };
-        let lease = state.match_one(&request, &keys).unwrap().lease;
+        let home = Home::new(round % 2, 0, b"", KeyMode::Keys(32));
+        let lease = state.match_one(&request, &home, &keys).unwrap().lease;
         let admitted =
             state.apply(&Op::Admit { lease, tokens: piece, lookahead: 0, row: -1, expected_tokens: 0 });
         let target = Target::Id(Id(admitted.sequence));

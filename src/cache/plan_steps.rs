@@ -14,6 +14,7 @@ use super::kv_cache::KvCache;
 use super::plan::{
     Counts, GroupShape, Plan, PlanInfo, Shape, Writer, entry_word, message_bytes, split_entry,
 };
+use super::sequence::Sequence;
 use super::session::StepTables;
 use super::state::State;
 use super::upload::live_entries;
@@ -122,13 +123,21 @@ impl State {
         sequences.filter(|(_, sequence)| sequence.holder.is_live).map(|(row, _)| row)
     }
 
-    /// Row, first and end of each range of cells that a plan tells.
+    /// Row, first and end of each range of cells that a plan tells: what changed, and in a full one all that running
+    /// sequences show. So a worker that missed nothing has the same cells after either, also of rows that ended since.
     fn told_ranges(&self, group: usize, is_full: bool) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
-        let rows = &self.holders.rows[group];
-        // A row of states is told whole: that one starts from nothing is news too.
-        let all = self.live_rows().map(|row| (row as u32, 0, rows.shown(row) as u32));
-        let all = all.filter(move |range| is_full && range.2 > 0);
-        let changed = self.batch.dirty[group].ranges().filter(move |_| !is_full);
+        let (rows, dirty) = (&self.holders.rows[group], &self.batch.dirty[group]);
+        let of_row = |(row, sequence): (usize, &Sequence)| {
+            let (from, to) = dirty.range(row);
+            match sequence.holder.is_live {
+                // A row of states is told whole: that one starts from nothing is news too.
+                true => (row as u32, 0, to.max(rows.shown(row) as u32)),
+                false => (row as u32, from, to),
+            }
+        };
+        let all = self.holders.sequences.iter().enumerate().map(of_row);
+        let all = all.filter(move |range| is_full && range.1 < range.2);
+        let changed = dirty.ranges().filter(move |_| !is_full);
         all.chain(changed)
     }
 

@@ -15,7 +15,7 @@ use super::config::HashKind;
 use super::hash::{self, Extras, Key};
 use super::hybrid::ChainLink;
 use super::lookup::{Extra, Naming, Request};
-use super::namespace::KeyMode;
+use super::namespace::{Home, KeyMode};
 use super::sequence::Rows;
 use super::sizes::Look;
 use super::state::State;
@@ -36,6 +36,7 @@ pub(super) struct Chain {
     pub(super) hash: HashKind,
     pub(super) link_tokens: u32,
     pub(super) max_sequence_tokens: u64,
+    pub(super) require_salt: bool,
 }
 
 /// Keys chained from tokens. One for each thread, which keeps its memory.
@@ -145,6 +146,16 @@ impl Scratch {
 }
 
 impl Chain {
+    /// Whose content a request is about. Refuses one without the salt that the cache requires.
+    pub(super) fn home<'a>(&self, request: &Request<'a>) -> Result<Home<'a>> {
+        let mode = key_mode(request)?;
+        if self.require_salt && request.salt.is_empty() {
+            let text = "the namespace has no salt, which this cache requires; give one for each tenant";
+            return Err(Error::new(Status::InvalidArgument, text));
+        }
+        Ok(Home::new(request.namespace_id, request.adapter_id, request.salt, mode))
+    }
+
     /// Keys of at most `most` links of a request, as far as `is_worth_it(links so far, last key)` lets it go.
     pub(super) fn keys<'a>(
         &self,
@@ -293,11 +304,14 @@ impl State {
     }
 
     /// Tokens that a match would find now; takes no lease and counts as no lookup.
-    pub(super) fn probe_one(&mut self, request: &Request<'_>, keys: &LinkKeys<'_>) -> Result<u64> {
-        let mode = key_mode(request)?;
+    pub(super) fn probe_one(
+        &mut self,
+        request: &Request<'_>,
+        home: &Home<'_>,
+        keys: &LinkKeys<'_>,
+    ) -> Result<u64> {
         let named = self.class_named(&request.sizing)?;
-        let Request { namespace_id, adapter_id, salt, .. } = *request;
-        let found = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode)?;
+        let found = self.shared.namespaces.find(home)?;
         let Some(namespace) =
             found.filter(|_| !request.no_read && !matches!(request.naming, Naming::Chunks { .. }))
         else {
@@ -317,11 +331,8 @@ impl State {
     }
 
     /// False if no group that needs every block of a prefix has the one that ends with this link: none gets there.
-    pub(super) fn may_reach(&self, request: &Request<'_>, mode: KeyMode, links: usize, key: &Key) -> bool {
-        let Request { namespace_id, adapter_id, salt, .. } = *request;
-        let Ok(Some(namespace)) = self.shared.namespaces.find(namespace_id, adapter_id, salt, mode) else {
-            return false;
-        };
+    pub(super) fn may_reach(&self, home: &Home<'_>, links: usize, key: &Key) -> bool {
+        let Ok(Some(namespace)) = self.shared.namespaces.find(home) else { return false };
         let links_each = |store: &Store| (store.block_tokens / self.link_tokens) as usize;
         let ends_here = |store: &&Store| store.reach.is_prefix() && links.is_multiple_of(links_each(store));
         if self.sizes.is_some() && !self.stores.iter().all(|store| ends_here(&store)) {

@@ -7,6 +7,7 @@ use super::hash::{self, Key};
 use super::kv_cache::KvCache;
 use super::lookup::Request;
 use super::mirror::BlockHash;
+use super::namespace::Home;
 use super::prefix::{self, LinkKeys, Scratch};
 use crate::error::{Error, Result, Status};
 
@@ -15,24 +16,26 @@ impl KvCache {
     pub(super) fn prefix_keys<'a>(
         &self,
         request: &Request<'a>,
+        home: &Home<'_>,
         scratch: &'a mut Scratch,
     ) -> Result<LinkKeys<'a>> {
-        let mode = prefix::key_mode(request)?;
-        let may_reach = |links: usize, key: &Key| self.state().may_reach(request, mode, links, key);
+        let may_reach = |links: usize, key: &Key| self.state().may_reach(home, links, key);
         self.chain.keys(request, scratch, self.chain.longest(request), may_reach)
     }
 
     /// Tokens that a match of the request would find now. Holds nothing, changes nothing, counts as no lookup.
     pub fn probe(&self, request: &Request<'_>) -> Result<u64> {
         prefix::with_scratch(|scratch| {
-            let keys = self.prefix_keys(request, scratch)?;
-            self.state().probe_one(request, &keys)
+            let home = self.chain.home(request)?;
+            let keys = self.prefix_keys(request, &home, scratch)?;
+            self.state().probe_one(request, &home, &keys)
         })
     }
 
     /// Keys of all full links of a request, each given to `take`; answers how many there are.
     pub fn keys(&self, request: &Request<'_>, mut take: impl FnMut(usize, Key)) -> Result<u64> {
-        self.state().check_namespace(request)?;
+        let home = self.chain.home(request)?;
+        self.state().check_namespace(request, &home)?;
         prefix::with_scratch(|scratch| {
             let keys = self.chain.keys(request, scratch, usize::MAX, |_, _| true)?;
             (0..keys.count()).for_each(|link| take(link, keys.key(link)));
@@ -56,7 +59,8 @@ impl KvCache {
             return Err(Error::new(Status::Unsupported, text));
         }
         let links_each = (block_tokens / link) as usize;
-        self.state().check_namespace(request)?;
+        let home = self.chain.home(request)?;
+        self.state().check_namespace(request, &home)?;
         let root = hash::root_key(&self.chain.secret, request.namespace_id, request.adapter_id, request.salt);
         let mode = prefix::key_mode(request)?;
         prefix::with_scratch(|scratch| {

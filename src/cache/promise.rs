@@ -13,13 +13,13 @@
 
 use super::change::Change;
 use super::classes::Groups;
+use super::config::GROUPS_MAX;
 use super::group::{Reach, STATE_CELLS};
 use super::growth::{Grower, Growth};
 use super::sequence::{Holder, Pause, Sequence};
 use super::state::State;
 use super::step::{Op, OpOutcome, Refusal};
 use super::store::Store;
-use super::trunks::GROUPS_MAX;
 use crate::error::{Error, Result, Status};
 use crate::sys::reserve::filled;
 use crate::types::Id;

@@ -5,6 +5,7 @@
 //! namespace's own oldest go, when the operation or the completion that cached them ends; nobody else's are touched.
 //! Each check is O(1), and each block that goes was cached once.
 
+use super::events::RemoveReason;
 use super::kv_cache::KvCache;
 use super::owners::{NO_LIMIT, NamespaceStatistics, owner_of};
 use super::state::State;
@@ -69,7 +70,7 @@ impl State {
                 u64::from(store.by_owner.cached(owner)) * u64::from(store.block_tokens)
             };
             let Some(group) = (0..self.stores.len()).max_by_key(cached) else { return true };
-            if !self.stores[group].evict_oldest_of(owner, &mut self.shared) {
+            if !self.stores[group].evict_oldest_of(owner, RemoveReason::Limit, &mut self.shared) {
                 return true;
             }
         }

@@ -1,6 +1,7 @@
 //! Rollback and cancel: what a sequence has too much goes, and its hash chain goes back with it.
 
 use super::block::NO_SERIAL;
+use super::config::GROUPS_MAX;
 use super::events::RemoveReason;
 use super::group::Reach;
 use super::hash::{Extras, Key};
@@ -9,7 +10,6 @@ use super::namespace::KeyMode;
 use super::sequence::Sequence;
 use super::state::State;
 use super::step::{OpOutcome, OpResult, Refusal, Target};
-use super::trunks::GROUPS_MAX;
 use crate::error::Status;
 use std::ops::Range;
 

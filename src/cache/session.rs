@@ -31,8 +31,9 @@ impl MatchSession<'_> {
         self.state = None;
         let cache = self.cache;
         prefix::with_scratch(|scratch| {
-            let keys = cache.prefix_keys(request, scratch)?;
-            cache.state().match_one(request, &keys)
+            let home = cache.chain.home(request)?;
+            let keys = cache.prefix_keys(request, &home, scratch)?;
+            cache.state().match_one(request, &home, &keys)
         })
     }
 

@@ -8,6 +8,7 @@ use super::ahead::Ahead;
 use super::batch::Batch;
 use super::block::{Counters, Shared};
 use super::classes::Groups;
+use super::config::GROUPS_MAX;
 use super::config::{CacheConfig, Geometry, HashKind};
 use super::copies::Copies;
 use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
@@ -27,7 +28,7 @@ use super::sequence::{Holders, Rows};
 use super::sizes::Sizes;
 use super::steps::{Steps, Waiting};
 use super::store::{Store, StoreOptions};
-use super::trunks::{GROUPS_MAX, Trunks};
+use super::trunks::Trunks;
 use crate::device::Event;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
@@ -157,7 +158,7 @@ impl State {
             holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
                 stored_in: 0,
-                namespaces: Namespaces::new(config.hash_secret, config.require_salt, config.max_namespaces)?,
+                namespaces: Namespaces::new(config.hash_secret, config.max_namespaces)?,
                 events: Events::new(config.event_capacity)?,
                 steps: Steps::new(config.steps_in_flight, geometry.groups.len(), events),
                 counters: Counters::default(),
@@ -325,6 +326,7 @@ impl State {
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
             namespace_uses[holder.namespace as usize] += 1;
         }
+        self.shared.namespaces.validate_holders(&namespace_uses)?;
         for (group, store) in self.stores.iter().enumerate() {
             self.validate_store(group, store, &mut namespace_uses)
                 .map_err(|error| error.context(&format!("group {group}")))?;

@@ -30,15 +30,20 @@ impl Store {
         }
     }
 
+    /// Latest step that used the block of an owner which was published first here, if it has any.
+    pub(super) fn first_use_of(&self, owner: u32) -> Option<u64> {
+        self.by_owner.oldest(owner).map(|block| self.block(block).last_step())
+    }
+
     /// Makes the oldest cached block of an owner go. False if it has none here.
-    pub(super) fn evict_oldest_of(&mut self, owner: u32, shared: &mut Shared) -> bool {
+    pub(super) fn evict_oldest_of(&mut self, owner: u32, reason: RemoveReason, shared: &mut Shared) -> bool {
         if self.by_owner.cached(owner) == 0 {
             return false;
         }
         loop {
             match self.by_owner.oldest(owner) {
                 Some(oldest) if self.is_inactive(oldest) && !self.is_pinned(oldest) => {
-                    self.remove(oldest, RemoveReason::Limit, shared);
+                    self.remove(oldest, reason, shared);
                     return true;
                 }
                 Some(held) => self.by_owner.set_aside(owner, held),

@@ -6,8 +6,7 @@ use crate::cache::block::{Publication, Published};
 use crate::cache::events::CacheEventKind;
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
-use crate::cache::namespace::KeyMode;
-use crate::cache::namespace::Namespaces;
+use crate::cache::namespace::{Home, KeyMode, Namespaces};
 use crate::cache::steps::Steps;
 use crate::format::Strides;
 
@@ -44,12 +43,12 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
         stored_in: 0,
-        namespaces: Namespaces::new([0; 32], false, 4).unwrap(),
+        namespaces: Namespaces::new([0; 32], 4).unwrap(),
         events: crate::cache::events::Events::new(16).unwrap(),
         steps: Steps::new(1, 1, &[]),
         counters: Counters::default(),
     };
-    let namespace = shared.namespaces.open(1, 0, b"", KeyMode::Tokens).unwrap();
+    let namespace = shared.namespaces.open(&Home::new(1, 0, b"", KeyMode::Tokens)).unwrap();
     (Store::new(0, &geometry, policy, seed, options).unwrap(), shared, namespace)
 }
 
@@ -136,7 +135,7 @@ fn an_orphan_is_not_found_after_a_new_ancestor_and_gives_way_once_nobody_holds_i
     let after_old = content(NEXT, namespace, store.origin(root).serial);
     store.publish(orphan, &after_old, &mut shared);
     store.release(root, 0, &mut shared);
-    assert!(store.evict_one(RemoveReason::Requested, &mut shared));
+    assert!(store.evict_some(1, RemoveReason::Requested, &mut shared) == 1);
     let root = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(root, &first, &mut shared), Published::Stored);
     let after_new = content(NEXT, namespace, store.origin(root).serial);
@@ -157,7 +156,7 @@ fn one_namespace_never_finds_anothers_block_even_where_the_hashes_meet() {
     // Without a seed and with this key the namespace drops out of the hash.
     let key = Key([0, 1, 2, 3]);
     let (mut store, mut shared, owner) = seeded_store([0; 4]);
-    let other = shared.namespaces.open(2, 0, b"", KeyMode::Tokens).unwrap();
+    let other = shared.namespaces.open(&Home::new(2, 0, b"", KeyMode::Tokens)).unwrap();
     assert_eq!(store.index.hash(&key, owner), store.index.hash(&key, other));
     let block = filled(&mut store, &mut shared, [1, 2]);
     assert_eq!(store.publish(block, &content(key, owner, ROOT_SERIAL), &mut shared), Published::Stored);

@@ -7,7 +7,7 @@
 
 use super::config::{CacheConfig, Geometry, GroupGeometry};
 use super::copies::{self, COPY_WORDS};
-use super::device_index::DeviceIndex;
+use super::device_index::{DeviceIndex, IndexUpdate};
 use super::kernels::{TOKENS, UPLOAD, UPLOAD_HEAD, ZERO, grid};
 use super::state::State;
 use super::upload::{
@@ -135,7 +135,7 @@ pub(super) struct Uploader {
     pub(super) cells_uploaded: Vec<u64>,
     pub(super) blocks_zeroed: Vec<usize>,
     zero_runs: Vec<(usize, usize)>,
-    pub(super) index: Option<DeviceIndex>,
+    pub(super) index: Option<IndexUpdate>,
     /// Copies of this call and those already packed, by group.
     pub(super) copies_planned: Vec<usize>,
     copies_packed: Vec<usize>,
@@ -195,7 +195,7 @@ impl Uploader {
             blocks_zeroed: vec![0; groups],
             zero_runs: vec![(0, 0); groups],
             index: match config.index.device {
-                true => Some(DeviceIndex::new(memory, geometry, &config.name)?),
+                true => Some(IndexUpdate::new(Arc::new(DeviceIndex::new(memory, geometry, &config.name)?))),
                 false => None,
             },
             copies_planned: vec![0; groups],
@@ -215,7 +215,7 @@ impl Uploader {
                 device.memset(Stream::DEFAULT, slots, 0xff)?;
             }
         }
-        if let Some(index) = &self.index {
+        if let Some(IndexUpdate { index, .. }) = &self.index {
             index.clear(device, Stream::DEFAULT)?;
         }
         device.stream_synchronize(Stream::DEFAULT)
@@ -344,7 +344,7 @@ impl Uploader {
             return Ok(());
         };
         let (zero_runs, blocks_zeroed) = (&self.zero_runs, &mut self.blocks_zeroed);
-        let index = &mut self.index;
+        let index = &self.index;
         let copy_launches = &self.copy_launches;
         staging.send(device, stream, words, |packed| {
             for (group, &(first, count)) in zero_runs.iter().enumerate().filter(|(_, run)| run.1 > 0) {

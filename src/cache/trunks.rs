@@ -9,6 +9,7 @@
 //! does when the pool runs out. After a sweep each trunk has two holders, so fewer trunks than rows are left, and a
 //! pool of twice the rows pays a sweep by as many forks as there are rows.
 
+use super::config::GROUPS_MAX;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
@@ -34,8 +35,6 @@ pub(super) struct Trunks {
 
 /// Most trunks that one operation makes.
 const MOST_NEW: usize = 2;
-/// Most groups of a cache; the configuration is checked for it.
-pub(super) const GROUPS_MAX: usize = 16;
 
 impl Trunks {
     pub(super) fn new(max_sequences: u32, groups: usize) -> Result<Self> {

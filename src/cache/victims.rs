@@ -71,11 +71,6 @@ impl Store {
         }
     }
 
-    /// Evicts the next victim. False if nothing that may go is inactive.
-    pub(in crate::cache) fn evict_one(&mut self, reason: RemoveReason, shared: &mut Shared) -> bool {
-        self.evict_some(1, reason, shared) == 1
-    }
-
     /// Evicts the next victims, as many as may go; answers how many.
     pub(in crate::cache) fn evict_some(
         &mut self,

@@ -249,6 +249,26 @@ fn answers_are_as_of_the_tables_before_them() {
 }
 
 #[test]
+fn a_router_looks_up_while_a_scheduler_reads_its_tables() {
+    let mut bench = Bench::new(&CacheConfig { index: DEVICE, ..config(vec![group(4)], 32) });
+    let tokens: Vec<i32> = (0..16).collect();
+    bench.run(&ask(&tokens));
+    bench.begin();
+    bench.upload();
+    let (rows, router) = (Rows::new(&bench, 1), bench.device.stream_create().unwrap());
+    let list = [hashes(&bench, &ask(&tokens), 0)];
+    let wanted = expected(&bench, &ask(&tokens), 0, LookupMode::Prefix);
+    let seen = bench.cache.tables(bench.step, bench.stream, |_| {
+        std::thread::scope(|scope| {
+            let lookup = scope.spawn(|| rows.ask(&bench, router, 0, LookupMode::Prefix, &list));
+            Ok(lookup.join().unwrap())
+        })
+    });
+    assert_eq!(seen.unwrap(), [wanted]);
+    bench.done();
+}
+
+#[test]
 fn hashes_of_other_namespaces_are_others_also_for_equal_keys() {
     let bench =
         Bench::new(&CacheConfig { index: DEVICE, hash: HashKind::Xxh3, ..config(vec![group(4)], 32) });

@@ -98,6 +98,30 @@ fn a_full_table_of_namespaces_forgets_the_oldest_content_but_nothing_that_is_hel
 }
 
 #[test]
+fn a_lookup_that_finds_no_place_for_its_namespace_evicts_nothing() {
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: 2, ..config(vec![group(4), group(8)], 16) });
+    let in_namespace = |namespace_id, tokens| Request { namespace_id, ..ask(tokens) };
+    let (tokens, other) = (prompt(1, 24), prompt(2, 8));
+    for id in [1, 2] {
+        bench.run(&in_namespace(id, &tokens));
+        bench.run(&in_namespace(id, &other));
+    }
+    // Each has something that is held, and much that is not.
+    let held = [1, 2].map(|id| bench.look(&in_namespace(id, &other)).lease);
+    let before = bench.statistics();
+    assert_eq!(refused(lookup(&bench.cache, &in_namespace(3, &tokens))), Status::LimitReached);
+    let after = bench.statistics();
+    assert_eq!((after.evicted_blocks, after.indexed_blocks), (0, before.indexed_blocks));
+    bench.begin();
+    held.into_iter().for_each(|lease| bench.release(lease));
+    bench.done();
+    // The first was used least recently: all of it goes, and nothing of the second.
+    assert_eq!(bench.hits(&in_namespace(3, &tokens)), 0);
+    assert_eq!(bench.statistics().evicted_blocks, before.indexed_blocks / 2);
+    assert_eq!(bench.hits(&in_namespace(2, &tokens)), 24);
+}
+
+#[test]
 fn what_runs_during_a_reset_publishes_nothing_more() {
     let mut bench = Bench::simple(4, 32);
     let tokens = prompt(1, 12);

@@ -301,6 +301,29 @@ fn check_workers(settings: CacheConfig) {
 }
 
 #[test]
+fn a_full_plan_tells_what_changed_in_rows_that_ended_or_went_back_in_its_step() {
+    let mut deciders = deciders(&settings());
+    let worker = worker(&settings());
+    deciders.both(Bench::begin);
+    deciders.both(|bench| {
+        let leases = [1, 2].map(|seed| bench.look(&ask(&prompt(seed, 40))).lease);
+        let [ended, shorter] = leases.map(|lease| bench.admit(lease, 40).sequence);
+        bench.free(ended);
+        let back = Change::Rollback { tokens: 3, lookahead: 0, open_tokens: &[], extras: &[] };
+        bench.good(&Op::Change { target: Target::Id(Id(shorter)), change: back });
+    });
+    let message = export(&deciders.benches[1], true);
+    let expected = see(&deciders.benches[0], 1, None).unwrap();
+    assert!(
+        expected.host[3].iter().filter(|&&block| block > 0).count() > 1,
+        "cells that nobody reads any more"
+    );
+    assert_eq!(see(&worker, 1, Some(&message)).unwrap(), expected);
+    worker.cache.step_done(1, Some(worker.stream)).unwrap();
+    deciders.both(|bench| bench.done());
+}
+
+#[test]
 fn workers_hold_what_one_cache_would_hold_table_by_table_and_byte_by_byte() {
     check_workers(settings());
 }
@@ -533,6 +556,39 @@ fn tables_of_a_scheduler_tell_the_copies_of_a_step_once_and_leave_them_for_its_p
     let applied =
         worker.cache.apply_plan(worker.stream, &plan, |tables| Ok(tables.copies().to_vec())).unwrap();
     assert_eq!(applied, first);
+    worker.cache.step_done(2, None).unwrap();
+    bench.done();
+}
+
+#[test]
+fn what_a_plan_took_is_told_by_no_tables_and_each_copy_reaches_the_workers_once() {
+    let settings = CacheConfig { groups: vec![group(4)], ..settings() };
+    let mut bench = scheduler(&settings);
+    let worker = worker(&settings);
+    let tokens = prompt(1, 6);
+    bench.begin();
+    let (_, parent) = bench.start(&ask(&tokens), &tokens);
+    apply(&worker, &export(&bench, false)).unwrap();
+    worker.cache.step_done(1, None).unwrap();
+    bench.done();
+    bench.begin();
+    let fork = Op::Change { target: Target::Id(Id(parent)), change: Change::Fork { tokens: 0, row: -1 } };
+    let children = [(); 2].map(|()| bench.good(&fork).sequence);
+    let told = |bench: &Bench| {
+        bench.cache.tables(bench.step, bench.stream, |tables| Ok(tables.copies().to_vec())).unwrap()
+    };
+    let applied = |plan: &[u8]| {
+        worker.cache.apply_plan(worker.stream, plan, |tables| Ok(tables.copies().to_vec())).unwrap()
+    };
+    bench.append(children[0], 1);
+    let first = applied(&export(&bench, false));
+    assert_eq!((first.len(), told(&bench)), (1, vec![]), "the plan has taken it");
+    bench.append(children[1], 1);
+    let second = told(&bench);
+    assert_eq!(second.len(), 1);
+    assert_ne!(second, first);
+    assert_eq!(applied(&export(&bench, false)), second);
+    assert_eq!((applied(&export(&bench, false)), told(&bench)), (vec![], vec![]));
     worker.cache.step_done(2, None).unwrap();
     bench.done();
 }
