@@ -10,8 +10,9 @@
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
 //! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
-//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Lock order:
-//! this one, then a group's resize, then the cache's.
+//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. A resize of
+//! the caller's at the same moment wins. Nobody else is asked for memory: where others have it, this waits for long.
+//! Lock order: this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
@@ -33,9 +34,6 @@ const LONG_QUIET: u64 = 256;
 const OLDER: u64 = 2;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
-/// Steps that may be on the way: of the last slab of pages that is in use none goes back.
-const SPARE_STEPS: u64 = 2;
-
 /// One class.
 #[derive(Clone, Copy, Default)]
 struct Side {
@@ -69,6 +67,8 @@ struct Balance {
     giving: Option<(usize, u64, u64)>,
     /// No step begins before this poll.
     rests_until: u64,
+    /// Nor is memory asked for before this one.
+    takes_from: u64,
 }
 
 /// Moves memory between the classes of a cache.
@@ -128,6 +128,7 @@ impl Balancer {
             spare_bytes: 0,
             giving: None,
             rests_until: 0,
+            takes_from: 0,
         };
         Some(Self { classes, balance: Mutex::new(balance) })
     }
@@ -207,8 +208,8 @@ impl KvCache {
         let seen = self.look_at_classes(&mut balance, classes);
         self.settle_giving(&mut balance)?;
         let taker = balance.taker(&seen, classes);
-        if balance.spare_bytes > 0 && balance.giving.is_none() {
-            // Without a class that is short the spare goes to the one that began with least room left.
+        if balance.spare_bytes > 0 && balance.giving.is_none() && balance.polls >= balance.takes_from {
+            // Without a class that is short the spare goes to the one that has least room left.
             let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
             let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
             let to = taker.map(|taker| taker.0).or_else(|| if idle() { emptiest() } else { None });
@@ -219,8 +220,9 @@ impl KvCache {
                 return Ok(());
             }
         }
-        let is_full = balance.spare_bytes >= SPARE_STEPS * balance.step_bytes;
-        if balance.giving.is_some() || is_full || balance.polls < balance.rests_until {
+        // Of the last slab of pages that is in use none goes back, so that each class that gave may keep most of a step.
+        let is_enough = balance.spare_bytes >= classes as u64 * balance.step_bytes;
+        if balance.giving.is_some() || is_enough || balance.polls < balance.rests_until {
             return Ok(());
         }
         let Some((taker, is_short)) = taker else { return Ok(()) };
@@ -229,7 +231,10 @@ impl KvCache {
         balance.rests_until = balance.polls + if gift.is_free || is_short { REST } else { QUIET };
         let side = balance.sides[giver];
         let blocks = gift.bytes / side.block_bytes;
-        self.resize(side.group, side.target - blocks)?;
+        if self.resize_if(side.group, side.target, side.target - blocks)?.is_none() {
+            // The caller resizes it at this moment; the next poll sees to what.
+            return Ok(());
+        }
         balance.sides[giver].target -= blocks;
         balance.spare_bytes += gift.bytes;
         balance.giving = Some((giver, gift.bytes, balance.polls));
@@ -277,11 +282,13 @@ impl KvCache {
         seen
     }
 
-    /// Whether the class that is giving has let go; one that cannot for long gets back what it gave.
+    /// Looks whether the class that is giving has let go; one that cannot for long gets back what it gave.
     fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
         let Some((giver, bytes, since)) = balance.giving else { return Ok(()) };
         let side = balance.sides[giver];
-        if self.resize(side.group, side.target)?.is_done {
+        // The same count again goes on with what is left of it.
+        let Some(resized) = self.resize_if(side.group, side.target, side.target)? else { return Ok(()) };
+        if resized.is_done {
             balance.giving = None;
         } else if balance.polls - since >= PATIENCE {
             balance.giving = None;
@@ -304,8 +311,9 @@ impl KvCache {
             return Ok(false);
         }
         let target = side.target + bytes / side.block_bytes;
-        match self.resize(side.group, target) {
-            Ok(_) => {
+        match self.resize_if(side.group, side.target, target) {
+            Ok(None) => Ok(false),
+            Ok(Some(_)) => {
                 balance.sides[class].target = target;
                 balance.spare_bytes -= bytes;
                 self.note_moved(class, bytes, 0);
@@ -314,6 +322,7 @@ impl KvCache {
             // Somebody else has the memory at the moment.
             Err(error) if error.status == Status::OutOfMemory => {
                 balance.rests_until = balance.polls + LONG_QUIET;
+                balance.takes_from = balance.rests_until;
                 Ok(false)
             }
             Err(error) => Err(error),

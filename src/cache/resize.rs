@@ -188,14 +188,26 @@ impl KvCache {
         self.reap()?.check_decides()?;
         let pool = self.pools.get(group as usize);
         let missing_bytes = pool.map_or(0, |pool| pool.missing_bytes(target));
-        let resized = self.memory.with_help(missing_bytes, || self.resize_unasked(group, target))?;
+        let resized = self.memory.with_help(missing_bytes, || {
+            let mut progress = self.resizer.groups[group as usize].lock();
+            self.resize_unasked(group, target, &mut progress)
+        })?;
         self.memory.relax();
         Ok(resized)
     }
 
+    /// As `resize`, if the count that was asked for last is the one expected and nobody is at it. Asks nobody for
+    /// memory and does not block; nothing if another was asked for meanwhile.
+    pub(super) fn resize_if(&self, group: u32, expected: u64, blocks: u64) -> Result<Option<Resized>> {
+        let Some(mut progress) = self.resizer.groups[group as usize].try_lock() else { return Ok(None) };
+        if u64::from(self.resizer.target(group)) != expected {
+            return Ok(None);
+        }
+        self.resize_unasked(group, blocks as u32, &mut progress).map(Some)
+    }
+
     /// Asks nobody for memory: whoever is asked may resize the same group, whose lock is held here.
-    fn resize_unasked(&self, group: u32, target: u32) -> Result<Resized> {
-        let mut progress = self.resizer.groups[group as usize].lock();
+    fn resize_unasked(&self, group: u32, target: u32, progress: &mut Progress) -> Result<Resized> {
         if let Some(pool) = self.pools.get(group as usize).filter(|pool| pool.is_elastic()) {
             if target > progress.committed {
                 pool.commit(target)?;
@@ -207,7 +219,7 @@ impl KvCache {
         self.resizer.is_busy.store(true, Ordering::Release);
         // The count has changed for good: memory that the device does not take back now is left to `poll`, which tries
         // again and tells what is wrong.
-        Ok(self.advance(group, &mut progress).0)
+        Ok(self.advance(group, progress).0)
     }
 
     /// Goes on with what resizes have left over, unless another thread does.

@@ -183,6 +183,19 @@ fn hits_of_every_class_are_found_by_keys_of_one_chain_and_in_no_other_namespace(
 }
 
 #[test]
+fn a_sequence_that_is_expected_to_go_on_for_ever_gets_the_largest_blocks() {
+    let mut bench = Bench::new(&three(64));
+    let advice = bench.cache.advise(1, 8, u64::MAX).unwrap();
+    assert_eq!(advice.size_class, 3);
+    let tokens = prompt(1, 8);
+    let sizing = Sizing { class: 0, expected_tokens: u64::MAX };
+    bench.begin();
+    let lease = bench.look(&Request { sizing, ..ask(&tokens) }).lease;
+    assert_eq!(bench.admit(lease, 8).group, 2);
+    bench.done();
+}
+
+#[test]
 fn a_short_prefix_in_small_blocks_does_not_pull_a_document_there_and_a_long_history_stays() {
     let mut bench = Bench::new(&three(256));
     let tokens = prompt(1, 1000);
