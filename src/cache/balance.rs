@@ -1,11 +1,12 @@
 //! Memory of size classes goes to where room is short.
 //!
 //! What it does: with every poll it looks which class was passed over or refused for want of blocks since the last
-//! one, or else evicts or has hardly a free block, takes a bounded step of memory from a class that has idle blocks, and gives
-//! it to that one, all by the resizes that exist. A class that is full and not short gets free blocks; if it evicts, also
-//! those of a class whose content stays much longer before it is evicted: so that what was used last stays, whatever its class,
-//! as in one pool. What it does not: touch a block, act inside a step, or act where pools are fixed (without
-//! max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed pools).
+//! one, or else evicts or has hardly a free block, takes a bounded step of memory from a class that has idle blocks,
+//! and gives it to that one, all by the resizes that exist. A class that is full and not short gets free blocks; if it
+//! evicts, also those of a class whose content stays much longer before it is evicted: so that what was used last
+//! stays, whatever its class, as in one pool. What it does not: touch a block, act inside a step, or act where pools
+//! are fixed (without max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed
+//! pools).
 //!
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not

@@ -1,5 +1,5 @@
-//! Memory between size classes: to the one that is short or full, from what nobody uses or asks for, and never more than
-//! there was.
+//! Memory between size classes: to the one that is short or full, from what nobody uses or asks for, and never more
+//! than there was.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
