@@ -4,6 +4,7 @@
 //! kind of thing and gives it an owner. Invariant: no function here can break memory safety for a caller in safe Rust.
 
 pub mod clock;
+pub mod desk;
 pub mod fork;
 pub mod lease;
 pub mod numa;
@@ -11,4 +12,6 @@ pub mod prefetch;
 pub mod random;
 pub mod reserve;
 pub mod shm;
+pub mod steady;
 pub mod tally;
+pub mod ticker;
