@@ -8,9 +8,10 @@ use kavern::device::{Stream, registry};
 use kavern::error::Status;
 use kavern::event::NoSink;
 use kavern::memory::{
-    ClassConfig, Elastic, ElasticConfig, Heap, HeapConfig, Limits, Memory, Pool, PoolConfig, Room,
-    SharedConfig, SharedPool, Sizes, Terms,
+    Allocation, ClassConfig, Elastic, ElasticConfig, Heap, HeapConfig, Limits, Memory, Pool, PoolConfig,
+    Room, SharedConfig, SharedPool, Sizes, Terms,
 };
+use kavern::sync::Mutex;
 
 const MIB: u64 = 1 << 20;
 
@@ -366,4 +367,61 @@ fn pages_that_a_heap_leaves_to_a_range_are_not_made_anew() {
     elastic.commit(0, 56 * MIB).unwrap();
     let after = memory.physical().unwrap().statistics().classes.map(|class| class.created);
     assert_eq!(made, after, "the range took those of the heap");
+}
+
+/// The program's callback, which gives what it holds.
+struct Giver {
+    held: Mutex<Option<Allocation>>,
+    asked: AtomicU64,
+}
+
+impl Giver {
+    fn new(memory: &Arc<Memory>, bytes: u64) -> Arc<Self> {
+        let held = Mutex::new(Some(memory.allocate(bytes, "given when asked").unwrap()));
+        Arc::new(Self { held, asked: AtomicU64::new(0) })
+    }
+}
+
+impl Room for Giver {
+    fn reclaim(&self, bytes: u64) -> u64 {
+        self.asked.store(bytes, Ordering::Relaxed);
+        self.held.lock().take().map_or(0, |allocation| allocation.bytes())
+    }
+
+    fn rank(&self) -> u32 {
+        2
+    }
+}
+
+#[test]
+fn a_pool_that_cannot_grow_asks_the_program_and_one_that_may_not_does_not() {
+    let memory = memory(64 * MIB, 0);
+    let giver = Giver::new(&memory, 60 * MIB);
+    memory.set_callback(Some(Arc::clone(&giver) as Arc<dyn Room>));
+    let class = ClassConfig { block_bytes: 8 * MIB, initial_blocks: 0, growth_blocks: 1 };
+    let config =
+        PoolConfig { sizes: Sizes::Classes(vec![class]), max_bytes: 8 * MIB, ..PoolConfig::classes() };
+    let pool = Pool::new(&memory, config, 0).unwrap();
+    let block = pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap();
+    assert_eq!(giver.asked.swap(0, Ordering::Relaxed), 4 * MIB, "what was missing");
+    // Its own limit: nobody could help.
+    assert_eq!(pool.acquire(8 * MIB, Stream::DEFAULT, 0).unwrap_err().status, Status::OutOfMemory);
+    assert_eq!(giver.asked.load(Ordering::Relaxed), 0);
+    pool.release(block.address, Stream::DEFAULT, 0).unwrap();
+    pool.validate().unwrap();
+}
+
+#[test]
+fn the_initial_blocks_of_a_pool_are_asked_for_too() {
+    let memory = memory(64 * MIB, 0);
+    let giver = Giver::new(&memory, 60 * MIB);
+    let class = ClassConfig { block_bytes: 8 * MIB, initial_blocks: 3, growth_blocks: 1 };
+    let config = PoolConfig { sizes: Sizes::Classes(vec![class]), max_bytes: 0, ..PoolConfig::classes() };
+    let refused = Pool::new(&memory, config.clone(), 0).err().unwrap();
+    assert_eq!(refused.status, Status::OutOfMemory, "nobody knows whom to ask");
+    memory.set_callback(Some(Arc::clone(&giver) as Arc<dyn Room>));
+    let pool = Pool::new(&memory, config, 0).unwrap();
+    assert_eq!(giver.asked.load(Ordering::Relaxed), 20 * MIB);
+    assert_eq!(pool.statistics().0.blocks, 3);
+    pool.validate().unwrap();
 }

@@ -198,25 +198,9 @@ pub(super) fn guard(function: &'static str, body: impl FnOnce() -> Result<Status
     }
 }
 
-/// Tries a body that needs nothing but what its thread has at hand; nothing if it has to be done under [`guard`].
-///
-/// It keeps no note of where the thread is, which costs as much as such a body: a panic in it is a bug that the
-/// program's own hook shows, and that the caller hears of as usual.
-#[inline]
-pub(super) fn quick<H: Handle>(
-    handle: *const H,
-    body: impl FnOnce() -> Option<Status>,
-) -> Option<kavern_status> {
-    if STATE.load(Ordering::Relaxed) != READY || fork::is_forked_child() {
-        return None;
-    }
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(status) => status.map(|status| status as kavern_status),
-        Err(payload) => {
-            handle::poison(handle);
-            Some(survive(payload))
-        }
-    }
+/// Whether `KAVERN_FAULT_PANIC` names a function, which may be one that is served without the guard otherwise.
+pub(super) fn has_planted_fault() -> bool {
+    STATE.load(Ordering::Relaxed) == PLANTED
 }
 
 /// Runs the body of an exported function that looks the handle up by itself; a panic poisons its object.

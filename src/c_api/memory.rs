@@ -2,17 +2,19 @@
 //!
 //! What it does: serves the common pair from this thread's front cache without looking the handle up; resolves handle
 //! and stream where that cannot. What it does not: know sizes, pages or streams; the heap does.
-//! Invariant: an address is written out only when its block is the caller's.
+//! Invariants: an address is written out only when its block is the caller's; what is done before the guard calls
+//! nothing, and so cannot panic.
 
 use std::ffi::c_void;
 
 use super::config::{self, Out, OutArray};
-use super::guard::{guard_handle, guard_on, quick};
+use super::guard::{guard_handle, guard_on, has_planted_fault};
 use super::handle;
 use super::stream;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Result, Status};
 use crate::memory::front_cache::{self, Answer, Key};
+use crate::sys::fork::is_forked_child;
 
 fn key(manager: *const kavern_manager, stream: *mut c_void) -> Key {
     Key { token: manager.addr() as u64, stream: config::stream_value(stream) }
@@ -31,7 +33,8 @@ fn allocate_slowly(
     let heap = object.heap()?;
     let (bytes, alignment, tag) = request;
     let key = key(manager, stream);
-    if !has_lease {
+    // Without a front cache each call goes through the guard, where a planted fault waits for it.
+    if !has_lease && !has_planted_fault() {
         heap.adopt(key, handle::live_word(manager)?, *resolved)?;
         if let Answer::Done(address) = front_cache::allocate(key, bytes, alignment, tag, |address| address) {
             return Ok(address);
@@ -62,7 +65,8 @@ fn free_slowly(
     let resolved = stream::resolve(&object, stream)?;
     let heap = object.heap()?;
     heap.free(*resolved, address)?;
-    if !has_lease {
+    // Without a front cache each call goes through the guard, where a planted fault waits for it.
+    if !has_lease && !has_planted_fault() {
         // The block is free; that this thread has no cache for the stream is no failure of it.
         let _ = handle::live_word(manager).and_then(|word| heap.adopt(key(manager, stream), word, *resolved));
     }
@@ -101,39 +105,33 @@ pub unsafe extern "C" fn kavern_alloc(
     tag: u64,
     out: *mut u64,
 ) -> kavern_status {
-    let at_hand = quick(manager, || {
-        // Looked at first, so that no text of a refusal stands in this path.
-        if out.is_null() || !out.is_aligned() {
-            return None;
+    // What is refused is refused below, so that no text of a refusal stands in this path.
+    if !is_forked_child() && !out.is_null() && out.is_aligned() {
+        // SAFETY: the header asks for a writable value or null; null and alignment were looked at.
+        let give = |address| unsafe { out.write(address) };
+        if front_cache::allocate_at_hand(key(manager, stream), bytes, alignment, tag, give).is_some() {
+            return Status::Ok as kavern_status;
         }
-        // SAFETY: the header asks for a writable value or null.
-        let out = unsafe { Out::new(out, "out") }.ok()?;
-        let give = |address| out.write(address);
-        match front_cache::allocate(key(manager, stream), bytes, alignment, tag, give) {
-            Answer::Done(()) => Some(Status::Ok),
-            Answer::Miss | Answer::NoLease => None,
-        }
-    });
-    match at_hand {
-        Some(status) => status,
-        None => allocate_guarded(manager, stream, (bytes, alignment, tag), out),
     }
+    allocate_guarded(manager, bytes, alignment, stream, tag, out)
 }
 
-/// What `kavern_alloc` does where the front cache does not serve; apart, so that the common case saves no registers
-/// for it.
+/// What `kavern_alloc` does where the front cache does not serve. It takes the same in the same places and unwinds as
+/// little, so that the way here is a jump and the common case saves no registers for it.
 #[cold]
 #[inline(never)]
-fn allocate_guarded(
-    manager: *const kavern_manager,
+extern "C" fn allocate_guarded(
+    manager: *mut kavern_manager,
+    bytes: u64,
+    alignment: u64,
     stream: *mut c_void,
-    request: (u64, u64, u64),
+    tag: u64,
     out: *mut u64,
 ) -> kavern_status {
     guard_handle("kavern_alloc", manager, || {
         // SAFETY: what the header asks of the caller of `kavern_alloc`.
         let out = unsafe { Out::new(out, "out") }?;
-        out.write(allocate(manager, stream, request)?);
+        out.write(allocate(manager, stream, (bytes, alignment, tag))?);
         Ok(Status::Ok)
     })
 }
@@ -189,20 +187,16 @@ pub unsafe extern "C" fn kavern_free(
     address: u64,
     stream: *mut c_void,
 ) -> kavern_status {
-    let at_hand = quick(manager, || match front_cache::free(key(manager, stream), address, || Status::Ok) {
-        Answer::Done(status) => Some(status),
-        Answer::Miss | Answer::NoLease => None,
-    });
-    match at_hand {
-        Some(status) => status,
-        None => free_guarded(manager, address, stream),
+    if !is_forked_child() && front_cache::free_at_hand(key(manager, stream), address).is_some() {
+        return Status::Ok as kavern_status;
     }
+    free_guarded(manager, address, stream)
 }
 
-/// What `kavern_free` does where the front cache does not serve.
+/// What `kavern_free` does where the front cache does not serve; see `allocate_guarded`.
 #[cold]
 #[inline(never)]
-fn free_guarded(manager: *const kavern_manager, address: u64, stream: *mut c_void) -> kavern_status {
+extern "C" fn free_guarded(manager: *mut kavern_manager, address: u64, stream: *mut c_void) -> kavern_status {
     guard_handle("kavern_free", manager, || {
         if address == 0 {
             return handle::get(manager).map(|_| Status::Ok);

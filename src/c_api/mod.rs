@@ -43,6 +43,7 @@ pub mod shared_types;
 pub mod sim;
 pub mod step;
 pub mod stream;
+mod tables;
 pub mod types;
 pub mod upkeep;
 pub mod version;

@@ -2,14 +2,13 @@
 
 use std::ffi::c_void;
 
-use super::cache::CacheObject;
 use super::config::{self, Out, OutArray, OutStruct};
 use super::guard::{guard, guard_on};
 use super::kv_types::kavern_kv_step_tables;
-use super::step::write_tables;
 use super::stream;
+use super::tables::fill_tables;
 use super::types::{kavern_kv_cache, kavern_status};
-use crate::cache::{PlanInfo, StepTables};
+use crate::cache::PlanInfo;
 use crate::error::{Error, Result, Status};
 
 /// Bits of the flags of kavern_kv_plan_export and kavern_kv_plan_info.
@@ -143,39 +142,6 @@ pub unsafe extern "C" fn kavern_kv_plan_read(
         out.write(&PlanInfo::read(message)?.into());
         Ok(Status::Ok)
     })
-}
-
-/// What reads the tables of a step for a caller.
-type ReadTables<'a> = dyn FnMut(&StepTables<'_>) -> Result<kavern_kv_step_tables> + 'a;
-
-/// Checks the room of the caller, runs what gives the tables and writes them.
-///
-/// # Safety
-/// `out` is as kavern_kv_tables says.
-pub(super) unsafe fn fill_tables(
-    object: &CacheObject,
-    out: *mut kavern_kv_step_tables,
-    run: impl FnOnce(&mut ReadTables<'_>) -> Result<kavern_kv_step_tables>,
-) -> Result<Status> {
-    // SAFETY: the caller's promise.
-    let out = unsafe { OutStruct::new(out, "out") }?;
-    let asked = out.read();
-    let group_count = object.cache.group_count();
-    let wanted = if asked.groups.is_null() { 0 } else { group_count };
-    if asked.group_capacity < wanted {
-        out.write(&kavern_kv_step_tables { group_count, ..asked });
-        let text = format!("room for {} groups, the cache has {group_count}", asked.group_capacity);
-        return Err(Error::new(Status::BufferTooSmall, text));
-    }
-    // SAFETY: the caller's promise.
-    let mut groups = unsafe { OutArray::new(asked.groups, wanted as usize, "out->groups") }?;
-    let written = run(&mut |tables| write_tables(tables, group_count, &mut groups))?;
-    out.write(&kavern_kv_step_tables {
-        group_capacity: asked.group_capacity,
-        groups: asked.groups,
-        ..written
-    });
-    Ok(Status::Ok)
 }
 
 /// Applies a plan: uploads and fills what it tells and gives the tables of its step, as kavern_kv_tables does.

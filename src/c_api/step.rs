@@ -9,10 +9,10 @@ use super::kv_config;
 use super::kv_ops;
 use super::kv_retain;
 use super::kv_types::*;
-use super::plan::fill_tables;
 use super::stream;
+use super::tables::fill_tables;
 use super::types::{kavern_kv_cache, kavern_status};
-use crate::cache::{GroupAddresses, GroupView, Op, OpResult, StepSession, StepTables, Target};
+use crate::cache::{Op, OpResult, StepSession, Target};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 
@@ -220,53 +220,6 @@ pub unsafe extern "C" fn kavern_kv_step(
             results.write(index, result.into());
         }
         Ok(status)
-    })
-}
-
-fn group_tables(addresses: GroupAddresses, view: &GroupView<'_>) -> kavern_kv_group_tables {
-    fn pointer<T>(values: &[T]) -> *const T {
-        if values.is_empty() { std::ptr::null() } else { values.as_ptr() }
-    }
-    kavern_kv_group_tables {
-        block_table: addresses.block_table,
-        slot_mapping: addresses.slot_mapping,
-        page_indptr: addresses.page_indptr,
-        page_indices: addresses.page_indices,
-        last_page_tokens: addresses.last_page_tokens,
-        block_table_host: view.block_table.as_ptr(),
-        slot_mapping_host: pointer(view.slot_mapping),
-        page_indptr_host: pointer(view.page_indptr),
-        page_indices_host: pointer(view.page_indices),
-        last_page_tokens_host: pointer(view.last_page_tokens),
-        row_cells: view.row_cells,
-        cells_uploaded: view.cells_uploaded,
-        blocks_zeroed: view.blocks_zeroed,
-    }
-}
-
-pub(super) fn write_tables(
-    tables: &StepTables<'_>,
-    group_count: u32,
-    groups: &mut OutArray<kavern_kv_group_tables>,
-) -> Result<kavern_kv_step_tables> {
-    for group in 0..groups.len() {
-        groups.write(group, group_tables(tables.group_addresses(group), &tables.group(group)?));
-    }
-    let [batch_rows, batch_starts, sequence_lengths] = tables.addresses();
-    Ok(kavern_kv_step_tables {
-        group_count,
-        batch_count: tables.batch_rows()?.len() as u32,
-        token_count: tables.token_count() as u32,
-        batch_rows,
-        batch_starts,
-        sequence_lengths,
-        batch_rows_host: tables.batch_rows()?.as_ptr(),
-        batch_starts_host: tables.batch_starts()?.as_ptr(),
-        sequence_lengths_host: tables.sequence_lengths().as_ptr(),
-        copies: tables.copies_address(),
-        copies_host: tables.copies().as_ptr().cast(),
-        copy_count: tables.copies().len() as u32,
-        ..config::zeroed()
     })
 }
 

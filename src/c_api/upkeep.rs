@@ -140,8 +140,9 @@ impl Room for Callback {
     }
 }
 
-/// Sets what is asked for memory before kavern_alloc, kavern_kv_cache_create, kavern_kv_resize, kavern_elastic_commit
-/// or kavern_elastic_resize is refused, and after any call that passes the soft limit; null asks nobody.
+/// Sets what is asked for memory before kavern_alloc, kavern_pool_create, kavern_pool_acquire, kavern_kv_cache_create,
+/// kavern_kv_resize, kavern_elastic_commit or kavern_elastic_resize is refused, and after any call that passes the soft
+/// limit; null asks nobody. A pool whose own limit is reached does not ask.
 ///
 /// It is called without a lock of the library, on the thread that needs memory, may use all of this manager, also
 /// shrink the cache or the range that grows, and is not called while it runs already.

@@ -2,7 +2,8 @@
 //!
 //! A block that a thread frees on a stream lies on a stack of its class, and the thread's next allocation of that class
 //! on that stream takes it: no lock, no atomic read-modify-write, no driver call. The cache is leased to its thread
-//! (`sys::lease`), so that the heap can still take everything out under pressure or when the stream goes.
+//! (`sys::lease`), so that the heap can still take everything out under pressure or when the stream goes, and found at
+//! the thread's seat (`sys::desk`).
 //! What it does: the stacks, the thread's list of its caches. What it does not: get blocks from anywhere; the heap
 //! does, outside of the lease, because it may wait for other threads' caches.
 //! Invariants: `bytes` is the sum over the stacks; a closed cache is empty, has let go of its heap, and stays closed.
@@ -13,20 +14,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::heap::Heap;
 use super::order::Freed;
-use super::records::Facts;
-use super::region::{Block, MIDDLE_STEP_BYTES};
-use super::size_class::{self, Class};
+use super::records::Kind;
+use super::region::{Block, Directory, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, number_at};
+use super::size_class::{self, CLASS_COUNT, Class, SMALL_CLASS_COUNT};
 use crate::device::Stream;
+use crate::sys::desk::{Desk, Seats, Words, at_desk, at_seat};
 use crate::sys::fork;
-use crate::sys::lease::{Desk, Owner, at_desk, lease};
+use crate::sys::lease::{Owner, lease};
+use crate::sys::ticker;
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
 
+/// Stacks of a cache: a power of two, so that a class is made one of them by a mask. No block is of the last ones.
+const STACKS: usize = CLASS_COUNT.next_power_of_two();
+
+/// What a cache is told by that was closed; no token is 0.
+static CLOSED: AtomicU64 = AtomicU64::new(0);
+
 /// What is leased: the cache and, until it is closed, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
-    /// Holds the token of the key as long as it is valid.
+    /// Holds the token of the key as long as it is valid and the cache open.
     is_alive: &'static AtomicU64,
     pub(super) cache: FrontCache,
 }
@@ -34,29 +43,33 @@ pub(super) struct Leased {
 /// What one thread holds for one stream of one heap.
 pub(super) struct FrontCache {
     pub(super) stream: Stream,
-    /// Number of the stream among those of the heap.
-    pub(super) stream_number: u16,
-    stacks: Box<[Stack; size_class::CLASS_COUNT]>,
+    stacks: [Stack; STACKS],
+    /// The regions of blocks that were here, by number: small classes each have one, the others one together.
+    regions: [Option<Arc<Region>>; REGIONS_MAX],
+    directory: Arc<Directory>,
     bytes: u64,
     limit_bytes: u64,
     /// What was done here, for statistics.
     pub(super) counts: Counts,
 }
 
-/// Blocks of one class. The first `count` places are taken; with the last one taken it is too full.
+/// Blocks of one class. The first `count` places are taken. One line of memory.
+#[repr(align(64))]
 struct Stack {
     places: Box<[Block]>,
     count: usize,
     /// Of one block.
     bytes: u64,
+    /// What the record of a block says that goes from here.
+    kind: Kind,
 }
 
 /// What a cache did; added up over all caches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) allocations: u64,
-    pub(super) allocated_bytes: u64,
     pub(super) frees: u64,
+    pub(super) allocated_bytes: u64,
     pub(super) freed_bytes: u64,
 }
 
@@ -77,9 +90,12 @@ fn depth(bytes: u64) -> usize {
 }
 
 impl Stack {
-    fn new(class: Class) -> Self {
-        let bytes = size_class::bytes_of(class);
-        Self { places: vec![Block::default(); depth(bytes) + 1].into(), count: 0, bytes }
+    /// That of a class; one without places where there is no such class.
+    fn new(class: usize, stream_number: u16) -> Self {
+        let bytes = Class::at(class).map_or(0, size_class::bytes_of);
+        let places = if bytes > 0 { depth(bytes) + 1 } else { 0 };
+        let kind = Kind::new(class as u8, stream_number);
+        Self { places: vec![Block::default(); places].into(), count: 0, bytes, kind }
     }
 
     /// Takes out the oldest blocks.
@@ -94,31 +110,28 @@ impl Stack {
 }
 
 impl FrontCache {
-    fn new(stream: Stream, stream_number: u16, limit_bytes: u64) -> Self {
-        let stack = |class| Stack::new(Class::at(class).expect("the array has a place for each class"));
-        let stacks = Box::new(std::array::from_fn(stack));
+    fn new(heap: &Heap, (stream, stream_number): (Stream, u16), limit_bytes: u64) -> Self {
+        let stacks = std::array::from_fn(|class| Stack::new(class, stream_number));
+        let regions = [const { None }; REGIONS_MAX];
         let counts = Counts::default();
-        Self { stream, stream_number, stacks, bytes: 0, limit_bytes, counts }
+        Self { stream, stacks, regions, directory: heap.directory(), bytes: 0, limit_bytes, counts }
     }
 
-    /// A block of the class.
-    #[inline(always)]
-    fn take(&mut self, class: Class) -> Option<Block> {
-        let stack = self.stacks.get_mut(class.index())?;
-        let last = stack.count.wrapping_sub(1);
-        let block = *stack.places.get(last)?;
-        stack.count = last;
-        self.bytes -= stack.bytes;
-        Some(block)
+    /// Has the region of a class at hand from here on.
+    fn know_region(&mut self, heap: &Heap, class: usize) {
+        let number = class.min(SMALL_CLASS_COUNT);
+        if self.regions[number].is_none() {
+            self.regions[number] = heap.share_region(number);
+        }
     }
 
     /// Keeps a block. Answers whether blocks of the class should be pushed out; nothing if it cannot.
     #[inline(always)]
     fn keep(&mut self, class: usize, block: Block) -> Option<bool> {
-        let stack = self.stacks.get_mut(class)?;
+        let stack = &mut self.stacks[class % STACKS];
         *stack.places.get_mut(stack.count)? = block;
-        stack.count += 1;
-        self.bytes += stack.bytes;
+        stack.count = stack.count.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(stack.bytes);
         Some(stack.count == stack.places.len() || self.bytes > self.limit_bytes)
     }
 
@@ -160,6 +173,8 @@ impl FrontCache {
 impl Leased {
     /// Takes everything out for good, and lets go of the heap.
     pub(super) fn close(&mut self) -> Vec<Freed> {
+        self.is_alive = &CLOSED;
+        self.cache.regions.fill(None);
         let heap = self.heap.take();
         let freed = self.cache.drain();
         // The heap's owner and whoever closes hold it still.
@@ -175,6 +190,13 @@ pub struct Key {
     pub token: u64,
     /// The caller's name of the stream.
     pub stream: u64,
+}
+
+impl Key {
+    #[inline(always)]
+    fn words(self) -> Words {
+        [self.token, self.stream]
+    }
 }
 
 /// The heap and the stream, if it was not closed before.
@@ -201,9 +223,11 @@ fn leave(owner: &Owner<Leased>) {
     }
 }
 
+static SEATS: Seats<Leased> = Seats::new();
+
 thread_local! {
     /// The caches of this thread.
-    static LEASES: Desk<Key, Leased> = const { Desk::new(Key { token: 0, stream: 0 }, leave) };
+    static LEASES: Desk<Leased> = const { Desk::new(&SEATS, leave) };
 }
 
 /// How the front caches answered.
@@ -217,59 +241,129 @@ pub enum Answer<T> {
 }
 
 /// Uses this thread's cache for the key.
-#[inline(always)]
 fn with<R>(key: Key, body: impl FnOnce(&Arc<Heap>, &mut FrontCache) -> Answer<R>) -> Answer<R> {
     let inside = |leased: &mut Leased| match &leased.heap {
         // Acquire: what was done before the handle was made is seen.
         Some(heap) if leased.is_alive.load(Ordering::Acquire) == key.token => body(heap, &mut leased.cache),
         _ => Answer::NoLease,
     };
-    at_desk(&LEASES, key, inside).unwrap_or(Answer::NoLease)
+    at_desk(&LEASES, &SEATS, key.words(), inside).unwrap_or(Answer::NoLease)
+}
+
+/// The class of a request that a front cache may serve. With the alignment known, the compiler leaves nothing of it.
+#[inline(always)]
+fn class_for(bytes: u64, alignment: u64) -> Option<Class> {
+    match alignment {
+        0 => size_class::class_of(bytes, size_class::UNIT_BYTES),
+        _ => size_class::class_of(bytes, alignment)
+            .filter(|class| alignment <= MIDDLE_STEP_BYTES || class.is_small()),
+    }
+}
+
+/// As [`allocate`], where everything is at hand: without a call, so that the caller saves nothing for one. Where it is
+/// not, nothing was done.
+#[inline(always)]
+pub fn allocate_at_hand<R>(
+    key: Key,
+    bytes: u64,
+    alignment: u64,
+    tag: u64,
+    then: impl FnOnce(u64) -> R,
+) -> Option<R> {
+    let class = class_for(bytes, alignment)?;
+    at_seat(&SEATS, key.words(), |leased| {
+        // Acquire: what was done before the handle was made is seen.
+        if leased.is_alive.load(Ordering::Acquire) != key.token {
+            return None;
+        }
+        let tag = if tag == 0 { 0 } else { leased.heap.as_ref()?.tag_number(tag)? };
+        let born = ticker::noted_ms()?;
+        let cache = &mut leased.cache;
+        let stack = &mut cache.stacks[class.index() % STACKS];
+        let last = stack.count.wrapping_sub(1);
+        let &block = stack.places.get(last)?;
+        let number = class.index().min(SMALL_CLASS_COUNT);
+        let region = cache.regions[number % REGIONS_MAX].as_ref()?;
+        region.records.get(block.index)?.open_plain(stack.kind, bytes, tag, born);
+        stack.count = last;
+        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
+        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
+        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
+        Some(then(block.address))
+    })
+}
+
+/// As [`free`], where everything is at hand; see [`allocate_at_hand`].
+#[inline(always)]
+pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
+    at_seat(&SEATS, key.words(), |leased| {
+        if leased.is_alive.load(Ordering::Acquire) != key.token {
+            return None;
+        }
+        let cache = &mut leased.cache;
+        let number = number_at(&cache.directory, address);
+        let region = cache.regions[number % REGIONS_MAX].as_ref()?;
+        let index = region.index_at(address)?;
+        let record = region.records.get(index)?;
+        let (recorded, bytes) = record.plain()?;
+        // Where the region tells it, the stack is known before the record has come from memory.
+        let class = if number < SMALL_CLASS_COUNT { number } else { recorded.into() };
+        let stack = &mut cache.stacks[class % STACKS];
+        let held_bytes = cache.bytes.wrapping_add(stack.bytes);
+        if held_bytes > cache.limit_bytes {
+            return None;
+        }
+        *stack.places.get_mut(stack.count)? = Block { address, index };
+        stack.count = stack.count.wrapping_add(1);
+        cache.bytes = held_bytes;
+        record.close();
+        cache.counts.frees = cache.counts.frees.wrapping_add(1);
+        cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
+        Some(())
+    })
 }
 
 /// Allocates from this thread's cache and gives the address to `then`.
 ///
 /// What to do with it is a parameter because each caller has code of its own then, in which everything is inlined.
-#[inline(always)]
 pub fn allocate<R>(key: Key, bytes: u64, alignment: u64, tag: u64, then: impl FnOnce(u64) -> R) -> Answer<R> {
-    // With the alignment known, the compiler leaves nothing of it.
-    let class = match alignment {
-        0 => size_class::class_of(bytes, size_class::UNIT_BYTES),
-        _ => size_class::class_of(bytes, alignment)
-            .filter(|class| alignment <= MIDDLE_STEP_BYTES || class.is_small()),
-    };
-    let Some(class) = class else { return Answer::Miss };
+    let Some(class) = class_for(bytes, alignment) else { return Answer::Miss };
     with(key, |heap, cache| {
+        cache.know_region(heap, class.index());
         let Some(tag) = heap.tag_number(tag) else { return Answer::Miss };
-        let Some(block) = cache.take(class) else { return Answer::Miss };
+        let stack = &mut cache.stacks[class.index() % STACKS];
+        let last = stack.count.wrapping_sub(1);
+        let Some(&block) = stack.places.get(last) else { return Answer::Miss };
         let Some(record) = heap.record_of_class(class, block.index) else { return Answer::Miss };
-        let born = heap.tick();
-        let (stream, is_shared, is_captured) = (cache.stream_number, false, false);
-        let class = class.index() as u8;
-        record.open(&Facts { class, stream, bytes, tag, born, is_shared, is_captured });
-        cache.counts.allocations += 1;
-        cache.counts.allocated_bytes += bytes;
+        record.open_plain(stack.kind, bytes, tag, heap.tick());
+        stack.count = last;
+        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
+        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
+        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
         Answer::Done(then(block.address))
     })
 }
 
 /// Frees into this thread's cache, then calls `then`; a parameter for the same reason.
-#[inline(always)]
 pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
     let mut pushed_out = None;
     let answer = with(key, |heap, cache| {
         let Some((class, region, index)) = heap.class_and_block_at(address) else { return Answer::Miss };
         let Some(record) = region.records.get(index) else { return Answer::Miss };
-        let Some(facts) = record.facts() else { return Answer::Miss };
-        if facts.is_shared || facts.is_captured {
+        let Some((recorded, bytes)) = record.plain() else { return Answer::Miss };
+        // Where the region tells it, the stack is known before the record has come from memory.
+        let class = class.unwrap_or(usize::from(recorded));
+        if class >= CLASS_COUNT {
             return Answer::Miss;
         }
-        // Where the region tells it, the stack is known before the record has come from memory.
-        let class = class.unwrap_or(usize::from(facts.class));
-        let Some(is_too_full) = cache.keep(class, Block { address, index }) else { return Answer::Miss };
+        cache.know_region(heap, class);
+        let Some(is_too_full) = cache.keep(class, Block { address, index }) else {
+            pushed_out = Some(class);
+            return Answer::Miss;
+        };
         record.close();
-        cache.counts.frees += 1;
-        cache.counts.freed_bytes += facts.bytes;
+        cache.counts.frees = cache.counts.frees.wrapping_add(1);
+        cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
         if is_too_full {
             pushed_out = Some(class);
         }
@@ -305,11 +399,11 @@ pub(super) fn adopt(
     if LEASES.try_with(|_| ()).is_err() {
         return;
     }
-    let mut fresh = FrontCache::new(stream, stream_number, limit_bytes);
+    let mut fresh = FrontCache::new(heap, (stream, stream_number), limit_bytes);
     heap.fill(&mut fresh);
     let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
     heap.lease_began(guest);
-    let former = LEASES.try_with(|leases| leases.put(key, owner, LEASES_MAX)).ok().flatten();
+    let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();
     // Outside of the list: giving up calls the heap.
     if let Some(former) = former {
         give_up(&former);

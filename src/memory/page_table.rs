@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::fence::Fence;
 use super::physical::PhysicalPage;
@@ -43,6 +44,8 @@ pub(super) struct PageTable {
     live_pages: u64,
     mapped_pages: u64,
     alias_pages: u64,
+    /// `mapped_pages - alias_pages`, for whoever looks without the lock of the table.
+    backed_pages: Arc<AtomicU64>,
     /// Stale mappings.
     stale: u64,
 }
@@ -115,6 +118,16 @@ impl PageTable {
         self.mappings
             .insert(start, Mapping { page, is_alias: false, is_stale: false, live: 0, marks: Vec::new() });
         self.leaving.insert(start);
+        self.tell();
+    }
+
+    /// The count of pages with memory of their own, which follows every change of the table.
+    pub(super) fn backed_pages(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.backed_pages)
+    }
+
+    fn tell(&self) {
+        self.backed_pages.store(self.mapped_pages - self.alias_pages, Ordering::Relaxed);
     }
 
     /// Takes new mappings in and makes all of `[first, end)` live; returns how many pages were not.
@@ -193,6 +206,7 @@ impl PageTable {
         }
         self.stale -= u64::from(mapping.is_stale);
         self.live_pages -= u64::from(mapping.live.count_ones());
+        self.tell();
         Some((start, mapping.page))
     }
 
@@ -227,6 +241,7 @@ impl PageTable {
         mapping.is_stale = true;
         self.stale += 1;
         self.leaving.insert(start);
+        self.tell();
     }
 
     /// Takes out the stale mappings that meet `[first, end)`, in order of address.
@@ -243,10 +258,13 @@ impl PageTable {
     pub(super) fn exchange(&mut self, first: u64, page: Arc<PhysicalPage>) -> Option<Arc<PhysicalPage>> {
         let mapping = self.mappings.get_mut(&first)?;
         let pages = page.class().pages();
-        if !std::mem::replace(&mut mapping.is_alias, true) {
+        let was_alias = std::mem::replace(&mut mapping.is_alias, true);
+        let former = std::mem::replace(&mut mapping.page, page);
+        if !was_alias {
             self.alias_pages += pages;
+            self.tell();
         }
-        Some(std::mem::replace(&mut mapping.page, page))
+        Some(former)
     }
 
     /// Points to wait for before everything that was given up is past.
@@ -356,6 +374,7 @@ impl PageTable {
         }
         let sums = (self.live_pages, self.mapped_pages, self.alias_pages, self.stale);
         if (live, mapped, aliases, stale) != sums
+            || self.backed_pages.load(Ordering::Relaxed) != mapped - aliases
             || self.leaving.iter().any(|start| !self.mappings.contains_key(start))
             || self.pins.keys().any(|&(first, end)| self.live_in(first, end) != end - first)
         {

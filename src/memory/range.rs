@@ -14,7 +14,7 @@
 mod moving;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 pub(super) use self::moving::Movable;
@@ -52,6 +52,8 @@ pub(super) struct Range {
     page_bytes: u64,
     holder: Holder,
     table: Mutex<PageTable>,
+    /// The table's, for a look without its lock.
+    backed_pages: Arc<AtomicU64>,
     /// The device was lost with work under way on pages: they stay mapped until it is closed.
     is_abandoned: AtomicBool,
 }
@@ -131,12 +133,15 @@ impl Range {
     pub(super) fn new(physical: Arc<Physical>, bytes: u64, holder: Holder) -> Result<Arc<Self>> {
         let slice = physical.device().virtual_reserve(bytes)?;
         let page_bytes = physical.page_bytes();
+        let table = PageTable::default();
+        let backed_pages = table.backed_pages();
         let range = Arc::new(Self {
             physical,
             slice,
             page_bytes,
             holder,
-            table: Mutex::default(),
+            table: Mutex::new(table),
+            backed_pages,
             is_abandoned: AtomicBool::new(false),
         });
         range.physical.chores().add(Self::chore(&range));
@@ -366,6 +371,11 @@ impl Range {
     /// Sums over the table.
     pub(super) fn counts(&self) -> TableCounts {
         self.table.lock().counts()
+    }
+
+    /// Pages with memory of their own. Takes no lock: the lock of a table is held across calls into the device.
+    pub(super) fn backed_pages(&self) -> u64 {
+        self.backed_pages.load(Ordering::Relaxed)
     }
 
     /// Checks the table.

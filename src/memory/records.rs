@@ -4,16 +4,12 @@
 //! may write; a block's record is written by whoever holds the block, and the holder changes hands through a front
 //! cache or a lock. So plain loads and stores do, and a free of a block that is not live is told. Two threads that
 //! free one block at the same instant race in the program; one of them may then be told that it was done.
-//! Invariant: a record is live from the allocation to the free of its block. The table never moves; it grows by chunks.
+//! Invariant: a record is live from the allocation to the free of its block. The table never moves; it grows.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::error::{Error, Result, Status};
-
-/// Records of the first chunk; each chunk holds twice as many as the one before.
-const FIRST: usize = 1024;
-const CHUNKS: usize = 22;
+use crate::error::Result;
+use crate::sys::steady::Steady;
 
 /// The block is somebody's.
 const LIVE: u32 = 1;
@@ -29,7 +25,7 @@ const STREAM: u32 = 16;
 const TAG: u32 = 48;
 
 /// One block.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Record {
     /// LIVE, SHARED, CAPTURED, class, stream.
     state: AtomicU32,
@@ -52,15 +48,44 @@ pub(super) struct Facts {
     pub(super) is_captured: bool,
 }
 
+/// Class and stream as the state of a record that is live and nothing else: what a front cache knows of its blocks
+/// beforehand.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kind(u32);
+
+impl Kind {
+    /// That of a class and a stream's number.
+    pub(super) fn new(class: u8, stream: u16) -> Self {
+        Self(LIVE | u32::from(class) << CLASS | u32::from(stream) << STREAM)
+    }
+}
+
 impl Record {
     /// The block becomes somebody's.
     #[inline]
     pub(super) fn open(&self, facts: &Facts) {
         self.born.store(facts.born, Ordering::Relaxed);
         self.asked.store(facts.bytes | u64::from(facts.tag) << TAG, Ordering::Relaxed);
-        let flags = LIVE | if facts.is_captured { CAPTURED } else { 0 };
-        let state = flags | u32::from(facts.class) << CLASS | u32::from(facts.stream) << STREAM;
-        self.state.store(state, Ordering::Release);
+        self.state.store(state_of(&Facts { is_shared: false, ..*facts }), Ordering::Release);
+    }
+
+    /// As `open`, where no graph is captured.
+    #[inline(always)]
+    pub(super) fn open_plain(&self, kind: Kind, bytes: u64, tag: u16, born: u32) {
+        self.born.store(born, Ordering::Relaxed);
+        self.asked.store(bytes | u64::from(tag) << TAG, Ordering::Relaxed);
+        self.state.store(kind.0, Ordering::Release);
+    }
+
+    /// Class and bytes, if it is live, of its own stream alone and of no graph.
+    #[inline(always)]
+    pub(super) fn plain(&self) -> Option<(u8, u64)> {
+        let state = self.state.load(Ordering::Acquire);
+        if state & (LIVE | SHARED | CAPTURED) != LIVE {
+            return None;
+        }
+        let asked = self.asked.load(Ordering::Relaxed);
+        Some(((state >> CLASS & CLASS_MASK) as u8, asked & ((1 << TAG) - 1)))
     }
 
     /// What it says, if it is live.
@@ -115,67 +140,36 @@ fn state_of(facts: &Facts) -> u32 {
     LIVE | shared | captured | u32::from(facts.class) << CLASS | u32::from(facts.stream) << STREAM
 }
 
-/// Records in one [`Line`].
+/// Records in two lines of memory, which processors fetch together: threads whose blocks are in different ones do not
+/// slow each other down.
 pub(super) const LINE: u32 = 8;
 
-/// Records of neighbours in two lines of memory, which processors fetch together: threads whose blocks are in different
-/// lines do not slow each other down.
-#[derive(Default)]
-#[repr(align(128))]
-struct Line([Record; LINE as usize]);
+const _: () = assert!(LINE as usize * size_of::<Record>() == 128);
 
 /// The records of one region.
-#[derive(Default)]
-pub(super) struct Records {
-    chunks: [OnceLock<Box<[Line]>>; CHUNKS],
-}
-
-#[inline]
-fn place(index: u32) -> (usize, usize) {
-    let shifted = index as usize + FIRST;
-    let chunk = (shifted.ilog2() - FIRST.ilog2()) as usize;
-    (chunk, shifted - (FIRST << chunk))
-}
+pub(super) struct Records(Steady<Record>);
 
 impl Records {
+    /// Room for so many; they take memory as they are needed.
+    pub(super) fn new(most: u64) -> Result<Self> {
+        Steady::new(usize::try_from(most).unwrap_or(usize::MAX)).map(Self)
+    }
+
     /// The record of a block that was ever given out.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, index: u32) -> Option<&Record> {
-        let (chunk, place) = place(index);
-        let line = self.chunks.get(chunk)?.get()?.get(place / LINE as usize)?;
-        Some(&line.0[place % LINE as usize])
+        self.0.get(index as usize)
     }
 
     /// Makes room for records up to this one; called before a block is first given out.
     pub(super) fn grow(&self, index: u32) -> Result<()> {
-        let (last, _) = place(index);
-        for chunk in 0..=last {
-            let Some(slot) = self.chunks.get(chunk) else {
-                return Err(Error::new(Status::LimitReached, format!("{index} blocks in one region")));
-            };
-            if slot.get().is_some() {
-                continue;
-            }
-            let count = FIRST << chunk;
-            let mut records = Vec::new();
-            records.try_reserve_exact(count / LINE as usize).map_err(|_| {
-                Error::new(Status::OutOfHostMemory, format!("no memory for the records of {count} blocks"))
-            })?;
-            records.resize_with(count / LINE as usize, Line::default);
-            // Whoever was first made the same.
-            let _ = slot.set(records.into_boxed_slice());
-        }
-        Ok(())
+        self.0.grow(index as usize)
     }
 
     /// All live records with their indexes.
     pub(super) fn live(&self) -> impl Iterator<Item = (u32, Facts)> + '_ {
-        let chunks = self.chunks.iter().enumerate();
-        chunks.filter_map(|(chunk, slot)| Some((chunk, slot.get()?))).flat_map(|(chunk, records)| {
-            let first = (FIRST << chunk) - FIRST;
-            let live = records.iter().flat_map(|line| &line.0).enumerate();
-            live.filter_map(move |(at, record)| Some(((first + at) as u32, record.facts()?)))
-        })
+        let records = self.0.iter().enumerate();
+        records.filter_map(|(index, record)| Some((index as u32, record.facts()?)))
     }
 }
 
@@ -185,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_record_says_what_was_written_and_only_while_its_block_lives() {
-        let records = Records::default();
+        let records = Records::new(1 << 20).unwrap();
         assert!(records.get(5000).is_none());
         records.grow(5000).unwrap();
         let facts = Facts {
@@ -204,6 +198,11 @@ mod tests {
             assert_eq!(record.facts(), Some(facts));
         }
         let record = records.get(5000).unwrap();
+        assert_eq!(record.plain(), None, "a graph's");
+        let own = Facts { is_captured: false, ..facts };
+        record.open_plain(Kind::new(own.class, own.stream), own.bytes, own.tag, own.born);
+        assert_eq!((record.facts(), record.plain()), (Some(own), Some((own.class, own.bytes))));
+        record.open(&facts);
         record.share();
         assert_eq!(record.facts(), Some(Facts { is_shared: true, ..facts }));
         assert_eq!(records.live().map(|(index, _)| index).collect::<Vec<_>>(), [0, 1023, 1024, 5000]);

@@ -69,6 +69,11 @@ impl Slots {
         (index >> self.bits, index & ((1 << self.bits) - 1))
     }
 
+    /// Indexes of so many bytes.
+    pub(super) fn indexes(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(SLAB_PAGE_BYTES) << self.bits
+    }
+
     /// Most pages whose indexes fit.
     pub(super) fn pages_max(&self) -> u64 {
         1 << (32 - self.bits)
@@ -90,6 +95,8 @@ pub(super) struct Region {
     pub(super) bytes: u64,
     /// How it is cut.
     pub(super) cut: Cut,
+    /// The same as slots: granules are slots that leave nothing of a page.
+    pub(super) grid: Slots,
     /// The addresses and what is behind them.
     pub(super) range: Arc<Range>,
     /// The device's page.
@@ -156,80 +163,102 @@ impl Region {
     /// Address of a block.
     #[inline]
     pub(super) fn address_of(&self, index: u32) -> u64 {
-        match self.cut {
-            Cut::Slots(slots) => {
-                let (page, slot) = slots.place(index);
-                self.base + u64::from(page) * SLAB_PAGE_BYTES + u64::from(slot) * slots.bytes
-            }
-            Cut::Granules(bytes) => self.base + u64::from(index) * bytes,
+        let (page, slot) = self.grid.place(index);
+        self.base + u64::from(page) * SLAB_PAGE_BYTES + u64::from(slot) * self.grid.bytes
+    }
+
+    /// As `index_of`, for an address that may lie elsewhere.
+    #[inline(always)]
+    pub(super) fn index_at(&self, address: u64) -> Option<u32> {
+        if address.wrapping_sub(self.base) >= self.bytes {
+            return None;
         }
+        self.index_of(address)
     }
 
     /// Index of the block that begins at an address of the region; nothing if none can begin there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn index_of(&self, address: u64) -> Option<u32> {
         let offset = address - self.base;
-        match self.cut {
-            Cut::Slots(slots) => {
-                let (page, inside) = (offset / SLAB_PAGE_BYTES, offset % SLAB_PAGE_BYTES);
-                let slot = (inside * slots.reciprocal) >> RECIPROCAL_BITS;
-                let is_start = slot * slots.bytes == inside && slot < u64::from(slots.count);
-                is_start.then_some(slots.index(page as u32, slot as u32))
-            }
-            // A power of two, so that nothing is divided.
-            Cut::Granules(bytes) => {
-                (offset & (bytes - 1) == 0).then_some((offset >> bytes.trailing_zeros()) as u32)
-            }
-        }
+        let (page, inside) = (offset / SLAB_PAGE_BYTES, offset % SLAB_PAGE_BYTES);
+        let slot = (inside * self.grid.reciprocal) >> RECIPROCAL_BITS;
+        let is_start = slot * self.grid.bytes == inside && slot < u64::from(self.grid.count);
+        is_start.then_some(self.grid.index(page as u32, slot as u32))
     }
 }
+
+/// Places for regions, a power of two, so that a number is made one of them by a mask.
+pub(super) const REGIONS_MAX: usize = 128;
 
 /// All regions of a heap.
 pub(super) struct Regions {
-    /// Number of the region plus one, for each step of the address space.
-    directory: Box<[AtomicU8; DIRECTORY_STEPS]>,
-    regions: Box<[OnceLock<Region>]>,
+    directory: Arc<Directory>,
+    regions: Box<[OnceLock<Arc<Region>>; REGIONS_MAX]>,
+}
+
+/// Number of the region for each step of the address space.
+pub(super) type Directory = [AtomicU8; DIRECTORY_STEPS];
+
+/// No region has this number.
+const NOWHERE: u8 = REGIONS_MAX as u8 - 1;
+
+/// The number of the region that may hold an address, or one that no region has.
+#[inline(always)]
+pub(super) fn number_at(directory: &Directory, address: u64) -> usize {
+    let step = (address / DIRECTORY_STEP) as usize % DIRECTORY_STEPS;
+    usize::from(directory[step].load(Ordering::Acquire)) % REGIONS_MAX
 }
 
 impl Regions {
-    /// Room for so many.
-    pub(super) fn new(count: usize) -> Self {
-        let directory = Box::new([const { AtomicU8::new(0) }; DIRECTORY_STEPS]);
-        Self { directory, regions: (0..count).map(|_| OnceLock::new()).collect() }
+    /// None yet.
+    pub(super) fn new() -> Self {
+        // Made where it stays: it is larger than some stacks.
+        let nowhere: Arc<[AtomicU8]> = (0..DIRECTORY_STEPS).map(|_| AtomicU8::new(NOWHERE)).collect();
+        let directory = nowhere.try_into().expect("as many as there are steps");
+        Self { directory, regions: Box::new([const { OnceLock::new() }; REGIONS_MAX]) }
+    }
+
+    /// The way from an address to a number, for whoever keeps the regions it needs.
+    pub(super) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory)
     }
 
     /// One of them, if it was made.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, number: usize) -> Option<&Region> {
-        self.regions.get(number)?.get()
+        self.share(number).map(|region| &**region)
+    }
+
+    /// As `get`, for whoever keeps it.
+    #[inline(always)]
+    pub(super) fn share(&self, number: usize) -> Option<&Arc<Region>> {
+        self.regions[number % REGIONS_MAX].get()
     }
 
     /// All that were made, with their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Region)> {
-        self.regions.iter().enumerate().filter_map(|(number, region)| Some((number, region.get()?)))
+        self.regions.iter().enumerate().filter_map(|(number, region)| Some((number, &**region.get()?)))
     }
 
     /// Adds one; the caller makes each number once.
     pub(super) fn insert(&self, number: usize, region: Region) -> Option<&Region> {
         let steps = region.base / DIRECTORY_STEP..(region.base + region.bytes).div_ceil(DIRECTORY_STEP);
         let places = steps.map(|step| step as usize % DIRECTORY_STEPS);
-        if places.clone().any(|place| self.directory[place].load(Ordering::Acquire) != 0) {
+        if places.clone().any(|place| self.directory[place].load(Ordering::Acquire) != NOWHERE) {
             return None;
         }
-        self.regions[number].set(region).ok()?;
+        self.regions[number].set(Arc::new(region)).ok()?;
         for place in places {
             // Release: whoever finds the number finds the region.
-            self.directory[place].store(number as u8 + 1, Ordering::Release);
+            self.directory[place].store(number as u8, Ordering::Release);
         }
         self.get(number)
     }
 
     /// The region of an address.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, address: u64) -> Option<(usize, &Region)> {
-        let step = (address / DIRECTORY_STEP) as usize % DIRECTORY_STEPS;
-        let number = self.directory[step].load(Ordering::Acquire);
-        let number = usize::from(number.checked_sub(1)?);
+        let number = number_at(&self.directory, address);
         let region = self.get(number)?;
         (address.wrapping_sub(region.base) < region.bytes).then_some((number, region))
     }
@@ -238,6 +267,19 @@ impl Regions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn granules_are_slots_that_leave_nothing() {
+        for bytes in [MIDDLE_GRANULE_BYTES, LARGE_GRANULE_BYTES] {
+            let slots = Slots::new(bytes);
+            for index in [0, 1, 255, 256, 1000, 100_000] {
+                let (page, slot) = slots.place(index);
+                let offset = u64::from(page) * SLAB_PAGE_BYTES + u64::from(slot) * slots.bytes;
+                assert_eq!(offset, u64::from(index) * bytes);
+            }
+            assert_eq!(u64::from(slots.count) * bytes, SLAB_PAGE_BYTES);
+        }
+    }
 
     #[test]
     fn every_slot_of_every_size_is_found_by_its_address_and_nothing_between() {

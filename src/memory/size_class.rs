@@ -30,7 +30,10 @@ pub struct Class(u8);
 /// With `last` the last unit of a block: the 3 bits behind its leading one tell the step within the doubling, and the
 /// place of the leading one the doubling. Below 16 units a step is one unit and the class is `last` itself.
 const fn class_of_units(units: u64) -> u64 {
-    let last = units - 1;
+    class_of_last(units - 1)
+}
+
+const fn class_of_last(last: u64) -> u64 {
     let shift = (last | 8).ilog2() - 3;
     ((shift as u64) << 3) + (last >> shift)
 }
@@ -46,7 +49,8 @@ pub const fn class_of(bytes: u64, alignment_bytes: u64) -> Option<Class> {
     // A multiple of the alignment: where steps are larger than it, each class is one; where they are smaller, the
     // rounded size is itself a class.
     let mask = if alignment_bytes > UNIT_BYTES { alignment_bytes - 1 } else { UNIT_BYTES - 1 };
-    Some(Class(class_of_units(((bytes + mask) & !mask) / UNIT_BYTES) as u8))
+    // The last byte of what is rounded up.
+    Some(Class(class_of_last(((bytes - 1) | mask) / UNIT_BYTES) as u8))
 }
 
 /// Size of the blocks of a class.

@@ -9,19 +9,17 @@
 //!
 //! Invariants: at most one thread is inside `body` at a time; `busy` is written by the owner alone. `body` must not use
 //! the same value again: the owner is refused, others would wait for themselves. Lock order: `outside` alone.
-//!
-//! A [`Desk`] is where a thread keeps its owners, by key, the one used last at hand: one comparison finds it.
+//! Where a thread keeps its owners is `desk`'s matter.
 
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
-use std::thread::LocalKey;
 
 use super::barrier;
 use crate::sync::Mutex;
 
-struct Shared<T> {
+pub(super) struct Shared<T> {
     is_busy: AtomicBool,
     is_revoked: AtomicBool,
     /// Copied from the system's answer, so that the owner reads one line of memory.
@@ -78,7 +76,7 @@ impl Drop for Busy<'_> {
 impl<T> Shared<T> {
     /// For the owner.
     #[inline(always)]
-    fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> Option<R> {
+    pub(super) fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> Option<R> {
         // Only this thread writes it, so a plain look is enough.
         if self.is_busy.load(Ordering::Relaxed) {
             return None;
@@ -100,6 +98,28 @@ impl<T> Shared<T> {
         Some(body(unsafe { &mut *self.value.get() }))
     }
 
+    /// For the owner: as `with`, but steps back at once where others work. Has no call in it, so that its caller saves
+    /// nothing for one.
+    #[inline(always)]
+    pub(super) fn with_promptly<R>(&self, body: impl FnOnce(&mut T) -> Option<R>) -> Option<R> {
+        if self.is_busy.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.is_busy.store(true, Ordering::Relaxed);
+        // As in `with`.
+        compiler_fence(Ordering::SeqCst);
+        if !self.has_membarrier {
+            fence(Ordering::SeqCst);
+        }
+        if self.is_revoked.load(Ordering::Acquire) {
+            self.is_busy.store(false, Ordering::Release);
+            return None;
+        }
+        let _busy = Busy(&self.is_busy);
+        // SAFETY: as in `with`.
+        body(unsafe { &mut *self.value.get() })
+    }
+
     /// Steps back until nobody works from outside.
     #[cold]
     #[inline(never)]
@@ -117,95 +137,14 @@ impl<T> Owner<T> {
     }
 }
 
-/// The owners of one thread, by key. For a thread-local static.
-pub struct Desk<K, T> {
-    /// Key of the owner used last.
-    key: Cell<K>,
-    /// Its value; null before the first use and after its owner has left.
-    at_hand: Cell<*const Shared<T>>,
-    owners: RefCell<Vec<(K, Owner<T>)>>,
-    /// Called with each owner that is left when the thread ends.
-    leave: fn(&Owner<T>),
-}
-
-/// Works on the value of a key on this thread's desk. Nothing if there is none, this thread is inside it already, or is
-/// about to end.
-#[inline(always)]
-pub fn at_desk<K: Copy + PartialEq, T, R>(
-    desk: &'static LocalKey<Desk<K, T>>,
-    key: K,
-    body: impl FnOnce(&mut T) -> R,
-) -> Option<R> {
-    let desk = desk.try_with(std::ptr::from_ref).ok()?;
-    // A pointer, so that the compiler need not see `body` through the standard library's closure.
-    // SAFETY: a static of this thread is dropped when the thread ends, which is not while it is here.
-    unsafe { &*desk }.with(key, body)
-}
-
-impl<K: Copy + PartialEq, T> Desk<K, T> {
-    /// An empty one; which key it is told does not matter.
-    pub const fn new(key: K, leave: fn(&Owner<T>)) -> Self {
-        let key = Cell::new(key);
-        Self { key, at_hand: Cell::new(std::ptr::null()), owners: RefCell::new(Vec::new()), leave }
-    }
-
-    /// Works on the value of a key. Nothing if there is none or this thread is inside it already.
-    #[inline(always)]
-    pub fn with<R>(&self, key: K, body: impl FnOnce(&mut T) -> R) -> Option<R> {
-        if self.at_hand.get().is_null() || self.key.get() != key {
-            self.fetch(key)?;
-        }
-        // SAFETY: what is at hand belongs to an owner in the list, which keeps it alive; it is taken from the hand
-        // before its owner leaves the list, and none leaves while this thread works on it.
-        unsafe { &*self.at_hand.get() }.with(body)
-    }
-
-    /// Puts the owner of a key at hand.
-    #[cold]
-    #[inline(never)]
-    fn fetch(&self, key: K) -> Option<()> {
-        let mut owners = self.owners.try_borrow_mut().ok()?;
-        let at = owners.iter().position(|(other, _)| *other == key)?;
-        owners.swap(0, at);
-        self.key.set(key);
-        self.at_hand.set(Arc::as_ptr(&owners[0].1.shared));
-        Some(())
-    }
-
-    /// Puts an owner down. Those that make room for it come back: one of the same key, else the one unused longest if
-    /// there are `most` already. So does the new one if the thread works on the one that would go.
-    pub fn put(&self, key: K, owner: Owner<T>, most: usize) -> Option<Owner<T>> {
-        let Ok(mut owners) = self.owners.try_borrow_mut() else { return Some(owner) };
-        let stale = owners.iter().position(|(other, _)| *other == key);
-        let full = owners.len() >= most;
-        let former = match stale.or(full.then(|| owners.len().saturating_sub(1))) {
-            Some(at) if owners.get(at).is_some_and(|(_, former)| former.is_inside()) => return Some(owner),
-            Some(at) if at < owners.len() => Some(self.leave(&mut owners, at)),
-            _ => None,
-        };
-        owners.insert(0, (key, owner));
-        former
-    }
-
-    /// Takes an owner out on which this thread does not work.
-    fn leave(&self, owners: &mut Vec<(K, Owner<T>)>, at: usize) -> Owner<T> {
-        self.at_hand.set(std::ptr::null());
-        owners.swap_remove(at).1
-    }
-}
-
-impl<K, T> Drop for Desk<K, T> {
-    fn drop(&mut self) {
-        self.at_hand.set(std::ptr::null());
-        for (_, owner) in self.owners.get_mut().drain(..) {
-            (self.leave)(&owner);
-        }
-    }
-}
-
 impl<T> Owner<T> {
-    fn is_inside(&self) -> bool {
+    pub(super) fn is_inside(&self) -> bool {
         self.shared.is_busy.load(Ordering::Relaxed)
+    }
+
+    /// The value, which lives as long as this or a guest does.
+    pub(super) fn at_hand(&self) -> *const Shared<T> {
+        Arc::as_ptr(&self.shared)
     }
 
     /// Another end for others.
@@ -291,43 +230,6 @@ mod tests {
         assert!(std::panic::catch_unwind(outside).is_err());
         assert_eq!(owner.with(|value| *value), Some(1));
         assert_eq!(guest.with(|value| *value), 1);
-    }
-
-    #[test]
-    fn a_desk_finds_each_owner_by_its_key_and_keeps_the_ones_used_last() {
-        thread_local!(static LEFT: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) });
-        let leave = |owner: &Owner<i32>| LEFT.with_borrow_mut(|left| left.extend(owner.with(|value| *value)));
-        let desk = Desk::new(0, leave);
-        assert_eq!(desk.with(0, |value: &mut i32| *value), None);
-        for key in 1..=4 {
-            let put = desk.put(key, lease(key * 10).0, 3);
-            // The one used longest ago makes room.
-            assert_eq!(put.map(|former| former.with(|value| *value)), (key == 4).then_some(Some(10)));
-            assert_eq!(desk.with(key, |value| *value), Some(key * 10));
-        }
-        assert_eq!(
-            [1, 2, 3, 4].map(|key| desk.with(key, |value| *value)),
-            [None, Some(20), Some(30), Some(40)]
-        );
-        let former = desk.put(3, lease(33).0, 3).unwrap();
-        assert_eq!(former.with(|value| *value), Some(30));
-        assert_eq!(desk.with(3, |value| *value), Some(33));
-        drop(desk);
-        LEFT.with_borrow(|left| assert_eq!(left.iter().sum::<i32>(), 20 + 33 + 40, "{left:?}"));
-    }
-
-    #[test]
-    fn what_a_thread_works_on_does_not_leave_its_desk() {
-        let desk = Desk::new(0, |_| ());
-        assert!(desk.put(1, lease(1).0, 1).is_none());
-        let inside = desk.with(1, |value| {
-            let refused = [desk.put(1, lease(2).0, 1), desk.put(2, lease(3).0, 1)];
-            let refused = refused.map(|back| back.and_then(|owner| owner.with(|value| *value)));
-            *value += 1;
-            (refused, desk.with(1, |_| ()))
-        });
-        assert_eq!(inside, Some(([Some(2), Some(3)], None)));
-        assert_eq!(desk.with(1, |value| *value), Some(2));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod barrier;
 pub mod clock;
+pub mod desk;
 pub mod fork;
 pub mod lease;
 pub mod numa;
@@ -12,4 +13,6 @@ pub mod prefetch;
 pub mod random;
 pub mod reserve;
 pub mod shm;
+pub mod steady;
 pub mod tally;
+pub mod ticker;

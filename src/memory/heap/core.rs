@@ -125,6 +125,11 @@ pub(super) struct Core {
     small_region_bytes: u64,
 }
 
+/// What ends the growth of middle sizes for good.
+pub(super) fn addresses_used_up() -> Error {
+    Error::new(Status::OutOfMemory, "the addresses of middle sizes are used up; free something")
+}
+
 impl Core {
     pub(super) fn new(small_region_bytes: u64, middle_bytes: u64, large_bytes: u64) -> Result<Self> {
         let granules = |bytes: u64, granule: u64| {
@@ -190,9 +195,7 @@ impl Core {
     /// A part of the middle region that has no memory: the lowest, at a multiple of `alignment`.
     pub(super) fn take_middle_bare(&mut self, pages: u32, alignment: u32) -> Result<u32> {
         let found = self.middle_bare.take_lowest(pages, alignment)?;
-        let start = found.ok_or_else(|| {
-            Error::new(Status::OutOfMemory, "the addresses of middle sizes are used up; free something")
-        })?;
+        let start = found.ok_or_else(addresses_used_up)?;
         // What has memory is a gap there, so that any part of it can come back.
         self.middle_bare.withdraw(start)?;
         Ok(start)

@@ -14,7 +14,7 @@ use super::super::free_list::{FreeList, State};
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES};
 use super::super::size_class::{self, Class};
-use super::core::{CLASS_ALIGNMENT, Core, FITTED};
+use super::core::{CLASS_ALIGNMENT, Core, FITTED, addresses_used_up};
 use super::{Heap, MIDDLE};
 use crate::device::Stream;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ impl Heap {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// Compares what is held with what can still be had; whether memory is short. Costs a visit of each region.
+    /// Compares what is held with what can still be had; whether memory is short. Costs a look at each region.
     pub(super) fn weigh(&self) -> bool {
         let held = self.physical.statistics().held_bytes;
         let left = self.physical.left_bytes().min(self.total_bytes.saturating_sub(held));
@@ -191,7 +191,8 @@ impl Heap {
         if let Some(start) = core.take_run(count, 1)? {
             return Ok(Some(start));
         }
-        let Some(site) = best_site(&core.middle, count) else { return Ok(None) };
+        // Nothing that others do makes more of them.
+        let Some(site) = best_site(&core.middle, count) else { return Err(addresses_used_up()) };
         core.middle_bare.carve(site.first / EACH, site.pages)?;
         core.middle_bare.withdraw(site.first / EACH)?;
         drop(core);

@@ -59,7 +59,12 @@ impl Heap {
         let lead = DIRECTORY_STEP;
         let base = range.slice().address() + lead;
         let page_bytes = self.physical.page_bytes();
-        let region = Region { base, bytes, cut, range, page_bytes, lead, records: Records::default() };
+        let grid = match cut {
+            Cut::Slots(slots) => slots,
+            Cut::Granules(bytes) => Slots::new(bytes),
+        };
+        let records = Records::new(grid.indexes(bytes))?;
+        let region = Region { base, bytes, cut, grid, range, page_bytes, lead, records };
         self.regions.insert(number, region).ok_or_else(|| {
             Error::new(
                 Status::Unsupported,

@@ -17,6 +17,7 @@ use crate::device::Stream;
 use crate::error::Result;
 use crate::event::{Event, Level};
 use crate::sys::lease::Guest;
+use crate::sys::ticker::Ticker;
 
 /// What a thread gets at once of a small size: so many bytes, but at most so many blocks.
 const PREFILL_BYTES: u64 = 512 << 10;
@@ -52,6 +53,7 @@ impl Heap {
             return Ok(());
         }
         let number = self.stream_number(stream)?;
+        self.ticker.get_or_init(Ticker::shared);
         front_cache::adopt(key, is_alive, self, (stream, number), self.config.front_cache_bytes);
         Ok(())
     }

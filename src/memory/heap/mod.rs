@@ -36,8 +36,8 @@ mod tests;
 mod uses;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use self::core::{Core, Limbo};
 use self::planted::Mistake;
@@ -47,15 +47,15 @@ use super::front_cache::{Counts, Leased};
 use super::order::Freed;
 use super::physical::Physical;
 use super::records::{Facts, Record};
-use super::region::{MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Region, Regions};
+use super::region::{Directory, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, Regions};
 use super::rooms::Rooms;
 use super::size_class::{self, Class};
 use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
 use crate::event::EventSink;
 use crate::sync::{Mutex, RwLock};
-use crate::sys::clock;
 use crate::sys::lease::Guest;
+use crate::sys::ticker::{self, Ticker};
 use crate::types::{Id, IdKind};
 
 pub use self::mesh::Defragmented;
@@ -66,6 +66,7 @@ pub use self::report::{HeapStatistics, LiveBlock};
 /// Numbers of the regions after those of the small classes.
 const MIDDLE: usize = size_class::SMALL_CLASS_COUNT;
 const LARGE: usize = MIDDLE + 1;
+const _: () = assert!(LARGE < REGIONS_MAX - 1);
 
 /// Most tags and most streams: they are 16 bits of a record.
 const NAMES_MAX: usize = 1 << 16;
@@ -130,6 +131,8 @@ pub struct Heap {
     /// Whether the live blocks were cut to their lengths since then; see `squeeze`.
     is_squeezed: AtomicBool,
     is_closed: AtomicBool,
+    /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
+    ticker: OnceLock<Option<Arc<Ticker>>>,
     /// Which mistake a test planted.
     #[cfg(test)]
     mistake: AtomicU32,
@@ -163,7 +166,7 @@ impl Heap {
             sink,
             config,
             total_bytes,
-            regions: Regions::new(LARGE + 1),
+            regions: Regions::new(),
             core: Mutex::new(core),
             growing: Mutex::default(),
             leases: Mutex::default(),
@@ -178,6 +181,7 @@ impl Heap {
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
+            ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
         }))
@@ -205,7 +209,7 @@ impl Heap {
     }
 
     /// The number of a tag's id; 0 stands for none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn tag_number(&self, tag: u64) -> Option<u16> {
         if tag == 0 {
             return Some(0);
@@ -221,20 +225,37 @@ impl Heap {
         })
     }
 
-    /// Milliseconds of a coarse clock, for ages.
-    #[inline]
+    /// Milliseconds, a few of them inexact, for the beginning of ages. Never more than [`ticker::clock_ms`] at their
+    /// end.
+    #[inline(always)]
     pub(super) fn tick(&self) -> u32 {
-        clock::coarse_ms() as u32
+        ticker::noted_ms().unwrap_or_else(|| self.call_ticker())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn call_ticker(&self) -> u32 {
+        self.ticker.get().and_then(Option::as_ref).map_or_else(ticker::clock_ms, |ticker| ticker.call())
     }
 
     /// Where the blocks of a class lie.
-    #[inline]
+    #[inline(always)]
     pub(super) fn region_of_class(&self, class: Class) -> Option<&Region> {
         self.regions.get(class.index().min(MIDDLE))
     }
 
+    /// What leads from an address to the number of its region.
+    pub(super) fn directory(&self) -> Arc<Directory> {
+        self.regions.directory()
+    }
+
+    /// A region by its number, for whoever keeps it.
+    pub(super) fn share_region(&self, number: usize) -> Option<Arc<Region>> {
+        self.regions.share(number).cloned()
+    }
+
     /// The record of a block of a class.
-    #[inline]
+    #[inline(always)]
     pub(super) fn record_of_class(&self, class: Class, index: u32) -> Option<&Record> {
         self.region_of_class(class)?.records.get(index)
     }

@@ -18,6 +18,7 @@ use super::{Heap, LiveBlock, no_such_block};
 use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
+use crate::sys::ticker;
 
 struct Block {
     allocation: Allocation,
@@ -30,7 +31,8 @@ struct Block {
 }
 
 struct Leaving {
-    fences: Vec<Arc<Fence>>,
+    /// With the lane of each: what is behind a point of a lane that was not reached was not reached either.
+    fences: Vec<(Stream, Arc<Fence>)>,
     allocation: Allocation,
 }
 
@@ -40,6 +42,7 @@ pub(in crate::memory) struct PlainBlocks {
     /// On which blocks go to the device.
     back: Stream,
     blocks: Mutex<BTreeMap<u64, Block>>,
+    /// Oldest first.
     leaving: Mutex<Vec<Leaving>>,
     allocations: AtomicU64,
     /// Bytes that went to the device, ever.
@@ -91,20 +94,22 @@ impl PlainBlocks {
     /// Gives blocks to the device whose streams are past; whether there were any.
     pub(super) fn collect(&self) -> Result<bool> {
         // A fence is asked without the lock; those that are reached then say so by themselves.
-        for fence in self.fences() {
-            fence.is_reached()?;
-        }
-        let mut gone = Vec::new();
-        {
-            let mut leaving = self.leaving.lock();
-            let is_over = |one: &Leaving| one.fences.iter().all(|fence| fence.is_known_reached());
-            for at in (0..leaving.len()).rev() {
-                if is_over(&leaving[at]) {
-                    gone.push(leaving.swap_remove(at).allocation);
-                }
+        let waits: Vec<(Stream, Arc<Fence>)> =
+            self.leaving.lock().iter().flat_map(|one| one.fences.iter().cloned()).collect();
+        let mut busy: Vec<Stream> = Vec::new();
+        for (lane, fence) in waits {
+            if !busy.contains(&lane) && !fence.is_reached()? {
+                busy.push(lane);
             }
         }
-        let bytes: u64 = gone.iter().map(Allocation::bytes).sum();
+        let gone: Vec<Leaving> = {
+            let mut leaving = self.leaving.lock();
+            let is_over = |one: &Leaving| one.fences.iter().all(|(_, fence)| fence.is_known_reached());
+            let (gone, left) = std::mem::take(&mut *leaving).into_iter().partition(is_over);
+            *leaving = left;
+            gone
+        };
+        let bytes: u64 = gone.iter().map(|one| one.allocation.bytes()).sum();
         if gone.is_empty() {
             return Ok(false);
         }
@@ -116,7 +121,8 @@ impl PlainBlocks {
 
     /// What keeps freed blocks.
     pub(super) fn fences(&self) -> Vec<Arc<Fence>> {
-        self.leaving.lock().iter().flat_map(|one| one.fences.iter().cloned()).collect()
+        let leaving = self.leaving.lock();
+        leaving.iter().flat_map(|one| one.fences.iter().map(|(_, fence)| Arc::clone(fence))).collect()
     }
 
     pub(super) fn counts(&self) -> PlainCounts {
@@ -221,7 +227,9 @@ impl Heap {
         }
         let users = plain.with(address, |block| block.users.clone())?;
         let streams = users.into_iter().chain(Some(stream));
-        let fences = streams.map(|stream| self.fences.record(stream)).collect::<Result<Vec<_>>>()?;
+        let fence =
+            |stream| -> Result<(Stream, Arc<Fence>)> { Ok((self.lane(stream), self.fences.record(stream)?)) };
+        let fences = streams.map(fence).collect::<Result<Vec<_>>>()?;
         // Another thread may have freed it meanwhile.
         let block = plain.blocks.lock().remove(&address).ok_or_else(|| no_such_block(address))?;
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
@@ -253,7 +261,44 @@ impl Heap {
             block_bytes: block.allocation.bytes(),
             tag: names.tags.get(usize::from(block.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
             stream: names.streams.stream(block.stream).map_or(0, |stream| stream.0),
-            age_ms: u64::from(self.tick().wrapping_sub(block.born)),
+            age_ms: ticker::age_ms(ticker::clock_ms(), block.born),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::heap;
+    use crate::device::Stream;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_free_asks_about_the_oldest_point_of_a_stream_only() {
+        const BLOCKS: u64 = 200;
+        let heap = heap("host?virtual=0&kind=event&fail_nth=0", 0);
+        let still = heap.device.stream_create().unwrap();
+        let (open, gate) = channel::<()>();
+        let hold = Box::new(move || {
+            let _ = gate.recv();
+        });
+        heap.device.stream_callback(still, hold).unwrap();
+        let blocks: Vec<u64> = (0..BLOCKS).map(|_| heap.allocate(still, 4096, 0, 0).unwrap()).collect();
+        let before = heap.device.call_count();
+        blocks.into_iter().for_each(|address| heap.free(still, address).unwrap());
+        let calls = heap.device.call_count() - before;
+        // An event is made and recorded, and one is asked about.
+        assert!(calls <= 3 * BLOCKS, "{calls} calls about events for {BLOCKS} frees");
+        assert_eq!(heap.statistics().plain_count, BLOCKS);
+        // What another stream frees does not stay behind them.
+        let other = heap.allocate(Stream::DEFAULT, 4096, 0, 0).unwrap();
+        heap.free(Stream::DEFAULT, other).unwrap();
+        heap.device.stream_synchronize(Stream::DEFAULT).unwrap();
+        heap.collect().unwrap();
+        assert_eq!(heap.statistics().plain_count, BLOCKS);
+        drop(open);
+        heap.device.stream_synchronize(still).unwrap();
+        heap.collect().unwrap();
+        assert_eq!(heap.statistics().plain_count, 0);
+        heap.device.stream_destroy(still).unwrap();
     }
 }

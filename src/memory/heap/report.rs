@@ -13,6 +13,7 @@ use super::core::FITTED;
 use super::plain::PlainCounts;
 use super::{Heap, LadderCounts, PlainBlocks};
 use crate::error::Result;
+use crate::sys::ticker;
 
 /// Totals.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,7 +59,7 @@ pub struct LiveBlock {
     pub tag: String,
     /// The device's value of the stream of its allocation.
     pub stream: u64,
-    /// How long it has been there, in milliseconds, to the tick of a coarse clock.
+    /// How long it has been there, in milliseconds, a few of them inexact.
     pub age_ms: u64,
 }
 
@@ -91,13 +92,10 @@ impl Heap {
         (counts, cached)
     }
 
-    /// Physical memory behind the addresses.
+    /// Physical memory behind the addresses. Waits for nobody who maps or unmaps at this moment.
     pub(super) fn backed_bytes(&self) -> u64 {
-        let mapped = |region: &Region| {
-            let counts = region.range.counts();
-            (counts.mapped_pages - counts.alias_pages) * region.page_bytes
-        };
-        self.regions.iter().map(|(_, region)| mapped(region)).sum()
+        let backed = |region: &Region| region.range.backed_pages() * region.page_bytes;
+        self.regions.iter().map(|(_, region)| backed(region)).sum()
     }
 
     /// What it holds and did.
@@ -142,7 +140,7 @@ impl Heap {
         if let Some(plain) = &self.plain {
             return self.plain_blocks(plain);
         }
-        let now = self.tick();
+        let now = ticker::clock_ms();
         let names = self.names.read();
         let mut blocks = Vec::new();
         for (_, region) in self.regions.iter() {
@@ -158,7 +156,7 @@ impl Heap {
                         .map(|tag| tag.to_string())
                         .unwrap_or_default(),
                     stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
-                    age_ms: u64::from(now.wrapping_sub(facts.born)),
+                    age_ms: ticker::age_ms(now, facts.born),
                 });
             }
         }
@@ -179,7 +177,7 @@ impl Heap {
             block_bytes,
             tag: names.tags.get(usize::from(facts.tag)).map(|tag| tag.to_string()).unwrap_or_default(),
             stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
-            age_ms: u64::from(self.tick().wrapping_sub(facts.born)),
+            age_ms: ticker::age_ms(ticker::clock_ms(), facts.born),
         })
     }
 

@@ -41,6 +41,9 @@ fn key(stream: Stream) -> (Key, &'static AtomicU64) {
 
 /// As the C function does it.
 fn allocate(heap: &Arc<Heap>, (key, alive): (Key, &'static AtomicU64), stream: Stream, bytes: u64) -> u64 {
+    if let Some(address) = front_cache::allocate_at_hand(key, bytes, 256, 0, |address| address) {
+        return address;
+    }
     match front_cache::allocate(key, bytes, 256, 0, |address| address) {
         Answer::Done(address) => address,
         other => {
@@ -76,6 +79,9 @@ fn try_allocate(
 }
 
 fn free(heap: &Arc<Heap>, (key, _): (Key, &'static AtomicU64), stream: Stream, address: u64) {
+    if front_cache::free_at_hand(key, address).is_some() {
+        return;
+    }
     if !matches!(front_cache::free(key, address, || ()), Answer::Done(())) {
         heap.free(stream, address).unwrap();
     }

@@ -374,6 +374,13 @@ impl<O> Books<O> {
         Ok(Growth { class, blocks, bytes: growth_bytes })
     }
 
+    /// Bytes by which the class grows at least; nothing where the pool's limit does not allow it.
+    pub(super) fn growth_of_one(&self, class: u32) -> Option<u64> {
+        let block_bytes = self.classes[class as usize].block_bytes;
+        let room = self.max_bytes.saturating_sub(self.totals.held_bytes + self.growing_bytes);
+        (block_bytes <= room).then_some(block_bytes)
+    }
+
     /// The memory was refused.
     pub(super) fn cancel_growth(&mut self, growth: &Growth) {
         self.growing_bytes -= growth.bytes;

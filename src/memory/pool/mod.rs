@@ -79,6 +79,11 @@ impl Pool {
     }
 
     fn fill(&self, class: &ClassConfig, now_ns: u64) -> Result<()> {
+        let bytes = class.block_bytes.saturating_mul(class.initial_blocks.into());
+        self.memory.with_help(bytes, || self.try_fill(class, now_ns))
+    }
+
+    fn try_fill(&self, class: &ClassConfig, now_ns: u64) -> Result<()> {
         let (count, bytes) = (class.initial_blocks, class.block_bytes);
         let growth = {
             let mut books = self.books.lock();
@@ -171,10 +176,17 @@ impl Pool {
         if let Some(block) = self.take_behind_wait(class, bytes, stream, now_ns)? {
             return Ok((block, Source::Stream));
         }
-        if self.make_room(class) == 0 {
-            return Err(refusal);
-        }
-        self.expand(class, bytes, now_ns).map(|block| (block, Source::Grown))
+        let refusal = match self.make_room(class) {
+            0 => refusal,
+            _ => match self.expand(class, bytes, now_ns) {
+                Err(error) if error.status == Status::OutOfMemory => error,
+                other => return other.map(|block| (block, Source::Grown)),
+            },
+        };
+        // What others hold comes last. Where it is the pool's own limit that is reached they cannot help.
+        let Some(missing_bytes) = self.books.lock().growth_of_one(class) else { return Err(refusal) };
+        let grown = self.memory.with_help(missing_bytes, || self.expand(class, bytes, now_ns))?;
+        Ok((grown, Source::Grown))
     }
 
     /// Takes a block back. All work on it is on this stream or comes before it there. Does not block.

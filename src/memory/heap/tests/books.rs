@@ -9,6 +9,7 @@ use super::*;
 use crate::memory::free_list::State;
 use crate::memory::order::Freed;
 use crate::memory::records::Facts;
+use crate::memory::region::SLAB_PAGE_BYTES;
 use crate::memory::size_class;
 
 const KIB: u64 = 1 << 10;
@@ -296,4 +297,45 @@ fn a_false_entry_in_any_book_is_found() {
         heap.validate().unwrap_or_else(|error| panic!("after {what}: {error}"));
     }
     assert!(heap.regions.get(LARGE).is_some());
+}
+
+#[test]
+fn what_is_held_is_weighed_while_another_thread_maps() {
+    let heap = heap("host", 0);
+    let address = heap.allocate(Stream::DEFAULT, 512, 0, 0).unwrap();
+    let (region, _) = heap.block_at(address).unwrap();
+    let backed_bytes = heap.backed_bytes();
+    let (first, end) = region.pages(64 * SLAB_PAGE_BYTES, SLAB_PAGE_BYTES);
+    let seen = std::cell::Cell::new(None);
+    // Called between the mapping and its end, with the lock of the table held.
+    let look = |_: &[DeviceSlice]| {
+        seen.set(Some((heap.weigh(), heap.backed_bytes())));
+        Ok(())
+    };
+    region.range.back(first, end, &look).unwrap();
+    assert_eq!(seen.get(), Some((false, backed_bytes)));
+    assert_eq!(heap.backed_bytes(), backed_bytes + SLAB_PAGE_BYTES);
+    region.range.unback(first, end, None).unwrap();
+    assert_eq!(heap.backed_bytes(), backed_bytes);
+    region.range.validate().unwrap();
+}
+
+#[test]
+fn a_refusal_for_want_of_addresses_says_so_and_is_not_tried_again() {
+    let heap = short();
+    heap.region(MIDDLE).unwrap();
+    {
+        // As if every address were a live block's.
+        let mut core = heap.core.lock();
+        let free: Vec<(u32, u32)> = core.middle.free_ranges().collect();
+        free.into_iter().for_each(|(start, count)| core.middle.carve(start, count).unwrap());
+        let gaps: Vec<_> = core.middle.ranges().filter(|range| range.state == State::Gap).collect();
+        for gap in gaps {
+            core.middle.insert(gap.start, gap.count).unwrap();
+            core.middle.carve(gap.start, gap.count).unwrap();
+        }
+    }
+    let refused = heap.take_fitted(Stream::DEFAULT, 40 * KIB, 256, false, false).unwrap_err();
+    assert_eq!(refused.status, Status::OutOfMemory);
+    assert!(refused.text.contains("addresses of middle sizes"), "{}", refused.text);
 }
