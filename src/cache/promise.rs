@@ -185,7 +185,10 @@ impl State {
             return None;
         }
         let target = match *op {
-            Op::Append { target, .. } | Op::Free { target } | Op::Change { target, .. } => target,
+            Op::Append { target, .. }
+            | Op::Trim { target, .. }
+            | Op::Free { target }
+            | Op::Change { target, .. } => target,
             _ => return None,
         };
         let row = self.find_target(target).ok()?;

@@ -355,3 +355,32 @@ fn no_decode_within_a_promise_is_refused_in_mixed_groups_where_nobody_shares_its
     }
     assert!(kept > 5000 && refusals > 500, "{kept} appends within a promise, {refusals} refusals");
 }
+
+#[test]
+fn what_a_trim_lets_go_is_promised_again() {
+    let window =
+        GroupConfig { capacity_blocks: 5, ..reaching(Reach::Sliding { window_tokens: 8 }, group(4)) };
+    let mut bench = Bench::new(&config(vec![group(4), window], 64));
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    let sequence = expect(&mut bench, lease, 8, 100).sequence;
+    assert_eq!(bench.statistics().promised_blocks, 23 + 2);
+    bench.done();
+    bench.begin();
+    bench.good(&Op::Trim { target: Target::Id(Id(sequence)), offset: 8 });
+    bench.done();
+    // Others may have the one block beside the four that a window touches.
+    bench.begin();
+    let mut others = 0;
+    for seed in 2..5 {
+        let lease = bench.look(&ask(&prompt(seed, 4))).lease;
+        let op = Op::Admit { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens: 0 };
+        others += u32::from(bench.apply(&op).status == Status::Ok);
+    }
+    bench.done();
+    assert_eq!(others, 1);
+    for at in 8..100 {
+        decode(&mut bench, sequence, at);
+        bench.cache.validate().unwrap();
+    }
+}
