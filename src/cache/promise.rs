@@ -277,11 +277,4 @@ impl State {
         }
         has_promises
     }
-
-    /// Whether the blocks that a lookup found in a group, not yet acquired, can be held beside the promises.
-    pub(super) fn fits_promises(&self, group: usize, blocks: impl Iterator<Item = i32>) -> bool {
-        let store = &self.stores[group];
-        store.promised == 0
-            || blocks.filter(|&block| store.is_evictable(block as u32)).count() <= store.available() as usize
-    }
 }
