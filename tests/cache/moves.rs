@@ -317,3 +317,26 @@ fn only_as_many_move_as_there_is_room_for_and_what_is_cached_makes_room() {
     assert!(bench.cache.resize(0, 4).unwrap().is_done);
     assert_eq!(bench.hits(&ask(&held)), 16, "what came below is cached like everything else");
 }
+
+#[test]
+fn a_part_of_a_block_is_found_again_when_the_step_that_moved_it_is_over() {
+    let mut bench = Bench::new(&CacheConfig { partial_hits: true, ..config(vec![group(4)], 16) });
+    let tokens = prompt(1, 8);
+    let parting = [&tokens[..6], &prompt(2, 4)].concat();
+    bench.begin();
+    let low = take_low(&mut bench, 4 * 8);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.free(low);
+    end_step(&bench);
+    let probe = |bench: &Bench| bench.cache.probe(&ask(&parting)).unwrap();
+    assert_eq!(probe(&bench), 6);
+    bench.cache.resize(0, 8).unwrap();
+    bench.begin();
+    assert_eq!(tables(&bench).1.len(), 2);
+    assert_eq!(probe(&bench), 4, "the bytes of the second block are on their way");
+    end_step(&bench);
+    assert_eq!(probe(&bench), 6);
+    bench.begin();
+    bench.free(sequence);
+    end_step(&bench);
+}
