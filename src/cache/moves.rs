@@ -209,7 +209,7 @@ impl State {
         let each = store.block_tokens;
         let is_named = store.retention.has_pins(Pinner::Name, block);
         let slot = |block: u32| i64::from(block) * i64::from(each);
-        self.list_copy(TokenCopy {
+        self.list_run(TokenCopy {
             group: group as u32,
             row,
             source_slot: slot(block),

@@ -340,3 +340,21 @@ fn a_part_of_a_block_is_found_again_when_the_step_that_moved_it_is_over() {
     bench.free(sequence);
     end_step(&bench);
 }
+
+#[test]
+fn moved_blocks_are_no_copies_that_operations_had() {
+    let mut bench = Bench::simple(4, 16);
+    let tokens = prompt(1, 16);
+    bench.begin();
+    let low = take_low(&mut bench, 4 * 8);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.free(low);
+    end_step(&bench);
+    bench.cache.resize(0, 8).unwrap();
+    bench.begin();
+    assert_eq!(tables(&bench).1.len(), 4);
+    let statistics = bench.statistics();
+    assert_eq!((statistics.moved_blocks, statistics.copied_tokens), (4, 0));
+    bench.free(sequence);
+    end_step(&bench);
+}
