@@ -16,6 +16,7 @@ mod cache {
     mod kinds;
     mod limits;
     mod moves;
+    mod moves_plans;
     mod ops;
     mod partial;
     mod plans;
