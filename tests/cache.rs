@@ -17,6 +17,7 @@ mod cache {
     mod kinds;
     mod limits;
     mod moves;
+    mod moves_plans;
     mod ops;
     mod partial;
     mod plans;

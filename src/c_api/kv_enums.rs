@@ -189,8 +189,8 @@ pub enum kavern_kv_op_kind {
     /// ADMIT of `lease`, the lease of a new lookup of its tokens in the same namespace.
     KAVERN_OP_RESUME = 11,
     /// Ends sequence `target` as FREE does, and takes back what the open step has published for it of tokens that
-    /// no tables and no plan of the step have told. KAVERN_ERR_IN_USE if a lookup has found some of that or a pin keeps
-    /// it: free it in the next step.
+    /// no tables and no plan of the step have told; from the first plan on plans alone count. KAVERN_ERR_IN_USE if a
+    /// lookup has found some of that or a pin keeps it: free it in the next step.
     KAVERN_OP_CANCEL = 12,
     /// Keeps the findable blocks of `tokens` tokens from `offset` on (0: of all) of the sequence or lease `target` from
     /// eviction, once more each, until as many KAVERN_OP_UNPIN or a reset; at most half of a group's blocks. A block

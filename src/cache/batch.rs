@@ -20,6 +20,8 @@ pub(super) struct BatchEntry {
     pub(super) count: u32,
     /// How many of them tables or a plan told: the work on those may be under way.
     pub(super) told: u32,
+    /// How many of them tables that are not over yet, or failed, have packed.
+    pub(super) packed: u32,
 }
 
 /// Changed cells of the rows of one group.
@@ -90,7 +92,7 @@ pub(super) struct Batch {
     pub(super) tokens: u32,
     /// Sequences that had ended when the step began: while none has since, all entries are live.
     pub(super) ended_before: u64,
-    /// Tables or a plan of this step were made: its work may be under way.
+    /// Tables or a plan of this step were made, or begun: its work may be under way.
     pub(super) is_told: bool,
     pub(super) max_tokens: u32,
     pub(super) max_entries: u32,
@@ -134,10 +136,21 @@ impl Batch {
         self.tokens = 0;
     }
 
-    /// Tables or a plan told everything that is scheduled.
+    /// Tables have packed everything that is scheduled: what is listed from now on, they do not tell.
+    pub(super) fn note_packed(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.packed = entry.count);
+    }
+
+    /// Tables told what they packed.
+    pub(super) fn note_packed_told(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.told = entry.told.max(entry.packed));
+    }
+
+    /// A plan told everything that is scheduled.
     pub(super) fn note_told(&mut self) {
         self.is_told = true;
-        self.entries.iter_mut().for_each(|entry| entry.told = entry.count);
+        self.note_packed();
+        self.note_packed_told();
     }
 
     pub(super) fn set_length(&mut self, row: usize, length: u64) {

@@ -118,7 +118,7 @@ impl State {
         let count = tokens.saturating_sub(entry.first).min(entry.count.into()) as u32;
         self.batch.tokens -= entry.count - count;
         entry.count = count;
-        entry.told = entry.told.min(count);
+        (entry.told, entry.packed) = (entry.told.min(count), entry.packed.min(count));
         entry.first = entry.first.min(tokens);
     }
 

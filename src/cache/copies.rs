@@ -134,9 +134,14 @@ pub(super) fn capacities(geometry: &Geometry, max_sequences: u32) -> impl Iterat
 }
 
 impl State {
-    /// Lists a copy; the caller has checked that there is room.
+    /// Lists a copy that an operation needs; the caller has checked that there is room.
     pub(super) fn list_copy(&mut self, copy: TokenCopy) {
         self.shared.counters.copied_tokens += u64::from(copy.tokens);
+        self.list_run(copy);
+    }
+
+    /// The same for whatever has tokens copied.
+    pub(super) fn list_run(&mut self, copy: TokenCopy) {
         let store = &mut self.stores[copy.group as usize];
         let block = |slot: i64| (slot / i64::from(store.block_tokens)) as u32;
         let (source, target) = (block(copy.source_slot), block(copy.target_slot));

@@ -41,11 +41,11 @@ impl Growth {
 }
 
 impl State {
-    /// Whether tables or a plan told of a sequence in the open step: its work may be under way.
+    /// Whether tables or a plan told of a sequence in the open step, or are about to: its work may be under way.
     pub(super) fn is_told(&self, row: usize) -> bool {
         let sequence = &self.holders.sequences[row];
         let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
-        is_in_batch && self.batch.entries[sequence.batch_position as usize].told > 0
+        is_in_batch && self.batch.entries[sequence.batch_position as usize].packed > 0
     }
 
     /// First token that the open step computes for a sequence, if it computes any.

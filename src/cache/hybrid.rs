@@ -2,7 +2,8 @@
 //!
 //! What it does: walks the chain forward over the groups that need every block, then from the longest length that they
 //! allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing block
-//! rules out every length that needs it, so each block is looked up at most once. What it does not: hold what it finds;
+//! rules out every length that needs it, so each block is looked up at most once, and what promises leave of it is
+//! counted once too. What it does not: hold what it finds;
 //! that is `lookup`. Lengths are multiples of the blocks of the groups by token alone; a state adds none but those at
 //! which its snapshots lie, and none that the open step is yet to write: of two sequences of one step, neither can
 //! start from what the other ends with. Inputs of cross-attention are found by their own name.
@@ -15,6 +16,7 @@ use super::lookup::{Extra, Naming, Request};
 use super::prefix::LinkKeys;
 use super::publish::anchor_serial;
 use super::state::State;
+use std::ops::Range;
 
 /// One link of the chain of the prompt that is being looked up.
 #[derive(Clone, Copy, Default)]
@@ -33,6 +35,14 @@ struct Search<'a> {
     found: [(usize, usize); GROUPS_MAX],
     /// By group: the snapshot at the length that is being tried.
     states: [u32; GROUPS_MAX],
+}
+
+/// How many blocks of a range of a window's cells can be evicted.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    first: usize,
+    end: usize,
+    evictable: usize,
 }
 
 /// Digest of what names a sequence's other input: the extras on which already its first token depends.
@@ -91,10 +101,13 @@ impl State {
         if request.drop_last && length > 0 {
             length = self.longest(&mut search, length - 1);
         }
-        while length > 0 && !self.fits(&search, length, inputs) {
-            length = self.longest(&mut search, length - 1);
+        if self.stores.iter().any(|store| store.promised > 0) {
+            length = self.longest(&mut search, self.promised_bound(lease, length));
+            let mut counted = search.found.map(|_| Counted::default());
+            while length > 0 && !self.fits(&search, &mut counted) {
+                length = self.longest(&mut search, length - 1);
+            }
         }
-        let inputs = if self.fits(&search, length, inputs) { inputs } else { 0 };
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &mut self.holders.lease_rows[group];
             let cells = (length / u64::from(store.block_tokens)) as usize;
@@ -114,22 +127,47 @@ impl State {
         (found, length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
     }
 
-    /// Whether a hit of this length can be held beside what is promised to sequences.
-    fn fits(&self, search: &Search<'_>, length: u64, inputs: u32) -> bool {
+    /// A length, at most `limit`, above which the groups that need every block cannot be held beside what is promised.
+    fn promised_bound(&self, lease: usize, limit: u64) -> u64 {
+        let mut bound = limit;
+        let prefixes = self.stores.iter().zip(&self.holders.lease_rows);
+        for (store, rows) in prefixes.filter(|(store, _)| store.reach.is_prefix() && store.promised > 0) {
+            let each = u64::from(store.block_tokens);
+            let found = &rows.row(lease)[..(bound / each) as usize];
+            let mut evictable =
+                found.iter().enumerate().filter(|(_, block)| store.is_evictable(**block as u32));
+            if let Some((at, _)) = evictable.nth(store.available() as usize) {
+                bound = at as u64 * each;
+            }
+        }
+        bound
+    }
+
+    /// Whether the hit that was found last, which no group that needs every block rules out, can be held beside what is
+    /// promised to sequences. Of other inputs nobody is promised anything.
+    fn fits(&self, search: &Search<'_>, counted: &mut [Counted]) -> bool {
         (0..self.stores.len()).all(|group| {
             let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
-            let cells = (length / u64::from(store.block_tokens)) as usize;
-            let cells = match store.reach {
-                Reach::State { .. } => {
-                    let state = (length > 0).then_some(search.states[group] as i32);
-                    return self.fits_promises(group, state.into_iter());
+            if store.promised == 0 {
+                return true;
+            }
+            let is_evictable = |at: usize| store.is_evictable(rows.cell(search.lease, at) as u32);
+            match store.reach {
+                Reach::State { .. } => store.may_take(search.states[group]),
+                Reach::Sliding { .. } | Reach::Chunked { .. } => {
+                    let (first, end) = search.found[group];
+                    let Counted { first: from, end: to, evictable } = counted[group];
+                    let count = |cells: Range<usize>| cells.filter(|&at| is_evictable(at)).count();
+                    // A shorter length has most of the window of the one before.
+                    let evictable = match (first..=end).contains(&from) && (from..=to).contains(&end) {
+                        true => evictable + count(first..from) - count(end..to),
+                        false => count(first..end),
+                    };
+                    counted[group] = Counted { first, end, evictable };
+                    evictable <= store.available() as usize
                 }
-                Reach::Cross { .. } => 0..if inputs >> group & 1 == 1 { rows.row_cells() } else { 0 },
-                Reach::All | Reach::Untrimmed => 0..cells,
-                Reach::Sliding { .. } | Reach::Chunked { .. } if length > 0 => search.found[group].0..cells,
-                Reach::Sliding { .. } | Reach::Chunked { .. } => 0..0,
-            };
-            self.fits_promises(group, cells.map(|at| rows.cell(search.lease, at)))
+                Reach::All | Reach::Untrimmed | Reach::Cross { .. } => true,
+            }
         })
     }
 

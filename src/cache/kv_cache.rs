@@ -270,10 +270,12 @@ impl KvCache {
         for (store, &count) in state.stores.iter_mut().zip(&uploader.blocks_zeroed) {
             store.zeroed(count);
         }
-        state.batch.note_told();
         match self.is_metadata_only() {
             true => state.tell_copies(),
             false => state.take_copies(&|group| uploader.copies_planned[group]),
+        }
+        if !state.has_workers() {
+            state.batch.note_packed_told();
         }
         read(&StepTables { uploader, state })
     }
@@ -304,11 +306,13 @@ impl KvCache {
                         waits[count] = event;
                         count += 1;
                     })?;
-                    if !(self.is_metadata_only() && state.plans.is_used()) {
-                        state.move_blocks();
-                    }
+                    state.move_blocks();
                 }
                 let (words, is_all) = uploader.pack(&mut state, is_first)?;
+                state.batch.is_told = true;
+                if is_first && !state.has_workers() {
+                    state.batch.note_packed();
+                }
                 (words, is_all, count)
             };
             for event in &waits[..wait_count] {

@@ -81,6 +81,11 @@ impl State {
         }
     }
 
+    /// Whether workers compute what is scheduled: then plans tell of it, and tables only show it.
+    pub(super) fn has_workers(&self) -> bool {
+        self.plans.is_used() && !self.is_worker
+    }
+
     /// Refuses what only the cache that decides can do.
     pub(super) fn check_decides(&self) -> Result<()> {
         match self.is_worker {
@@ -141,16 +146,30 @@ impl State {
         all.chain(changed)
     }
 
-    /// Writes the plan of the open step and forgets what it tells, if it fits; answers its bytes.
+    /// Most words that blocks which the plan would move add to it: their copies, and every cell of the rows.
+    fn words_of_moves(&self, is_full: bool) -> usize {
+        let of_group = |group: usize| {
+            let cells = |(_, from, to): (u32, u32, u32)| 3 + (to - from) as usize;
+            let rows = self.told_ranges(group, true).filter(|_| !is_full);
+            COPY_WORDS * self.most_moves(group) + rows.map(cells).sum::<usize>()
+        };
+        (0..self.stores.len()).filter(|&group| self.will_move(group)).map(of_group).sum()
+    }
+
+    /// Writes the plan of the open step and forgets what it tells, if it fits; answers its bytes, or how many are
+    /// enough. Blocks move only into a plan that has room for all that may be moved.
     fn write_plan(&mut self, step: u64, geometry: u64, is_full: bool, out: &mut [u8]) -> Result<usize> {
         if !self.shared.steps.is_open(step) {
             let text = "a plan is made of the step that was begun last and is not done";
             return Err(Error::new(Status::WrongState, text));
         }
-        self.move_blocks();
+        let most = message_bytes(self.plan_size(is_full).0 + self.words_of_moves(is_full));
+        if most <= out.len() {
+            self.move_blocks();
+        }
         let (words, counts) = self.plan_size(is_full);
         let bytes = message_bytes(words);
-        let Some(out) = out.get_mut(..bytes) else { return Ok(bytes) };
+        let Some(out) = out.get_mut(..bytes) else { return Ok(most) };
         let before = self.plans.number;
         // A full plan after the delta of the same state is that plan once more, for those who missed some.
         let is_same = is_full && before > 0 && self.plans.told == (step, self.call);
@@ -262,7 +281,8 @@ impl State {
             let (row, class) = split_entry(word);
             self.holders.sequences[row as usize].holder.groups = self.classes[class];
             self.take_length(row as usize, length);
-            self.batch.entries.push(BatchEntry { row, generation: 0, first: first.into(), count, told: 0 });
+            let first = first.into();
+            self.batch.entries.push(BatchEntry { row, generation: 0, first, count, told: 0, packed: 0 });
             self.batch.tokens += count;
         }
         // Copies that a failed upload left: they come again.

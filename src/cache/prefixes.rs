@@ -46,10 +46,14 @@ impl Prefixes {
         self.named.iter().position(|prefix| prefix.name == name)
     }
 
-    /// A named block lies elsewhere now.
-    pub(super) fn replace(&mut self, group: usize, from: u32, to: u32) {
-        let blocks = self.named.iter_mut().flat_map(|prefix| &mut prefix.blocks[group]);
-        blocks.filter(|block| **block == from).for_each(|block| *block = to);
+    /// A named block lies elsewhere now; answers how many blocks it was looked for among.
+    pub(super) fn replace(&mut self, group: usize, from: u32, to: u32) -> usize {
+        let mut seen = 0;
+        for blocks in self.named.iter_mut().map(|prefix| &mut prefix.blocks[group]) {
+            seen += blocks.len();
+            blocks.iter_mut().filter(|block| **block == from).for_each(|block| *block = to);
+        }
+        seen
     }
 
     /// Counts the places of each block of a group in the lists of the names.

@@ -185,7 +185,10 @@ impl State {
             return None;
         }
         let target = match *op {
-            Op::Append { target, .. } | Op::Free { target } | Op::Change { target, .. } => target,
+            Op::Append { target, .. }
+            | Op::Trim { target, .. }
+            | Op::Free { target }
+            | Op::Change { target, .. } => target,
             _ => return None,
         };
         let row = self.find_target(target).ok()?;
@@ -273,12 +276,5 @@ impl State {
             rows.truncate(lease, count);
         }
         has_promises
-    }
-
-    /// Whether the blocks that a lookup found in a group, not yet acquired, can be held beside the promises.
-    pub(super) fn fits_promises(&self, group: usize, blocks: impl Iterator<Item = i32>) -> bool {
-        let store = &self.stores[group];
-        store.promised == 0
-            || blocks.filter(|&block| store.is_evictable(block as u32)).count() <= store.available() as usize
     }
 }

@@ -52,6 +52,8 @@ impl Store {
         left.namespace_and_flags &= !OF_CONTENT;
         if !self.origins.is_empty() {
             self.origins[to as usize] = self.origins[from as usize];
+            // Its bytes come with the step of the copy.
+            self.origins[to as usize].step = self.blocks[to as usize].last_step;
             self.origins[from as usize].serial = NO_SERIAL;
         }
         self.copy_kept(from, to);

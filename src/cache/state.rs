@@ -165,7 +165,11 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
-            mover: Mover::new(geometry, trunks.count())?,
+            mover: Mover::new(
+                geometry,
+                trunks.count(),
+                config.max_sequences as usize + config.max_leases as usize,
+            )?,
             trunks,
             promises: Promises::new(config.max_sequences, geometry.groups.len())?,
             edited: room(geometry.groups.iter().map(|group| group.row_cells as usize).max().unwrap_or(0))?,

@@ -215,6 +215,7 @@ impl State {
                 first: sequence.length,
                 count: tokens as u32,
                 told: 0,
+                packed: 0,
             });
         }
         sequence.length += tokens;

@@ -355,9 +355,6 @@ impl Uploader {
                 device.launch(stream, &Launch { kernel: &ZERO, grid, block: 256, args: &args })?;
                 blocks_zeroed[group] += count;
             }
-            if let Some(index) = index {
-                index.enqueue(device, stream, packed)?;
-            }
             for &(group, first, count) in copy_launches {
                 let (pool, geometry) = pools(group)?;
                 let args = [
@@ -369,6 +366,10 @@ impl Uploader {
                 ];
                 let grid = grid(count, geometry.block_bytes);
                 device.launch(stream, &Launch { kernel: &TOKENS, grid, block: 256, args: &args })?;
+            }
+            // Behind the copies: whoever is told of a place on another stream finds the bytes there.
+            if let Some(index) = index {
+                index.enqueue(device, stream, packed)?;
             }
             let args = [Arg::Write(arena.slice()), Arg::Read(packed)];
             device.launch(stream, &Launch { kernel: &UPLOAD, grid: 64, block: 256, args: &args })

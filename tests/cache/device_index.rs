@@ -339,3 +339,40 @@ fn a_batch_whose_bytes_cannot_be_counted_is_refused() {
     assert_eq!(refused(bench.cache.lookup_device(bench.stream, &lookup)), Status::InvalidArgument);
     bench.device.stream_synchronize(bench.stream).unwrap();
 }
+
+#[test]
+fn what_a_lookup_tells_of_a_moved_block_is_there_on_the_streams_that_it_orders() {
+    const BYTES: u64 = 1 << 20;
+    let settings = CacheConfig { index: DEVICE, ..config(vec![opaque(4, BYTES)], 80) };
+    let mut bench = Bench::new(&settings);
+    let [low, tokens] = [1, 2].map(|seed| (0..160).map(|at| seed * 1000 + at).collect::<Vec<i32>>());
+    bench.begin();
+    let lease = bench.look(&ask(&low)).lease;
+    let below = bench.admit(lease, 160).sequence;
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.free(below);
+    bench.upload();
+    bench.done();
+    let rows = Rows::new(&bench, 1);
+    let list = [hashes(&bench, &ask(&tokens), 0)];
+    let old = rows.ask(&bench, bench.stream, 0, LookupMode::Prefix, &list)[0].clone();
+    let filled: Vec<u8> = (0..BYTES).map(|at| at as u8 | 1).collect();
+    for &block in &old {
+        bench.device.write(bench.block(0, block), &filled).unwrap();
+    }
+    bench.cache.resize(0, 40).unwrap();
+    bench.begin();
+    let reader = bench.device.stream_create().unwrap();
+    bench.upload();
+    // A transfer on a stream of its own, behind a lookup there.
+    let new = rows.ask(&bench, reader, 0, LookupMode::Prefix, &list)[0].clone();
+    let mut seen = vec![0; BYTES as usize];
+    for &block in new.iter().rev() {
+        assert!((0..40).contains(&block));
+        bench.device.read(bench.block(0, block), &mut seen).unwrap();
+        assert!(seen == filled, "block {block} is not there yet");
+    }
+    bench.device.stream_synchronize(bench.stream).unwrap();
+    bench.free(sequence);
+    bench.done();
+}

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use kavern::cache::{
-    CacheConfig, CacheEventKind, Change, Extra, NO_LIMIT, Naming, Op, PreemptMode, Reach, RemoveReason,
-    Request, ResetScope, Target,
+    AdaptiveBlocks, CacheConfig, CacheEventKind, Change, Extra, GroupConfig, NO_LIMIT, Naming, Op,
+    PreemptMode, Reach, RemoveReason, Request, ResetScope, Sizing, Target,
 };
 use kavern::error::Status;
 use kavern::types::Id;
@@ -432,4 +432,22 @@ fn a_stopped_sequence_without_blocks_holds_no_tokens_of_its_input() {
     bench.good(&Op::Change { target: Target::Id(Id(sequence)), change });
     assert_eq!(bench.statistics().held_tokens, 0);
     bench.done();
+}
+
+#[test]
+fn a_sequence_that_is_expected_to_be_endless_is_one_as_long_as_there_can_be() {
+    let adaptive = Some(AdaptiveBlocks {
+        classes: vec![1, 2],
+        advisor: "predictive".to_owned(),
+        waste_permille: 50,
+        table_permille: 35,
+    });
+    let groups = vec![group(1), GroupConfig { capacity_blocks: 100, ..group(256) }];
+    let settings = CacheConfig { max_sequence_tokens: 16_384, adaptive, ..config(groups, 20_000) };
+    let bench = Bench::new(&settings);
+    let chosen = |expected_tokens| {
+        let sizing = Sizing { class: 0, expected_tokens };
+        bench.cache.lookups().find(&Request { sizing, ..ask(&prompt(1, 4)) }).unwrap().group
+    };
+    assert_eq!([16_384, u64::MAX].map(chosen), [Some(1); 2]);
 }

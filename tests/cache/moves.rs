@@ -107,7 +107,6 @@ fn a_shrink_by_half_does_not_wait_for_a_sequence_of_a_hundred_thousand_tokens() 
     end_step(&bench);
 }
 
-/// Blocks of a prompt above the limit, in every way in which they can be held. Answers rows and seeds.
 #[test]
 fn all_holders_of_a_block_follow_it_and_whoever_was_told_its_place_keeps_it() {
     for hash in [HashKind::Blake3, HashKind::Xxh3] {
@@ -316,4 +315,84 @@ fn only_as_many_move_as_there_is_room_for_and_what_is_cached_makes_room() {
     end_step(&bench);
     assert!(bench.cache.resize(0, 4).unwrap().is_done);
     assert_eq!(bench.hits(&ask(&held)), 16, "what came below is cached like everything else");
+}
+
+#[test]
+fn blocks_that_leases_alone_hold_move_unless_their_place_was_told() {
+    let mut bench = Bench::simple(4, 40);
+    let (tokens, other) = (prompt(1, 32), prompt(2, 8));
+    bench.begin();
+    let low = take_low(&mut bench, 4 * 20);
+    let (_, first) = bench.start(&ask(&tokens), &tokens);
+    let (_, second) = bench.start(&ask(&other), &other);
+    [low, first, second].into_iter().for_each(|sequence| bench.free(sequence));
+    end_step(&bench);
+    let waiting = [32, 20].map(|count| bench.cache.lookups().find(&ask(&tokens[..count])).unwrap());
+    let told = bench.look(&ask(&other));
+    let seeds: Vec<u64> = (0..8).collect();
+    bench.begin();
+    let before = bench.admit(waiting[1].lease, 1);
+    let (cells, _) = tables(&bench);
+    let old = row(&bench, &cells, 0, before.row as usize, 5);
+    bench.cache.fill_pattern(bench.stream, 0, &old, &seeds[..5]).unwrap();
+    bench.free(before.sequence);
+    end_step(&bench);
+    assert_eq!(bench.cache.resize(0, 20).unwrap().held_blocks, 10);
+    bench.begin();
+    let (_, copies) = tables(&bench);
+    assert_eq!(copies.len(), 8, "those of the lease that waits");
+    assert!(copies.iter().all(|copy| copy.row == -1), "{copies:?}");
+    end_step(&bench);
+    assert_eq!(bench.cache.resize(0, 20).unwrap().held_blocks, 2, "what was told stays");
+    bench.begin();
+    let admitted = bench.admit(waiting[0].lease, 1);
+    let (cells, _) = tables(&bench);
+    let new = row(&bench, &cells, 0, admitted.row as usize, 8);
+    assert!(new.iter().all(|&block| block < 20), "{new:?}");
+    check(&bench, 0, &new[..5], &seeds[..5]);
+    bench.free(admitted.sequence);
+    bench.good(&Op::Release { lease: told.lease });
+    end_step(&bench);
+    assert!(bench.cache.resize(0, 20).unwrap().is_done);
+}
+
+#[test]
+fn moved_blocks_are_no_copies_that_operations_had() {
+    let mut bench = Bench::simple(4, 16);
+    let tokens = prompt(1, 16);
+    bench.begin();
+    let low = take_low(&mut bench, 4 * 8);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.free(low);
+    end_step(&bench);
+    bench.cache.resize(0, 8).unwrap();
+    bench.begin();
+    assert_eq!(tables(&bench).1.len(), 4);
+    let statistics = bench.statistics();
+    assert_eq!((statistics.moved_blocks, statistics.copied_tokens), (4, 0));
+    bench.free(sequence);
+    end_step(&bench);
+}
+
+#[test]
+fn a_part_of_a_block_is_found_again_when_the_step_that_moved_it_is_over() {
+    let mut bench = Bench::new(&CacheConfig { partial_hits: true, ..config(vec![group(4)], 16) });
+    let tokens = prompt(1, 8);
+    let parting = [&tokens[..6], &prompt(2, 4)].concat();
+    bench.begin();
+    let low = take_low(&mut bench, 4 * 8);
+    let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+    bench.free(low);
+    end_step(&bench);
+    let probe = |bench: &Bench| bench.cache.probe(&ask(&parting)).unwrap();
+    assert_eq!(probe(&bench), 6);
+    bench.cache.resize(0, 8).unwrap();
+    bench.begin();
+    assert_eq!(tables(&bench).1.len(), 2);
+    assert_eq!(probe(&bench), 4, "the bytes of the second block are on their way");
+    end_step(&bench);
+    assert_eq!(probe(&bench), 6);
+    bench.begin();
+    bench.free(sequence);
+    end_step(&bench);
 }

@@ -33,8 +33,10 @@ fn worker(settings: &CacheConfig) -> Bench {
 fn export(bench: &Bench, is_full: bool) -> Vec<u8> {
     let needed = bench.cache.export_plan(bench.step, is_full, &mut []).unwrap();
     let mut message = vec![0xee; needed + 3];
-    assert_eq!(bench.cache.export_plan(bench.step, is_full, &mut message).unwrap(), needed);
-    assert_eq!(message.split_off(needed), [0xee; 3]);
+    let bytes = bench.cache.export_plan(bench.step, is_full, &mut message).unwrap();
+    // Room for moves was asked for too.
+    assert!(bytes <= needed);
+    assert!(message.split_off(bytes).iter().all(|&byte| byte == 0xee));
     message
 }
 

@@ -355,3 +355,61 @@ fn no_decode_within_a_promise_is_refused_in_mixed_groups_where_nobody_shares_its
     }
     assert!(kept > 5000 && refusals > 500, "{kept} appends within a promise, {refusals} refusals");
 }
+
+#[test]
+fn what_a_trim_lets_go_is_promised_again() {
+    let window =
+        GroupConfig { capacity_blocks: 5, ..reaching(Reach::Sliding { window_tokens: 8 }, group(4)) };
+    let mut bench = Bench::new(&config(vec![group(4), window], 64));
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(1, 8))).lease;
+    let sequence = expect(&mut bench, lease, 8, 100).sequence;
+    assert_eq!(bench.statistics().promised_blocks, 23 + 2);
+    bench.done();
+    bench.begin();
+    bench.good(&Op::Trim { target: Target::Id(Id(sequence)), offset: 8 });
+    bench.done();
+    // Others may have the one block beside the four that a window touches.
+    bench.begin();
+    let mut others = 0;
+    for seed in 2..5 {
+        let lease = bench.look(&ask(&prompt(seed, 4))).lease;
+        let op = Op::Admit { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens: 0 };
+        others += u32::from(bench.apply(&op).status == Status::Ok);
+    }
+    bench.done();
+    assert_eq!(others, 1);
+    for at in 8..100 {
+        decode(&mut bench, sequence, at);
+        bench.cache.validate().unwrap();
+    }
+}
+
+#[test]
+fn a_lookup_of_a_long_document_beside_promises_takes_about_as_long_as_one_without() {
+    const BLOCKS: u64 = 16_384;
+    let window = reaching(Reach::Sliding { window_tokens: 8 }, group(4));
+    let (max_sequence_tokens, max_batch_tokens) = (8 * BLOCKS, 8 * BLOCKS as u32);
+    let sizes = CacheConfig { max_sequence_tokens, max_batch_tokens, ..config(vec![], BLOCKS + 2) };
+    let mut bench = Bench::new(&CacheConfig { groups: vec![group(4), window], ..sizes });
+    let document = prompt(1, 4 * BLOCKS as usize);
+    bench.run(&ask(&document));
+    let quickest = |bench: &Bench, hit: u64| {
+        let took = (0..5).map(|_| {
+            let start = std::time::Instant::now();
+            assert_eq!(bench.cache.probe(&ask(&document)).unwrap(), hit);
+            start.elapsed()
+        });
+        took.min().unwrap()
+    };
+    let alone = quickest(&bench, 4 * BLOCKS);
+    bench.begin();
+    let lease = bench.look(&ask(&prompt(2, 4))).lease;
+    // All that is free, and of what is cached all but nothing.
+    let admitted = expect(&mut bench, lease, 4, 4 * (BLOCKS + 2));
+    assert_eq!(admitted.status, Status::Ok);
+    let beside = quickest(&bench, 0);
+    assert!(beside < 8 * alone, "{beside:?} beside a promise, {alone:?} alone");
+    bench.free(admitted.sequence);
+    bench.done();
+}

@@ -1,6 +1,9 @@
 //! Block tables, slot mappings and their ragged form: what the device reads, where, and how little is sent.
 
-use kavern::cache::{CacheConfig, GroupAddresses, Op, Scrub, StepTables};
+use std::sync::Arc;
+
+use kavern::cache::{CacheConfig, Change, GroupAddresses, Op, Scrub, StepTables, Target};
+use kavern::types::Id;
 
 use super::bench::{Bench, ask, config, group, opaque, prompt};
 
@@ -120,7 +123,7 @@ fn addresses_stay_and_the_device_holds_what_the_host_was_told() {
         }
         for (sequence, length) in &mut live {
             let tokens = random.u64(0..3);
-            let target = kavern::cache::Target::Id(kavern::types::Id(*sequence));
+            let target = Target::Id(Id(*sequence));
             let op = Op::Append { target, tokens, lookahead: 0 };
             if bench.apply(&op).status == kavern::error::Status::Ok {
                 *length += tokens;
@@ -293,4 +296,48 @@ fn changes_larger_than_the_staging_all_arrive() {
     (0..12).for_each(|row| assert_eq!(now.groups[0].table[row * cells..][..TOKENS], blocks));
     assert_eq!(tables(&bench).groups[0].uploaded, 0);
     bench.done();
+}
+
+#[test]
+fn a_cancel_takes_back_what_was_scheduled_while_another_thread_was_inside_the_tables() {
+    const CELLS: u64 = 1 << 14;
+    let settings = CacheConfig {
+        steps_in_flight: 1,
+        max_sequences: 16,
+        max_sequence_tokens: CELLS,
+        max_batch_tokens: 2 * CELLS as u32,
+        ..config(vec![opaque(1, 16)], 2 * CELLS)
+    };
+    let mut bench = Bench::new(&settings);
+    let aside = bench.device.stream_create().unwrap();
+    bench.begin();
+    let lease = bench.look(&ask(&[])).lease;
+    let parent = bench.admit(lease, CELLS).sequence;
+    let [_, _, lengths] = bench.cache.tables(1, bench.stream, |tables| Ok(tables.addresses())).unwrap();
+    bench.done();
+    bench.begin();
+    // One of the two staging slots is under way, so that tables of more than one piece wait after the first.
+    let gate = bench.gate();
+    bench.upload();
+    let fork = Change::Fork { tokens: 0, row: -1 };
+    let target = Target::Id(Id(parent));
+    let last = (0..12).map(|_| bench.good(&Op::Change { target, change: fork }).row).last().unwrap();
+    let tokens = prompt(1, 8);
+    let cache = Arc::clone(&bench.cache);
+    let late = std::thread::scope(|scope| {
+        let tables = scope.spawn(|| cache.tables(2, aside, |_| Ok(())));
+        let mut known = [0; 4];
+        while u64::from(u32::from_le_bytes(known)) != CELLS {
+            std::thread::yield_now();
+            bench.device.read(bench.slice(lengths + 4 * last as u64, 4), &mut known).unwrap();
+        }
+        let (_, late) = bench.start(&ask(&tokens), &tokens);
+        assert!(!tables.is_finished());
+        drop(gate);
+        tables.join().unwrap().unwrap();
+        late
+    });
+    bench.good(&Op::Change { target: Target::Id(Id(late)), change: Change::Cancel });
+    bench.done();
+    assert_eq!(bench.hits(&ask(&tokens)), 0, "nobody was told to write it");
 }
