@@ -6,6 +6,7 @@
 //! `firsts[row]` show the null block and the others are held blocks. A row of states is `[current, start]`.
 
 use super::advise::Ask;
+use super::change::Hits;
 use super::classes::Groups;
 use super::config::{Geometry, GroupGeometry};
 use super::group::Reach;
@@ -273,8 +274,7 @@ pub(super) struct Sequence {
     pub(super) trimmed: u64,
     /// Windows hold no token before this one, though their first block has a place for it: an EDIT moved them.
     pub(super) edited: u64,
-    /// Step in which it was admitted, and the tokens that it found.
-    pub(super) hits: (u64, u64),
+    pub(super) hits: Hits,
     /// Step in which it published other inputs, and of which groups, as bits.
     pub(super) inputs: (u64, u32),
 }
