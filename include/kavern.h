@@ -333,7 +333,10 @@ enum kavern_kv_op_kind
  {
     /** Turns the lease `target` into a sequence, with its hits and `tokens` new ones scheduled. */
     KAVERN_OP_ADMIT = 1,
-    /** Schedules `tokens` more for sequence `target`. */
+    /**
+     * Schedules `tokens` more for sequence `target`. KAVERN_ERR_WRONG_STATE, with the group, if that would copy an
+     * open block which was found in the open step while another sequence of that step is yet to write it.
+     */
     KAVERN_OP_APPEND = 2,
     /**
      * The next `tokens` of sequence `target` are final, with these token ids or keys; their writes follow before
@@ -374,8 +377,8 @@ enum kavern_kv_op_kind
      * Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
      * block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
      * with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
-     * has scheduled tokens of it, or has found some for it and published any, or, with the group, where a window has
-     * let go of what its next token reaches then;
+     * has scheduled tokens of it, or, with the group, where a window has let go of what its next token reaches then,
+     * or a block to be copied was found in the open step while another sequence of that step is yet to write it;
      * KAVERN_ERR_UNSUPPORTED, with the group, where that would split a block of an opaque group, and in a cache with
      * states, which cannot forget.
      */
@@ -839,7 +842,11 @@ typedef struct kavern_kv_cache_config {
     uint32_t max_batch_tokens;
     /** Leases at a time. Default 64. */
     uint32_t max_leases;
-    /** Namespaces (with salt and adapter) that hold blocks at a time. Default 4096. */
+    /**
+     * Namespaces (with salt and adapter) that hold blocks at a time. A lookup for one more evicts what the least
+     * recently used one has cached, of those in which nothing runs or is pinned and that have at most 256 blocks; if
+     * there is none, it is refused with KAVERN_ERR_LIMIT_REACHED. Default 4096.
+     */
     uint32_t max_namespaces;
     /** Steps between kavern_kv_step and the completion of kavern_kv_step_done, 1 to 64. Default 4. */
     uint32_t steps_in_flight;
@@ -2671,10 +2678,9 @@ kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
  * that was never stored is answered with a block with a chance of at most blocks / 2^96.
  * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
  * live until the work is done. Not to be captured into a graph.
- * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_IN_USE if another thread is
- * inside this call or kavern_kv_tables, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
- * KAVERN_ERR_DEVICE.
- * Threads: any, one at a time.
+ * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE.
+ * Threads: any, also while another is inside this call or kavern_kv_tables.
  * Since: 0.1
  *
  * Safety: `args` must be null or point to a struct whose addresses are device memory of the shapes that its fields say.

@@ -18,11 +18,15 @@ mod exact;
 mod limits;
 #[path = "model/naive.rs"]
 mod naive;
+#[path = "model/numbers.rs"]
+mod numbers;
 #[path = "cache_soak/picture.rs"]
 mod picture;
 #[expect(dead_code, reason = "time stands still in this soak")]
 #[path = "model/retain.rs"]
 mod retain;
+#[path = "model/unwritten.rs"]
+mod unwritten;
 
 use kavern::sys::clock;
 

@@ -12,10 +12,14 @@ mod kinds;
 mod limits;
 #[path = "model/naive.rs"]
 mod naive;
+#[path = "model/numbers.rs"]
+mod numbers;
 #[path = "model/retain.rs"]
 mod retain;
 #[path = "model/retain_ops.rs"]
 mod retain_ops;
+#[path = "model/unwritten.rs"]
+mod unwritten;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -205,6 +209,29 @@ fn naive(variant: &Variant) -> Naive {
         timed: 0,
         expired: 0,
     }
+}
+
+/// Plays seeds of a model with bytes and adds up what they did: usually so many, in the longest soak so many, in others
+/// one for so many operations. Answers too whether it was but one seed, which `KAVERN_SEED` named.
+fn play_seeds<const N: usize>(
+    [usual, longest, each]: [u64; 3],
+    play: impl Fn(u64) -> [u64; N] + std::panic::RefUnwindSafe,
+) -> ([u64; N], bool) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let runs =
+        number("KAVERN_SOAK").map_or(usual, |count| if count == 1 { longest } else { count.div_ceil(each) });
+    let only = number("KAVERN_SEED");
+    let mut sums = [0; N];
+    for seed in only.map_or(0..runs, |seed| seed..seed + 1) {
+        match std::panic::catch_unwind(|| play(seed)) {
+            Ok(done) => sums.iter_mut().zip(done).for_each(|(sum, count)| *sum += count),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                panic!("diverged with KAVERN_SEED={seed}: {text}");
+            }
+        }
+    }
+    (sums, only.is_some())
 }
 
 /// Keys that stand for token prefixes, as a caller would chain them.

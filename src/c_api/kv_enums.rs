@@ -145,7 +145,8 @@ pub enum kavern_kv_lookup_mode {
 pub enum kavern_kv_op_kind {
     /// Turns the lease `target` into a sequence, with its hits and `tokens` new ones scheduled.
     KAVERN_OP_ADMIT = 1,
-    /// Schedules `tokens` more for sequence `target`.
+    /// Schedules `tokens` more for sequence `target`. KAVERN_ERR_WRONG_STATE, with the group, if that would copy an
+    /// open block which was found in the open step while another sequence of that step is yet to write it.
     KAVERN_OP_APPEND = 2,
     /// The next `tokens` of sequence `target` are final, with these token ids or keys; their writes follow before
     /// kavern_kv_step_done, whatever comes between.
@@ -175,8 +176,8 @@ pub enum kavern_kv_op_kind {
     /// Removes the `tokens` tokens from `offset` on of sequence `target`; what follows moves up. The tail, from the
     /// block of `offset` on, is copied into blocks of its own before the step's work, and the tables tell each run
     /// with the shift of its positions. The sequence publishes nothing more. KAVERN_ERR_WRONG_STATE if the open step
-    /// has scheduled tokens of it, or has found some for it and published any, or, with the group, where a window has
-    /// let go of what its next token reaches then;
+    /// has scheduled tokens of it, or, with the group, where a window has let go of what its next token reaches then,
+    /// or a block to be copied was found in the open step while another sequence of that step is yet to write it;
     /// KAVERN_ERR_UNSUPPORTED, with the group, where that would split a block of an opaque group, and in a cache with
     /// states, which cannot forget.
     KAVERN_OP_EDIT = 9,

@@ -15,6 +15,8 @@ pub(super) const WAITING: u32 = 1 << 30;
 pub(super) const ZERO_LISTED: u32 = 1 << 29;
 /// Something was said of its content's retention: it may be pinned or have a priority. Without it, it is ordinary.
 pub(super) const RETAINED: u32 = 1 << 28;
+/// It was published before its bytes: the work of the step `last_step` writes them.
+pub(super) const UNWRITTEN: u32 = 1 << 27;
 /// Its key names what it holds, findable or not.
 pub(super) const NAMED: u32 = 1 << 26;
 /// Two held it independently, so that work of either may still read what the other does not count.
@@ -36,7 +38,7 @@ pub(super) struct Block {
     pub(super) key: Key,
     /// Whose bytes lie in the slot; 0 nobody's.
     pub(super) tenant: u64,
-    /// Latest step in which a former holder was scheduled.
+    /// Latest step in which a former holder was scheduled, or whose work writes what was published before.
     pub(super) last_step: u64,
     /// Sequences and leases that hold it.
     pub(super) refs: u32,
@@ -81,6 +83,25 @@ impl Block {
 
     pub(super) fn last_step(&self) -> u64 {
         self.last_step
+    }
+
+    /// Work of a step uses it; what an earlier one was to write is there by then.
+    pub(super) fn note_use(&mut self, step: u64) {
+        if step > self.last_step {
+            self.last_step = step;
+            self.namespace_and_flags &= !UNWRITTEN;
+        }
+    }
+
+    /// It became findable before its bytes are there, which the work of the newest step writes.
+    pub(super) fn note_unwritten(&mut self, step: u64) {
+        self.note_use(step);
+        self.namespace_and_flags |= UNWRITTEN;
+    }
+
+    /// Whether the open step is yet to write some of what it was published as.
+    pub(super) fn is_unwritten(&self, open_step: u64) -> bool {
+        self.namespace_and_flags & UNWRITTEN != 0 && self.last_step == open_step
     }
 }
 
@@ -130,8 +151,6 @@ pub(super) struct Shared {
     pub(super) events: Events,
     pub(super) steps: Steps,
     pub(super) counters: Counters,
-    /// The latest step in which a block became findable.
-    pub(super) stored_in: u64,
 }
 
 impl Shared {
@@ -143,7 +162,6 @@ impl Shared {
 
     /// Held blocks became findable in a namespace.
     pub(super) fn count_stored(&mut self, count: u32, namespace: u32) {
-        self.stored_in = self.steps.newest();
         self.counters.committed_blocks += u64::from(count);
         self.namespaces.add_uses(namespace, count.into());
         let owner = self.namespaces.get(namespace).owner;

@@ -42,7 +42,7 @@ impl State {
             may_share: true,
             trimmed: sequence.trimmed.min(length),
             edited: sequence.edited.min(length),
-            hits: sequence.hits,
+            hits: sequence.hits.cut(length),
             ..Sequence::default()
         };
         // After that: when the row was used last was told of the sequence before.

@@ -69,6 +69,28 @@ pub enum Change<'a> {
     Cancel,
 }
 
+/// What a sequence, or the one that it was forked from, found when it was admitted or resumed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Hits {
+    /// The step of that.
+    pub(super) step: u64,
+    pub(super) tokens: u64,
+    /// Blocks that begin before this token are still those.
+    pub(super) kept: u64,
+}
+
+impl Hits {
+    /// Only the first `tokens` tokens are left.
+    pub(super) fn cut(self, tokens: u64) -> Self {
+        Self { kept: self.kept.min(tokens), ..self }
+    }
+
+    /// Whether the block in this cell is one of those, whole.
+    fn has(&self, at: u64, block_tokens: u64) -> bool {
+        (at + 1) * block_tokens <= self.tokens && at * block_tokens < self.kept
+    }
+}
+
 impl Change<'_> {
     /// Whether later operations on the same sequence depend on this one.
     pub(super) fn has_dependants(&self) -> bool {
@@ -106,6 +128,19 @@ impl State {
             true => Err(Status::WrongState.into()),
             false => Ok(()),
         }
+    }
+
+    /// A sequence begins with what a lookup found.
+    pub(super) fn note_hits(&mut self, row: usize, tokens: u64) {
+        self.holders.sequences[row].hits = Hits { step: self.batch.step, tokens, kept: tokens };
+    }
+
+    /// Whether a row found a block in the open step whose bytes another sequence of that step is yet to write. A copy
+    /// of it would come too early; the row's own work may read it.
+    pub(super) fn is_found_unwritten(&self, row: usize, group: usize, at: usize) -> bool {
+        let (hits, store) = (self.holders.sequences[row].hits, &self.stores[group]);
+        let is_found = hits.step == self.batch.step && hits.has(at as u64, store.block_tokens.into());
+        is_found && store.block(self.holders.rows[group].cell(row, at) as u32).is_unwritten(hits.step)
     }
 
     /// The batch holds no more than the first `tokens` tokens of a row.
@@ -152,6 +187,9 @@ impl State {
             let needed = reserve.div_ceil(u64::from(store.block_tokens)) as u32;
             let shared = self.shared_cell(row, group);
             let copied = u32::from(shared.is_some());
+            if shared.is_some_and(|at| self.is_found_unwritten(row, group, at)) {
+                return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
+            }
             let is_replaced = shared.is_some_and(|at| {
                 let old = self.holders.rows[group].row(row)[at] as u32;
                 at >= self.own_from(row, group) && store.block(old).refs == 1

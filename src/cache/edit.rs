@@ -4,7 +4,8 @@
 //! engine is told which tokens moved by how much, so that it can turn their keys. What was computed after tokens that
 //! are gone is no prefix of anything: the sequence publishes nothing more, and its old blocks stay findable. Of a
 //! window, and of what TRIM left, that part is copied that the next token needs, if it is held. A state has taken in
-//! what would be removed, so a cache with one edits nothing; another input stays as it is.
+//! what would be removed, so a cache with one edits nothing; another input stays as it is. What was found in the open
+//! step and is written by its work cannot be copied before that: such an edit is refused.
 
 use super::config::GROUPS_MAX;
 use super::copies::TokenCopy;
@@ -126,13 +127,25 @@ impl State {
             added += new as u32;
         }
         self.check_written(row)?;
-        // What it found in this step may be what another sequence of the step is yet to write.
-        let (admitted_in, hit_tokens) = self.holders.sequences[row].hits;
-        let is_fresh = admitted_in == self.batch.step && self.shared.stored_in == self.batch.step;
-        match is_fresh && added > 0 && cut.offset < hit_tokens {
-            true => Err(Status::WrongState.into()),
-            false => Ok(added),
+        self.check_sources(row, cut)?;
+        Ok(added)
+    }
+
+    /// Refuses to copy what a sequence found in this step and another one of the step is yet to write.
+    fn check_sources(&self, row: usize, cut: Cut) -> Result<(), Refusal> {
+        for group in self.holders.sequences[row].holder.groups.range() {
+            let store = &self.stores[group];
+            let Some(tail) = self.tail(row, group, cut).filter(|_| store.reach.is_by_token()) else {
+                continue;
+            };
+            let each = u64::from(store.block_tokens);
+            let mut runs = cut.runs(each, tail);
+            if runs.any(|(source, ..)| self.is_found_unwritten(row, group, (source / each) as usize)) {
+                let group = group as u32;
+                return Err(Refusal { status: Status::WrongState, missing: 0, group });
+            }
         }
+        Ok(())
     }
 
     pub(super) fn edit(&mut self, target: Target, offset: u64, tokens: u64) -> OpOutcome {

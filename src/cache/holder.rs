@@ -6,6 +6,7 @@
 use std::mem::offset_of;
 
 use super::advise::Ask;
+use super::change::Hits;
 use super::classes::Groups;
 use super::hash::{Extras, Key};
 
@@ -68,8 +69,7 @@ pub(super) struct Sequence {
     pub(super) trimmed: u64,
     /// Windows hold no token before this one, though their first block has a place for it: an EDIT moved them.
     pub(super) edited: u64,
-    /// Step in which it was admitted, and the tokens that it found.
-    pub(super) hits: (u64, u64),
+    pub(super) hits: Hits,
     /// Step in which it published other inputs, and of which groups, as bits.
     pub(super) inputs: (u64, u32),
 }

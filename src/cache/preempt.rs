@@ -90,7 +90,7 @@ impl State {
         self.batch.used_tokens += hit_tokens;
         let sequence = &mut self.holders.sequences[row];
         (sequence.pause, sequence.may_share) = (Pause::Running, false);
-        sequence.hits = (self.batch.step, hit_tokens);
+        self.note_hits(row, hit_tokens);
         if self.finds_partial {
             self.adopt_partial(row, tokens);
         }

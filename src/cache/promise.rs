@@ -7,7 +7,9 @@
 //! its limit of held blocks counts what is promised to its sequences.
 //!
 //! A window takes a bounded number however long the sequence gets, because what it lets go comes back: so many are
-//! promised. A state takes its two and one that waits for its step. Another input is whole from the beginning.
+//! promised. What somebody else holds too comes back when that one lets it go; until then the sequence has fewer, and
+//! an operation that lacks one is refused. To promise more would be to charge a lookup for what it shares. A state
+//! takes its two and one that waits for its step. Another input is whole from the beginning.
 //!
 //! Invariant: in every group the promises of the rows add up to `promised`, and so many blocks are free or evictable.
 

@@ -53,6 +53,7 @@ impl State {
         let Holder { namespace, extras, groups, key: mut parent_link_key, .. } =
             self.holders.sequences[row].holder;
         let mut publishes = self.may_publish(row);
+        let (unwritten_from, step) = (self.unwritten_from(row), self.batch.step);
         let is_large = self.stores[groups.range()].iter().any(|store| store.is_large);
         let (key, parent_key, parent_serial, position) = (Key::default(), Key::default(), ROOT_SERIAL, 0);
         let mut as_what =
@@ -94,6 +95,9 @@ impl State {
                 };
                 let published = store.publish_uncounted(block, &as_what, &mut self.shared);
                 committed += u32::from(published == Published::Stored);
+                if published == Published::Stored && end * u64::from(self.link_tokens) > unwritten_from {
+                    store.note_unwritten(block, step);
+                }
             }
             publishes &= !self.holders.sequences[row].holder.no_store;
             parent_link_key = key;
@@ -115,6 +119,7 @@ impl State {
             return 0;
         }
         let end = (link + 1) * u64::from(self.link_tokens);
+        let is_unwritten = end > self.unwritten_from(row);
         let mut committed = 0;
         // Chains first: their blocks prove the others.
         let groups = self.stores.len();
@@ -177,6 +182,9 @@ impl State {
             };
             let published = self.stores[group].publish(block, &as_what, &mut self.shared);
             committed += u32::from(published == Published::Stored);
+            if is_unwritten && published == Published::Stored {
+                self.stores[group].note_unwritten(block, self.batch.step);
+            }
         }
         committed
     }

@@ -4,14 +4,16 @@
 //! not: copy the bytes, or tell the holders; that is `moves`. Part of `store`, whose invariants hold here too.
 
 use super::Store;
-use crate::cache::block::{FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, RETAINED, Shared};
+use crate::cache::block::{
+    FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, RETAINED, Shared, UNWRITTEN,
+};
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEventKind, RemoveReason};
 use crate::cache::mirror::BlockHash;
 use crate::cache::owners::owner_of;
 
 /// Flags that tell of the content of a block and not of its slot.
-const OF_CONTENT: u32 = FINDABLE | NAMED | HELD_TWICE | NAMESPACE_MASK | RETAINED;
+const OF_CONTENT: u32 = FINDABLE | NAMED | HELD_TWICE | UNWRITTEN | NAMESPACE_MASK | RETAINED;
 
 impl Store {
     /// Blocks above the limit that are not retired.

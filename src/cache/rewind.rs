@@ -81,6 +81,7 @@ impl State {
         sequence.may_share = true;
         sequence.trimmed = sequence.trimmed.min(tokens);
         sequence.edited = sequence.edited.min(tokens);
+        sequence.hits = sequence.hits.cut(tokens);
         if tokens < sequence.committed {
             self.rewind(row, tokens, open_tokens, extras);
         }

@@ -157,7 +157,6 @@ impl State {
             has_slots: geometry.groups.iter().map(|group| group.has_slots()).collect(),
             holders: Holders::new(geometry, config.max_sequences, config.max_leases)?,
             shared: Shared {
-                stored_in: 0,
                 namespaces: Namespaces::new(config.hash_secret, config.max_namespaces)?,
                 events: Events::new(config.event_capacity)?,
                 steps: Steps::new(config.steps_in_flight, geometry.groups.len(), events),

@@ -245,7 +245,7 @@ impl State {
         self.check_limit(self.holders.leases[lease].holder.namespace, blocks_added)?;
         self.check_batch(tokens, true)?;
         self.holders.admit(lease, row);
-        self.holders.sequences[row].hits = (self.batch.step, hit_tokens);
+        self.note_hits(row, hit_tokens);
         self.note_begun(row);
         for (group, rows) in self.holders.rows.iter().enumerate() {
             self.batch.mark_cells(group, row, 0, rows.shown(row));

@@ -8,7 +8,8 @@
 pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
-    Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, WAITING, ZERO_LISTED,
+    Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, UNWRITTEN, WAITING,
+    ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
@@ -200,11 +201,15 @@ impl Store {
     pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
         let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
         for block in [source, target] {
-            let block = &mut self.blocks[block as usize];
-            block.last_step = block.last_step.max(step);
+            self.blocks[block as usize].note_use(step);
         }
         self.blocks[target as usize].namespace_and_flags |= COPY_TARGET;
         is_target
+    }
+
+    /// A block was published that the work of the open step is yet to write.
+    pub(super) fn note_unwritten(&mut self, index: u32, step: u64) {
+        self.blocks[index as usize].note_unwritten(step);
     }
 
     /// One more holder of a held block, whatever it holds.
@@ -249,7 +254,7 @@ impl Store {
             Scrub::Always => true,
         };
         block.tenant = tenant;
-        block.namespace_and_flags &= !(HELD_TWICE | NAMED);
+        block.namespace_and_flags &= !(HELD_TWICE | NAMED | UNWRITTEN);
         block.refs = 1;
         block.last_step = 0;
         if let Some(origin) = self.origins.get_mut(index as usize) {
@@ -313,7 +318,7 @@ impl Store {
             self.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
             let block = &mut self.blocks[index as usize];
             block.refs -= 1;
-            block.last_step = block.last_step.max(last_step);
+            block.note_use(last_step);
             if block.refs > 0 {
                 continue;
             }

@@ -42,7 +42,6 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
     };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {
-        stored_in: 0,
         namespaces: Namespaces::new([0; 32], 4).unwrap(),
         events: crate::cache::events::Events::new(16).unwrap(),
         steps: Steps::new(1, 1, &[]),

@@ -625,3 +625,62 @@ fn an_edit_does_not_copy_what_another_sequence_of_the_step_is_yet_to_write() {
     bench.upload();
     bench.done();
 }
+
+/// A sequence of 8 tokens that were written before the open step and 4 that are not, all findable, and one that found
+/// them all.
+fn half_written(bench: &mut Bench) -> u64 {
+    let tokens = prompt(1, 12);
+    bench.begin();
+    let lease = bench.look(&ask(&tokens)).lease;
+    let writer = bench.admit(lease, 8).sequence;
+    bench.turn();
+    bench.append(writer, 4);
+    assert_eq!(bench.commit(writer, &tokens).blocks_committed, 3);
+    let hit = bench.look(&ask(&tokens));
+    assert_eq!(hit.tokens, 12);
+    bench.admit(hit.lease, 0).sequence
+}
+
+#[test]
+fn an_edit_of_what_was_published_late_is_refused_for_the_blocks_alone_that_are_not_written() {
+    let edit = |sequence, offset, tokens| change(sequence, Change::Edit { offset, tokens });
+    for (offset, tokens, is_early) in
+        [(3, 2, true), (5, 6, true), (2, 9, true), (2, 10, false), (8, 4, false)]
+    {
+        let mut bench = Bench::simple(4, 32);
+        let sequence = half_written(&mut bench);
+        let before = counts(&bench.statistics());
+        let result = bench.apply(&edit(sequence, offset, tokens));
+        match is_early {
+            true => {
+                assert_eq!((result.status, result.group), (Status::WrongState, 0), "{offset} {tokens}");
+                assert_eq!(counts(&bench.statistics()), before);
+            }
+            false => assert_eq!(result.status, Status::Ok, "{offset} {tokens}: the rest was written before"),
+        }
+        bench.turn();
+        bench.done();
+    }
+}
+
+#[test]
+fn an_append_does_not_copy_what_another_sequence_of_the_step_is_yet_to_write() {
+    let append = |sequence, tokens| Op::Append { target: super::change::id(sequence), tokens, lookahead: 0 };
+    let mut bench = Bench::simple(4, 32);
+    let sequence = half_written(&mut bench);
+    bench.good(&rollback(sequence, 10, 0));
+    let child = bench.fork(sequence, 9);
+    let before = counts(&bench.statistics());
+    for row in [sequence, child] {
+        assert_eq!(bench.apply(&append(row, 1)).status, Status::WrongState);
+        assert_eq!(counts(&bench.statistics()), before);
+        bench.good(&append(row, 0));
+    }
+    // One that goes back to what was written, and a step later all of them.
+    let other = bench.fork(sequence, 7);
+    bench.good(&append(other, 1));
+    bench.turn();
+    [sequence, child].into_iter().for_each(|row| _ = bench.good(&append(row, 1)));
+    bench.turn();
+    bench.done();
+}

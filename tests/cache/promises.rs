@@ -292,6 +292,43 @@ fn what_a_lookup_leaves_to_promises_was_not_missed() {
 }
 
 #[test]
+fn a_window_whose_blocks_a_fork_holds_too_is_refused_whole_until_the_fork_lets_them_go() {
+    let window =
+        GroupConfig { capacity_blocks: 5, ..reaching(Reach::Sliding { window_tokens: 8 }, group(4)) };
+    let mut bench = Bench::new(&config(vec![group(4), window], 64));
+    bench.begin();
+    let [lease, other] = [1, 2].map(|seed| bench.look(&ask(&prompt(seed, 4))).lease);
+    let sequence = expect(&mut bench, lease, 4, 40).sequence;
+    // Four are promised and held; somebody else has the fifth.
+    bench.admit(other, 4);
+    bench.turn();
+    let mut child = 0;
+    for length in 4..20 {
+        if length == 12 {
+            child = bench.fork(sequence, 0);
+        }
+        bench.append(sequence, 1);
+        bench.turn();
+    }
+    let append = Op::Append { target: Target::Id(Id(sequence)), tokens: 1, lookahead: 0 };
+    let counts = |bench: &Bench| {
+        let s = bench.statistics();
+        [s.free_blocks, s.used_blocks, s.deferred_blocks, s.promised_blocks, s.used_tokens, s.used_slots]
+    };
+    let before = counts(&bench);
+    let refused = bench.apply(&append);
+    assert_eq!((refused.status, refused.group, refused.blocks_missing), (Status::OutOfBlocks, 1, 1));
+    assert_eq!(counts(&bench), before);
+    bench.cache.validate().unwrap();
+    bench.free(child);
+    for _ in 20..40 {
+        bench.good(&append);
+        bench.turn();
+    }
+    bench.done();
+}
+
+#[test]
 fn a_sequence_that_expects_nothing_is_one_without_a_promise() {
     let mut bench = Bench::simple(4, 8);
     bench.begin();

@@ -5,12 +5,16 @@
 //! what that prompt would have written. Which blocks are handed out is not predicted; `exact` does that. The engine is
 //! one of the host: it waits for the tables and then writes and reads the slots itself.
 
+use std::collections::HashSet;
+
 use fastrand::Rng;
 use kavern::c_api::kv_types::*;
 use kavern::error::Status;
 
 use super::boundary::{Cache, Shape, group, op, request, request_keys};
-use super::picture::Picture;
+use super::numbers::{number, numbers};
+use super::picture::{Entry, Picture};
+use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
 
 #[path = "content_work.rs"]
 mod work;
@@ -72,7 +76,12 @@ pub(crate) struct Sums {
     resizes: u64,
     gaps: u64,
     events: u64,
+    /// Edits of what the open step is yet to write, and passages that it stored.
+    early: u64,
 }
+
+/// Blocks that a COMMIT made findable.
+type Published = Vec<((u32, i32), Entry)>;
 
 impl Sums {
     pub(crate) fn check(&self) {
@@ -88,25 +97,10 @@ impl Sums {
             self.resizes,
             self.gaps,
             self.events,
+            self.early,
         ];
         assert!(others.iter().all(|&count| count > 100), "{self:?}");
     }
-}
-
-/// The number of a token that follows one with the number `before`.
-fn number(before: i32, token: i32) -> i32 {
-    let mixed =
-        (i64::from(before) ^ i64::from(token + 77) << 33).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
-    (mixed >> 29) as i32
-}
-
-fn numbers(first: u64, tokens: &[i32]) -> Vec<i32> {
-    let mut before = first as i32;
-    let next = |&token: &i32| {
-        before = number(before, token);
-        before
-    };
-    tokens.iter().map(next).collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,14 +126,15 @@ struct Sequence {
     promised: usize,
     pause: Option<Pause>,
     parent: u64,
-    /// Step in which it, or who it was forked from, was admitted or came back.
-    admitted: u64,
+    /// Cells that it, or who it was forked from, found in the open step, which is yet to write them.
+    unwritten: Vec<Cell>,
 }
 
 struct Run<'a> {
     random: Rng,
     cache: Cache,
     pools: Vec<kavern_kv_description>,
+    block_tokens: Vec<usize>,
     features: Features,
     /// Whether the picture tells the hits to the block.
     is_exact: bool,
@@ -150,8 +145,9 @@ struct Run<'a> {
     step: u64,
     operations: u64,
     leases: u64,
-    /// Passages that steps which are not done may have stored.
-    unwritten: Vec<u32>,
+    unwritten: Unwritten,
+    /// Passages that were stored in steps which are not done.
+    early: HashSet<u32>,
     is_shrunk: bool,
     /// Status of the latest operation that was refused.
     refusal: i32,
@@ -184,6 +180,7 @@ impl Run<'_> {
     /// Tokens of a prompt that the picture has in full blocks of all groups.
     fn predict(&mut self, namespace: u64, prompt: &[i32]) -> (usize, Vec<i32>) {
         self.picture.read(&mut self.cache, false);
+        self.unwritten.retain(|place| self.picture.blocks.contains_key(place));
         self.cache.keys(&request(namespace, prompt, 0), &mut self.keys);
         let each: Vec<usize> = self.pools.iter().map(|pool| pool.block_tokens as usize).collect();
         let mut found: Vec<Vec<i32>> = vec![Vec::new(); each.len()];
@@ -300,11 +297,13 @@ impl Run<'_> {
         };
         self.leases -= 1;
         let tokens = prompt[..hit + count].to_vec();
+        let numbers = numbers(namespace, &tokens);
         let sequence = Sequence {
             id: result.sequence,
             row: result.row as usize,
             namespace,
-            numbers: numbers(namespace, &tokens),
+            unwritten: self.unwritten(&numbers[..hit]),
+            numbers,
             tokens,
             committed: hit,
             written: hit,
@@ -315,10 +314,7 @@ impl Run<'_> {
     }
 
     /// A sequence joins the list: its row is nobody else's.
-    fn begin(&mut self, mut sequence: Sequence) {
-        if sequence.parent == 0 {
-            sequence.admitted = self.step;
-        }
+    fn begin(&mut self, sequence: Sequence) {
         assert!(sequence.row < MAX_SEQUENCES && self.live.iter().all(|other| other.row != sequence.row));
         self.live.push(sequence);
     }
@@ -326,6 +322,28 @@ impl Run<'_> {
     fn release(&mut self, lease: u64) {
         self.alone(&op(KAVERN_OP_RELEASE, lease), Some(Status::Ok)).unwrap();
         self.leases -= 1;
+    }
+
+    /// What of a hit the open step is yet to write.
+    fn unwritten(&self, numbers: &[i32]) -> Vec<Cell> {
+        let each = self.block_tokens.iter().enumerate();
+        each.flat_map(|(group, &each)| self.unwritten.cells(group, each, numbers)).collect()
+    }
+
+    /// The open block of a sequence is one that is copied first and that the open step is yet to write.
+    fn is_early(&self, at: usize) -> bool {
+        let Sequence { tokens, unwritten, .. } = &self.live[at];
+        is_open(unwritten, &self.block_tokens, tokens.len())
+    }
+
+    /// Applies a COMMIT and hears which blocks became findable by it.
+    fn publish(&mut self, commit: &kavern_kv_op, expected: Status) -> Option<Published> {
+        self.picture.read(&mut self.cache, false);
+        let before = self.picture.blocks.clone();
+        self.alone(commit, Some(expected))?;
+        self.picture.read(&mut self.cache, false);
+        let is_new = |(place, entry): &(&(u32, i32), &Entry)| before.get(place) != Some(entry);
+        Some(self.picture.blocks.iter().filter(is_new).map(|(&place, &entry)| (place, entry)).collect())
     }
 
     /// What an operation on a running sequence answers.
@@ -354,6 +372,7 @@ impl Run<'_> {
         let length = self.live[at].tokens.len() + count + append.lookahead as usize;
         let expected = match self.running(at) {
             Status::Ok if length > MAX_TOKENS => Status::InvalidArgument,
+            Status::Ok if count > 0 && self.is_early(at) => Status::WrongState,
             other => other,
         };
         let appended = self.alone(&append, Some(expected));
@@ -372,8 +391,11 @@ impl Run<'_> {
         let mut commit = op(KAVERN_OP_COMMIT, sequence.id);
         let ids = sequence.tokens[sequence.committed..][..count].to_vec();
         (commit.tokens, commit.token_ids) = (count as u64, ids.as_ptr());
-        if self.alone(&commit, Some(self.running(at))).is_some() {
-            self.live[at].committed += count;
+        let Some(published) = self.publish(&commit, self.running(at)) else { return };
+        self.live[at].committed += count;
+        for (place, (_, first, _)) in published {
+            let (sequence, each) = (&self.live[at], self.block_tokens[place.0 as usize]);
+            self.unwritten.store(place, first as usize, each, (&sequence.numbers, sequence.written));
         }
     }
 
@@ -402,7 +424,7 @@ impl Run<'_> {
                 promised: 0,
                 pause: None,
                 parent: parent.id,
-                admitted: parent.admitted,
+                unwritten: keep_before(parent.unwritten, &self.block_tokens, length),
             });
         }
     }
@@ -427,6 +449,8 @@ impl Run<'_> {
             sequence.written = sequence.written.min(tokens);
             sequence.trimmed = sequence.trimmed.min(tokens);
             sequence.promised = 0;
+            let found = std::mem::take(&mut sequence.unwritten);
+            sequence.unwritten = keep_before(found, &self.block_tokens, tokens);
         }
     }
 
@@ -436,14 +460,15 @@ impl Run<'_> {
         let expected = match self.running(at) {
             Status::Ok if tokens == 0 || offset + tokens > length => Status::InvalidArgument,
             Status::Ok if self.live[at].written < length => Status::WrongState,
+            Status::Ok if self.copies_early(at, offset, tokens) => {
+                self.sums.early += 1;
+                Status::WrongState
+            }
             other => other,
         };
         let mut edit = op(KAVERN_OP_EDIT, self.live[at].id);
         (edit.offset, edit.tokens) = (offset as u64, tokens as u64);
-        // What it found in this step may be what another one is yet to write; then it is refused.
-        let is_fresh = self.live[at].admitted == self.step && expected == Status::Ok;
-        let expected = if is_fresh { None } else { self.expect(expected) };
-        if self.alone(&edit, expected).is_some() {
+        if self.alone(&edit, self.expect(expected)).is_some() {
             let sequence = &mut self.live[at];
             sequence.tokens.drain(offset..offset + tokens);
             sequence.numbers.drain(offset..offset + tokens);
@@ -454,7 +479,19 @@ impl Run<'_> {
             };
             sequence.trimmed = sequence.trimmed.min(sequence.tokens.len());
             sequence.promised = 0;
+            // From the first copied block on all are its own.
+            let each = &self.block_tokens;
+            sequence.unwritten.retain(|&(group, cell)| cell < offset / each[group]);
         }
+    }
+
+    /// An EDIT copies what the open step is yet to write.
+    fn copies_early(&self, at: usize, offset: usize, tokens: usize) -> bool {
+        let Sequence { unwritten, tokens: all, .. } = &self.live[at];
+        let mut each = self.block_tokens.iter().enumerate();
+        each.any(|(group, &each)| {
+            copies(unwritten, group, each, offset - offset % each, (offset, tokens, all.len()))
+        })
     }
 
     /// The sequence and all that was forked from it leave the list.
@@ -504,6 +541,7 @@ impl Run<'_> {
                 // The tokens are kept to look them up.
                 (sequence.numbers, sequence.committed) = (Vec::new(), 0);
                 (sequence.written, sequence.trimmed) = (0, 0);
+                sequence.unwritten.clear();
             }
         }
     }

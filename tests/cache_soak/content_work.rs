@@ -28,6 +28,9 @@ impl Run<'_> {
             resume.tokens = count as u64;
             let expected = match sequence.pause {
                 None => Status::WrongState,
+                Some(_) if count > 0 && self.is_early(at) && sequence.tokens.len() + count <= MAX_TOKENS => {
+                    Status::WrongState
+                }
                 Some(_) if sequence.tokens.len() + count <= MAX_TOKENS => Status::Ok,
                 Some(_) => Status::InvalidArgument,
             };
@@ -48,12 +51,12 @@ impl Run<'_> {
             return self.release(lease);
         }
         self.leases -= 1;
-        let step = self.step;
         let sequence = &mut self.live[at];
-        sequence.admitted = step;
         sequence.tokens.truncate(hit + count);
         sequence.numbers = numbers(sequence.namespace, &sequence.tokens);
         (sequence.committed, sequence.written, sequence.pause) = (hit, hit, None);
+        let unwritten = self.unwritten(&self.live[at].numbers[..hit]);
+        self.live[at].unwritten = unwritten;
     }
 
     fn end(&mut self, at: usize) {
@@ -122,11 +125,12 @@ impl Run<'_> {
         (admit.tokens, admit.row) = (tokens as u64, -1);
         let Some(result) = self.alone(&admit, Some(Status::Ok)) else { return self.release(lease) };
         self.leases -= 1;
-        self.unwritten.extend(&wanted);
         let mut commit = op(KAVERN_OP_COMMIT, result.sequence);
         (commit.tokens, commit.keys) = (tokens as u64, keys.as_ptr());
         (commit.key_count, commit.key_bytes) = (wanted.len() as u64, 32);
-        self.alone(&commit, Some(Status::Ok)).unwrap();
+        let published = self.publish(&commit, Status::Ok).unwrap();
+        let is_new = |number: &&u32| published.iter().any(|(_, (.., of))| *of == key(**number));
+        self.early.extend(wanted.iter().filter(is_new));
         self.begin(Sequence {
             id: result.sequence,
             row: result.row as usize,
@@ -148,10 +152,11 @@ impl Run<'_> {
         let (lease, blocks) = self.cache.find_chunks(request_keys(CHUNKS, &keys, tokens, flag)).ok()?;
         self.leases += 1;
         for (&number, &block) in wanted.iter().zip(&blocks) {
-            let place = self.picture.place(0, CHUNKS, key(number)).unwrap_or(-1);
-            // What steps that are not done are yet to write is not found; it may have been there before.
-            let is_hidden = block == -1 && self.unwritten.contains(&number);
-            assert!(block == place || is_hidden, "passage {number} in block {block}, not {place}");
+            // What a step that is not done has stored is not found.
+            let is_early = self.early.contains(&number);
+            let place = self.picture.place(0, CHUNKS, key(number)).filter(|_| !is_early);
+            assert_eq!(block, place.unwrap_or(-1), "passage {number}");
+            self.sums.early += u64::from(is_early);
         }
         let hits = wanted.into_iter().zip(blocks).filter(|(_, block)| *block >= 0);
         Some(Passages { lease, blocks: hits.collect() })
@@ -250,6 +255,8 @@ impl Run<'_> {
     fn step(&mut self) {
         self.step += 1;
         assert!(self.cache.apply(self.step, &[]).is_empty());
+        self.unwritten.clear();
+        self.live.iter_mut().for_each(|sequence| sequence.unwritten.clear());
         for _ in 0..self.random.usize(1..12) {
             self.operate();
             self.compare();
@@ -292,8 +299,7 @@ impl Run<'_> {
             let namespace = if self.random.bool() { None } else { Some(self.random.u64(1..3)) };
             self.cache.reset(namespace);
             self.picture.read(&mut self.cache, false);
-            let is_left =
-                |entry: &super::super::picture::Entry| namespace.is_none_or(|wiped| wiped == entry.0);
+            let is_left = |entry: &Entry| namespace.is_none_or(|wiped| wiped == entry.0);
             assert!(!self.picture.blocks.values().any(is_left), "nothing is findable after a wipe");
         }
     }
@@ -365,6 +371,7 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
     let mut run = Run {
         random: Rng::with_seed(seed),
         cache,
+        block_tokens: pools.iter().map(|pool| pool.block_tokens as usize).collect(),
         pools,
         features,
         is_exact: matches!(hash(seed, features), kavern_kv_hash::KAVERN_HASH_BLAKE3),
@@ -375,7 +382,8 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         step: 0,
         operations: 0,
         leases: 0,
-        unwritten: Vec::new(),
+        unwritten: Unwritten::default(),
+        early: HashSet::new(),
         is_shrunk: false,
         refusal: 0,
         sums,
@@ -387,7 +395,7 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         if step.is_multiple_of(STEPS_IN_FLIGHT.into()) || run.random.bool() {
             let on_stream = run.random.u8(0..8) == 0;
             run.cache.step_done(step, on_stream);
-            run.unwritten.clear();
+            run.early.clear();
         }
         run.tend();
         if step.is_multiple_of(32) {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    AdaptiveBlocks, CacheConfig, CacheStatistics, Change, Content, GroupConfig, HashKind, IndexOptions,
-    KvCache, Naming, Op, OpResult, PreemptMode, Request, Scrub, Sizing, Target,
+    AdaptiveBlocks, CacheConfig, CacheEventKind, CacheStatistics, Change, Content, GroupConfig, HashKind,
+    IndexOptions, KvCache, Naming, Op, OpResult, PreemptMode, Request, Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::Status;
@@ -18,7 +18,9 @@ use kavern::format::{BlockShape, Layout};
 use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
-use super::until_ok;
+use super::numbers::{number, numbers};
+use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
+use super::{play_seeds, until_ok};
 
 const SHAPES: [(&[u32], HashKind, Layout); 6] = [
     (&[4], HashKind::Blake3, Layout::Nhd),
@@ -64,7 +66,7 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         hash_block_tokens: 0,
         hash,
         scrub: Scrub::TenantChange,
-        event_capacity: 16,
+        event_capacity: 256,
         policy: "lru".to_owned(),
         hash_secret: [9; 32],
         metadata_only: false,
@@ -77,22 +79,6 @@ fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
         adaptive: None,
         max_blocks: 0,
     }
-}
-
-/// The number of a token that follows one with the number `before`.
-fn number(before: i32, token: i32) -> i32 {
-    let mixed =
-        (i64::from(before) ^ i64::from(token + 77) << 33).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
-    (mixed >> 29) as i32
-}
-
-fn numbers(namespace: u64, tokens: &[i32]) -> Vec<i32> {
-    let mut before = namespace as i32;
-    let next = |&token: &i32| {
-        before = number(before, token);
-        before
-    };
-    tokens.iter().map(next).collect()
 }
 
 #[derive(Clone, Default)]
@@ -110,8 +96,8 @@ struct Sequence {
     parent: u64,
     /// Its size class's, in a cache that has several.
     group: Option<u32>,
-    /// Step in which it, or who it was forked from, found tokens.
-    found_in: u64,
+    /// Cells that it, or who it was forked from, found in the open step, which is yet to write them.
+    unwritten: Vec<Cell>,
 }
 
 struct Run {
@@ -125,8 +111,11 @@ struct Run {
     live: Vec<Sequence>,
     operations: u64,
     hits: u64,
-    /// Operations that went well, by kind.
-    done: [u64; 13],
+    unwritten: Unwritten,
+    /// Events up to this one were read.
+    cursor: u64,
+    /// Operations that went well, by kind, and those that were refused because they came too early.
+    done: [u64; 14],
 }
 
 fn counts(s: &CacheStatistics) -> [u64; 11] {
@@ -176,6 +165,7 @@ impl Run {
         self.operations += 1;
         let before = counts(&self.cache.statistics());
         let result = self.cache.step(step).unwrap().apply(op);
+        self.read_events(Some(op));
         if result.status == Status::Ok {
             assert_eq!(expected, Status::Ok, "{op:?}");
             return Some(result);
@@ -185,16 +175,7 @@ impl Run {
             // Blocks, places in the batch and rows may be too few, and somebody may have found what nobody wrote yet.
             let is_change = matches!(op, Op::Change { .. });
             let is_resource = matches!(result.status, Status::OutOfBlocks | Status::LimitReached);
-            // What a sequence found in this step may be what another one is yet to write.
-            let is_fresh = |id: &u64| self.live.iter().any(|s| s.id == *id && s.found_in == step);
-            let is_unwritten = matches!(op,
-                Op::Change { target: Target::Id(Id(id)), change: Change::Edit { .. } } if is_fresh(id));
-            let is_timely = match result.status {
-                Status::InUse => is_change,
-                Status::WrongState => is_unwritten,
-                _ => is_resource,
-            };
-            assert!(is_timely, "{op:?} {result:?}");
+            assert!(is_resource || is_change && result.status == Status::InUse, "{op:?} {result:?}");
             assert_eq!(result.blocks_missing > 0, result.status == Status::OutOfBlocks);
         } else {
             assert!(
@@ -205,10 +186,48 @@ impl Run {
         None
     }
 
+    /// Hears what became findable, and what did not stay so.
+    fn read_events(&mut self, op: Option<&Op<'_>>) {
+        let committed = match op {
+            Some(Op::Commit { target: Target::Id(Id(id)), .. }) => self.live.iter().find(|s| s.id == *id),
+            _ => None,
+        };
+        let (each, unwritten) = (&self.block_tokens, &mut self.unwritten);
+        let (cursor, is_lost) = self.cache.read_events(self.cursor, usize::MAX, |_, event| {
+            let place = (event.group, event.block);
+            match (event.kind, committed) {
+                (CacheEventKind::Stored, Some(s)) => {
+                    let of = (&s.numbers[..], s.written);
+                    unwritten.store(place, event.token_offset as usize, each[event.group as usize], of);
+                }
+                _ => unwritten.retain(|other| *other != place),
+            }
+        });
+        assert!(!is_lost);
+        self.cursor = cursor;
+    }
+
+    /// The groups in which a sequence has blocks.
+    fn groups_of(&self, group: Option<u32>) -> std::ops::Range<usize> {
+        group.map_or(0..self.block_tokens.len(), |group| group as usize..group as usize + 1)
+    }
+
+    /// What of a hit the open step is yet to write.
+    fn unwritten(&self, group: Option<u32>, numbers: &[i32]) -> Vec<Cell> {
+        let of_group = |group| self.unwritten.cells(group, self.block_tokens[group], numbers);
+        self.groups_of(group).flat_map(of_group).collect()
+    }
+
     fn admit(&mut self, step: u64) {
-        let (namespace, prompt) = (self.random.u64(1..3), self.prompt());
+        let (mut namespace, mut prompt) = (self.random.u64(1..3), self.prompt());
+        // What the newest has just told is there, and may be yet to be written.
+        if let Some(newest) = self.live.last().filter(|_| self.random.u8(0..4) > 0) {
+            (namespace, prompt) = (newest.namespace, newest.tokens.clone());
+            prompt.truncate(MAX_TOKENS - 1);
+            prompt.push(1);
+        }
         let Some((lease, hit, group)) = self.look(namespace, &prompt) else { return };
-        let count = self.random.usize(0..=prompt.len() - hit);
+        let count = if self.random.bool() { self.random.usize(0..=prompt.len() - hit) } else { 0 };
         let op = Op::Admit {
             lease,
             tokens: count as u64,
@@ -222,20 +241,45 @@ impl Run {
         };
         assert_eq!(result.group, group.unwrap_or(0));
         let tokens = prompt[..hit + count].to_vec();
+        let numbers = numbers(namespace, &tokens);
         let sequence = Sequence {
             id: result.sequence,
             row: result.row as usize,
             namespace,
-            numbers: numbers(namespace, &tokens),
+            unwritten: self.unwritten(group, &numbers[..hit]),
+            numbers,
             tokens,
             committed: hit,
             written: hit,
             group,
-            found_in: step,
             ..Sequence::default()
         };
         self.live.push(sequence);
         self.done[0] += 1;
+    }
+
+    /// At once the newest sequence tells what another one then finds, or changes what it found itself: either may be yet
+    /// to be written.
+    fn hurry(&mut self, step: u64) {
+        let Some(at) = self.live.len().checked_sub(1) else { return };
+        if self.random.bool() {
+            self.commit(step, at);
+            if at > 6 {
+                // Another one needs a row and blocks.
+                let other = self.random.usize(0..at);
+                self.end(step, other);
+            }
+            self.admit(step);
+        }
+        let at = self.live.len() - 1;
+        match self.random.u8(0..4) {
+            0 | 1 => self.edit(step, at),
+            2 => {
+                self.rollback(step, at);
+                self.append(step, at);
+            }
+            _ => {}
+        }
     }
 
     fn running(&self, at: usize) -> Status {
@@ -257,7 +301,12 @@ impl Run {
         let lookahead = self.random.u32(0..8);
         let fits = self.live[at].tokens.len() + count + lookahead as usize <= MAX_TOKENS;
         let expected = if fits { self.running(at) } else { Status::InvalidArgument };
-        let expected = if self.running(at) == Status::Ok { expected } else { Status::WrongState };
+        let is_early = expected == Status::Ok
+            && count > 0
+            && is_open(&self.live[at].unwritten, &self.block_tokens, self.live[at].tokens.len());
+        let expected =
+            if self.running(at) == Status::Ok && !is_early { expected } else { Status::WrongState };
+        self.done[13] += u64::from(is_early);
         let op = Op::Append { target, tokens: count as u64, lookahead };
         if self.alone(step, &op, expected).is_some() {
             self.extend(at, count);
@@ -303,7 +352,7 @@ impl Run {
                 pause: None,
                 parent: parent.id,
                 group: parent.group,
-                found_in: parent.found_in,
+                unwritten: keep_before(parent.unwritten, &self.block_tokens, length),
             });
             self.done[3] += 1;
         }
@@ -332,6 +381,8 @@ impl Run {
             sequence.numbers.truncate(tokens);
             sequence.committed = sequence.committed.min(tokens);
             sequence.written = sequence.written.min(tokens);
+            let found = std::mem::take(&mut sequence.unwritten);
+            sequence.unwritten = keep_before(found, &self.block_tokens, tokens);
             self.done[4] += 1;
         }
     }
@@ -343,6 +394,16 @@ impl Run {
         let expected = match self.running(at) {
             Status::Ok if tokens == 0 || offset + tokens > length => Status::InvalidArgument,
             Status::Ok if sequence.written < length => Status::WrongState,
+            Status::Ok
+                if self.groups_of(sequence.group).any(|group| {
+                    let each = self.block_tokens[group];
+                    let cut = (offset, tokens, length);
+                    copies(&sequence.unwritten, group, each, offset - offset % each, cut)
+                }) =>
+            {
+                self.done[13] += 1;
+                Status::WrongState
+            }
             other => other,
         };
         let edit = Change::Edit { offset: offset as u64, tokens: tokens as u64 };
@@ -355,6 +416,9 @@ impl Run {
                 true => sequence.committed - tokens,
                 false => sequence.committed.min(offset),
             };
+            // From the first copied block on all are its own.
+            let each = &self.block_tokens;
+            sequence.unwritten.retain(|&(group, cell)| cell < offset / each[group]);
             self.done[5] += 1;
         }
     }
@@ -403,6 +467,7 @@ impl Run {
             if mode == PreemptMode::Drop {
                 let sequence = &mut self.live[at];
                 (sequence.numbers, sequence.committed, sequence.written) = (Vec::new(), 0, 0);
+                sequence.unwritten.clear();
                 // What it has is what is scheduled; the tokens are kept to look them up.
             }
             self.done[7] += 1;
@@ -413,11 +478,15 @@ impl Run {
         let sequence = self.live[at].clone();
         let Some(PreemptMode::Drop) = sequence.pause else {
             let count = self.random.usize(0..4);
-            let fits = sequence.tokens.len() + count <= MAX_TOKENS;
+            let length = sequence.tokens.len();
+            let fits = length + count <= MAX_TOKENS;
             let expected = match sequence.pause {
                 None => Status::WrongState,
-                Some(_) if fits => Status::Ok,
-                Some(_) => Status::InvalidArgument,
+                Some(_) if !fits => Status::InvalidArgument,
+                Some(_) if count > 0 && is_open(&sequence.unwritten, &self.block_tokens, length) => {
+                    Status::WrongState
+                }
+                Some(_) => Status::Ok,
             };
             let resume = Change::Resume { lease: None, tokens: count as u64, lookahead: 0 };
             if self.alone(step, &change(sequence.id, resume), expected).is_some() {
@@ -438,7 +507,9 @@ impl Run {
         sequence.tokens.truncate(hit + count);
         sequence.numbers = numbers(sequence.namespace, &sequence.tokens);
         (sequence.committed, sequence.written, sequence.pause) = (hit, hit, None);
-        (sequence.group, sequence.found_in) = (group, step);
+        sequence.group = group;
+        let unwritten = self.unwritten(group, &self.live[at].numbers[..hit]);
+        self.live[at].unwritten = unwritten;
         self.done[9] += 1;
     }
 
@@ -556,9 +627,13 @@ impl Run {
 
     fn step(&mut self, step: u64) {
         drop(self.cache.step(step).unwrap());
+        self.read_events(None);
+        self.unwritten.clear();
+        self.live.iter_mut().for_each(|sequence| sequence.unwritten.clear());
         for _ in 0..self.random.usize(1..12) {
             if self.live.is_empty() || self.random.u8(0..8) == 0 {
                 self.admit(step);
+                self.hurry(step);
                 continue;
             }
             let at = self.random.usize(0..self.live.len());
@@ -587,7 +662,7 @@ fn change(id: u64, change: Change<'_>) -> Op<'_> {
     Op::Change { target: Target::Id(Id(id)), change }
 }
 
-fn play(seed: u64, operations: u64) -> [u64; 13] {
+fn play(seed: u64, operations: u64) -> [u64; 14] {
     let (block_tokens, hash, layout) = SHAPES[seed as usize % SHAPES.len()];
     let spec = format!("host?memory_bytes=67108864&fail_rate=0.005&seed={seed}&error=oom");
     let device = until_ok(|| registry::open(&spec));
@@ -613,7 +688,9 @@ fn play(seed: u64, operations: u64) -> [u64; 13] {
         live: Vec::new(),
         operations: 0,
         hits: 0,
-        done: [0; 13],
+        unwritten: Unwritten::default(),
+        cursor: 0,
+        done: [0; 14],
     };
     let mut step = 0;
     while run.operations < operations {
@@ -633,22 +710,7 @@ fn play(seed: u64, operations: u64) -> [u64; 13] {
 
 #[test]
 fn every_slot_holds_the_token_that_its_sequence_has_there_whatever_was_done_to_it() {
-    let soak = std::env::var("KAVERN_SOAK").ok().and_then(|count| count.parse::<u64>().ok());
-    let first = std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    let runs = soak.map_or(40, |count| if count == 1 { 20_000 } else { count.div_ceil(5000) });
-    let mut sums = [0; 13];
-    for seed in first.map_or(0..runs, |seed| seed..seed + 1) {
-        let outcome = std::panic::catch_unwind(|| play(seed, 5000));
-        match outcome {
-            Ok(done) => sums.iter_mut().zip(done).for_each(|(sum, count)| *sum += count),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-                panic!("diverged with KAVERN_SEED={seed}: {text}");
-            }
-        }
-    }
-    assert!(
-        sums.iter().all(|&count| count > 20 || first.is_some()),
-        "each operation goes well often: {sums:?}"
-    );
+    let (sums, is_one) = play_seeds([40, 20_000, 5000], |seed| play(seed, 5000));
+    let is_often = sums[..13].iter().all(|&count| count > 20) && sums[13] > 2;
+    assert!(is_often || is_one, "each operation goes well often, and some come too early: {sums:?}");
 }
