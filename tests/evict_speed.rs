@@ -1,5 +1,18 @@
 //! What an eviction costs in a cache of a million blocks with everything on: the adaptive policy, priorities, times to
-//! live, runs, events. Gated at ten times the goal, because the machine may be shared; the figures are printed.
+//! live, runs, events; by the clock of the wall, which is what a caller waits.
+//!
+//! The bound is measured in the same run, in turns with the evictions: [`Walk`], a plain chase through as much memory
+//! as the cache's bookkeeping takes, of so many touches that its median is the eviction's. Two gates:
+//! - the median. The goal of 10 us is 156 ns for each of 64 blocks: one wait for memory. Where one touch of the walk
+//!   takes longer than that, the goal is stretched by as much.
+//! - the 99th percentile: ten times the goal, or one and a half times the walk's in this run. A machine that takes
+//!   the processor away does so from whoever runs, and both run equally long, so both have such tails; of 10,000 calls
+//!   each the 99th percentile rests on a hundred, whose count is sure to a tenth, and tails as long as these (one call
+//!   in 50 to 1,000 over 100 us) then differ by less than half between two equal programs. A tail of the cache's own
+//!   (a sweep, a rehash, a page taken) is the eviction's alone and is not hidden by it.
+//!
+//! Printed beside them, as information: the eviction's own 99th percentile, without what the machine does to both. It
+//! is the least time by whose distance from the median at most one eviction in a hundred more is late than walks are.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -13,6 +26,7 @@ use kavern::error::Status;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
 use kavern::sys::clock::now_ns;
+use kavern::sys::reserve::filled;
 use kavern::types::Id;
 
 /// Blocks of a prompt.
@@ -21,6 +35,15 @@ const PROMPT: usize = 64;
 const EVICTED: u64 = 64;
 /// Goal for a call at a million blocks, in nanoseconds.
 const GOAL_NS: u64 = 10_000;
+/// The same for one block: a wait for memory.
+const GOAL_OF_BLOCK_NS: f64 = GOAL_NS as f64 / EVICTED as f64;
+/// No 99th percentile is gated below this.
+const LEAST_GATE_NS: u64 = 10 * GOAL_NS;
+/// What the tails of two equal programs may differ by.
+const EQUAL_TAILS: f64 = 1.5;
+/// Calls that are timed, and calls before them from which the walk gets its length.
+const TIMED: usize = 10_000;
+const CALIBRATING: usize = 500;
 
 fn cache(blocks: u64, policy: &str) -> KvCache {
     let config = CacheConfig {
@@ -103,9 +126,73 @@ fn request(cache: &KvCache, step: u64, prompt: u64, random: &mut Rng) {
     cache.step_done(step, None).expect("the step is open");
 }
 
-/// Median and 99th percentile of evicting 64 blocks from a full cache that goes on serving.
-fn evict(blocks: u64, policy: &str) -> (u64, u64) {
+/// The bound: each touch waits for the one before it, in lines that nothing can guess.
+struct Walk {
+    words: Vec<u64>,
+    at: u64,
+}
+
+impl Walk {
+    fn new(bytes: u64) -> Self {
+        let mut random = Rng::with_seed(3);
+        // Made as the cache's tables are, so that it has pages of the same size.
+        let mut words = filled(bytes as usize / 8, 0).expect("what the cache takes fits a second time");
+        words.fill_with(|| random.u64(..));
+        Self { words, at: 1 }
+    }
+
+    /// So many touches; answers the nanoseconds that they took.
+    fn time(&mut self, touches: usize) -> u64 {
+        let (start, count) = (now_ns(), self.words.len() as u128);
+        for _ in 0..touches {
+            let place = (u128::from(self.at) * count) >> 64;
+            self.at = (self.at ^ self.words[place as usize]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        std::hint::black_box(self.at);
+        now_ns() - start
+    }
+}
+
+/// Times in rising order.
+struct Times(Vec<u64>);
+
+impl Times {
+    fn of(mut times: Vec<u64>) -> Self {
+        times.sort_unstable();
+        Self(times)
+    }
+
+    fn percentile(&self, percent: usize) -> u64 {
+        self.0[(self.0.len() - 1) * percent / 100]
+    }
+
+    fn over(&self, ns: u64) -> usize {
+        self.0.len() - self.0.partition_point(|&time| time <= ns)
+    }
+
+    /// The least time by whose distance from the median at most one in a hundred more of these are late than of the
+    /// others.
+    fn own_p99(&self, others: &Self) -> u64 {
+        let (median, of_others) = (self.percentile(50), others.percentile(50));
+        let most = self.0.len() / 100;
+        let is_enough = |ns: &&u64| self.over(**ns) <= others.over(**ns - median + of_others) + most;
+        // The gap need not fall steadily: from the longest down, until it is too wide.
+        let late = self.0.iter().rev().take_while(|ns| **ns > median);
+        late.take_while(is_enough).last().copied().unwrap_or(median)
+    }
+}
+
+/// What evictions of 64 blocks took, and the walks between them.
+struct Figures {
+    evictions: Times,
+    walks: Times,
+    touches: usize,
+}
+
+/// Evicts 64 blocks again and again from a full cache that goes on serving, in turns with the walk.
+fn evict(blocks: u64, policy: &str) -> Figures {
     let cache = cache(blocks, policy);
+    let mut walk = Walk::new(cache.statistics().metadata_bytes);
     let mut random = Rng::with_seed(9);
     let prompts = 2 * blocks / PROMPT as u64;
     let mut step = 0;
@@ -118,28 +205,49 @@ fn evict(blocks: u64, policy: &str) -> (u64, u64) {
         }
     };
     serve(2 * prompts, &mut random);
-    let mut times = Vec::new();
-    for _ in 0..2000 {
+    let mut evict_once = |random: &mut Rng| {
+        serve(2, random);
         let start = now_ns();
         let evicted = cache.evict(0, EVICTED).expect("the group exists");
-        times.push(now_ns() - start);
+        let took = now_ns() - start;
         assert_eq!(evicted, EVICTED);
-        serve(2, &mut random);
-    }
+        took
+    };
+    let first: Vec<_> =
+        (0..CALIBRATING).map(|_| (evict_once(&mut random), walk.time(EVICTED as usize))).collect();
+    let (evictions, walks): (Vec<_>, Vec<_>) = first.into_iter().unzip();
+    let (eviction, of_64) = (Times::of(evictions).percentile(50), Times::of(walks).percentile(50));
+    let touches = (EVICTED * eviction).div_ceil(of_64.max(1)) as usize;
+    let timed: Vec<_> = (0..TIMED).map(|_| (evict_once(&mut random), walk.time(touches))).collect();
     cache.validate().expect("every invariant holds");
-    times.sort_unstable();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
+    let (evictions, walks) = timed.into_iter().unzip();
+    Figures { evictions: Times::of(evictions), walks: Times::of(walks), touches }
 }
 
 #[test]
 fn evicting_64_blocks_of_a_million_takes_microseconds_with_everything_on() {
     for policy in ["adaptive", "lru"] {
-        let (small, large) = (evict(1 << 12, policy), evict(1 << 20, policy));
-        let text = format!(
-            "{policy}: {EVICTED} evictions of 4,096 blocks p50 {} ns p99 {} ns; of 1,048,576 p50 {} ns p99 {} ns\n",
-            small.0, small.1, large.0, large.1
-        );
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
-        assert!(large.1 <= 10 * GOAL_NS, "{policy}: p99 {} ns", large.1);
+        for blocks in [1 << 12, 1 << 20] {
+            let Figures { evictions, walks, touches } = evict(blocks, policy);
+            let wait_ns = walks.percentile(50) as f64 / touches as f64;
+            let [p50, p99] = [50, 99].map(|percent| evictions.percentile(percent));
+            let [walk_p50, walk_p99] = [50, 99].map(|percent| walks.percentile(percent));
+            let text = format!(
+                "{policy}, {EVICTED} of {blocks} blocks: p50 {p50} ns, p99 {p99}, own p99 {}; a walk of {touches} \
+                 touches p50 {walk_p50}, p99 {walk_p99}; over 100 us {} evictions and {} walks of {TIMED}\n",
+                evictions.own_p99(&walks),
+                evictions.over(LEAST_GATE_NS),
+                walks.over(LEAST_GATE_NS),
+            );
+            let _ = std::io::stderr().lock().write_all(text.as_bytes());
+            if blocks < 1 << 20 {
+                // The goal is one of large caches; what lies in the processor's own cache is only printed.
+                continue;
+            }
+            let most_p50 = GOAL_NS as f64 * (wait_ns / GOAL_OF_BLOCK_NS).max(1.0);
+            let most_p99 = (LEAST_GATE_NS as f64).max(EQUAL_TAILS * walk_p99 as f64);
+            assert!(p50 as f64 <= most_p50, "{policy}: p50 {p50} ns, at most {most_p50:.0}");
+            assert!(p99 as f64 <= most_p99, "{policy}: p99 {p99} ns, at most {most_p99:.0}");
+        }
     }
 }

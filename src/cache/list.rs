@@ -107,11 +107,14 @@ impl List {
     }
 
     pub(in crate::cache) fn pop_oldest(&mut self) -> Option<u32> {
-        let block = self.head;
-        if block == NONE {
-            return None;
+        let block = self.oldest()?;
+        let next = std::mem::replace(&mut self.links[block as usize].next, UNLINKED);
+        self.head = next;
+        match next {
+            NONE => self.tail = NONE,
+            next => self.links[next as usize].prev = NONE,
         }
-        self.unlink(block);
+        self.count -= 1;
         Some(block)
     }
 

@@ -116,7 +116,12 @@ impl Lists {
 
     pub(in crate::cache) fn pop_oldest(&mut self, list: usize) -> Option<u32> {
         let block = self.oldest(list)?;
-        self.unlink(list, block);
+        let next = std::mem::replace(&mut self.links[block as usize].next, UNLINKED);
+        self.ends[list].oldest = next;
+        match next {
+            NONE => self.ends[list].newest = NONE,
+            next => self.links[next as usize].prev = NONE,
+        }
         Some(block)
     }
 

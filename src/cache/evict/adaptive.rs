@@ -45,13 +45,24 @@ impl Entry {
     }
 }
 
+/// Of an empty class.
+const NO_RANK: u128 = u128::MAX;
+
+/// A number whose order is that in which blocks go: the least promise first, and the oldest among equals.
+fn rank(promise: f64, age: u64) -> u128 {
+    let bits = promise.to_bits();
+    // Positive ones above negative ones, and those the other way round.
+    let sorted = if bits >> 63 == 0 { bits | 1 << 63 } else { !bits };
+    u128::from(sorted) << 64 | u128::from(!age)
+}
+
 struct Adaptive {
     lists: Lists,
     entries: Vec<Entry>,
     ghosts: Ghosts,
     pending: Vec<Entry>,
-    /// By class, of its oldest block; holds until something but an eviction happens.
-    judged: [(f64, u64); CLASSES],
+    /// By class, the rank of its oldest block; holds until something but an eviction happens.
+    judged: [u128; CLASSES],
     is_judged: bool,
     /// Latest victims, by class.
     gone: [usize; CLASSES],
@@ -65,7 +76,7 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
         entries: filled(blocks as usize, Entry::default())?,
         ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
         pending: room(PENDING_MOST)?,
-        judged: [(0.0, 0); CLASSES],
+        judged: [NO_RANK; CLASSES],
         is_judged: false,
         gone: [0; CLASSES],
         odds: Odds::new(blocks)?,
@@ -81,14 +92,14 @@ impl Adaptive {
         self.entries[block as usize].stamp_and_class = stamp << 2 | class as u64;
     }
 
-    /// What the oldest block of a class promises, and its age plus one; 0 if there is none.
+    /// Ranks the oldest block of a class.
     fn judge(&mut self, class: usize) {
         self.judged[class] = match self.lists.oldest(class) {
             Some(oldest) => {
                 let age = self.odds.now() - self.entry(oldest).stamp();
-                (self.odds.promise(class, age), age + 1)
+                rank(self.odds.promise(class, age), age)
             }
-            None => (0.0, 0),
+            None => NO_RANK,
         };
     }
 
@@ -159,12 +170,10 @@ impl Policy for Adaptive {
             (0..CLASSES).for_each(|class| self.judge(class));
             self.is_judged = true;
         }
-        // The least promise; the oldest among equals.
-        let judged = (0..CLASSES).filter(|&class| self.judged[class].1 > 0);
-        let class = judged.min_by(|&a, &b| {
-            let (a, b) = (self.judged[a], self.judged[b]);
-            a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))
-        })?;
+        let class = (1..CLASSES).fold(0, |least, class| match self.judged[class] < self.judged[least] {
+            true => class,
+            false => least,
+        });
         let block = self.lists.pop_oldest(class)?;
         if self.pending.len() == PENDING_MOST {
             self.write_ghost();

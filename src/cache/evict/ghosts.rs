@@ -63,15 +63,25 @@ impl Ghosts {
     pub(super) fn insert(&mut self, fingerprint: u64, stamp: u64, class: usize, now: u64) {
         let word = Self::tag(fingerprint) << 40 | (stamp & STAMP_MASK) << 2 | class as u64;
         let set = self.set(fingerprint);
-        let age = |word: u64| if word == 0 { u64::MAX } else { Self::age(word, now) };
-        let oldest = (0..WAYS).max_by_key(|&way| age(set.0[way])).unwrap_or(0);
+        // The stamp in the upper bits, the tag shifted out, counted from the oldest that there can be. An empty word is
+        // older than every ghost until stamps wrap, and from then on as old as any.
+        let first = now.wrapping_add(1) << (64 - STAMP_BITS);
+        let (mut oldest, mut least) = (0, u64::MAX);
+        for (way, &word) in set.0.iter().enumerate() {
+            let youth = (word << (62 - STAMP_BITS)).wrapping_sub(first);
+            if youth <= least {
+                (oldest, least) = (way, youth);
+            }
+        }
         set.0[oldest] = word;
     }
 
     /// Finds a ghost and lays it to rest.
     pub(super) fn take(&mut self, fingerprint: u64, now: u64) -> Option<Ghost> {
+        // A tag is never 0, so an empty word has none.
+        let tag = Self::tag(fingerprint);
         let set = self.set(fingerprint);
-        let way = set.0.iter().position(|&word| word != 0 && word >> 40 == Self::tag(fingerprint))?;
+        let way = set.0.iter().position(|&word| word >> 40 == tag)?;
         let word = std::mem::take(&mut set.0[way]);
         Some(Ghost { age: Self::age(word, now), class: (word & 3) as usize })
     }

@@ -10,6 +10,7 @@
 
 mod adaptive;
 mod cost;
+mod divisor;
 mod fifo;
 mod ghosts;
 mod lfu;

@@ -11,8 +11,10 @@
 //! When the room changes, so does the width of the slots: what was counted is spread over the new ones in proportion.
 //!
 //! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches; so
-//! does a change of the width, which comes when the room has changed by half.
+//! does a change of the width, which comes when the room has changed by half. What a class promises at an age is worked
+//! out when it is asked for, because few ages are between two turns.
 
+use super::divisor::Divisor;
 use crate::error::Result;
 use crate::sys::reserve::filled;
 
@@ -56,9 +58,11 @@ fn shares(slot: u64, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
 
 pub(super) struct Odds {
     blocks: u64,
-    slot_touches: u64,
+    slot_touches: Divisor,
     now: u64,
     slot: u64,
+    /// The entry of `waiting` for this slot.
+    entry: usize,
     /// The touch with which the next slot begins.
     next_slot_at: u64,
     learn_slots: u64,
@@ -70,9 +74,11 @@ pub(super) struct Odds {
     held: u64,
     /// Age up to which lru would have kept a block.
     lru_age: u64,
-    returns: [[f64; BINS]; CLASSES],
-    exposure: [[f64; BINS]; CLASSES],
-    promises: [[f64; BINS]; CLASSES],
+    returns: [[f64; CLASSES]; BINS],
+    exposure: [[f64; CLASSES]; BINS],
+    /// Returns by exposure, as of the latest judgement.
+    rates: [[f64; CLASSES]; BINS],
+    judged: [Judged; CLASSES],
     bin_of_slot: [u8; SLOTS as usize],
     slots_of_bin: [f64; BINS],
     /// Own hits less lru's.
@@ -80,6 +86,21 @@ pub(super) struct Odds {
     touches: f64,
     trusts_itself: bool,
     turned_to_lru: u64,
+}
+
+/// What was worked out of a class since the latest judgement.
+#[derive(Clone, Copy)]
+struct Judged {
+    /// Chance of a return while in a bin; holds if any promise does.
+    chances: [f64; BINS],
+    promises: [f64; BINS],
+    /// One bit for each promise that holds.
+    holds: u32,
+}
+
+impl Judged {
+    /// Before the first judgement everything promises nothing.
+    const FIRST: Self = Self { chances: [0.0; BINS], promises: [0.0; BINS], holds: u32::MAX };
 }
 
 impl Odds {
@@ -99,9 +120,10 @@ impl Odds {
         let slot_touches = width(blocks);
         Self {
             blocks: blocks.into(),
-            slot_touches,
+            slot_touches: Divisor::new(slot_touches),
             now: 1,
             slot: 0,
+            entry: 0,
             next_slot_at: slot_touches,
             learn_slots: LEARN_SLOTS.max(LEARN_TOUCHES / slot_touches),
             judged_slot: 0,
@@ -109,9 +131,10 @@ impl Odds {
             waiting: Vec::new(),
             held: 0,
             lru_age: blocks.into(),
-            returns: [[0.0; BINS]; CLASSES],
-            exposure: [[0.0; BINS]; CLASSES],
-            promises: [[0.0; BINS]; CLASSES],
+            returns: [[0.0; CLASSES]; BINS],
+            exposure: [[0.0; CLASSES]; BINS],
+            rates: [[0.0; CLASSES]; BINS],
+            judged: [Judged::FIRST; CLASSES],
             bin_of_slot,
             slots_of_bin,
             balance: 0.0,
@@ -129,7 +152,7 @@ impl Odds {
             *self = Self { waiting, held: self.held, ..Self::of(blocks) };
         }
         self.blocks = blocks.into();
-        let (old, new) = (self.slot_touches, width(blocks));
+        let (old, new) = (self.slot_touches.get(), width(blocks));
         if 2 * new >= 3 * old || 2 * old >= 3 * new {
             self.widen(new);
         }
@@ -138,7 +161,7 @@ impl Odds {
     /// Slots have so many touches from now on. What is known of ages that are not remembered any more is forgotten.
     fn widen(&mut self, new: u64) {
         self.judge();
-        let (old, old_slot) = (self.slot_touches, self.slot);
+        let (old, old_slot) = (self.slot_touches.get(), self.slot);
         self.slot = self.now / new;
         let mut waiting = [[0; CLASSES]; SLOTS as usize];
         for slot in old_slot.saturating_sub(SLOTS - 1)..=old_slot {
@@ -160,7 +183,7 @@ impl Odds {
         }
         self.waiting.copy_from_slice(&waiting);
         let (returns, exposure) = (self.returns, self.exposure);
-        (self.returns, self.exposure) = ([[0.0; BINS]; CLASSES], [[0.0; BINS]; CLASSES]);
+        (self.returns, self.exposure) = ([[0.0; CLASSES]; BINS], [[0.0; CLASSES]; BINS]);
         for age in 0..SLOTS {
             let from = usize::from(self.bin_of_slot[age as usize]);
             for (at, shared) in shares(age, old, new).filter(|&(at, _)| at < SLOTS) {
@@ -168,13 +191,14 @@ impl Odds {
                 // Exposure is counted in slots, of which there are more or fewer now.
                 let (part, slots) = (shared as f64 / old as f64, old as f64 / new as f64);
                 for class in 0..CLASSES {
-                    self.returns[class][to] += returns[class][from] / self.slots_of_bin[from] * part;
-                    self.exposure[class][to] +=
-                        exposure[class][from] / self.slots_of_bin[from] * part * slots;
+                    self.returns[to][class] += returns[from][class] / self.slots_of_bin[from] * part;
+                    self.exposure[to][class] +=
+                        exposure[from][class] / self.slots_of_bin[from] * part * slots;
                 }
             }
         }
-        self.slot_touches = new;
+        self.slot_touches = Divisor::new(new);
+        self.entry = (self.slot % SLOTS) as usize;
         self.next_slot_at = (self.slot + 1) * new;
         // Whoever has learned goes on; else the time to learn is that of the new room.
         let has_learned = old_slot >= self.learn_slots;
@@ -208,9 +232,9 @@ impl Odds {
         size_of::<Self>() as u64 + SLOTS * size_of::<[u32; CLASSES]>() as u64
     }
 
-    /// The slot of the touch that was so long ago. A division, so who needs it twice asks once.
+    /// The slot of the touch that was so long ago.
     fn slot_of(&self, age: u64) -> u64 {
-        (self.now - age) / self.slot_touches
+        self.slot_touches.divide(self.now - age)
     }
 
     fn bin(&self, slot: u64) -> usize {
@@ -229,7 +253,7 @@ impl Odds {
         if self.now == self.next_slot_at {
             self.turn();
         }
-        self.waiting[(self.slot % SLOTS) as usize][class] += 1;
+        self.waiting[self.entry][class] += 1;
         self.now
     }
 
@@ -251,7 +275,7 @@ impl Odds {
     pub(super) fn came_back(&mut self, class: usize, age: u64, is_hit: bool) {
         let slot = self.slot_of(age);
         self.withdraw_from(class, slot);
-        self.returns[class][self.bin(slot)] += 1.0;
+        self.returns[self.bin(slot)][class] += 1.0;
         if self.trusts_itself || self.slot < self.turned_to_lru + AFTERMATH_SLOTS {
             let (own, lru) = (f64::from(u8::from(is_hit)), f64::from(u8::from(age <= self.lru_age)));
             self.balance = (self.balance + own - lru).min(CREDIT * self.blocks as f64);
@@ -259,18 +283,24 @@ impl Odds {
     }
 
     /// What a block of this class and age promises: hits for each slot of waiting, or, when lru is followed, its age.
-    pub(super) fn promise(&self, class: usize, age: u64) -> f64 {
-        match self.trusts_itself {
-            true => self.promises[class][self.bin(self.slot_of(age))],
-            false => -(age as f64),
+    pub(super) fn promise(&mut self, class: usize, age: u64) -> f64 {
+        if !self.trusts_itself {
+            return -(age as f64);
         }
+        let bin = self.bin(self.slot_of(age));
+        if self.judged[class].holds >> bin & 1 == 0 {
+            self.work_out(class, bin);
+        }
+        self.judged[class].promises[bin]
     }
 
+    #[cold]
     fn turn(&mut self) {
         self.slot += 1;
-        self.next_slot_at += self.slot_touches;
-        self.touches += self.slot_touches as f64;
-        self.waiting[(self.slot % SLOTS) as usize] = [0; CLASSES];
+        self.entry = (self.slot % SLOTS) as usize;
+        self.next_slot_at += self.slot_touches.get();
+        self.touches += self.slot_touches.get() as f64;
+        self.waiting[self.entry] = [0; CLASSES];
         self.lru_age = self.find_lru_age();
         if self.now - self.judged_at >= JUDGE_EVERY {
             self.judge();
@@ -280,18 +310,24 @@ impl Odds {
         self.keep_account();
     }
 
+    /// What waits of each slot that is remembered, the present one first.
+    fn newest_first(&self) -> impl Iterator<Item = &[u32; CLASSES]> {
+        let (until_now, before) = self.waiting.split_at(self.entry + 1);
+        until_now.iter().rev().chain(before.iter().rev()).take(self.slot as usize + 1)
+    }
+
     fn find_lru_age(&self) -> u64 {
+        let slot_touches = self.slot_touches.get();
         let mut kept = self.held;
-        for ago in 1..SLOTS.min(self.slot + 1) {
-            let of_slot = self.waiting[((self.slot - ago) % SLOTS) as usize];
+        for (ago, of_slot) in (1..).zip(self.newest_first().skip(1)) {
             let count: u64 = of_slot.iter().map(|&count| u64::from(count)).sum();
             if kept + count >= self.blocks {
-                let part = self.blocks.saturating_sub(kept) * self.slot_touches / count.max(1);
-                return (ago - 1) * self.slot_touches + part;
+                let part = self.blocks.saturating_sub(kept) * slot_touches / count.max(1);
+                return (ago - 1) * slot_touches + part;
             }
             kept += count;
         }
-        (SLOTS - 1) * self.slot_touches
+        (SLOTS - 1) * slot_touches
     }
 
     fn keep_account(&mut self) {
@@ -308,52 +344,54 @@ impl Odds {
         }
     }
 
-    /// Brings exposure up to now and works out for each class and age the best rate of hits that waiting on can bring:
-    /// over all ages at which one could stop waiting, expected hits by expected time.
+    /// Brings exposure up to now, and from it the rates of returns. All classes side by side; the order in which each
+    /// sum is made is part of the result.
     fn judge(&mut self) {
         let slots = (self.slot - self.judged_slot) as f64;
         let keep = KEEP.powf(slots);
-        let (mut returns, mut exposure) = ([0.0; BINS], [0.0; BINS]);
-        for class in 0..CLASSES {
-            for bin in 0..BINS {
-                self.returns[class][bin] *= keep;
-                self.exposure[class][bin] *= keep;
-            }
-            for ago in 0..SLOTS.min(self.slot + 1) {
-                let count = self.waiting[((self.slot - ago) % SLOTS) as usize][class];
-                self.exposure[class][self.bin_of_slot[ago as usize] as usize] += slots * f64::from(count);
-            }
-            for bin in 0..BINS {
-                returns[bin] += self.returns[class][bin];
-                exposure[bin] += self.exposure[class][bin];
+        self.returns.iter_mut().flatten().for_each(|returns| *returns *= keep);
+        let mut exposure = self.exposure;
+        exposure.iter_mut().flatten().for_each(|exposure| *exposure *= keep);
+        for (counts, &bin) in self.newest_first().zip(&self.bin_of_slot) {
+            let exposure = &mut exposure[usize::from(bin)];
+            for (exposure, &count) in exposure.iter_mut().zip(counts) {
+                *exposure += slots * f64::from(count);
             }
         }
+        self.exposure = exposure;
+        let all = |by_class: &[f64; CLASSES]| by_class.iter().fold(0.0, |sum, of_class| sum + of_class);
+        let (returns, exposure) = (self.returns.map(|bin| all(&bin)), self.exposure.map(|bin| all(&bin)));
         let mean = (returns.iter().sum::<f64>() + 1e-3) / (exposure.iter().sum::<f64>() + 1.0);
-        for class in 0..CLASSES {
-            let mut chance = [0.0; BINS];
-            for bin in 0..BINS {
-                let of_age = (returns[bin] + DOUBT_OF_AGE * mean) / (exposure[bin] + DOUBT_OF_AGE);
-                let rate = (self.returns[class][bin] + DOUBT_OF_CLASS * of_age)
-                    / (self.exposure[class][bin] + DOUBT_OF_CLASS);
-                chance[bin] = 1.0 - (-rate * self.slots_of_bin[bin]).exp();
-            }
-            for from in 0..BINS {
-                self.promises[class][from] = self.best_rate(&chance, from);
+        for bin in 0..BINS {
+            let of_age = (returns[bin] + DOUBT_OF_AGE * mean) / (exposure[bin] + DOUBT_OF_AGE);
+            for class in 0..CLASSES {
+                self.rates[bin][class] = (self.returns[bin][class] + DOUBT_OF_CLASS * of_age)
+                    / (self.exposure[bin][class] + DOUBT_OF_CLASS);
             }
         }
+        self.judged.iter_mut().for_each(|judged| judged.holds = 0);
     }
 
-    fn best_rate(&self, chance: &[f64; BINS], from: usize) -> f64 {
+    /// The best rate of hits that waiting on from an age can bring: over all ages at which one could stop waiting,
+    /// expected hits by expected time.
+    #[cold]
+    fn work_out(&mut self, class: usize, from: usize) {
+        let judged = &mut self.judged[class];
+        if judged.holds == 0 {
+            for (bin, chance) in judged.chances.iter_mut().enumerate() {
+                *chance = 1.0 - (-self.rates[bin][class] * self.slots_of_bin[bin]).exp();
+            }
+        }
         let (mut best, mut hits, mut time, mut left) = (0.0f64, 0.0, 0.0, 1.0);
-        for (&slots, &chance) in
-            self.slots_of_bin.iter().zip(chance).skip(from).filter(|(slots, _)| **slots > 0.0)
-        {
+        let bins = self.slots_of_bin.iter().zip(&judged.chances).skip(from);
+        for (&slots, &chance) in bins.filter(|(slots, _)| **slots > 0.0) {
             hits += left * chance;
             time += left * slots * (1.0 - 0.5 * chance);
             left *= 1.0 - chance;
             best = best.max(hits / time);
         }
-        best
+        judged.promises[from] = best;
+        judged.holds |= 1 << from;
     }
 }
 
@@ -393,7 +431,7 @@ mod tests {
         }
         let (before, returns, now) = (waiting(&odds), returned(&odds), odds.now());
         odds.room(8192);
-        assert_eq!((odds.slot_touches, odds.slot), (512, now / 512));
+        assert_eq!((odds.slot_touches.get(), odds.slot), (512, now / 512));
         assert_eq!(waiting(&odds), before, "nothing is lost");
         assert!((returned(&odds) / returns - 1.0).abs() < 0.02, "{} of {returns}", returned(&odds));
         assert!((7500..=8192 + 900).contains(&odds.lru_age), "{}", odds.lru_age);
@@ -402,7 +440,7 @@ mod tests {
         assert!((8000..8400).contains(&odds.lru_age), "{}", odds.lru_age);
         // Back again: what is older than is remembered then is forgotten.
         odds.room(1024);
-        assert_eq!((odds.slot_touches, odds.slot), (64, odds.now() / 64));
+        assert_eq!((odds.slot_touches.get(), odds.slot), (64, odds.now() / 64));
         let kept: u32 = waiting(&odds).iter().sum();
         assert!((191 * 64..=192 * 64).contains(&u64::from(kept)), "{kept}");
         assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
