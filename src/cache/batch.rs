@@ -90,7 +90,7 @@ pub(super) struct Batch {
     pub(super) step: u64,
     pub(super) entries: Vec<BatchEntry>,
     pub(super) tokens: u32,
-    /// Sequences that had ended when the step began: while none has since, all entries are live.
+    /// `Holders::ended` when the step began: while it is the same, all entries are live.
     pub(super) ended_before: u64,
     /// Tables or a plan of this step were made, or begun: its work may be under way.
     pub(super) is_told: bool,
@@ -127,7 +127,7 @@ impl Batch {
         })
     }
 
-    /// Starts the batch of a new step; so many sequences have ended so far.
+    /// Starts the batch of a new step; `ended` is that of the holders.
     pub(super) fn begin(&mut self, step: u64, ended: u64) {
         self.step = step;
         self.ended_before = ended;

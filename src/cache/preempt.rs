@@ -20,6 +20,7 @@ impl State {
             if sequence.last_step == self.batch.step && self.batch.step > 0 {
                 // No sequence has generation 0: the entry is nobody's.
                 self.batch.entries[sequence.batch_position as usize].generation = 0;
+                self.holders.ended += 1;
             }
             (sequence.length, sequence.committed, sequence.last_step) = (0, 0, 0);
             (sequence.trimmed, sequence.edited) = (0, 0);

@@ -232,7 +232,7 @@ pub(super) struct Holders {
     /// One for each group.
     pub(super) rows: Vec<Rows>,
     free_rows: List,
-    /// Sequences that have ended since the cache was made.
+    /// How often a sequence ended, or was dropped from the batch: then an entry of the batch may be nobody's.
     pub(super) ended: u64,
     pub(super) leases: Vec<Lease>,
     /// One for each group; with one row more than there are leases.
