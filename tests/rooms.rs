@@ -215,7 +215,7 @@ fn threads_that_are_all_short_end_without_waiting_for_each_other_for_ever() {
 
 /// Counts how often it was asked, and drops what it holds.
 struct Cache {
-    held: kavern::sync::Mutex<Option<kavern::memory::Allocation>>,
+    held: Mutex<Option<Allocation>>,
     was_asked: AtomicBool,
 }
 
@@ -236,7 +236,7 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
     let heap = heap(&memory);
     let held = memory.allocate(8 * MIB, "cache").unwrap();
     let cache =
-        Arc::new(Cache { held: kavern::sync::Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
+        Arc::new(Cache { held: Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
     leave_idle(&heap, 20 * MIB);
     assert!(!cache.was_asked.load(Ordering::Relaxed), "28 MiB are under the limit");
@@ -290,7 +290,7 @@ fn what_an_owner_gives_above_the_soft_limit_is_not_asked_of_the_next_one_too() {
         };
         shared.on_reclaim(name, Some(Arc::new(give))).unwrap();
     }
-    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    let cache = Arc::new(Cache { held: Mutex::default(), was_asked: AtomicBool::new(false) });
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
     // 116 MiB are 36 above the limit.
     let direct = memory.allocate(44 * MIB, "direct").unwrap();
@@ -313,7 +313,7 @@ fn others_are_asked_before_a_range_is_refused_and_after_a_resize_has_given_its_o
     assert_eq!(pool.statistics().0.blocks, 2, "no more was asked for than was missing");
     drop((elastic, pool));
     let memory = self::memory(0, 40 * MIB);
-    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    let cache = Arc::new(Cache { held: Mutex::default(), was_asked: AtomicBool::new(false) });
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
     let elastic = Elastic::new(&memory, config).unwrap();
     elastic.commit(32 * MIB, 32 * MIB).unwrap();
@@ -346,7 +346,7 @@ fn an_answer_that_no_sum_holds_ends_the_asking() {
     pool.release(block.address, Stream::DEFAULT, 0).unwrap();
     let held = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
     let boaster = Arc::new(Boaster(AtomicU64::new(0)));
-    let cache = Arc::new(Cache { held: kavern::sync::Mutex::default(), was_asked: AtomicBool::new(false) });
+    let cache = Arc::new(Cache { held: Mutex::default(), was_asked: AtomicBool::new(false) });
     memory.add_room(room(&pool));
     memory.add_room(room(&boaster));
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));

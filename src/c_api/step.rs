@@ -194,7 +194,7 @@ pub unsafe extern "C" fn kavern_kv_step(
         let (far, near) = (StepSession::FAR.min(n), StepSession::NEAR.min(n));
         for at in 0..n + far {
             if let Some(op) = ops.peek(at) {
-                step.expect(Id(op.target), op.kind == 3);
+                step.expect(Id(op.target), op.kind == kavern_kv_op_kind::KAVERN_OP_COMMIT as u32);
             }
             if let Some(op) = (at + near).checked_sub(far).and_then(|at| ops.peek(at)) {
                 // SAFETY: the header asks for pointers as the fields say.

@@ -306,7 +306,7 @@ fn what_is_held_is_weighed_while_another_thread_maps() {
     let (region, _) = heap.block_at(address).unwrap();
     let backed_bytes = heap.backed_bytes();
     let (first, end) = region.pages(64 * SLAB_PAGE_BYTES, SLAB_PAGE_BYTES);
-    let seen = std::cell::Cell::new(None);
+    let seen = Cell::new(None);
     // Called between the mapping and its end, with the lock of the table held.
     let look = |_: &[DeviceSlice]| {
         seen.set(Some((heap.weigh(), heap.backed_bytes())));
