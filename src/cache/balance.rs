@@ -11,8 +11,9 @@
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
 //! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
-//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Lock order:
-//! this one, then a group's resize, then the cache's.
+//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Nobody is asked
+//! to make room for it: what somebody else has taken meanwhile is waited for. Lock order: this one, then a group's
+//! resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
@@ -34,8 +35,8 @@ const LONG_QUIET: u64 = 256;
 const OLDER: u64 = 2;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
-/// Steps that may be on the way: of the last slab of pages that is in use none goes back.
-const SPARE_STEPS: u64 = 2;
+/// Steps that may be on the way: of the last slab that is in use in each class that gives no page goes back.
+const SPARE_STEPS: u64 = CLASSES_MAX as u64;
 
 /// One class.
 #[derive(Clone, Copy, Default)]
@@ -70,6 +71,8 @@ struct Balance {
     giving: Option<(usize, u64, u64)>,
     /// No step begins before this poll.
     rests_until: u64,
+    /// Nobody grows before this poll: somebody else had the memory.
+    takes_from: u64,
 }
 
 /// Moves memory between the classes of a cache.
@@ -129,6 +132,7 @@ impl Balancer {
             spare_bytes: 0,
             giving: None,
             rests_until: 0,
+            takes_from: 0,
         };
         Some(Self { classes, balance: Mutex::new(balance) })
     }
@@ -207,6 +211,9 @@ impl KvCache {
         let classes = balancer.classes;
         let seen = self.look_at_classes(&mut balance, classes);
         self.settle_giving(&mut balance)?;
+        if balance.polls < balance.takes_from {
+            return Ok(());
+        }
         let taker = balance.taker(&seen, classes);
         if balance.spare_bytes > 0 && balance.giving.is_none() {
             // Without a class that is short the spare goes to the one that began with least room left.
@@ -230,7 +237,11 @@ impl KvCache {
         balance.rests_until = balance.polls + if gift.is_free || is_short { REST } else { QUIET };
         let side = balance.sides[giver];
         let blocks = gift.bytes / side.block_bytes;
-        self.resize(side.group, side.target - blocks)?;
+        let (now, then) = (side.target as u32, (side.target - blocks) as u32);
+        if self.resize_unasked(side.group, Some(now), then)?.is_none() {
+            // The caller has resized it meanwhile: the next poll sees that.
+            return Ok(());
+        }
         balance.sides[giver].target -= blocks;
         balance.spare_bytes += gift.bytes;
         balance.giving = Some((giver, gift.bytes, balance.polls));
@@ -282,7 +293,7 @@ impl KvCache {
     fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
         let Some((giver, bytes, since)) = balance.giving else { return Ok(()) };
         let side = balance.sides[giver];
-        if self.resize(side.group, side.target)?.is_done {
+        if self.is_resized(side.group) {
             balance.giving = None;
         } else if balance.polls - since >= PATIENCE {
             balance.giving = None;
@@ -305,8 +316,9 @@ impl KvCache {
             return Ok(false);
         }
         let target = side.target + bytes / side.block_bytes;
-        match self.resize(side.group, target) {
-            Ok(_) => {
+        match self.resize_unasked(side.group, Some(side.target as u32), target as u32) {
+            Ok(None) => Ok(false),
+            Ok(Some(_)) => {
                 balance.sides[class].target = target;
                 balance.spare_bytes -= bytes;
                 self.note_moved(class, bytes, 0);
@@ -314,7 +326,7 @@ impl KvCache {
             }
             // Somebody else has the memory at the moment.
             Err(error) if error.status == Status::OutOfMemory => {
-                balance.rests_until = balance.polls + LONG_QUIET;
+                balance.takes_from = balance.polls + LONG_QUIET;
                 Ok(false)
             }
             Err(error) => Err(error),
