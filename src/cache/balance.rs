@@ -11,9 +11,10 @@
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
 //! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
-//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Nobody is asked
-//! to make room for it: what somebody else has taken meanwhile is waited for. Lock order: this one, then a group's
-//! resize, then the cache's.
+//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Nobody is
+//! asked to make room for it: what somebody else has taken meanwhile is waited for.
+//!
+//! Lock order: this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
 use super::config::Geometry;
