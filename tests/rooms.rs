@@ -235,8 +235,7 @@ fn above_the_soft_limit_allocations_succeed_and_what_is_idle_goes_back() {
     let memory = memory(128 * MIB, 32 * MIB);
     let heap = heap(&memory);
     let held = memory.allocate(8 * MIB, "cache").unwrap();
-    let cache =
-        Arc::new(Cache { held: Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
+    let cache = Arc::new(Cache { held: Mutex::new(Some(held)), was_asked: AtomicBool::new(false) });
     memory.set_callback(Some(Arc::clone(&cache) as Arc<dyn Room>));
     leave_idle(&heap, 20 * MIB);
     assert!(!cache.was_asked.load(Ordering::Relaxed), "28 MiB are under the limit");

@@ -6,6 +6,7 @@ use super::cache::CacheObject;
 use super::config::{self, Out, OutArray, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
+use super::kv_enums::kavern_kv_op_kind;
 use super::kv_ops;
 use super::kv_retain;
 use super::kv_types::*;

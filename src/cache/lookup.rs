@@ -180,7 +180,11 @@ impl State {
         let holder =
             Holder { namespace, no_store: request.no_store, groups, key, extras, epoch, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
+<<<<<<< HEAD
         self.holders.leases[lease].ask = request.bounded(self.max_sequence_tokens).ask();
+=======
+        self.holders.leases[lease].ask = request.ask(self.max_sequence_tokens);
+>>>>>>> ad
         let group = self.sizes.as_ref().map(|_| groups.first() as u32);
         Ok(Match { lease: id, hit_tokens, block_count, cross_groups, group })
     }

@@ -125,10 +125,10 @@ impl Sizes {
 
 impl Request<'_> {
     /// What an advisor is told.
-    pub(super) fn ask(&self) -> Ask {
+    pub(super) fn ask(&self, max_sequence_tokens: u64) -> Ask {
         Ask {
             prompt_tokens: self.token_count.max(1),
-            expected_tokens: self.sizing.expected_tokens,
+            expected_tokens: self.sizing.expected_tokens.min(max_sequence_tokens),
             namespace_id: self.namespace_id,
         }
     }
@@ -187,7 +187,7 @@ impl State {
     /// The class for what was found in each, and those that would have been better and have no room, as bits.
     fn choose_class(&self, request: &Request<'_>, lease: usize, found: &[Found; CLASSES_MAX]) -> (usize, u8) {
         let Some(sizes) = &self.sizes else { return (0, 0) };
-        let Advice { class: advised, tokens } = sizes.advisor.advise(&request.ask());
+        let Advice { class: advised, tokens } = sizes.advisor.advise(&request.ask(self.max_sequence_tokens));
         let worth = |class: usize| {
             let excess = sizes.terms.excess(class, advised, tokens);
             (found[class].hit_tokens as i64 - excess as i64, class == advised)
@@ -198,7 +198,7 @@ impl State {
         let tokens = request.token_count.max(request.sizing.expected_tokens).min(self.max_sequence_tokens);
         let mut passed_over = 0;
         for &class in &*order {
-            if self.has_room(self.classes[class], lease, tokens) {
+            if self.has_room(self.classes[class], lease, found[class].hit_tokens, tokens) {
                 return (class, passed_over);
             }
             passed_over |= 1 << class;
@@ -207,13 +207,15 @@ impl State {
         (order[0], passed_over & !(1 << order[0]))
     }
 
-    /// Whether so many tokens can be held beside what the row of a lease would hold.
-    fn has_room(&self, groups: Groups, lease: usize, tokens: u64) -> bool {
+    /// Whether so many tokens can be held beside what the row of a lease would hold for its hit.
+    fn has_room(&self, groups: Groups, lease: usize, hit_tokens: u64, tokens: u64) -> bool {
         groups.range().all(|group| {
             let (store, found) = (&self.stores[group], self.holders.lease_rows[group].row(lease));
             let inactive = found.iter().filter(|&&block| store.is_evictable(block as u32)).count();
             let new = tokens.div_ceil(store.block_tokens.into()).saturating_sub(found.len() as u64);
-            new + inactive as u64 <= store.available().into()
+            // The block in which a hit ends is copied.
+            let copied = u64::from(!hit_tokens.is_multiple_of(store.block_tokens.into()));
+            new + copied + inactive as u64 <= store.available().into()
         })
     }
 
@@ -321,6 +323,7 @@ impl KvCache {
         let state = self.state();
         state.check_decides()?;
         let sizes = state.sizes.as_ref().ok_or_else(Self::without_classes)?;
+        let expected_tokens = expected_tokens.min(state.max_sequence_tokens);
         let ask = Ask { prompt_tokens: prompt_tokens.max(1), expected_tokens, namespace_id };
         let Advice { class, tokens } = sizes.advisor.advise(&ask);
         let ClassStatistics { size_class, block_tokens, .. } = sizes.counts[class];

@@ -279,6 +279,18 @@ fn a_promise_counts_in_the_class_that_gives_it() {
     bench.done();
 }
 
+#[test]
+fn a_length_beyond_every_bound_is_taken_for_that_of_the_longest_sequence() {
+    let mut bench = Bench::new(&three(256));
+    let advice = bench.cache.advise(1, 8, u64::MAX).unwrap();
+    assert_eq!((advice.group, advice.predicted_tokens), (2, 1024));
+    let tokens = prompt(1, 8);
+    let sizing = Sizing { class: 0, expected_tokens: u64::MAX };
+    let found = bench.cache.lookups().find(&Request { sizing, ..ask(&tokens) }).unwrap();
+    assert_eq!(found.group, Some(2));
+    bench.release(found.lease);
+}
+
 /// `look` probes before it matches, and compares.
 #[test]
 fn a_probe_answers_as_the_match_does_beside_promises_and_whatever_class_has_room() {
