@@ -11,14 +11,9 @@
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
 //! swing, a class gives only when it was not short for a while, with cached blocks only after a long one, and keeps a
-<<<<<<< HEAD
-//! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. A resize of
-//! the caller's at the same moment wins. Nobody else is asked for memory: where others have it, this waits for long.
-=======
 //! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Nobody is
 //! asked to make room for it: what somebody else has taken meanwhile is waited for.
 //!
->>>>>>> ad
 //! Lock order: this one, then a group's resize, then the cache's.
 
 use super::classes::CLASSES_MAX;
@@ -41,12 +36,9 @@ const LONG_QUIET: u64 = 256;
 const OLDER: u64 = 2;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
-<<<<<<< HEAD
-=======
 /// Steps that may be on the way: of the last slab that is in use in each class that gives no page goes back.
 const SPARE_STEPS: u64 = CLASSES_MAX as u64;
 
->>>>>>> ad
 /// One class.
 #[derive(Clone, Copy, Default)]
 struct Side {
@@ -80,11 +72,7 @@ struct Balance {
     giving: Option<(usize, u64, u64)>,
     /// No step begins before this poll.
     rests_until: u64,
-<<<<<<< HEAD
-    /// Nor is memory asked for before this one.
-=======
     /// Nobody grows before this poll: somebody else had the memory.
->>>>>>> ad
     takes_from: u64,
 }
 
@@ -228,8 +216,8 @@ impl KvCache {
             return Ok(());
         }
         let taker = balance.taker(&seen, classes);
-        if balance.spare_bytes > 0 && balance.giving.is_none() && balance.polls >= balance.takes_from {
-            // Without a class that is short the spare goes to the one that has least room left.
+        if balance.spare_bytes > 0 && balance.giving.is_none() {
+            // Without a class that is short the spare goes to the one that began with least room left.
             let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
             let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
             let to = taker.map(|taker| taker.0).or_else(|| if idle() { emptiest() } else { None });
@@ -240,9 +228,8 @@ impl KvCache {
                 return Ok(());
             }
         }
-        // Of the last slab of pages that is in use none goes back, so that each class that gave may keep most of a step.
-        let is_enough = balance.spare_bytes >= classes as u64 * balance.step_bytes;
-        if balance.giving.is_some() || is_enough || balance.polls < balance.rests_until {
+        let is_full = balance.spare_bytes >= SPARE_STEPS * balance.step_bytes;
+        if balance.giving.is_some() || is_full || balance.polls < balance.rests_until {
             return Ok(());
         }
         let Some((taker, is_short)) = taker else { return Ok(()) };
@@ -251,14 +238,9 @@ impl KvCache {
         balance.rests_until = balance.polls + if gift.is_free || is_short { REST } else { QUIET };
         let side = balance.sides[giver];
         let blocks = gift.bytes / side.block_bytes;
-<<<<<<< HEAD
-        if self.resize_if(side.group, side.target, side.target - blocks)?.is_none() {
-            // The caller resizes it at this moment; the next poll sees to what.
-=======
         let (now, then) = (side.target as u32, (side.target - blocks) as u32);
         if self.resize_unasked(side.group, Some(now), then)?.is_none() {
             // The caller has resized it meanwhile: the next poll sees that.
->>>>>>> ad
             return Ok(());
         }
         balance.sides[giver].target -= blocks;
@@ -308,17 +290,11 @@ impl KvCache {
         seen
     }
 
-    /// Looks whether the class that is giving has let go; one that cannot for long gets back what it gave.
+    /// Whether the class that is giving has let go; one that cannot for long gets back what it gave.
     fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
         let Some((giver, bytes, since)) = balance.giving else { return Ok(()) };
         let side = balance.sides[giver];
-<<<<<<< HEAD
-        // The same count again goes on with what is left of it.
-        let Some(resized) = self.resize_if(side.group, side.target, side.target)? else { return Ok(()) };
-        if resized.is_done {
-=======
         if self.is_resized(side.group) {
->>>>>>> ad
             balance.giving = None;
         } else if balance.polls - since >= PATIENCE {
             balance.giving = None;
@@ -341,11 +317,7 @@ impl KvCache {
             return Ok(false);
         }
         let target = side.target + bytes / side.block_bytes;
-<<<<<<< HEAD
-        match self.resize_if(side.group, side.target, target) {
-=======
         match self.resize_unasked(side.group, Some(side.target as u32), target as u32) {
->>>>>>> ad
             Ok(None) => Ok(false),
             Ok(Some(_)) => {
                 balance.sides[class].target = target;
@@ -355,12 +327,7 @@ impl KvCache {
             }
             // Somebody else has the memory at the moment.
             Err(error) if error.status == Status::OutOfMemory => {
-<<<<<<< HEAD
-                balance.rests_until = balance.polls + LONG_QUIET;
-                balance.takes_from = balance.rests_until;
-=======
                 balance.takes_from = balance.polls + LONG_QUIET;
->>>>>>> ad
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -74,14 +74,6 @@ pub struct Request<'a> {
     pub sizing: Sizing,
 }
 
-impl<'a> Request<'a> {
-    /// The same of a sequence that gets no longer than one can be, whatever the caller expects of it.
-    pub(super) fn bounded(&self, most_tokens: u64) -> Request<'a> {
-        let expected_tokens = self.sizing.expected_tokens.min(most_tokens);
-        Request { sizing: Sizing { expected_tokens, ..self.sizing }, ..*self }
-    }
-}
-
 /// What a lookup found.
 #[derive(Clone, Copy, Debug)]
 pub struct Match {
@@ -154,7 +146,6 @@ impl State {
         let is_cold = request.no_read || matches!(request.naming, Naming::Chunks { .. });
         let found = match self.is_plain {
             true => {
-                let request = &request.bounded(self.max_sequence_tokens);
                 let look = Look { request, keys, namespace, row: lease, root, is_cold };
                 self.find_plain(&look, named)
             }
@@ -180,11 +171,7 @@ impl State {
         let holder =
             Holder { namespace, no_store: request.no_store, groups, key, extras, epoch, ..Holder::default() };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
-<<<<<<< HEAD
-        self.holders.leases[lease].ask = request.bounded(self.max_sequence_tokens).ask();
-=======
         self.holders.leases[lease].ask = request.ask(self.max_sequence_tokens);
->>>>>>> ad
         let group = self.sizes.as_ref().map(|_| groups.first() as u32);
         Ok(Match { lease: id, hit_tokens, block_count, cross_groups, group })
     }

@@ -320,7 +320,6 @@ impl State {
         let row = self.holders.probe_row();
         let hit_tokens = if self.is_plain {
             let root = Key::default();
-            let request = &request.bounded(self.max_sequence_tokens);
             let look = Look { request, keys, namespace, row, root, is_cold: false };
             self.find_plain(&look, named).hit_tokens
         } else {

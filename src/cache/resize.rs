@@ -188,33 +188,12 @@ impl KvCache {
         self.reap()?.check_decides()?;
         let pool = self.pools.get(group as usize);
         let missing_bytes = pool.map_or(0, |pool| pool.missing_bytes(target));
-<<<<<<< HEAD
-        let resized = self.memory.with_help(missing_bytes, || {
-            let mut progress = self.resizer.groups[group as usize].lock();
-            self.resize_unasked(group, target, &mut progress)
-        })?;
-=======
         let resized = self.memory.with_help(missing_bytes, || self.resize_unasked(group, None, target))?;
         let resized = resized.expect("whoever expects no count is not refused for it");
->>>>>>> ad
         self.memory.relax();
         Ok(resized)
     }
 
-<<<<<<< HEAD
-    /// As `resize`, if the count that was asked for last is the one expected and nobody is at it. Asks nobody for
-    /// memory and does not block; nothing if another was asked for meanwhile.
-    pub(super) fn resize_if(&self, group: u32, expected: u64, blocks: u64) -> Result<Option<Resized>> {
-        let Some(mut progress) = self.resizer.groups[group as usize].try_lock() else { return Ok(None) };
-        if u64::from(self.resizer.target(group)) != expected {
-            return Ok(None);
-        }
-        self.resize_unasked(group, blocks as u32, &mut progress).map(Some)
-    }
-
-    /// Asks nobody for memory: whoever is asked may resize the same group, whose lock is held here.
-    fn resize_unasked(&self, group: u32, target: u32, progress: &mut Progress) -> Result<Resized> {
-=======
     /// Asks nobody for memory: whoever is asked may resize the same group, whose lock is held here. Does nothing if
     /// another count than the expected one was asked for last.
     pub(super) fn resize_unasked(
@@ -227,7 +206,6 @@ impl KvCache {
         if expected.is_some_and(|expected| expected != self.resizer.target(group)) {
             return Ok(None);
         }
->>>>>>> ad
         if let Some(pool) = self.pools.get(group as usize).filter(|pool| pool.is_elastic()) {
             if target > progress.committed {
                 pool.commit(target)?;
@@ -239,9 +217,6 @@ impl KvCache {
         self.resizer.is_busy.store(true, Ordering::Release);
         // The count has changed for good: memory that the device does not take back now is left to `poll`, which tries
         // again and tells what is wrong.
-<<<<<<< HEAD
-        Ok(self.advance(group, progress).0)
-=======
         Ok(Some(self.advance(group, &mut progress).0))
     }
 
@@ -249,7 +224,6 @@ impl KvCache {
     pub(super) fn is_resized(&self, group: u32) -> bool {
         let progress = self.resizer.groups[group as usize].try_lock();
         progress.is_some_and(|mut progress| self.advance(group, &mut progress).0.is_done)
->>>>>>> ad
     }
 
     /// Goes on with what resizes have left over, unless another thread does.

@@ -19,9 +19,6 @@ pub const DEFAULT_ADVISOR: &str = "predictive";
 /// Lengths are told apart by their power of two.
 const BUCKETS: usize = 32;
 
-/// More than any sequence has: whoever expects it to go on for ever says so.
-const LONGEST_TOKENS: u64 = 1 << 40;
-
 /// What is known of a sequence before it runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Ask {
@@ -34,7 +31,7 @@ pub(super) struct Ask {
 impl Ask {
     /// Tokens that it will have at least, or is said to.
     fn known_tokens(&self) -> u64 {
-        self.prompt_tokens.max(self.expected_tokens).clamp(1, LONGEST_TOKENS)
+        self.prompt_tokens.max(self.expected_tokens).max(1)
     }
 }
 
