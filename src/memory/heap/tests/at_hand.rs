@@ -1,0 +1,51 @@
+//! What a thread has at hand, and what it leaves to the heap.
+
+use super::*;
+
+#[test]
+fn what_is_not_at_hand_is_left_to_the_heap_and_changes_nothing() {
+    let heap = heap("host", 0);
+    let key = key(Stream::DEFAULT);
+    // From the second turn on the cache knows the region, and somebody writes the time down.
+    for _ in 0..3 {
+        let address = allocate(&heap, key, Stream::DEFAULT, 4096);
+        free(&heap, key, Stream::DEFAULT, address);
+    }
+    let take = |key, bytes, alignment, tag| {
+        heap.tick();
+        front_cache::allocate_at_hand(key, bytes, alignment, tag, |address| address)
+    };
+    let address = take(key.0, 4096, 0, 0).unwrap();
+    let foreign = Key { stream: 77, ..key.0 };
+    let refused = [
+        (key.0, 0, 0, 0),
+        (key.0, 4096, 3, 0),
+        (key.0, 4096, 0, 9),
+        (key.0, 64 * MIB, 0, 0),
+        (foreign, 4096, 0, 0),
+    ];
+    for (key, bytes, alignment, tag) in refused {
+        assert_eq!(take(key, bytes, alignment, tag), None, "{bytes} bytes at {alignment} for {tag}");
+    }
+    for wrong in [0, address + 256, address + 4096, address ^ 1 << 46] {
+        assert_eq!(front_cache::free_at_hand(key.0, wrong), None, "{wrong:#x}");
+    }
+    assert_eq!(front_cache::free_at_hand(foreign, address), None);
+    let held = heap.statistics();
+    assert_eq!((held.live_count, held.live_bytes), (1, 4096));
+    assert_eq!(front_cache::free_at_hand(key.0, address), Some(()));
+    assert_eq!(front_cache::free_at_hand(key.0, address), None, "freed before");
+    assert_eq!(heap.statistics().live_count, 0);
+    // A full stack leaves the rest to the heap, which takes some out.
+    let blocks: Vec<u64> = (0..50).map(|_| allocate(&heap, key, Stream::DEFAULT, MIB)).collect();
+    blocks.into_iter().for_each(|address| free(&heap, key, Stream::DEFAULT, address));
+    assert_eq!((heap.statistics().live_count, heap.statistics().frees), (0, heap.statistics().allocations));
+    heap.validate().unwrap();
+    // The handle is gone, and then the heap.
+    key.1.store(0, Ordering::Release);
+    assert_eq!(take(key.0, 4096, 0, 0), None);
+    key.1.store(key.0.token, Ordering::Release);
+    assert!(take(key.0, 4096, 0, 0).is_some());
+    heap.close();
+    assert_eq!(take(key.0, 4096, 0, 0), None);
+}
