@@ -8,8 +8,8 @@
 //! The same counts tell lru's doing without simulating it: lru holds the blocks let go last, as many as there is room,
 //! so the age at which the counts, newest first, fill the cache is the age up to which lru would have had a hit.
 //!
-//! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches. What a
-//! class promises at an age is worked out when it is asked for, because few ages are between two turns.
+//! Every call is O(1) amortised: a turn of the slot costs a fixed few microseconds and comes once in many touches. What
+//! a class promises at an age is worked out when it is asked for, because few ages are between two turns.
 
 use super::divisor::Divisor;
 use crate::error::Result;
