@@ -88,7 +88,7 @@ impl State {
             }
             if store.free_count() < FREE_FEW {
                 if self.ahead.growths.is_multiple_of(VICTIMS) {
-                    store.fetch_victims(VICTIMS);
+                    store.fetch_victims(VICTIMS, &self.shared);
                 }
                 self.ahead.growths = self.ahead.growths.wrapping_add(1);
             }

@@ -39,7 +39,7 @@ impl Store {
         if self.free.is_exact() {
             for at in 0..count {
                 if at.is_multiple_of(FETCHED) {
-                    self.fetch_victims((count - at).saturating_sub(self.free.count()));
+                    self.fetch_victims((count - at).saturating_sub(self.free.count()), shared);
                 }
                 let index = match self.free.pop() {
                     Some(index) => index,
@@ -81,7 +81,7 @@ impl Store {
         let (mut tally, mut evicted) = (Tally::NONE, 0);
         while evicted < count {
             if evicted.is_multiple_of(FETCHED.into()) {
-                self.fetch_victims(u32::try_from(count - evicted).unwrap_or(u32::MAX));
+                self.fetch_victims(u32::try_from(count - evicted).unwrap_or(u32::MAX), shared);
             }
             let Some(victim) = self.evict_next(reason, shared, &mut tally) else { break };
             self.free.push(victim);
@@ -101,20 +101,24 @@ impl Store {
 
     /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold it: first for
     /// all of them what lies at their indices, then what that leads to.
-    pub(in crate::cache) fn fetch_victims(&mut self, count: u32) {
+    pub(in crate::cache) fn fetch_victims(&mut self, count: u32, shared: &Shared) {
         if count < FETCH_LEAST || !self.is_large {
             return;
         }
         let most = count.min(FETCHED) as usize;
         let (mut likely, mut found) = ([0; FETCHED as usize], 0);
         let (blocks, origins, by_owner) = (&self.blocks, &self.origins, &self.by_owner);
+        // Only events and the lists of children want to know where a victim came from.
+        let reads_origins = shared.events.is_on() || self.children.is_some();
         let mut fetch = |victim: u32| {
             let Some(place) = likely.get_mut(found) else { return };
             *place = victim;
             found += 1;
             prefetch::prefetch(blocks, victim as usize);
-            prefetch::prefetch_part(origins, victim as usize, TOLD);
-            prefetch::prefetch_part(origins, victim as usize, size_of::<Origin>() - 1);
+            if reads_origins {
+                prefetch::prefetch_part(origins, victim as usize, TOLD);
+                prefetch::prefetch_part(origins, victim as usize, size_of::<Origin>() - 1);
+            }
             by_owner.fetch(victim);
         };
         self.retention.likely_victims(most, &mut fetch);
