@@ -160,7 +160,10 @@ impl State {
                 && holder.generation == entry.generation
                 && rows.cell(row, 0) == state as i32
         };
-        self.shared.steps.is_open(self.batch.step) && self.batch.entries.iter().any(is_written)
+        // One that nobody holds is nobody's current state.
+        self.stores[group].block(state).refs > 0
+            && self.shared.steps.is_open(self.batch.step)
+            && self.batch.entries.iter().any(is_written)
     }
 
     /// Whether the state after the first `tokens` tokens of a row is there; refused if it is but promised to others.
