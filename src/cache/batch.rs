@@ -83,7 +83,7 @@ pub(super) struct Batch {
     pub(super) step: u64,
     pub(super) entries: Vec<BatchEntry>,
     pub(super) tokens: u32,
-    /// Tables or a plan of this step were made, or begun: its work may be under way.
+    /// Tables or a plan of this step were made: its work may be under way.
     pub(super) is_told: bool,
     pub(super) max_tokens: u32,
     pub(super) max_entries: u32,
