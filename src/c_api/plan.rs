@@ -75,11 +75,11 @@ unsafe fn buffer_bytes<'a>(buffer: *mut c_void, capacity: u64) -> Result<&'a mut
 /// what changed since the plan before; every worker gets the same message, over whatever you have. `flags`: 0 or
 /// KAVERN_PLAN_FULL. A full plan right after the plan of the same step has the same number, so it brings one worker up
 /// to the others; made instead of it, it goes to all of them.
-/// Shapes: `buffer` [capacity] bytes; `needed` receives the bytes of the message, or, if they do not fit, bytes that are
-/// enough. While a shrink by kavern_kv_resize is under way these are more than the message gets: blocks move only with a
-/// plan whose buffer has room for the cells of every row, so they stay where they are if it is never as large.
-/// Errors: KAVERN_ERR_BUFFER_TOO_SMALL: nothing was written, moved or told; KAVERN_ERR_WRONG_STATE if the
-/// step is not the open one; KAVERN_ERR_UNSUPPORTED for a cache that owns memory; KAVERN_ERR_INVALID_ARGUMENT,
+/// Shapes: `buffer` [capacity] bytes; `needed` receives the bytes of the message, or, if they do not fit, bytes that
+/// are enough. While a shrink by kavern_kv_resize is under way these are more than the message gets: blocks move only
+/// with a plan whose buffer has room for the cells of every row, so they stay where they are if it is never as large.
+/// Errors: KAVERN_ERR_BUFFER_TOO_SMALL: nothing was written, moved or told; KAVERN_ERR_WRONG_STATE if the step is not
+/// the open one; KAVERN_ERR_UNSUPPORTED for a cache that owns memory; KAVERN_ERR_INVALID_ARGUMENT,
 /// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
 /// Threads: any; host only; takes the cache's lock while the message is written.
 /// Since: 0.1

@@ -92,7 +92,7 @@ pub(super) struct Batch {
     pub(super) tokens: u32,
     /// `Holders::ended` when the step began: while it is the same, all entries are live.
     pub(super) ended_before: u64,
-    /// Tables or a plan of this step were made, or begun: its work may be under way.
+    /// Tables or a plan of this step were made: its work may be under way.
     pub(super) is_told: bool,
     pub(super) max_tokens: u32,
     pub(super) max_entries: u32,

@@ -88,7 +88,7 @@ fn a_plan_that_does_not_fit_moves_and_evicts_nothing() {
     bench.begin();
     let before = bench.statistics();
     let needed = bench.cache.export_plan(bench.step, false, &mut []).unwrap();
-    let short = bench.cache.export_plan(bench.step, false, &mut vec![0; 8]).unwrap();
+    let short = bench.cache.export_plan(bench.step, false, &mut [0; 8]).unwrap();
     assert_eq!(short, needed);
     let after = bench.statistics();
     assert_eq!(
