@@ -21,11 +21,13 @@ mod leases;
 mod mesh;
 #[cfg(test)]
 mod mesh_tests;
+mod names;
 mod plain;
 mod planted;
 mod pressure;
 mod proof;
 mod report;
+mod reuse;
 mod squeeze;
 #[cfg(test)]
 mod squeeze_tests;
@@ -40,6 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::core::{Core, Limbo};
+use self::names::Names;
 use self::planted::Mistake;
 use self::streams::StreamNumbers;
 use super::fence::{Fence, Fences};
@@ -56,7 +59,6 @@ use crate::event::EventSink;
 use crate::sync::{Mutex, RwLock};
 use crate::sys::lease::Guest;
 use crate::sys::ticker::{self, Ticker};
-use crate::types::{Id, IdKind};
 
 pub use self::mesh::Defragmented;
 pub(in crate::memory) use self::plain::PlainBlocks;
@@ -68,9 +70,6 @@ const MIDDLE: usize = size_class::SMALL_CLASS_COUNT;
 const LARGE: usize = MIDDLE + 1;
 const _: () = assert!(LARGE < REGIONS_MAX - 1);
 
-/// Most tags and most streams: they are 16 bits of a record.
-const NAMES_MAX: usize = 1 << 16;
-
 /// What a caller may set.
 #[derive(Clone, Copy, Debug)]
 pub struct HeapConfig {
@@ -81,13 +80,6 @@ pub struct HeapConfig {
     /// Whether a request that would be refused meshes pages first: while an allocation runs, no other thread enqueues
     /// work, launches a graph or captures one.
     pub meshes_when_short: bool,
-}
-
-/// Names that a record holds as a number.
-#[derive(Default)]
-struct Names {
-    tags: Vec<Box<str>>,
-    streams: StreamNumbers,
 }
 
 /// What was done outside of the front caches.
@@ -130,6 +122,8 @@ pub struct Heap {
     is_short: AtomicBool,
     /// Whether the live blocks were cut to their lengths since then; see `squeeze`.
     is_squeezed: AtomicBool,
+    /// What is backed when it is looked through again before it grows; see `reuse`.
+    next_look_bytes: AtomicU64,
     is_closed: AtomicBool,
     /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
     ticker: OnceLock<Option<Arc<Ticker>>>,
@@ -180,49 +174,12 @@ impl Heap {
             ladder: pressure::Ladder::default(),
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
+            next_look_bytes: AtomicU64::new(reuse::LOOK_LEAST_BYTES),
             is_closed: AtomicBool::new(false),
             ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
         }))
-    }
-
-    /// The id of a tag; the same name has the same id.
-    pub fn tag(&self, name: &str) -> Result<Id> {
-        let mut names = self.names.write();
-        let known = names.tags.iter().position(|tag| **tag == *name);
-        let number = match known {
-            Some(number) => number,
-            None if names.tags.len() < NAMES_MAX => {
-                names.tags.push(name.into());
-                self.tag_count.store(names.tags.len() as u32, Ordering::Release);
-                names.tags.len() - 1
-            }
-            None => {
-                return Err(Error::new(
-                    Status::LimitReached,
-                    format!("{NAMES_MAX} tags are known; reuse some"),
-                ));
-            }
-        };
-        Ok(Id::new(IdKind::Tag, 1, number as u32))
-    }
-
-    /// The number of a tag's id; 0 stands for none.
-    #[inline(always)]
-    pub(super) fn tag_number(&self, tag: u64) -> Option<u16> {
-        if tag == 0 {
-            return Some(0);
-        }
-        let index = Id(tag).index(IdKind::Tag)?;
-        let is_known = Id(tag).generation() == 1 && index < self.tag_count.load(Ordering::Acquire) as usize;
-        is_known.then_some(index as u16)
-    }
-
-    fn known_tag(&self, tag: u64) -> Result<u16> {
-        self.tag_number(tag).ok_or_else(|| {
-            Error::new(Status::StaleId, format!("{tag:#x} is no tag of this manager; make one with its name"))
-        })
     }
 
     /// Milliseconds, a few of them inexact, for the beginning of ages. Never more than [`ticker::clock_ms`] at their
@@ -300,9 +257,7 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment)
-            .filter(|_| !self.has_own_pages(bytes))
-        {
+        let (region, index, class) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
@@ -313,11 +268,14 @@ impl Heap {
                 (region, index, class as u8)
             }
             None => {
-                let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
-                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
+                let wanted = (bytes, alignment);
+                let attempt = |may_wait| self.take_large(stream, wanted, is_captured, may_wait);
+                let take_over = || Ok(self.take_over(bytes, false)?.map(|index| (core::LARGE, index)));
+                let (class, index) = self.climb(bytes, is_captured, attempt, take_over)?;
+                let number = if class == core::FITTED { MIDDLE } else { LARGE };
                 let region =
-                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, core::LARGE as u8)
+                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
+                (region, index, class as u8)
             }
         };
         let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;

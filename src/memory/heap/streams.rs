@@ -9,8 +9,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Heap;
 use super::lane::is_of_a_thread;
-use super::{Heap, NAMES_MAX};
+use super::names::NAMES_MAX;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
