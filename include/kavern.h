@@ -747,7 +747,10 @@ typedef struct kavern_address_description {
     uint64_t address;
     /** Bytes that were asked for. */
     uint64_t bytes;
-    /** Bytes of the block, with what rounding adds. */
+    /**
+     * Bytes of the block, with what rounding adds. Only `bytes` of them are yours: once memory is short, the rest is
+     * taken back while the block lives.
+     */
     uint64_t block_bytes;
     /** The device's value of the stream of the allocation. */
     uint64_t stream;
@@ -2857,8 +2860,8 @@ kavern_status kavern_alloc_zeroed(kavern_manager *manager,
  *
  * `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
- * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_NULL_POINTER. Two threads that free one address at the same
- * instant may both hear that it was done.
+ * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER. Two threads that
+ * free one address at the same instant may both hear that it was done.
  * Threads: any; does not block.
  * Since: 0.1
  *
