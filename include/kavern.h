@@ -1177,7 +1177,7 @@ typedef struct kavern_kv_advice {
     uint32_t block_tokens;
     /** Zero. */
     uint32_t reserved;
-    /** Tokens that the sequence is taken to reach. */
+    /** Tokens that the sequence is taken to reach; no more than max_sequence_tokens of the cache. */
     uint64_t predicted_tokens;
 } kavern_kv_advice;
 

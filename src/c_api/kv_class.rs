@@ -24,7 +24,7 @@ pub struct kavern_kv_advice {
     pub block_tokens: u32,
     /// Zero.
     pub reserved: u32,
-    /// Tokens that the sequence is taken to reach.
+    /// Tokens that the sequence is taken to reach; no more than max_sequence_tokens of the cache.
     pub predicted_tokens: u64,
 }
 

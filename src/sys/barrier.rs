@@ -1,7 +1,7 @@
 //! A full barrier on every processor that runs a thread of this process, paid for by the one who asks.
 //!
-//! What it does: membarrier(2); and where that was there and is refused later (a sandbox was entered, or the process was
-//! restored from an image, which loses its registration), the change of a page's protection, which has to interrupt
+//! What it does: membarrier(2); and where that was there and is refused later (a sandbox was entered, or the process
+//! was restored from an image, which loses its registration), the change of a page's protection, which has to interrupt
 //! the same processors. What it does not: work without the one or the other: the users of the fast side rely on it, so
 //! then the process ends with a sentence. The second way is known from folly and liburcu.
 //! Invariant: `everywhere` returns after the barrier ran. Lock order: the page's lock, alone.

@@ -9,7 +9,8 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never after.
+//! Lock order: `growing`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
+//! after.
 //! No driver call under `core`.
 
 mod core;

@@ -2,8 +2,8 @@
 //!
 //! A driver prices each mapping, in and out. Where all free memory lies in small holes, a large block that waits for
 //! them to be unmapped pays twice. Here the pages are mapped behind the new addresses first; the old ones are left
-//! afterwards, by the upkeep where there is one. So do new pages of other sizes where a look through what is held is due
-//! (`reuse`). What it does not: copy, or touch a page with anything live or pinned,
+//! afterwards, by the upkeep where there is one. So do new pages of other sizes where a look through what is held is
+//! due (`reuse`). What it does not: copy, or touch a page with anything live or pinned,
 //! on the way to a stream, or shared by a mesh.
 //! Invariants: whoever is claimed here is in nobody else's hands; where anything fails, everybody is free again with
 //! the memory from before. An address that was left is unmapped before it has memory again (`range`).
