@@ -198,24 +198,6 @@ impl Order {
         blocks
     }
 
-    /// Takes out all blocks of a stream that are runs: of a class from `class` on, but for large ones.
-    pub(super) fn take_own_runs(&mut self, stream: Stream, class: u32) -> Vec<Freed> {
-        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
-        let mut runs = Vec::new();
-        for list in lane.open.iter_mut().skip(class as usize) {
-            runs.extend(list.extract_if(.., |block| is_run(block, class, 0)));
-        }
-        lane.open_count -= runs.len();
-        lane.open_bytes -= runs.iter().map(|block| block.bytes).sum::<u64>();
-        for batch in &mut lane.closed {
-            runs.extend(batch.blocks.extract_if(.., |block| is_run(block, class, 0)));
-        }
-        lane.closed.retain(|batch| !batch.blocks.is_empty());
-        self.count -= runs.len();
-        self.bytes -= runs.iter().map(|block| block.bytes).sum::<u64>();
-        runs
-    }
-
     /// Puts blocks behind a fence that was recorded on their stream after they were freed.
     pub(super) fn close(&mut self, stream: Stream, fence: Arc<Fence>, blocks: Vec<Freed>) {
         if blocks.is_empty() {

@@ -26,9 +26,12 @@ const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
 const WORTH_A_RUN: u64 = 4;
 /// A class gets a page of slots once so many bytes lie in runs of its own.
 const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
+/// Above it a request has addresses of its own where memory is short: what it leaves of its last page is little, and
+/// it breaks no run.
+const OWN_PAGES_BYTES: u64 = 16 << 20;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
-const REUNITED_SHARE: u64 = 512;
+const REUNITED_SHARE: u64 = 128;
 
 /// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With
 /// more of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not
@@ -64,6 +67,11 @@ impl Heap {
         is_short
     }
 
+    /// Whether a request that a class would hold has addresses of its own.
+    pub(super) fn has_own_pages(&self, bytes: u64) -> bool {
+        bytes > OWN_PAGES_BYTES && self.is_short()
+    }
+
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
     /// and index.
     pub(super) fn take_block(
@@ -89,15 +97,12 @@ impl Heap {
             }
             return Ok(run.map(|start| (FITTED, start)));
         }
-        let granules = ((alignment / MIDDLE_GRANULE_BYTES) as u32).max(CLASS_ALIGNMENT);
-        if !is_captured && let Some(index) = self.reuse_block(stream, class, granules)? {
-            return Ok(Some((wanted, index)));
-        }
+        let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
         let grown = if class.is_small() {
             self.grow(stream, class)?
         } else {
             let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
-            self.grow_middle(count, granules)?
+            self.grow_middle(count, granules.max(CLASS_ALIGNMENT))?
         };
         Ok(grown.map(|index| (wanted, index)))
     }

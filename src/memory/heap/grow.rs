@@ -97,17 +97,7 @@ impl Heap {
         };
         let offset = u64::from(page) * SLAB_PAGE_BYTES;
         let last = slots.index(page, slots.count - 1);
-        let place = (offset, SLAB_PAGE_BYTES);
-        let backed = region.records.grow(last).and_then(|()| {
-            if self.is_look_due() {
-                // The region of a small class has no larger pages.
-                if self.back_with_spare(region, place, self.largest_page(class.index()))? {
-                    return Ok(());
-                }
-                self.looked();
-            }
-            region.back(offset, SLAB_PAGE_BYTES)
-        });
+        let backed = region.records.grow(last).and_then(|()| region.back(offset, SLAB_PAGE_BYTES));
         let mut core = self.core.lock();
         let added = backed.and_then(|()| core.small(class)?.slab.add_page(page));
         if let Err(error) = added {
@@ -131,14 +121,6 @@ impl Heap {
         // Much while there is much, else just what is needed.
         let attempts = [needed.next_multiple_of(grand), needed];
         let first = if attempts[0] > limit / 64 { 1 } else { 0 };
-        if self.is_look_due() {
-            for (largest, step) in [(PageClass::SMALL, LARGE_GRANULE_BYTES), (PageClass::LARGE, SLAB_BYTES)] {
-                if self.grow_middle_with_spare(region, (needed, step), largest)? {
-                    return self.core.lock().middle.allocate(count, alignment);
-                }
-            }
-            self.looked();
-        }
         for (at, &bytes) in attempts.iter().enumerate().skip(first) {
             let pages = (bytes / LARGE_GRANULE_BYTES) as u32;
             // Of the new pages. The request's own counts for the run that is taken: free granules may end before it.
@@ -162,31 +144,6 @@ impl Heap {
             }
         }
         Ok(None)
-    }
-
-    /// Pages of free blocks behind new addresses for runs; whether there were enough.
-    fn grow_middle_with_spare(
-        &self,
-        region: &Region,
-        (needed, step): (u64, u64),
-        largest: PageClass,
-    ) -> Result<bool> {
-        let bytes = needed.next_multiple_of(step);
-        let pages = (bytes / LARGE_GRANULE_BYTES) as u32;
-        let start = self.core.lock().take_middle_bare(pages, (step / LARGE_GRANULE_BYTES) as u32)?;
-        let each = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
-        let place = (u64::from(start) * LARGE_GRANULE_BYTES, bytes);
-        let grown = region.records.grow((start + pages) * each - 1);
-        let backed = grown.and_then(|()| self.back_with_spare(region, place, largest));
-        let mut core = self.core.lock();
-        let inserted = match backed {
-            Ok(true) => core.middle.insert(start * each, pages * each).map(|()| true),
-            other => other,
-        };
-        if !matches!(inserted, Ok(true)) {
-            core.middle_bare.insert(start, pages)?;
-        }
-        inserted
     }
 
     /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.

@@ -13,33 +13,9 @@ use crate::error::{Error, Result, Status};
 /// Large blocks begin where a handle of 64 MiB may begin.
 const LARGE_ALIGNMENT: u32 = (64 << 20) / LARGE_GRANULE_BYTES as u32;
 
-/// Runs of granules are counted with 32 bits.
-const MOST_RUN_BYTES: u64 = 1 << 42;
-
 impl Heap {
-    /// A large block for the stream, its class and index. Where it would be refused for want of whole pages it is a run
-    /// of granules, which begins and ends in pages that others use too.
+    /// A large block for the stream.
     pub(super) fn take_large(
-        &self,
-        stream: Stream,
-        (bytes, alignment): (u64, u64),
-        is_captured: bool,
-        may_wait: bool,
-    ) -> Result<Option<(u32, u32)>> {
-        match self.take_whole_pages(stream, bytes, is_captured, may_wait) {
-            // `may_wait` says that the free pages were taken in already.
-            Err(error) if error.status == Status::OutOfMemory && may_wait && !is_captured => {
-                if bytes > self.total_bytes.min(MOST_RUN_BYTES) || !self.weigh() {
-                    return Err(error);
-                }
-                let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
-                run.map(|start| Some((core::FITTED, start))).ok_or(error)
-            }
-            found => Ok(found?.map(|index| (core::LARGE, index))),
-        }
-    }
-
-    fn take_whole_pages(
         &self,
         stream: Stream,
         bytes: u64,
@@ -65,9 +41,6 @@ impl Heap {
             && let Some(block) = self.take_behind_wait(stream, core::LARGE, bytes)?
         {
             return Ok(Some(block.id as u32));
-        }
-        if !is_captured && let Some(index) = self.reuse_large(bytes)? {
-            return Ok(Some(index));
         }
         self.grow_large(bytes).map(Some)
     }
@@ -118,7 +91,7 @@ impl Heap {
 
 impl core::Core {
     /// A large block of exactly this size that is free for all: the one freed last.
-    pub(super) fn take_idle_large(&mut self, bytes: u64) -> Option<Freed> {
+    fn take_idle_large(&mut self, bytes: u64) -> Option<Freed> {
         let at = self.idle_large.iter().rposition(|block| block.bytes == bytes)?;
         self.idle_large_bytes -= bytes;
         Some(self.idle_large.remove(at))

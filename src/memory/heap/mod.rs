@@ -28,7 +28,6 @@ mod planted;
 mod pressure;
 mod proof;
 mod report;
-mod reuse;
 mod squeeze;
 #[cfg(test)]
 mod squeeze_tests;
@@ -123,8 +122,6 @@ pub struct Heap {
     is_short: AtomicBool,
     /// Whether the live blocks were cut to their lengths since then; see `squeeze`.
     is_squeezed: AtomicBool,
-    /// What is backed when it is looked through again before it grows; see `reuse`.
-    next_look_bytes: AtomicU64,
     is_closed: AtomicBool,
     /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
     ticker: OnceLock<Option<Arc<Ticker>>>,
@@ -175,7 +172,6 @@ impl Heap {
             ladder: pressure::Ladder::default(),
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
-            next_look_bytes: AtomicU64::new(reuse::LOOK_LEAST_BYTES),
             is_closed: AtomicBool::new(false),
             ticker: OnceLock::new(),
             #[cfg(test)]
@@ -258,7 +254,9 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+        let (region, index, class) = match size_class::class_of(bytes, alignment)
+            .filter(|_| !self.has_own_pages(bytes))
+        {
             Some(class) => {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
@@ -269,14 +267,11 @@ impl Heap {
                 (region, index, class as u8)
             }
             None => {
-                let wanted = (bytes, alignment);
-                let attempt = |may_wait| self.take_large(stream, wanted, is_captured, may_wait);
-                let take_over = || Ok(self.take_over(bytes, false)?.map(|index| (core::LARGE, index)));
-                let (class, index) = self.climb(bytes, is_captured, attempt, take_over)?;
-                let number = if class == core::FITTED { MIDDLE } else { LARGE };
+                let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
+                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
                 let region =
-                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, class as u8)
+                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
+                (region, index, core::LARGE as u8)
             }
         };
         let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;

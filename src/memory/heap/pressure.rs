@@ -38,7 +38,7 @@ pub struct LadderCounts {
     pub meshes: u64,
     /// Requests that were refused after all of it.
     pub refusals: u64,
-    /// Pages of the device that went from free blocks to others without being unmapped first.
+    /// Pages of the device that went from free blocks to a large one without being unmapped first.
     pub moved_pages: u64,
 }
 

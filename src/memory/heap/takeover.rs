@@ -2,8 +2,7 @@
 //!
 //! A driver prices each mapping, in and out. Where all free memory lies in small holes, a large block that waits for
 //! them to be unmapped pays twice. Here the pages are mapped behind the new addresses first; the old ones are left
-//! afterwards, by the upkeep where there is one. So do new pages of other sizes where a look through what is held is
-//! due (`reuse`). What it does not: copy, or touch a page with anything live or pinned,
+//! afterwards, by the upkeep where there is one. What it does not: copy, or touch a page with anything live or pinned,
 //! on the way to a stream, or shared by a mesh.
 //! Invariants: whoever is claimed here is in nobody else's hands; where anything fails, everybody is free again with
 //! the memory from before. An address that was left is unmapped before it has memory again (`range`).
@@ -12,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::order::Freed;
-use super::super::page_class::PageClass;
 use super::super::physical::PhysicalPage;
 use super::super::range::Movable;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES};
@@ -47,8 +45,6 @@ struct Part {
 /// Donors and their pages; free again with the drop.
 struct Claims<'a> {
     heap: &'a Heap,
-    /// Larger pages do not fit where they would go.
-    largest: PageClass,
     parts: Vec<Part>,
     pages: Vec<Arc<PhysicalPage>>,
     count: u64,
@@ -81,29 +77,14 @@ fn pages_of(unit: &[Movable]) -> u64 {
 
 impl Heap {
     /// A large block of which a part at least is pages of free blocks. Nothing if there are not enough of them.
-    /// `is_spare_first`: also where the device has pages left.
-    pub(super) fn take_over(&self, bytes: u64, is_spare_first: bool) -> Result<Option<u32>> {
+    pub(super) fn take_over(&self, bytes: u64) -> Result<Option<u32>> {
         let bytes = bytes.next_multiple_of(LARGE_GRANULE_BYTES);
         let _growing = self.growing.lock();
         let region = self.region(LARGE)?;
         let free = self.device.memory_info().map_or(0, |info| info.free_bytes);
         let left = self.physical.left_bytes().min(free).min(bytes);
         let left = left - left % LARGE_GRANULE_BYTES;
-        let mut claims = Claims::new(self, PageClass::LARGE);
-        if is_spare_first {
-            let spare = self.spare_bytes().min(bytes);
-            claims.gather(spare / self.physical.page_bytes())?;
-            // For less than half of it, two kinds of pages are not worth their mappings.
-            if claims.count * self.physical.page_bytes() < bytes / 2 {
-                return Ok(None);
-            }
-            return match self.put_behind(region, bytes, &claims.pages) {
-                Ok(Some(start)) => claims.leave().map(|()| Some(start)),
-                Ok(None) => Ok(None),
-                Err(error) if error.status == Status::OutOfMemory => Ok(None),
-                Err(error) => Err(error),
-            };
-        }
+        let mut claims = Claims { heap: self, parts: Vec::new(), pages: Vec::new(), count: 0 };
         // What is said to be left may be refused after all; then all has to come from here.
         let fresh = [Some(left).filter(|left| *left > 0), Some(0)];
         let spare_bytes = self.spare_bytes();
@@ -123,30 +104,6 @@ impl Heap {
             }
         }
         Ok(None)
-    }
-
-    /// Puts pages of free blocks behind a part of a region that has none; whether there were enough. The part begins at
-    /// a multiple of the largest page. Under `growing`.
-    pub(super) fn back_with_spare(
-        &self,
-        region: &Region,
-        (offset, bytes): (u64, u64),
-        largest: PageClass,
-    ) -> Result<bool> {
-        if self.spare_bytes() < bytes {
-            return Ok(false);
-        }
-        let mut claims = Claims::new(self, largest);
-        if !claims.gather(bytes / self.physical.page_bytes())? {
-            return Ok(false);
-        }
-        let (first, end) = region.pages(offset, bytes);
-        match region.range.back_with(first, end, &claims.pages) {
-            Ok(true) => claims.leave().map(|()| true),
-            Ok(false) => Ok(false),
-            Err(error) if error.status == Status::OutOfMemory => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// What free blocks could give at most.
@@ -169,11 +126,7 @@ impl Heap {
     }
 }
 
-impl<'a> Claims<'a> {
-    fn new(heap: &'a Heap, largest: PageClass) -> Self {
-        Self { heap, largest, parts: Vec::new(), pages: Vec::new(), count: 0 }
-    }
-
+impl Claims<'_> {
     /// Claims until there are so many pages, the largest ones first; whether there are.
     fn gather(&mut self, count: u64) -> Result<bool> {
         self.gather_blocks(count);
@@ -197,7 +150,7 @@ impl<'a> Claims<'a> {
         let mut moved = Vec::new();
         for unit in units {
             let unit_pages = pages_of(&unit);
-            if self.count + unit_pages <= count && self.fits(&unit) {
+            if self.count + unit_pages <= count {
                 self.count += unit_pages;
                 moved.extend(unit.iter().map(|(start, _)| *start));
                 self.pages.extend(unit.into_iter().map(|(_, page)| page));
@@ -208,10 +161,6 @@ impl<'a> Claims<'a> {
             self.parts.push(Part { number, donor, pages, moved });
         }
         is_any
-    }
-
-    fn fits(&self, unit: &[Movable]) -> bool {
-        unit.iter().all(|(_, page)| page.class() <= self.largest)
     }
 
     fn granule(&self) -> u64 {
@@ -249,8 +198,7 @@ impl<'a> Claims<'a> {
             let (first, end) = region.pages(offset, u64::from(high - low) * LARGE_GRANULE_BYTES);
             for unit in units(region.range.movable(first, end), granule) {
                 let pages = pages_of(&unit);
-                let is_wanted = self.count + pages <= count && self.fits(&unit);
-                let Some((first, _)) = unit.first().filter(|_| is_wanted) else { continue };
+                let Some((first, _)) = unit.first().filter(|_| self.count + pages <= count) else { continue };
                 let (at, length) = (((first - base) / granule) as u32, (pages / granule) as u32);
                 // Somebody may have taken a part of it since.
                 if heap.core.lock().middle.carve(at * EACH, length * EACH).is_ok() {

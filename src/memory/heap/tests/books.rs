@@ -16,8 +16,8 @@ const KIB: u64 = 1 << 10;
 
 /// A heap that holds more than it can still get.
 fn short() -> Arc<Heap> {
-    let heap = heap("host", 100 * MIB);
-    heap.allocate(Stream::DEFAULT, 52 * MIB, 0, 0).unwrap();
+    let heap = heap("host", 64 * MIB);
+    heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
     assert!(heap.weigh());
     heap
 }
@@ -241,7 +241,7 @@ type Forgery = (&'static str, fn(&mut Core), fn(&mut Core));
 #[test]
 fn a_false_entry_in_any_book_is_found() {
     let heap = short();
-    let idle = heap.allocate(Stream::DEFAULT, 34 * MIB, 0, 0).unwrap();
+    let idle = heap.allocate(Stream::DEFAULT, 18 * MIB, 0, 0).unwrap();
     heap.free(Stream::DEFAULT, idle).unwrap();
     let cut = [(); 2].map(|()| heap.allocate(Stream::DEFAULT, 5 * KIB, 0, 0).unwrap());
     heap.free(Stream::DEFAULT, cut[0]).unwrap();
