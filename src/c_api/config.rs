@@ -106,6 +106,7 @@ unsafe fn read_size<T: CStruct>(pointer: *const T, what: &str) -> Result<usize> 
 
 /// # Safety
 /// `pointer` points to `size` bytes.
+#[inline]
 unsafe fn check_tail<T: CStruct>(pointer: *const T, size: usize) -> Result<()> {
     let known = size_of::<T>();
     if size <= known {
@@ -261,6 +262,7 @@ impl<T: CValue> OutArray<T> {
     }
 
     /// Writes one element.
+    #[inline(always)]
     pub(super) fn write(&mut self, index: usize, value: T) {
         assert!(index < self.count, "element {index} of {} results", self.count);
         // SAFETY: promised at `new`; the index was checked.
@@ -346,12 +348,11 @@ impl<T: CStruct> StructArray<'_, T> {
         unsafe { copy_struct(element, self.stride) }
     }
 
-    /// One element where it lies, if there is one and its caller knows all fields.
-    pub(super) fn peek(&self, index: usize) -> Option<&T> {
-        let element = self.first.wrapping_add(index * self.stride).cast::<T>();
-        let is_whole = index < self.count && self.stride >= size_of::<T>();
-        // SAFETY: inside the array, whose sizes and alignment were checked at `new`; nobody writes it meanwhile.
-        is_whole.then(|| unsafe { &*element })
+    /// All elements where they lie, if their caller knows just the fields that there are.
+    pub(super) fn whole(&self) -> Option<&[T]> {
+        let is_whole = self.count > 0 && self.stride == size_of::<T>();
+        // SAFETY: sizes and alignment were checked at `new`; nobody writes the array meanwhile.
+        is_whole.then(|| unsafe { std::slice::from_raw_parts(self.first.cast(), self.count) })
     }
 
     /// All elements in order.

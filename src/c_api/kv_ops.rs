@@ -3,8 +3,9 @@
 
 use super::config;
 use super::kv_config;
+use super::kv_enums::kavern_kv_op_kind;
 use super::kv_types::kavern_kv_op;
-use crate::cache::{Change, Naming, Op, PreemptMode, StepSession, Target};
+use crate::cache::{Change, Naming, Op, OpResult, PreemptMode, StepSession, Target};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
 
@@ -63,10 +64,15 @@ fn unused(name: &str) -> Error {
     Error::argument(format!("this kind of operation does not use {name}; leave it 0"))
 }
 
+/// 0 if no field is set that the first five kinds did not have.
+#[inline]
+fn later_fields(op: &kavern_kv_op) -> u64 {
+    op.offset | op.ttl_ms | op.expected_tokens | op.lease | u64::from(op.priority | op.mode)
+}
+
 /// Refuses fields of the operation that its kind does not use, so that a wish is not ignored silently.
 pub(super) fn check_unused(op: &kavern_kv_op) -> Result<()> {
-    let later = op.offset | op.ttl_ms | op.expected_tokens | op.lease | u64::from(op.priority | op.mode);
-    match op.kind <= 5 && later == 0 {
+    match op.kind <= 5 && later_fields(op) == 0 {
         true => Ok(()),
         false => check_each_unused(op),
     }
@@ -138,11 +144,40 @@ pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<C
     })
 }
 
+/// The result of an APPEND whose sequence is ready for it: nearly all operations of a step that decodes are such. `None`
+/// for all others, which are still to be done.
+#[inline]
+pub(super) fn append_ready(step: &mut StepSession<'_>, op: &kavern_kv_op) -> Option<OpResult> {
+    let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
+    if !is_append || op.reserved != 0 || later_fields(op) != 0 {
+        return None;
+    }
+    step.append_ready(Id(op.target), op.tokens, op.lookahead)
+}
+
+/// Has memory fetched for an operation that comes in a while.
+#[inline]
+pub(super) fn expect(step: &StepSession<'_>, op: &kavern_kv_op) {
+    step.expect(Id(op.target), op.kind == kavern_kv_op_kind::KAVERN_OP_COMMIT as u32);
+}
+
 /// Gets ready for an APPEND or a COMMIT that comes soon; what is wrong with it is told when it comes.
 ///
 /// # Safety
 /// The pointers of `op` are as its fields say.
+#[inline]
 pub(super) unsafe fn prepare(step: &mut StepSession<'_>, op: &kavern_kv_op) {
+    let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
+    if !is_append || !step.is_ready(Id(op.target), op.tokens) {
+        // SAFETY: the caller's promise.
+        unsafe { prepare_rest(step, op) };
+    }
+}
+
+/// # Safety
+/// The pointers of `op` are as its fields say.
+#[inline(never)]
+unsafe fn prepare_rest(step: &mut StepSession<'_>, op: &kavern_kv_op) {
     let target = Target::Id(Id(op.target));
     match op.kind {
         2 => step.prepare(&Op::Append { target, tokens: op.tokens, lookahead: op.lookahead }),

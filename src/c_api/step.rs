@@ -6,7 +6,6 @@ use super::cache::CacheObject;
 use super::config::{self, Out, OutArray, StructArray};
 use super::guard::guard_on;
 use super::kv_config;
-use super::kv_enums::kavern_kv_op_kind;
 use super::kv_ops;
 use super::kv_retain;
 use super::kv_types::*;
@@ -19,6 +18,8 @@ use crate::types::Id;
 
 /// Top byte of KAVERN_SEQ_OF_OP(i).
 const SEQ_OF_OP: u64 = 0x5F;
+/// Operations of a list that is too short for looking ahead: there is nothing to do meanwhile.
+const FEW: usize = 4;
 
 /// Looks prompts up and keeps what it finds alive by leases.
 ///
@@ -145,7 +146,28 @@ unsafe fn read_op<'a>(
     })
 }
 
+/// Applies an operation of any kind.
+///
+/// # Safety
+/// The pointers of `op` are as its fields say.
+#[inline(never)]
+unsafe fn apply_op(
+    step: &mut StepSession<'_>,
+    op: &kavern_kv_op,
+    index: usize,
+    done: &OutArray<kavern_kv_op_result>,
+    link_tokens: u32,
+) -> kavern_kv_op_result {
+    // SAFETY: the caller's promise.
+    let result = match unsafe { read_op(op, index, done, link_tokens) } {
+        Ok(op) => step.apply(&op),
+        Err(error) => step.refuse(error.status),
+    };
+    result.into()
+}
+
 impl From<OpResult> for kavern_kv_op_result {
+    #[inline]
     fn from(result: OpResult) -> Self {
         Self {
             status: result.status as i32,
@@ -191,34 +213,37 @@ pub unsafe extern "C" fn kavern_kv_step(
         let link_tokens = object.cache.hash_block_tokens();
         let mut step = object.cache.step(step_id)?;
         let mut status = Status::Ok;
-        // Each operation is met three times: far ahead, near, and when its turn comes.
-        let (far, near) = (StepSession::FAR.min(n), StepSession::NEAR.min(n));
-        for at in 0..n + far {
-            if let Some(op) = ops.peek(at) {
-                step.expect(Id(op.target), op.kind == kavern_kv_op_kind::KAVERN_OP_COMMIT as u32);
+        let mut apply = |step: &mut StepSession<'_>, index: usize, op: &kavern_kv_op| {
+            if let Some(result) = kv_ops::append_ready(step, op) {
+                return results.write(index, result.into());
             }
-            if let Some(op) = (at + near).checked_sub(far).and_then(|at| ops.peek(at)) {
+            // SAFETY: the header asks for pointers as the fields say.
+            let result = unsafe { apply_op(step, op, index, &results, link_tokens) };
+            if result.status != Status::Ok as i32 {
+                status = Status::Partial;
+            }
+            results.write(index, result);
+        };
+        let Some(list) = ops.whole() else {
+            ops.iter().enumerate().for_each(|(index, op)| apply(&mut step, index, &op));
+            return Ok(status);
+        };
+        // In a long list each operation is met three times: far ahead, near, and when its turn comes.
+        let (far, near) = (StepSession::FAR.min(n), StepSession::NEAR.min(n));
+        if n >= FEW {
+            list[..far].iter().for_each(|op| kv_ops::expect(&step, op));
+            // SAFETY: the header asks for pointers as the fields say.
+            list[..near].iter().for_each(|op| unsafe { kv_ops::prepare(&mut step, op) });
+        }
+        for (index, op) in list.iter().enumerate() {
+            if let Some(op) = list.get(index + far) {
+                kv_ops::expect(&step, op);
+            }
+            if let Some(op) = list.get(index + near) {
                 // SAFETY: the header asks for pointers as the fields say.
                 unsafe { kv_ops::prepare(&mut step, op) };
             }
-            let Some(index) = at.checked_sub(far) else { continue };
-            let copied;
-            let op = match ops.peek(index) {
-                Some(op) => op,
-                None => {
-                    copied = ops.get(index);
-                    &copied
-                }
-            };
-            // SAFETY: the header asks for pointers as the fields say.
-            let result = match unsafe { read_op(op, index, &results, link_tokens) } {
-                Ok(op) => step.apply(&op),
-                Err(error) => step.refuse(error.status),
-            };
-            if result.status != Status::Ok {
-                status = Status::Partial;
-            }
-            results.write(index, result.into());
+            apply(&mut step, index, op);
         }
         Ok(status)
     })

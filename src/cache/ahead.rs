@@ -52,14 +52,18 @@ impl Ahead {
 
 impl State {
     /// An operation on this sequence comes in [`FAR`] operations.
+    #[inline]
     pub(super) fn expect(&self, target: Id, is_commit: bool) {
         let Some(row) = target.index(IdKind::Sequence) else { return };
         self.holders.fetch_sequence(row, is_commit);
-        // Lengths lie close together, so they are read and not guessed.
-        let length = self.batch.lengths.get(row).map_or(0, |&length| length as u32);
-        for (store, rows) in self.stores.iter().zip(&self.holders.rows) {
-            rows.fetch(row, (length / store.block_tokens) as usize);
-        }
+        self.holders.rows.iter().for_each(|rows| rows.fetch_last(row));
+    }
+
+    /// Whether an APPEND to this sequence will find it ready; a guess.
+    #[inline]
+    pub(super) fn is_ready(&self, id: Id, tokens: u64) -> bool {
+        let sequence = id.index(IdKind::Sequence).and_then(|row| self.holders.sequences.get(row));
+        sequence.is_some_and(|sequence| tokens <= u64::from(sequence.ready))
     }
 
     /// This operation comes in [`NEAR`] operations.

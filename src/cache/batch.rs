@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::config::{CacheConfig, Geometry};
+use super::sequence::Sequence;
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
@@ -153,6 +154,37 @@ impl Batch {
         self.note_packed_told();
     }
 
+    /// Whether so many tokens more may be scheduled.
+    pub(super) fn has_room(&self, tokens: u64, is_new_entry: bool) -> bool {
+        tokens <= u64::from(self.max_tokens - self.tokens)
+            && !(is_new_entry && self.entries.len() == self.max_entries as usize)
+    }
+
+    /// Schedules the next tokens of a sequence that is not in the batch; there is room.
+    #[inline]
+    pub(super) fn begin_entry(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
+        (sequence.batch_position, sequence.last_step) = (self.entries.len() as u32, self.step);
+        let generation = sequence.holder.generation;
+        let (first, count) = (sequence.length, tokens as u32);
+        self.entries.push(BatchEntry { row: row as u32, generation, first, count, told: 0, packed: 0 });
+        self.count_tokens(row, sequence, tokens);
+    }
+
+    /// The same of one that is in it.
+    pub(super) fn go_on_with_entry(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
+        self.entries[sequence.batch_position as usize].count += tokens as u32;
+        self.count_tokens(row, sequence, tokens);
+    }
+
+    #[inline(always)]
+    fn count_tokens(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
+        sequence.length += tokens;
+        self.tokens += tokens as u32;
+        self.used_tokens += tokens;
+        self.set_length(row, sequence.length);
+    }
+
+    #[inline(always)]
     pub(super) fn set_length(&mut self, row: usize, length: u64) {
         self.lengths[row] = length as i32;
         if !std::mem::replace(&mut self.is_length_dirty[row], true) {
@@ -163,8 +195,8 @@ impl Batch {
     /// Takes all rows whose length the device must learn, if most of the rows from the first to the last of them are
     /// such: then all of these go. They are nearly always one run, because each running sequence gets a token a step.
     pub(super) fn take_dirty_run(&mut self) -> Option<Range<usize>> {
-        let first = self.dirty_lengths.iter().min().map(|&row| row as usize)?;
-        let end = self.dirty_lengths.iter().max().map(|&row| row as usize + 1)?;
+        let among = |of: fn(u32, u32) -> u32| self.dirty_lengths.iter().copied().reduce(of);
+        let (first, end) = (among(u32::min)? as usize, among(u32::max)? as usize + 1);
         if 2 * self.dirty_lengths.len() < end - first {
             return None;
         }

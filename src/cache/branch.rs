@@ -47,7 +47,7 @@ impl State {
         };
         // After that: when the row was used last was told of the sequence before.
         self.share(parent, child, |group| cells[group]);
-        self.holders.sequences[parent].may_share = true;
+        self.holders.sequences[parent].share();
         if !self.is_plain {
             self.share_held(parent, child, length);
         }
@@ -136,6 +136,7 @@ impl State {
             length: new.length,
             committed: new.committed,
             may_share: true,
+            ready: 0,
             trimmed: new.trimmed,
             edited: new.edited,
             hits: new.hits,

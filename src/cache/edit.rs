@@ -194,7 +194,7 @@ impl State {
             None => sequence.committed.min(offset),
         };
         sequence.holder.no_store = true;
-        sequence.may_share = true;
+        sequence.share();
         (sequence.trimmed, sequence.edited) = (cut.moved(sequence.trimmed), edited);
         Ok(OpResult {
             row: row as i32,

@@ -60,6 +60,9 @@ pub(super) struct Sequence {
     /// Its open block may be another's too, or findable: the next append looks.
     pub(super) may_share: bool,
     pub(super) pause: Pause,
+    /// Tokens that an APPEND may reach beyond `length`, its lookahead included, and need look at nothing but this line:
+    /// there are blocks for them, no open block is shared, none is promised. 0 where it must look.
+    pub(super) ready: u16,
     pub(super) holder: Holder,
     /// Length up to which blocks are promised; 0: none are.
     pub(super) expected_tokens: u64,
@@ -78,6 +81,18 @@ pub(super) struct Sequence {
 pub(super) const LINE_BYTES: usize = 64;
 const _: () = assert!(offset_of!(Sequence, holder) + offset_of!(Holder, key) == LINE_BYTES);
 const _: () = assert!(offset_of!(Sequence, expected_tokens) == 2 * LINE_BYTES);
+
+impl Sequence {
+    /// Its open blocks may be somebody else's too from now on.
+    pub(super) fn share(&mut self) {
+        (self.may_share, self.ready) = (true, 0);
+    }
+
+    /// Runs or pauses.
+    pub(super) fn set_pause(&mut self, pause: Pause) {
+        (self.pause, self.ready) = (pause, 0);
+    }
+}
 
 /// Whether a sequence runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -178,7 +178,7 @@ impl State {
             let kept = &store.kept_tokens(block)[end as usize - open..end as usize];
             self.holders.open_tokens(row)[..open].copy_from_slice(kept);
         }
-        self.holders.sequences[row].may_share = true;
+        self.holders.sequences[row].share();
         if tokens > 0 {
             self.own_open_blocks(row);
         }

@@ -27,7 +27,7 @@ impl State {
             self.holders.kin[row].release_step = 0;
         }
         let pause = if mode == PreemptMode::Keep { Pause::Kept } else { Pause::Dropped };
-        self.holders.sequences[row].pause = pause;
+        self.holders.sequences[row].set_pause(pause);
         Ok(OpResult { row: row as i32, sequence: self.holders.sequence_id(row).0, ..OpResult::DONE })
     }
 
@@ -47,10 +47,10 @@ impl State {
             (Pause::Running, _) => Err(Status::WrongState.into()),
             (Pause::Kept, Some(_)) | (Pause::Dropped, None) => Err(Status::InvalidArgument.into()),
             (Pause::Kept, None) => {
-                self.holders.sequences[row].pause = Pause::Running;
+                self.holders.sequences[row].set_pause(Pause::Running);
                 let outcome = self.append(Target::Id(self.holders.sequence_id(row)), tokens, lookahead);
                 if outcome.is_err() {
-                    self.holders.sequences[row].pause = pause;
+                    self.holders.sequences[row].set_pause(pause);
                 }
                 outcome.map(|done| self.result_of(done, true))
             }
@@ -90,7 +90,8 @@ impl State {
         }
         self.batch.used_tokens += hit_tokens;
         let sequence = &mut self.holders.sequences[row];
-        (sequence.pause, sequence.may_share) = (Pause::Running, false);
+        sequence.set_pause(Pause::Running);
+        sequence.may_share = false;
         self.note_hits(row, hit_tokens);
         if self.finds_partial {
             self.adopt_partial(row, tokens);

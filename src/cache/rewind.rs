@@ -78,7 +78,7 @@ impl State {
         self.batch.set_length(row, tokens);
         let sequence = &mut self.holders.sequences[row];
         sequence.length = tokens;
-        sequence.may_share = true;
+        sequence.share();
         sequence.trimmed = sequence.trimmed.min(tokens);
         sequence.edited = sequence.edited.min(tokens);
         sequence.hits = sequence.hits.cut(tokens);

@@ -140,9 +140,11 @@ impl Rows {
         self.counts[row] as usize
     }
 
-    /// Has a cell fetched that is read soon.
-    pub(super) fn fetch(&self, row: usize, position: usize) {
-        prefetch::prefetch(&self.cells, row * self.row_cells + position);
+    /// Has a row's last cell fetched, which is read soon. Counts lie close together, so they are read and not guessed.
+    #[inline]
+    pub(super) fn fetch_last(&self, row: usize) {
+        let Some(&count) = self.counts.get(row) else { return };
+        prefetch::prefetch(&self.cells, row * self.row_cells + (count as usize).saturating_sub(1));
     }
 
     /// The blocks of a row.

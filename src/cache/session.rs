@@ -6,7 +6,7 @@ use super::kv_cache::KvCache;
 use super::lookup::{Match, Request};
 use super::prefix;
 use super::state::State;
-use super::step::{Op, OpResult};
+use super::step::{Op, OpResult, Target};
 use super::table::{GroupAddresses, GroupView, Uploader};
 use crate::error::{Result, Status};
 use crate::sync::MutexGuard;
@@ -52,7 +52,19 @@ pub struct StepSession<'a> {
 impl StepSession<'_> {
     /// Applies one operation.
     pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
-        self.state.apply(op)
+        let ready = match *op {
+            Op::Append { target: Target::Id(id), tokens, lookahead } => {
+                self.append_ready(id, tokens, lookahead)
+            }
+            _ => None,
+        };
+        ready.unwrap_or_else(|| self.state.apply(op))
+    }
+
+    /// What `apply` tries first with an APPEND: `None` and nothing else if the sequence takes a closer look.
+    #[inline]
+    pub fn append_ready(&mut self, target: Id, tokens: u64, lookahead: u32) -> Option<OpResult> {
+        self.state.append_ready(target, tokens, lookahead)
     }
 
     /// Operations ahead at which [`expect`](Self::expect) is of most use.
@@ -61,8 +73,15 @@ impl StepSession<'_> {
     pub const NEAR: usize = ahead::NEAR;
 
     /// Has memory fetched for an operation on this sequence that comes in this session.
+    #[inline]
     pub fn expect(&self, target: Id, is_commit: bool) {
         self.state.expect(target, is_commit);
+    }
+
+    /// Whether an APPEND that is near needs no [`prepare`](Self::prepare).
+    #[inline]
+    pub fn is_ready(&self, target: Id, tokens: u64) -> bool {
+        self.state.is_ready(target, tokens)
     }
 
     /// The same once it is near. Token ids that it names stay as they are until it comes or the session ends.

@@ -338,6 +338,7 @@ impl State {
         self.validate_owners()?;
         self.promises.validate_rows(&self.holders.sequences)?;
         self.validate_batch()?;
+        self.validate_ready()?;
         let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
         if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
             return Err(Error::internal(format!(

@@ -3,7 +3,6 @@
 //! Nothing here allocates, grows memory or calls a device. A refused operation is counted and leaves everything else
 //! as it was; later operations of the same call on the same sequence answer DEPENDENCY.
 
-use super::batch::BatchEntry;
 use super::classes::Groups;
 use super::growth::{Grower, Growth};
 use super::hash::{self, Key};
@@ -12,11 +11,11 @@ use super::namespace::KeyMode;
 pub use super::op::{Op, Target};
 pub use super::op_result::OpResult;
 pub(super) use super::op_result::{Done, OpOutcome, Refusal};
-use super::sequence::{Holder, Lease, Pause, Rows};
+use super::sequence::{Holder, Lease, Pause, Rows, Sequence};
 use super::state::State;
 use super::store::Store;
-use crate::error::{Result, Status};
-use crate::types::Id;
+use crate::error::{Error, Result, Status};
+use crate::types::{Id, IdKind};
 
 impl State {
     /// Starts a call of `step`: opens the step or goes on with it.
@@ -43,6 +42,62 @@ impl State {
         match done {
             Ok(done) => self.tell_group(self.result_of(done, is_append)),
             Err(refusal) => self.refused(op, &refusal),
+        }
+    }
+
+    /// An APPEND to a sequence that is ready for it, as nearly all are in a step that decodes. `None`: [`apply`] is to
+    /// look closer, nothing was changed.
+    ///
+    /// [`apply`]: Self::apply
+    #[inline]
+    pub(super) fn append_ready(&mut self, id: Id, tokens: u64, lookahead: u32) -> Option<OpResult> {
+        let row = id.index(IdKind::Sequence)?;
+        let Self { holders, batch, call, sizes, shared, .. } = self;
+        let sequence = holders.sequences.get_mut(row)?;
+        let Sequence { holder, ready, last_step, refused_in_call, .. } = *sequence;
+        let is_ready = holder.generation == id.generation()
+            && holder.is_live
+            && tokens.saturating_add(lookahead.into()) <= u64::from(ready)
+            && refused_in_call != *call
+            && last_step != batch.step
+            && batch.has_room(tokens, true)
+            && !shared.namespaces.owners.may_be_over();
+        if !is_ready {
+            return None;
+        }
+        sequence.ready = ready - tokens as u16;
+        batch.begin_entry(row, sequence, tokens);
+        let group = if sizes.is_some() { holder.groups.first() as u32 } else { 0 };
+        Some(OpResult { row: row as i32, sequence: id.0, group, ..OpResult::DONE })
+    }
+
+    /// How far beyond its length a row of plain groups can go in the blocks that it has.
+    fn room_in_blocks(&self, row: usize) -> u64 {
+        let sequence = &self.holders.sequences[row];
+        let groups = sequence.holder.groups.range();
+        let room = |(store, rows): (&Store, &Rows)| rows.count(row) as u64 * u64::from(store.block_tokens);
+        let rooms = self.stores[groups.clone()].iter().zip(&self.holders.rows[groups]).map(room);
+        rooms.fold(self.max_sequence_tokens, u64::min).saturating_sub(sequence.length)
+    }
+
+    /// Notes how far the next APPENDs need not look.
+    fn note_ready(&mut self, row: usize) {
+        let Sequence { may_share, expected_tokens, .. } = self.holders.sequences[row];
+        let is_sure = self.is_plain && !may_share && expected_tokens == 0;
+        let room = if is_sure { self.room_in_blocks(row) } else { 0 };
+        self.holders.sequences[row].ready = u16::try_from(room).unwrap_or(u16::MAX);
+    }
+
+    /// Checks that no sequence takes itself for ready that is not.
+    pub(super) fn validate_ready(&self) -> Result<()> {
+        let sequences = self.holders.sequences.iter().enumerate();
+        let is_wrong = |&(row, s): &(usize, &Sequence)| {
+            let may = self.is_plain && !s.may_share && s.expected_tokens == 0 && s.pause == Pause::Running;
+            s.holder.is_live && s.ready > 0 && (!may || u64::from(s.ready) > self.room_in_blocks(row))
+        };
+        match sequences.filter(|(_, s)| s.ready > 0).find(is_wrong) {
+            Some((row, s)) => Err(Error::internal(format!("row {row} is not ready for {} tokens", s.ready))),
+            None => Ok(()),
         }
     }
 
@@ -138,15 +193,6 @@ impl State {
         Ok(row)
     }
 
-    /// Whether a row of plain groups has blocks for so many tokens: nearly every APPEND of one token finds them.
-    fn has_blocks(&self, row: usize, tokens: u64) -> bool {
-        let groups = self.holders.sequences[row].holder.groups.range();
-        let (stores, rows) = (&self.stores[groups.clone()], &self.holders.rows[groups]);
-        let has =
-            |(store, rows): (&Store, &Rows)| tokens <= rows.count(row) as u64 * u64::from(store.block_tokens);
-        tokens <= self.max_sequence_tokens && stores.iter().zip(rows).all(has)
-    }
-
     /// Checks that blocks for `tokens` tokens can be held where `held(group)` are; answers how many are new.
     pub(super) fn check_blocks(
         &self,
@@ -172,11 +218,10 @@ impl State {
     }
 
     pub(super) fn check_batch(&self, tokens: u64, is_new_entry: bool) -> std::result::Result<(), Refusal> {
-        let room = u64::from(self.batch.max_tokens - self.batch.tokens);
-        if tokens > room || (is_new_entry && self.batch.entries.len() == self.batch.max_entries as usize) {
-            return Err(Status::LimitReached.into());
+        match self.batch.has_room(tokens, is_new_entry) {
+            true => Ok(()),
+            false => Err(Status::LimitReached.into()),
         }
-        Ok(())
     }
 
     /// Hands a sequence the blocks that `check_blocks` found room for.
@@ -203,25 +248,10 @@ impl State {
     pub(super) fn schedule(&mut self, row: usize, tokens: u64) {
         let sequence = &mut self.holders.sequences[row];
         let is_in_batch = sequence.last_step == self.batch.step && self.batch.step > 0;
-        if is_in_batch {
-            self.batch.entries[sequence.batch_position as usize].count += tokens as u32;
-        } else {
-            sequence.batch_position = self.batch.entries.len() as u32;
-            sequence.last_step = self.batch.step;
-            let generation = sequence.holder.generation;
-            self.batch.entries.push(BatchEntry {
-                row: row as u32,
-                generation,
-                first: sequence.length,
-                count: tokens as u32,
-                told: 0,
-                packed: 0,
-            });
+        match is_in_batch {
+            true => self.batch.go_on_with_entry(row, sequence, tokens),
+            false => self.batch.begin_entry(row, sequence, tokens),
         }
-        sequence.length += tokens;
-        self.batch.tokens += tokens as u32;
-        self.batch.used_tokens += tokens;
-        self.batch.set_length(row, sequence.length);
     }
 
     pub(super) fn admit(&mut self, lease: Id, tokens: u64, lookahead: u32, row: i32) -> OpOutcome {
@@ -283,7 +313,6 @@ impl State {
         let blocks_added = if self.is_plain {
             let (added, held) = match may_share {
                 true => self.check_shared_append(row, reserve)?,
-                false if self.has_blocks(row, reserve) => (0, 0),
                 false => {
                     let groups = sequence.holder.groups;
                     let held = |group: usize| self.holders.rows[group].count(row);
@@ -305,6 +334,7 @@ impl State {
             self.append_mixed(row, tokens, lookahead, is_new_entry)?
         };
         self.schedule(row, tokens);
+        self.note_ready(row);
         Ok(Done { row: row as u32, blocks: blocks_added })
     }
 

@@ -218,6 +218,7 @@ pub(super) fn pack_slots(
         let slots: &mut [i64] = bytemuck::cast_slice_mut(words);
         let block_tokens = store.block_tokens;
         let has_classes = state.classes.len() > 1;
+        let rows = &state.holders.rows[group];
         let mut at = 0;
         for entry in live_entries(state) {
             if has_classes && !state.holders.sequences[entry.row as usize].holder.groups.has(group) {
@@ -225,12 +226,20 @@ pub(super) fn pack_slots(
                 at += entry.count as usize;
                 continue;
             }
-            let row = state.holders.rows[group].row(entry.row as usize);
+            let row = rows.row(entry.row as usize);
             // Lengths are 31 bits wide in the tables.
             let first = entry.first as u32;
             let (mut position, mut offset) = (first / block_tokens, first % block_tokens);
+            let slot_of = |position: u32, offset: u32| {
+                i64::from(row[position as usize]) * i64::from(block_tokens) + i64::from(offset)
+            };
+            if entry.count == 1 {
+                slots[at] = slot_of(position, offset);
+                at += 1;
+                continue;
+            }
             for slot in &mut slots[at..at + entry.count as usize] {
-                *slot = i64::from(row[position as usize]) * i64::from(block_tokens) + i64::from(offset);
+                *slot = slot_of(position, offset);
                 offset += 1;
                 if offset == block_tokens {
                     (position, offset) = (position + 1, 0);
