@@ -165,6 +165,13 @@ fn sequences_branch_are_cut_and_stopped_and_tell_what_is_copied() {
 }
 
 #[test]
+fn a_list_does_what_its_operations_do_one_by_one_but_for_what_depends_on_a_refused_one() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("lists", &["lists.c"])));
+    }
+}
+
+#[test]
 fn pinned_memory_is_shared_out_and_a_range_of_the_callers_is_pinned() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("pinned", &["pinned.c"])));

@@ -106,6 +106,11 @@ fn check_each_unused(op: &kavern_kv_op) -> Result<()> {
     wrong.map_or(Ok(()), |(name, ..)| Err(unused(name)))
 }
 
+/// Whether later operations of a list on the same target depend on one of this kind.
+pub(super) fn has_dependants(kind: u32) -> bool {
+    matches!(kind, 2 | 3 | 6 | 8..=11 | 18)
+}
+
 /// The change that an operation of one of these kinds asks for.
 ///
 /// # Safety

@@ -161,7 +161,10 @@ unsafe fn apply_op(
     // SAFETY: the caller's promise.
     let result = match unsafe { read_op(op, index, done, link_tokens) } {
         Ok(op) => step.apply(&op),
-        Err(error) => step.refuse(error.status),
+        Err(error) => {
+            let target = target(op, index, done).ok().filter(|_| kv_ops::has_dependants(op.kind));
+            step.refuse(error.status, target)
+        }
     };
     result.into()
 }

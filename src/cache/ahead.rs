@@ -3,12 +3,13 @@
 //! A step goes once through all running sequences, and the model's work ran since the last one did, so hardly a line
 //! of what it reads is in the processor's caches. Its list tells which sequences come: [`FAR`] operations ahead their
 //! records and last cells are asked for, [`NEAR`] operations ahead what those lead to. A COMMIT's key decides where
-//! its block is entered, so keys are made ahead too; a whole link's is kept until its operation comes. Invariant:
-//! what is done here changes nothing that an operation does, however wrong a guess is.
+//! its block is entered, so keys are made ahead too and kept until their operation comes. Invariant: what is done here
+//! changes nothing that an operation does, however wrong a guess is.
 
+use super::config::GROUPS_MAX;
 use super::hash::{self, Extras, Key};
 use super::lookup::Naming;
-use super::sequence::{Holder, Sequence};
+use super::sequence::{Holder, Pause, Sequence};
 use super::state::State;
 use super::step::{Op, Target};
 use crate::error::Result;
@@ -24,29 +25,35 @@ const FREE_FEW: u32 = 8;
 /// Victims that are fetched together.
 const VICTIMS: u32 = 8;
 
-/// The key of one whole link, with all that it depends on beside the cache's hash.
-#[derive(Clone, Copy, Default)]
-struct Hashed {
-    /// The call of `step` whose caller promised that its arrays stay as they are.
-    call: u64,
-    address: usize,
-    parent: Key,
-    key: Key,
-}
-
-/// Keys made ahead, and what else that takes.
+/// Keys made ahead, and what else that takes. A key stands beside all that it depends on but the cache's hash: parent and
+/// tokens of its link. Links with extras have none.
 pub(super) struct Ahead {
     /// By row, as far as it goes.
-    hashed: [Hashed; FAR],
-    /// Rows that were about to grow while hardly a block was free.
-    growths: u32,
-    /// Tokens of a link that is part open, part about to come.
-    link: Vec<i32>,
+    keys: [Option<(Key, Key)>; FAR],
+    /// `[FAR][link_tokens]`: their tokens.
+    links: Vec<i32>,
+    link_tokens: usize,
+    /// By group: rows that were about to grow while hardly a block was free.
+    growths: [u32; GROUPS_MAX],
 }
 
 impl Ahead {
     pub(super) fn new(link_tokens: u32) -> Result<Self> {
-        Ok(Self { hashed: [Hashed::default(); FAR], growths: 0, link: filled(link_tokens as usize, 0)? })
+        let link_tokens = link_tokens as usize;
+        Ok(Self {
+            keys: [None; FAR],
+            links: filled(FAR * link_tokens, 0)?,
+            link_tokens,
+            growths: [0; GROUPS_MAX],
+        })
+    }
+
+    fn link(&self, row: usize) -> &[i32] {
+        &self.links[row % FAR * self.link_tokens..][..self.link_tokens]
+    }
+
+    fn link_mut(&mut self, row: usize) -> &mut [i32] {
+        &mut self.links[row % FAR * self.link_tokens..][..self.link_tokens]
     }
 }
 
@@ -84,6 +91,9 @@ impl State {
         let (length, groups) = (sequence.length.saturating_add(tokens), sequence.holder.groups);
         for group in groups.range() {
             let (store, rows) = (&mut self.stores[group], &self.holders.rows[group]);
+            if !store.reach.is_by_token() {
+                continue;
+            }
             if length <= rows.count(row) as u64 * u64::from(store.block_tokens) {
                 continue;
             }
@@ -91,22 +101,25 @@ impl State {
                 store.fetch_new(last as u32 + 1);
             }
             if store.free_count() < FREE_FEW {
-                if self.ahead.growths.is_multiple_of(VICTIMS) {
+                let growths = &mut self.ahead.growths[group];
+                if growths.is_multiple_of(VICTIMS) {
                     store.fetch_victims(VICTIMS, &self.shared);
                 }
-                self.ahead.growths = self.ahead.growths.wrapping_add(1);
+                *growths = growths.wrapping_add(1);
             }
         }
     }
 
     fn prepare_commit(&mut self, id: Id, tokens: u64, naming: &Naming<'_>) {
         let Some((row, sequence)) = self.holders.peek_sequence(id) else { return };
-        let Sequence { committed, holder: Holder { namespace, groups, .. }, .. } = *sequence;
+        let Sequence { length, committed, holder: Holder { namespace, groups, .. }, .. } = *sequence;
         let link = u64::from(self.link_tokens);
         let end = (committed / link + 1) * link;
-        let key = match committed.saturating_add(tokens) < end {
-            true => None,
-            false => self.first_key(row, naming),
+        // What is refused for its count is not read: APPENDs of the list may yet schedule up to a link of its tokens.
+        let is_likely = sequence.pause == Pause::Running && tokens <= length - committed + link;
+        let key = match is_likely && committed.saturating_add(tokens) >= end {
+            true => self.first_key(row, naming),
+            false => None,
         };
         for group in groups.range() {
             let (store, blocks) = (&self.stores[group], self.holders.rows[group].row(row));
@@ -136,28 +149,21 @@ impl State {
         let link = self.link_tokens as usize;
         let offset = (committed % link as u64) as usize;
         let part = ids.get(..link - offset)?;
-        if offset == 0 {
-            let key = hash::link(self.hash, &holder.key, part, &holder.extras);
-            if holder.extras == Extras::NONE {
-                let hashed = &mut self.ahead.hashed[row % FAR];
-                *hashed = Hashed { call: self.call, address: part.as_ptr().addr(), parent: holder.key, key };
-            }
-            return Some(key);
-        }
-        // The open tokens may be others when the operation comes: this key only says where to look.
-        let whole = &mut self.ahead.link;
-        whole[..offset].copy_from_slice(&self.holders.open_tokens(row)[..offset]);
-        whole[offset..].copy_from_slice(part);
-        Some(hash::link(self.hash, &holder.key, whole, &holder.extras))
+        let tokens = self.ahead.link_mut(row);
+        tokens[..offset].copy_from_slice(&self.holders.open_tokens(row)[..offset]);
+        tokens[offset..].copy_from_slice(part);
+        let key = hash::link(self.hash, &holder.key, tokens, &holder.extras);
+        self.ahead.keys[row % FAR] = Some((holder.key, key)).filter(|_| holder.extras == Extras::NONE);
+        Some(key)
     }
 
-    /// The key of a whole link of this call's arrays.
-    pub(super) fn whole_link(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
-        let Hashed { call, address, parent: of, key } = self.ahead.hashed[row % FAR];
-        let is_it = call == self.call && address == tokens.as_ptr().addr() && of == *parent;
-        match is_it && *extras == Extras::NONE {
-            true => key,
-            false => hash::link(self.hash, parent, tokens, extras),
+    /// The key of a whole link: the one made ahead, if it is of this link.
+    pub(super) fn link_key(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
+        match self.ahead.keys[row % FAR] {
+            Some((of, key)) if of == *parent && *extras == Extras::NONE && self.ahead.link(row) == tokens => {
+                key
+            }
+            _ => hash::link(self.hash, parent, tokens, extras),
         }
     }
 }

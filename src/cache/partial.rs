@@ -176,7 +176,7 @@ impl State {
             let (at, end) = (length / u64::from(store.block_tokens), length % u64::from(store.block_tokens));
             let block = self.holders.rows[groups.first()].row(row)[at as usize] as u32;
             let kept = &store.kept_tokens(block)[end as usize - open..end as usize];
-            self.holders.open_tokens(row)[..open].copy_from_slice(kept);
+            self.holders.open_tokens_mut(row)[..open].copy_from_slice(kept);
         }
         self.holders.sequences[row].share();
         if tokens > 0 {

@@ -115,7 +115,7 @@ impl State {
                 (holder.key, holder.extras) = (key, folded);
                 extras.iter().for_each(|extra| holder.extras.fold(&extra.id, extra.token_offset));
                 if !open_tokens.is_empty() {
-                    self.holders.open_tokens(row)[..open].copy_from_slice(open_tokens);
+                    self.holders.open_tokens_mut(row)[..open].copy_from_slice(open_tokens);
                 }
             }
             None => holder.no_store = true,

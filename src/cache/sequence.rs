@@ -414,7 +414,12 @@ impl Holders {
     }
 
     /// Tokens of the open link of a row.
-    pub(super) fn open_tokens(&mut self, row: usize) -> &mut [i32] {
+    pub(super) fn open_tokens(&self, row: usize) -> &[i32] {
+        &self.open_tokens[row * self.link_tokens..][..self.link_tokens]
+    }
+
+    /// The same, to be written.
+    pub(super) fn open_tokens_mut(&mut self, row: usize) -> &mut [i32] {
         &mut self.open_tokens[row * self.link_tokens..][..self.link_tokens]
     }
 

@@ -89,10 +89,9 @@ impl StepSession<'_> {
         self.state.prepare(op);
     }
 
-    /// Counts an operation that was refused before it reached the cache.
-    pub fn refuse(&mut self, status: Status) -> OpResult {
-        self.state.shared.counters.refused_ops += 1;
-        OpResult::refused(status)
+    /// Counts an operation that was refused before it reached the cache; later ones on its target depend on it.
+    pub fn refuse(&mut self, status: Status, target: Option<Target>) -> OpResult {
+        self.state.refuse(status, target)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::classes::Groups;
 use super::growth::{Grower, Growth};
-use super::hash::{self, Key};
+use super::hash::Key;
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 pub use super::op::{Op, Target};
@@ -153,25 +153,22 @@ impl State {
     #[cold]
     fn refused(&mut self, op: &Op<'_>, refusal: &Refusal) -> OpResult {
         self.note_short(refusal);
-        self.shared.counters.refused_ops += 1;
-        self.note_refused(op);
-        OpResult {
-            blocks_missing: refusal.missing,
-            group: refusal.group,
-            ..OpResult::refused(refusal.status)
-        }
+        let target = match *op {
+            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => Some(target),
+            Op::Change { target, ref change } if change.has_dependants() => Some(target),
+            _ => None,
+        };
+        let result = self.refuse(refusal.status, target);
+        OpResult { blocks_missing: refusal.missing, group: refusal.group, ..result }
     }
 
-    /// Remembers that later operations of this call on the same sequence depend on a refused one.
-    fn note_refused(&mut self, op: &Op<'_>) {
-        let target = match op {
-            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => target,
-            Op::Change { target, change } if change.has_dependants() => target,
-            _ => return,
-        };
-        if let Ok(row) = self.find_target(*target) {
+    /// Counts a refused operation; later ones of this call on its target depend on it.
+    pub(super) fn refuse(&mut self, status: Status, target: Option<Target>) -> OpResult {
+        self.shared.counters.refused_ops += 1;
+        if let Some(Ok(row)) = target.map(|target| self.find_target(target)) {
             self.holders.sequences[row].refused_in_call = self.call;
         }
+        OpResult::refused(status)
     }
 
     pub(super) fn find_target(&self, target: Target) -> std::result::Result<usize, Refusal> {
@@ -446,16 +443,15 @@ impl State {
             if offset + count == link {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;
                 let key = if offset == 0 {
-                    self.whole_link(row, &parent, part, &folded)
+                    self.link_key(row, &parent, part, &folded)
                 } else {
-                    let open = self.holders.open_tokens(row);
-                    open[offset..].copy_from_slice(part);
-                    hash::link(self.hash, &parent, open, &folded)
+                    self.holders.open_tokens_mut(row)[offset..].copy_from_slice(part);
+                    self.link_key(row, &parent, self.holders.open_tokens(row), &folded)
                 };
                 let key_at = |at: usize| Some(key).filter(|_| at == 0);
                 blocks += self.complete_links(row, at / link as u64, key_at, true);
             } else {
-                self.holders.open_tokens(row)[offset..offset + count].copy_from_slice(part);
+                self.holders.open_tokens_mut(row)[offset..offset + count].copy_from_slice(part);
             }
             at += count as u64;
             ids = rest;
