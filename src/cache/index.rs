@@ -76,26 +76,29 @@ impl Index {
     /// Takes a block out that is there.
     pub(super) fn remove(&mut self, hash: u32, block: u32) {
         let wanted = u64::from(hash) << 32 | u64::from(block + 1);
-        let mut hole = hash & self.mask;
-        while self.cells[hole as usize] != wanted {
-            assert!(self.cells[hole as usize] != 0, "a findable block is in the index");
-            hole = (hole + 1) & self.mask;
+        let cells = self.cells.as_mut_slice();
+        // In this form the compiler sees that no place lies beyond the end.
+        let Some(mask) = cells.len().checked_sub(1) else { return };
+        let mut hole = hash as usize & mask;
+        while cells[hole & mask] != wanted {
+            assert!(cells[hole & mask] != 0, "a findable block is in the index");
+            hole = (hole + 1) & mask;
         }
         let mut at = hole;
         loop {
-            at = (at + 1) & self.mask;
-            let cell = self.cells[at as usize];
+            at = (at + 1) & mask;
+            let cell = cells[at & mask];
             if cell == 0 {
                 break;
             }
-            let home = (cell >> 32) as u32 & self.mask;
+            let home = (cell >> 32) as usize;
             // The cell may move back to the hole unless its home lies after the hole.
-            if (at.wrapping_sub(home) & self.mask) >= (at.wrapping_sub(hole) & self.mask) {
-                self.cells[hole as usize] = cell;
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                cells[hole & mask] = cell;
                 hole = at;
             }
         }
-        self.cells[hole as usize] = 0;
+        cells[hole & mask] = 0;
         self.count -= 1;
     }
 
