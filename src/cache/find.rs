@@ -3,17 +3,13 @@
 //! Reads the index, the keys, and what the store keeps to prove that a key's block is the wanted content; asks for
 //! memory ahead of all three. What it does not: change who holds a block.
 
-use std::mem::offset_of;
-
 use super::Store;
-use crate::cache::block::{Counters, NAMED, NO_SERIAL, Origin, Publication};
+use crate::cache::block::{Ancestry, Counters, NAMED, NO_SERIAL, Origin, Publication};
 use crate::cache::children::Parent;
 use crate::cache::evict::Facts;
 use crate::cache::hash::{Extras, Key};
 use crate::sys::prefetch;
 
-/// Bytes at the start of an origin that prove a hit.
-const PROOF_BYTES: usize = offset_of!(Origin, parent_key);
 /// Tokens in one line of the processor's cache.
 const TOKENS_OF_LINE: usize = 16;
 /// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
@@ -40,11 +36,22 @@ impl Store {
         }
         self.fetch_block(Some(block as i32));
         if self.proof != Proof::Key {
-            prefetch::prefetch(&self.origins, block as usize);
-            prefetch::prefetch_part(&self.origins, block as usize, PROOF_BYTES - 1);
+            self.fetch_origin(block);
         }
         self.fetch_tokens(block);
         Some(block)
+    }
+
+    /// Has all of a block's origin fetched, which may lie in two lines.
+    fn fetch_origin(&self, block: u32) {
+        prefetch::prefetch(&self.origins, block as usize);
+        prefetch::prefetch_part(&self.origins, block as usize, size_of::<Origin>() - 1);
+    }
+
+    /// The same of its ancestry.
+    pub(super) fn fetch_ancestry(&self, block: u32) {
+        prefetch::prefetch(&self.ancestries, block as usize);
+        prefetch::prefetch_part(&self.ancestries, block as usize, size_of::<Ancestry>() - 1);
     }
 
     /// Has the kept tokens of a block fetched, if there are any.
@@ -70,8 +77,8 @@ impl Store {
 
     /// Has fetched what is written of a held block when it is published under this key.
     pub(in crate::cache) fn fetch_published(&self, block: u32, key: &Key, namespace: u32) {
-        prefetch::prefetch(&self.origins, block as usize);
-        prefetch::prefetch_part(&self.origins, block as usize, size_of::<Origin>() - 1);
+        self.fetch_origin(block);
+        self.fetch_ancestry(block);
         self.by_owner.fetch(block);
         self.policy.fetch(block);
         self.fetch_key(key, namespace);

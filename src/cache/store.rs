@@ -8,8 +8,8 @@
 pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
-    Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, UNWRITTEN, WAITING,
-    ZERO_LISTED,
+    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, UNWRITTEN,
+    WAITING, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
@@ -47,6 +47,8 @@ pub(super) struct Store {
     pub(super) blocks: Vec<Block>,
     /// Empty unless tokens are compared or events are kept.
     pub(super) origins: Vec<Origin>,
+    /// As long as `origins`.
+    pub(super) ancestries: Vec<Ancestry>,
     /// `[block][token]`; empty unless tokens are compared.
     pub(super) tokens: Vec<i32>,
     next_serial: u64,
@@ -93,6 +95,7 @@ impl Store {
         let mut policy = policy;
         policy.room(geometry.first_blocks);
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
+        let keeps_origins = options.compares_tokens || options.keeps_events || options.finds_partial;
         let mut store = Self {
             group,
             block_tokens: geometry.block_tokens,
@@ -101,10 +104,8 @@ impl Store {
             proof,
             is_large: false,
             blocks: filled(blocks as usize, Block::EMPTY)?,
-            origins: filled(
-                count_if(options.compares_tokens || options.keeps_events || options.finds_partial, 1),
-                Origin::default(),
-            )?,
+            origins: filled(count_if(keeps_origins, 1), Origin::default())?,
+            ancestries: filled(count_if(keeps_origins, 1), Ancestry::default())?,
             tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
             next_serial: ROOT_SERIAL + 1,
             free: Free::new(blocks, geometry.first_blocks, options.exact_order)?,
@@ -174,6 +175,10 @@ impl Store {
 
     pub(super) fn origin(&self, block: u32) -> Origin {
         self.origins.get(block as usize).copied().unwrap_or_default()
+    }
+
+    pub(super) fn ancestry(&self, block: u32) -> Ancestry {
+        self.ancestries.get(block as usize).copied().unwrap_or_default()
     }
 
     pub(super) fn zero_list(&self) -> &[i32] {
@@ -409,7 +414,7 @@ impl Store {
     }
 
     fn parent_of(&self, block: u32) -> Parent {
-        Parent { key: self.origin(block).parent_key, namespace: self.block(block).namespace() }
+        Parent { key: self.ancestry(block).parent_key, namespace: self.block(block).namespace() }
     }
 
     /// Whether nobody holds a findable block, nor waits for it.
@@ -421,7 +426,7 @@ impl Store {
     pub(super) fn bytes(&self) -> u64 {
         let blocks = self.blocks.len() as u64 * size_of::<Block>() as u64;
         blocks
-            + self.origins.len() as u64 * size_of::<Origin>() as u64
+            + self.origins.len() as u64 * (size_of::<Origin>() + size_of::<Ancestry>()) as u64
             + (self.tokens.len() + self.zero_list.capacity()) as u64 * 4
             + self.free.bytes()
             + self.retention.bytes()
