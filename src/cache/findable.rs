@@ -41,7 +41,8 @@ impl Store {
             return Published::Refused;
         }
         let hash = self.index.hash(&as_what.key, as_what.namespace);
-        if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
+        let found = self.index.find_or_place(hash, |block| self.has_key(block, as_what));
+        if let &Ok(taken) = &found {
             let compares = self.compares(as_what);
             let origin = self.origin(taken);
             if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
@@ -82,7 +83,11 @@ impl Store {
         block.key = as_what.key;
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
-        self.index.insert(hash, index);
+        match found {
+            Err(place) => self.index.insert_at(place, hash, index),
+            // What was there went, and others moved.
+            Ok(_) => self.index.insert(hash, index),
+        }
         if let Some(mirror) = &mut self.mirror {
             let namespace = shared.namespaces.get(as_what.namespace);
             mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
