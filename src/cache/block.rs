@@ -105,16 +105,22 @@ impl Block {
     }
 }
 
-/// What is known of a block's content beyond its key; kept only where it is asked for. What proves a hit comes first,
-/// so that it seldom spreads over two lines of the processor's cache.
+/// What proves a block's content beyond its key; kept only where it is asked for, apart from its [`Ancestry`]: a match
+/// reads all of the one and nothing of the other, an eviction the reverse, and each takes three quarters of a line of
+/// the processor's cache.
 #[derive(Clone, Copy, Default)]
-#[repr(C)]
 pub(super) struct Origin {
     /// Identity of the content: two findable blocks of equal content, one after the other, have different ones.
     pub(super) serial: u64,
     pub(super) parent_serial: u64,
     pub(super) extras: [u64; 4],
+}
+
+/// What events and the lists of children tell of a findable block beyond its key; kept where origins are.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ancestry {
     pub(super) parent_key: Key,
+    /// Blocks before it in its sequence.
     pub(super) position: u64,
     /// Step in which it became findable; its bytes are written before that step's end.
     pub(super) step: u64,

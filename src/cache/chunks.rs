@@ -83,7 +83,7 @@ impl State {
                 let hit = last.map_or(ChunkHit::MISS, |&block| ChunkHit {
                     block,
                     shift: place
-                        .wrapping_sub(store.origin(block as u32).position * u64::from(store.block_tokens))
+                        .wrapping_sub(store.ancestry(block as u32).position * u64::from(store.block_tokens))
                         as i64,
                 });
                 take(group, key, hit);
@@ -134,7 +134,7 @@ impl State {
         for (store, rows) in self.stores.iter().zip(rows.iter_mut()) {
             let hash = store.index.hash(key, namespace);
             match store.find(hash, &wanted, &[], &mut self.shared.counters) {
-                Some(block) if store.may_take(block) && store.origin(block).step < open_step => {
+                Some(block) if store.may_take(block) && store.ancestry(block).step < open_step => {
                     rows.push(lease, block)
                 }
                 _ => break,

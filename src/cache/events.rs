@@ -5,6 +5,7 @@
 
 use super::hash::Key;
 use crate::error::Result;
+use crate::sys::prefetch;
 use crate::sys::reserve::room;
 
 /// What changed.
@@ -78,11 +79,13 @@ pub(super) struct Events {
     ring: Vec<CacheEvent>,
     capacity: usize,
     last: u64,
+    /// Place of the next one: `last % capacity`.
+    next: usize,
 }
 
 impl Events {
     pub(super) fn new(capacity: u32) -> Result<Self> {
-        Ok(Self { ring: room(capacity as usize)?, capacity: capacity as usize, last: 0 })
+        Ok(Self { ring: room(capacity as usize)?, capacity: capacity as usize, last: 0, next: 0 })
     }
 
     /// Whether events are kept at all.
@@ -95,18 +98,24 @@ impl Events {
     }
 
     /// Numbers the event and keeps it.
-    pub(super) fn push(&mut self, mut event: CacheEvent) {
+    #[inline]
+    pub(super) fn push(&mut self, event: CacheEvent) {
         self.last += 1;
         if self.capacity == 0 {
             return;
         }
-        event.number = self.last;
-        let at = (self.last - 1) as usize % self.capacity;
-        if at < self.ring.len() {
-            self.ring[at] = event;
-        } else {
-            self.ring.push(event);
+        let event = CacheEvent { number: self.last, ..event };
+        match self.ring.get_mut(self.next) {
+            Some(place) => *place = event,
+            None => self.ring.push(event),
         }
+        self.next = if self.next + 1 == self.capacity { 0 } else { self.next + 1 };
+    }
+
+    /// Has fetched where so many of the next events will be written.
+    pub(super) fn fetch_next(&self, count: usize) {
+        let end = (self.next + count).min(self.ring.len());
+        (self.next..end).for_each(|at| prefetch::prefetch(&self.ring, at));
     }
 
     /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap.

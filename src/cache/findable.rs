@@ -4,7 +4,7 @@
 
 use super::Store;
 use crate::cache::block::{
-    FINDABLE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, Shared,
+    Ancestry, FINDABLE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication, Published, Shared,
 };
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEvent, CacheEventKind, RemoveReason};
@@ -41,7 +41,8 @@ impl Store {
             return Published::Refused;
         }
         let hash = self.index.hash(&as_what.key, as_what.namespace);
-        if let Some(taken) = self.index.find(hash, |block| self.has_key(block, as_what)) {
+        let found = self.index.find_or_place(hash, |block| self.has_key(block, as_what));
+        if let &Ok(taken) = &found {
             let compares = self.compares(as_what);
             let origin = self.origin(taken);
             if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
@@ -69,8 +70,10 @@ impl Store {
             *origin = Origin {
                 serial: self.next_serial,
                 parent_serial: as_what.parent_serial,
-                parent_key: as_what.parent_key,
                 extras: as_what.extras.0,
+            };
+            self.ancestries[index as usize] = Ancestry {
+                parent_key: as_what.parent_key,
                 position: as_what.position,
                 step: shared.steps.newest(),
             };
@@ -80,17 +83,21 @@ impl Store {
         block.key = as_what.key;
         block.namespace_and_flags =
             block.namespace_and_flags & !NAMESPACE_MASK | as_what.namespace | FINDABLE | NAMED;
-        self.index.insert(hash, index);
+        match found {
+            Err(place) => self.index.insert_at(place, hash, index),
+            // What was there went, and others moved.
+            Ok(_) => self.index.insert(hash, index),
+        }
         if let Some(mirror) = &mut self.mirror {
             let namespace = shared.namespaces.get(as_what.namespace);
             mirror.insert(BlockHash::of(namespace, &self.blocks[index as usize]), index);
         }
         if let Some(children) = self.children.as_mut().filter(|_| as_what.has_tokens) {
-            let (blocks, origins) = (&self.blocks, &self.origins);
+            let (blocks, ancestries) = (&self.blocks, &self.ancestries);
             let parent = Parent { key: as_what.parent_key, namespace: as_what.namespace };
             let is_child = |block: u32| {
-                let (block, origin) = (&blocks[block as usize], &origins[block as usize]);
-                Parent { key: origin.parent_key, namespace: block.namespace() } == parent
+                let (block, ancestry) = (&blocks[block as usize], &ancestries[block as usize]);
+                Parent { key: ancestry.parent_key, namespace: block.namespace() } == parent
             };
             children.add(index, &parent, is_child);
         }
@@ -114,6 +121,7 @@ impl Store {
     }
 
     /// What an event or a snapshot says about a findable block.
+    #[inline]
     pub(in crate::cache) fn event(
         &self,
         index: u32,
@@ -121,7 +129,7 @@ impl Store {
         reason: RemoveReason,
         namespaces: &Namespaces,
     ) -> CacheEvent {
-        let (block, origin) = (self.block(index), self.origin(index));
+        let (block, ancestry) = (self.block(index), self.ancestry(index));
         CacheEvent {
             number: 0,
             kind,
@@ -129,9 +137,9 @@ impl Store {
             group: self.group,
             block: index as i32,
             namespace_id: namespaces.get(block.namespace()).id(),
-            token_offset: origin.position * u64::from(self.block_tokens),
+            token_offset: ancestry.position * u64::from(self.block_tokens),
             key: block.key,
-            parent_key: origin.parent_key,
+            parent_key: ancestry.parent_key,
         }
     }
 
@@ -143,26 +151,32 @@ impl Store {
         shared: &mut Shared,
         tally: &mut Tally,
     ) {
-        if shared.events.is_on() {
-            let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
-            shared.events.push(event);
-        }
         let (key, namespace) = (self.block(index).key, self.block(index).namespace());
-        if self.children.is_some() {
-            let parent = self.parent_of(index);
-            self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
-        }
         self.index.remove(self.index.hash(&key, namespace), index);
-        if let Some(mirror) = &mut self.mirror {
-            let hash = BlockHash::of(shared.namespaces.get(namespace), &self.blocks[index as usize]);
-            mirror.remove(hash, index);
-        }
-        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        self.tell_gone(index, reason, shared);
         self.clear_retention(index);
         let tenant = self.block(index).tenant;
         self.by_owner.unlink(owner_of(tenant), index);
         let namespaces = &mut shared.namespaces;
         tally.forget((tenant, namespace), reason.is_eviction(), &mut self.by_owner, namespaces);
+    }
+
+    /// A block is in the index no more: tells the events, the lists of children, the copy on the device and the block.
+    #[inline]
+    pub(super) fn tell_gone(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+        if shared.events.is_on() {
+            let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
+            shared.events.push(event);
+        }
+        if self.children.is_some() {
+            let parent = self.parent_of(index);
+            self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
+        }
+        if let Some(mirror) = &mut self.mirror {
+            let block = &self.blocks[index as usize];
+            mirror.remove(BlockHash::of(shared.namespaces.get(block.namespace()), block), index);
+        }
+        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
     }
 
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.

@@ -76,6 +76,14 @@ impl Free {
         }
     }
 
+    /// The same for several blocks, in this order.
+    pub(super) fn push_all(&mut self, blocks: &[u32]) {
+        match self {
+            Self::Stack(stack) => blocks.iter().for_each(|&block| stack.push(block)),
+            Self::Runs(runs) => runs.insert_all(blocks),
+        }
+    }
+
     /// Takes this free block. In exact order the one on top comes to its place.
     pub(super) fn take(&mut self, block: u32) {
         match self {
@@ -154,16 +162,38 @@ impl Stack {
 
 impl Runs {
     fn insert(&mut self, block: u32) {
-        let mut at = block as usize;
         self.count += 1;
+        self.set(block as usize / 64, 1 << (block % 64));
+    }
+
+    /// Blocks whose bits stand in one word, one after the other, are one write.
+    fn insert_all(&mut self, blocks: &[u32]) {
+        self.count += blocks.len() as u32;
+        let (mut word, mut bits) = (0, 0);
+        for &block in blocks {
+            let of_block = block as usize / 64;
+            if of_block != word {
+                self.set(word, bits);
+                (word, bits) = (of_block, 0);
+            }
+            bits |= 1 << (block % 64);
+        }
+        self.set(word, bits);
+    }
+
+    /// Sets bits of a word of the first level, if there are any, and of those above what follows from that.
+    fn set(&mut self, mut at: usize, mut bits: u64) {
+        if bits == 0 {
+            return;
+        }
         for level in &mut self.levels {
-            let word = &mut level[at / 64];
+            let word = &mut level[at];
             let was_empty = *word == 0;
-            *word |= 1 << (at % 64);
+            *word |= bits;
             if !was_empty {
                 return;
             }
-            at /= 64;
+            (at, bits) = (at / 64, 1 << (at % 64));
         }
     }
 
@@ -298,11 +328,11 @@ mod tests {
                 if random.bool() && !left.is_empty() {
                     let block = left.swap_remove(random.usize(0..left.len()));
                     free.take(block);
-                    taken.push(block);
+                    taken.insert(random.usize(0..=taken.len()), block);
                 } else if !taken.is_empty() {
-                    let block = taken.swap_remove(random.usize(0..taken.len()));
-                    free.push(block);
-                    left.push(block);
+                    let some = taken.split_off(random.usize(taken.len().saturating_sub(3)..taken.len()));
+                    free.push_all(&some);
+                    left.extend(some);
                 }
                 assert_eq!(free.count() as usize, left.len());
             }

@@ -6,7 +6,7 @@
 //! Invariant: walking from a cell's home to the cell meets no empty cell.
 
 use super::hash::Key;
-use crate::error::Result;
+use crate::error;
 use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
@@ -18,6 +18,9 @@ pub(super) struct Index {
     count: u32,
 }
 
+/// An empty cell.
+pub(super) struct Place(u32);
+
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
@@ -25,7 +28,7 @@ fn fold(a: u64, b: u64) -> u64 {
 
 impl Index {
     /// Room for every block of a pool.
-    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> Result<Self> {
+    pub(super) fn new(blocks: u32, seed: [u64; 4]) -> error::Result<Self> {
         let size = (u64::from(blocks) * 2).next_power_of_two().max(4);
         Ok(Self { cells: filled(size as usize, 0)?, mask: (size - 1) as u32, seed, count: 0 })
     }
@@ -58,6 +61,32 @@ impl Index {
         }
     }
 
+    /// The block under this hash for which `is_it` holds, or else the place where one that is not there belongs as long
+    /// as nothing else changes.
+    #[inline]
+    pub(super) fn find_or_place(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Result<u32, Place> {
+        let mut at = hash & self.mask;
+        loop {
+            let cell = self.cells[at as usize];
+            if cell == 0 {
+                return Err(Place(at));
+            }
+            let block = cell as u32 - 1;
+            if (cell >> 32) as u32 == hash && is_it(block) {
+                return Ok(block);
+            }
+            at = (at + 1) & self.mask;
+        }
+    }
+
+    /// Adds a block where it was found to belong.
+    #[inline]
+    pub(super) fn insert_at(&mut self, Place(at): Place, hash: u32, block: u32) {
+        debug_assert_eq!(self.cells[at as usize], 0, "the place is empty");
+        self.cells[at as usize] = u64::from(hash) << 32 | u64::from(block + 1);
+        self.count += 1;
+    }
+
     /// Has the cell at which this hash is looked for fetched.
     pub(super) fn fetch(&self, hash: u32) {
         prefetch::prefetch(&self.cells, (hash & self.mask) as usize);
@@ -76,26 +105,29 @@ impl Index {
     /// Takes a block out that is there.
     pub(super) fn remove(&mut self, hash: u32, block: u32) {
         let wanted = u64::from(hash) << 32 | u64::from(block + 1);
-        let mut hole = hash & self.mask;
-        while self.cells[hole as usize] != wanted {
-            assert!(self.cells[hole as usize] != 0, "a findable block is in the index");
-            hole = (hole + 1) & self.mask;
+        let cells = self.cells.as_mut_slice();
+        // In this form the compiler sees that no place lies beyond the end.
+        let Some(mask) = cells.len().checked_sub(1) else { return };
+        let mut hole = hash as usize & mask;
+        while cells[hole & mask] != wanted {
+            assert!(cells[hole & mask] != 0, "a findable block is in the index");
+            hole = (hole + 1) & mask;
         }
         let mut at = hole;
         loop {
-            at = (at + 1) & self.mask;
-            let cell = self.cells[at as usize];
+            at = (at + 1) & mask;
+            let cell = cells[at & mask];
             if cell == 0 {
                 break;
             }
-            let home = (cell >> 32) as u32 & self.mask;
+            let home = (cell >> 32) as usize;
             // The cell may move back to the hole unless its home lies after the hole.
-            if (at.wrapping_sub(home) & self.mask) >= (at.wrapping_sub(hole) & self.mask) {
-                self.cells[hole as usize] = cell;
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                cells[hole & mask] = cell;
                 hole = at;
             }
         }
-        self.cells[hole as usize] = 0;
+        cells[hole & mask] = 0;
         self.count -= 1;
     }
 
@@ -132,7 +164,11 @@ mod tests {
                 None => {
                     // Few distinct homes, also at the end of the table: long runs that wrap around.
                     let hash = random.u32(0..40) + 490 + (random.u32(0..3) << 20);
-                    index.insert(hash, block);
+                    match index.find_or_place(hash, |there| there == block) {
+                        Err(place) if random.bool() => index.insert_at(place, hash, block),
+                        Err(_) => index.insert(hash, block),
+                        Ok(_) => panic!("block {block} is there already"),
+                    }
                     model.insert(block, hash);
                 }
             }

@@ -118,6 +118,26 @@ impl List {
         Some(block)
     }
 
+    /// Takes the oldest blocks out, as many as there are places; answers how many.
+    pub(in crate::cache) fn pop_oldest_into(&mut self, places: &mut [u32]) -> usize {
+        let (mut at, mut count) = (self.head, 0);
+        for place in places {
+            if at == NONE {
+                break;
+            }
+            *place = at;
+            at = std::mem::replace(&mut self.links[at as usize].next, UNLINKED);
+            count += 1;
+        }
+        self.head = at;
+        match at {
+            NONE => self.tail = NONE,
+            head => self.links[head as usize].prev = NONE,
+        }
+        self.count -= count as u32;
+        count
+    }
+
     pub(in crate::cache) fn bytes(&self) -> u64 {
         (self.links.len() * size_of::<Link>()) as u64
     }

@@ -125,6 +125,24 @@ impl Lists {
         Some(block)
     }
 
+    /// Takes the oldest blocks out of a list as long as `goes` says so of the one that is the oldest then.
+    #[inline]
+    pub(in crate::cache) fn pop_while(&mut self, list: usize, mut goes: impl FnMut(u32) -> bool) {
+        let first = self.ends[list].oldest;
+        let mut at = first;
+        while at != NONE && goes(at) {
+            at = std::mem::replace(&mut self.links[at as usize].next, UNLINKED);
+        }
+        if at == first {
+            return;
+        }
+        self.ends[list].oldest = at;
+        match at {
+            NONE => self.ends[list].newest = NONE,
+            oldest => self.links[oldest as usize].prev = NONE,
+        }
+    }
+
     pub(in crate::cache) fn bytes(&self) -> u64 {
         (self.links.len() * size_of::<Link>() + self.ends.len() * size_of::<Ends>()) as u64
     }

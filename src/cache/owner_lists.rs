@@ -59,6 +59,37 @@ impl OwnerLists {
         }
     }
 
+    /// Takes several blocks out of the lists in which they are. Those of which each stood beside the one before it go
+    /// as one piece.
+    pub(super) fn unlink_all(&mut self, owner: u32, mut blocks: &[u32]) {
+        while let [first, rest @ ..] = blocks {
+            let [mut before, mut after] = self.links[*first as usize];
+            let (mut front, mut back) = (first + 1, first + 1);
+            blocks = rest;
+            while let [next, rest @ ..] = blocks {
+                if before == next + 1 {
+                    (front, before) = (before, self.links[*next as usize][0]);
+                } else if after == next + 1 {
+                    (back, after) = (after, self.links[*next as usize][1]);
+                } else {
+                    break;
+                }
+                blocks = rest;
+            }
+            let ends = &mut self.owners[owner as usize];
+            match before {
+                0 if ends[ORDER] == front => ends[ORDER] = after,
+                0 => ends[ASIDE] = after,
+                before => self.links[before as usize - 1][1] = after,
+            }
+            match after {
+                0 if ends[ORDER + 1] == back => ends[ORDER + 1] = before,
+                0 => ends[ASIDE + 1] = before,
+                after => self.links[after as usize - 1][0] = before,
+            }
+        }
+    }
+
     /// Puts a block that is in no list in the place of one that is.
     pub(super) fn replace(&mut self, owner: u32, from: u32, to: u32) {
         let [before, after] = std::mem::take(&mut self.links[from as usize]);
@@ -155,5 +186,41 @@ impl OwnerLists {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces of lists, out of order, over both lists and over their ends, against single blocks.
+    #[test]
+    fn several_blocks_leave_their_lists_as_single_ones_do() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..2000 {
+            let count = random.u32(1..24);
+            let [mut one, mut other] = [(); 2].map(|()| OwnerLists::new(24, 2).unwrap());
+            for block in 0..count {
+                let is_aside = random.u8(0..4) == 0;
+                for lists in [&mut one, &mut other] {
+                    lists.push(1, block);
+                    if is_aside {
+                        lists.set_aside(1, block);
+                    }
+                }
+            }
+            let mut gone: Vec<u32> = (0..count).filter(|_| random.u8(0..3) > 0).collect();
+            match random.u8(0..3) {
+                0 => gone.reverse(),
+                1 => random.shuffle(&mut gone),
+                _ => {}
+            }
+            gone.iter().for_each(|&block| one.unlink(1, block));
+            other.unlink_all(1, &gone);
+            let [mut left, mut also] = [Vec::new(), Vec::new()];
+            one.validate(1, |block| left.push(block)).unwrap();
+            other.validate(1, |block| also.push(block)).unwrap();
+            assert_eq!(left, also, "without {gone:?} of {count}");
+        }
     }
 }

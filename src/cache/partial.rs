@@ -31,10 +31,10 @@ impl Store {
         let mut best = None;
         for _ in 0..SEARCHED {
             let Some(block) = child else { break };
-            let origin = self.origin(block);
-            let is_written = open_step.is_none_or(|open| origin.step < open);
+            let (origin, ancestry) = (self.origin(block), self.ancestry(block));
+            let is_written = open_step.is_none_or(|open| ancestry.step < open);
             if is_written
-                && origin.position == tail.position
+                && ancestry.position == tail.position
                 && origin.extras == tail.extras.0
                 && (!self.proves_ancestry() || origin.parent_serial == tail.parent_serial)
             {
@@ -119,7 +119,7 @@ impl State {
                 let each = u64::from(store.block_tokens);
                 let source = rows.row(lease).get((length / each) as usize);
                 let is_open =
-                    |&block: &i32| open_step.is_some_and(|open| store.origin(block as u32).step >= open);
+                    |&block: &i32| open_step.is_some_and(|open| store.ancestry(block as u32).step >= open);
                 if !length.is_multiple_of(each) && source.is_none_or(is_open) {
                     length -= length % each;
                 }

@@ -43,7 +43,7 @@ impl Store {
         if old.is_findable() {
             moved(CacheEventKind::Removed, RemoveReason::Moved, from, self, shared);
         }
-        let parent = Parent { key: self.origin(from).parent_key, namespace: old.namespace() };
+        let parent = Parent { key: self.ancestry(from).parent_key, namespace: old.namespace() };
         let new = &mut self.blocks[to as usize];
         (new.key, new.tenant, new.refs) = (old.key, old.tenant, old.refs);
         new.last_step = new.last_step.max(old.last_step);
@@ -54,8 +54,9 @@ impl Store {
         left.namespace_and_flags &= !OF_CONTENT;
         if !self.origins.is_empty() {
             self.origins[to as usize] = self.origins[from as usize];
+            self.ancestries[to as usize] = self.ancestries[from as usize];
             // Its bytes come with the step of the copy.
-            self.origins[to as usize].step = self.blocks[to as usize].last_step;
+            self.ancestries[to as usize].step = self.blocks[to as usize].last_step;
             self.origins[from as usize].serial = NO_SERIAL;
         }
         self.copy_kept(from, to);

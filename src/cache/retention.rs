@@ -160,14 +160,15 @@ impl Retention {
         }
     }
 
-    /// The next victim of a priority below the ordinary, and unlists it.
-    pub(super) fn victim_below(&mut self) -> Option<u32> {
-        self.victim_of(self.is_used & ((1 << ORDINARY) - 1))
+    /// The next victims of priorities below the ordinary, as many as there are places, and unlists them; answers how
+    /// many.
+    pub(super) fn victims_below(&mut self, places: &mut [u32]) -> usize {
+        self.victims_of((1 << ORDINARY) - 1, places)
     }
 
-    /// The next victim of a priority above the ordinary, and unlists it.
-    pub(super) fn victim_above(&mut self) -> Option<u32> {
-        self.victim_of(self.is_used)
+    /// The same of priorities above the ordinary.
+    pub(super) fn victims_above(&mut self, places: &mut [u32]) -> usize {
+        self.victims_of(u128::MAX, places)
     }
 
     /// Gives the next victims of the lowest priority below the ordinary, if there are any.
@@ -183,13 +184,23 @@ impl Retention {
         prefetch::prefetch(&self.marks, block as usize);
     }
 
-    fn victim_of(&mut self, priorities: u128) -> Option<u32> {
-        if priorities == 0 {
-            return None;
+    fn victims_of(&mut self, priorities: u128, places: &mut [u32]) -> usize {
+        let mut count = 0;
+        while self.is_used & priorities != 0 && count < places.len() {
+            let lowest = (self.is_used & priorities).trailing_zeros() as usize;
+            self.by_priority.pop_while(lowest, |oldest| {
+                let goes = count < places.len();
+                if goes {
+                    places[count] = oldest;
+                    count += 1;
+                }
+                goes
+            });
+            if self.by_priority.is_empty(lowest) {
+                self.is_used &= !(1 << lowest);
+            }
         }
-        let block = self.by_priority.oldest(priorities.trailing_zeros() as usize)?;
-        self.unlist(block);
-        Some(block)
+        count
     }
 
     /// Whether the priority of an inactive block has expired.

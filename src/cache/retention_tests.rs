@@ -13,14 +13,12 @@ fn victims_come_by_priority_and_within_one_by_age() {
         retention.retain(block, priority, 0, 0);
         assert_eq!(retention.released(block), priority != ORDINARY);
     }
-    assert_eq!(
-        [retention.victim_below(), retention.victim_below(), retention.victim_below()],
-        [Some(1), Some(3), None]
-    );
-    assert_eq!(
-        [retention.victim_above(), retention.victim_above(), retention.victim_above()],
-        [Some(2), Some(0), None]
-    );
+    let mut places = [9; 3];
+    assert_eq!((retention.victims_below(&mut places[..1]), places), (1, [1, 9, 9]), "one place");
+    assert_eq!((retention.victims_below(&mut places), places), (1, [3, 9, 9]));
+    assert_eq!(retention.victims_below(&mut places), 0);
+    assert_eq!((retention.victims_above(&mut places), places), (2, [2, 0, 9]));
+    assert_eq!(retention.victims_above(&mut places), 0);
 }
 
 #[test]
@@ -87,7 +85,7 @@ fn no_more_than_the_limit_is_pinned_and_the_last_unpin_lets_go() {
     }
     assert_eq!(retention.pinned(), 2);
     assert!(retention.released(0) && retention.released(1));
-    assert_eq!((retention.victim_below(), retention.victim_above()), (None, None));
+    assert_eq!((retention.victims_below(&mut [0]), retention.victims_above(&mut [0])), (0, 0));
     assert!(!retention.unpin(Pinner::Operation, 0, true), "the name's pins are the name's");
     assert!(!retention.unpin(Pinner::Name, 0, true) && retention.unpin(Pinner::Name, 0, true));
     assert_eq!((retention.pinned(), retention.pinned_inactive()), (1, 1));

@@ -37,6 +37,12 @@ impl Tally {
         }
     }
 
+    /// Whether blocks of another tenant were added last, or none.
+    #[inline]
+    pub(super) fn is_of_another(&self, tenant: u64) -> bool {
+        self.tenant != tenant
+    }
+
     /// A block of this tenant and namespace stops being findable.
     #[inline]
     pub(super) fn forget(

@@ -2,22 +2,19 @@
 //!
 //! Priorities and pins (`retention`) come before the policy. Part of `store`, whose invariants hold here too.
 
-use std::mem::offset_of;
-
 use super::{PINNED_SHARE, Store};
-use crate::cache::block::{Origin, RETAINED, Shared};
+use crate::cache::block::{RETAINED, Shared};
 use crate::cache::events::RemoveReason;
+use crate::cache::owners::owner_of;
 use crate::cache::retention::Pinner;
 use crate::cache::tally::Tally;
 use crate::error::Result;
 use crate::sys::prefetch;
 
-/// Victims whose memory is fetched together.
-const FETCHED: u32 = 16;
+/// Victims that go together: what they read is fetched for all of them before any of them goes.
+const TOGETHER: usize = 32;
 /// Fewer are not worth it.
-const FETCH_LEAST: u32 = 4;
-/// From here on an origin holds what an event tells.
-const TOLD: usize = offset_of!(Origin, parent_key);
+const FETCH_LEAST: usize = 4;
 /// Requests of fewer blocks are not worth headroom.
 const RUN_LEAST: u32 = 8;
 /// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
@@ -34,23 +31,28 @@ impl Store {
         shared: &mut Shared,
         mut take: impl FnMut(u32),
     ) {
-        let mut tally = Tally::NONE;
         shared.count_handed_out(count, tenant);
         if self.free.is_exact() {
-            for at in 0..count {
-                if at.is_multiple_of(FETCHED) {
-                    self.fetch_victims((count - at).saturating_sub(self.free.count()), shared);
-                }
-                let index = match self.free.pop() {
-                    Some(index) => index,
-                    None => self
-                        .evict_next(RemoveReason::Evicted, shared, &mut tally)
-                        .expect("the caller checked that a block is available"),
-                };
+            let mut left = count;
+            while left > 0
+                && let Some(index) = self.free.pop()
+            {
                 self.hand_out(index, tenant);
                 take(index);
+                left -= 1;
             }
-            return tally.settle(&mut self.by_owner, &mut shared.namespaces);
+            let mut victims = [0; TOGETHER];
+            while left > 0 {
+                let victims = &mut victims[..TOGETHER.min(left as usize)];
+                let gone = self.evict_into(victims, RemoveReason::Evicted, shared);
+                assert!(gone == victims.len(), "the caller checked that as many blocks are available");
+                for &index in &*victims {
+                    self.hand_out(index, tenant);
+                    take(index);
+                }
+                left -= gone as u32;
+            }
+            return;
         }
         // All victims first: what was allocated together is often let go together, and makes a run again. A few more
         // of them, so that there is a choice of runs the next time too: promised blocks may be free as well as cached.
@@ -78,51 +80,41 @@ impl Store {
         reason: RemoveReason,
         shared: &mut Shared,
     ) -> u64 {
-        let (mut tally, mut evicted) = (Tally::NONE, 0);
+        let (mut victims, mut evicted) = ([0; TOGETHER], 0);
         while evicted < count {
-            if evicted.is_multiple_of(FETCHED.into()) {
-                self.fetch_victims(u32::try_from(count - evicted).unwrap_or(u32::MAX), shared);
+            let most = usize::try_from(count - evicted).unwrap_or(usize::MAX).min(TOGETHER);
+            let gone = self.evict_into(&mut victims[..most], reason, shared);
+            self.free.push_all(&victims[..gone]);
+            evicted += gone as u64;
+            if gone < most {
+                break;
             }
-            let Some(victim) = self.evict_next(reason, shared, &mut tally) else { break };
-            self.free.push(victim);
-            evicted += 1;
         }
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
         evicted
     }
 
     /// Evicts the next victim, which the caller puts to use.
     pub(super) fn evict(&mut self, reason: RemoveReason, shared: &mut Shared) -> Option<u32> {
-        let mut tally = Tally::NONE;
-        let victim = self.evict_next(reason, shared, &mut tally);
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
-        victim
+        let mut victim = [0];
+        (self.evict_into(&mut victim, reason, shared) > 0).then_some(victim[0])
     }
 
     /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold it: first for
     /// all of them what lies at their indices, then what that leads to.
     pub(in crate::cache) fn fetch_victims(&mut self, count: u32, shared: &Shared) {
-        if count < FETCH_LEAST || !self.is_large {
+        if count < FETCH_LEAST as u32 || !self.is_large {
             return;
         }
-        let most = count.min(FETCHED) as usize;
-        let (mut likely, mut found) = ([0; FETCHED as usize], 0);
-        let (blocks, origins, by_owner) = (&self.blocks, &self.origins, &self.by_owner);
-        // Only events and the lists of children want to know where a victim came from.
-        let reads_origins = shared.events.is_on() || self.children.is_some();
-        let mut fetch = |victim: u32| {
+        let most = TOGETHER.min(count as usize);
+        let (mut likely, mut found) = ([0; TOGETHER], 0);
+        let mut note = |victim: u32| {
             let Some(place) = likely.get_mut(found) else { return };
             *place = victim;
             found += 1;
-            prefetch::prefetch(blocks, victim as usize);
-            if reads_origins {
-                prefetch::prefetch_part(origins, victim as usize, TOLD);
-                prefetch::prefetch_part(origins, victim as usize, size_of::<Origin>() - 1);
-            }
-            by_owner.fetch(victim);
         };
-        self.retention.likely_victims(most, &mut fetch);
-        self.policy.likely_victims(most, &mut fetch);
+        self.retention.likely_victims(most, &mut note);
+        self.policy.likely_victims(most, &mut note);
+        self.fetch_gone(&likely[..found], shared);
         for &victim in &likely[..found] {
             let block = self.block(victim);
             self.index.fetch(self.index.hash(&block.key, block.namespace()));
@@ -133,25 +125,85 @@ impl Store {
         }
     }
 
-    /// Evicts the next victim: of a low priority, else the policy's, else of a high priority.
-    fn evict_next(&mut self, reason: RemoveReason, shared: &mut Shared, tally: &mut Tally) -> Option<u32> {
-        let mut governed = self.retention.victim_below();
-        let of_policy = if governed.is_none() { self.policy.victim() } else { None };
-        if of_policy.is_none() && governed.is_none() {
-            governed = self.retention.victim_above();
+    /// Has fetched what lies at the indices of blocks that are about to go.
+    fn fetch_gone(&self, victims: &[u32], shared: &Shared) {
+        // Only events and the lists of children want to know what a victim follows.
+        let reads_ancestry = shared.events.is_on() || self.children.is_some();
+        for &victim in victims {
+            prefetch::prefetch(&self.blocks, victim as usize);
+            if reads_ancestry {
+                self.fetch_ancestry(victim);
+            }
+            self.by_owner.fetch(victim);
         }
-        if let Some(victim) = governed {
-            self.policy.removed(victim, false);
+    }
+
+    /// Chooses the next victims, as many as there are places: of low priorities, else the policy's, else of high
+    /// priorities. Answers how many; nobody lists them any more.
+    fn choose_victims(&mut self, places: &mut [u32]) -> usize {
+        let low = self.retention.victims_below(places);
+        places[..low].iter().for_each(|&victim| self.policy.removed(victim, false));
+        let ordinary = low + self.policy.victims(&mut places[low..]);
+        let all = ordinary + self.retention.victims_above(&mut places[ordinary..]);
+        places[ordinary..all].iter().for_each(|&victim| self.policy.removed(victim, false));
+        all
+    }
+
+    /// Evicts the next victims, as many as may go and as there are places; answers how many.
+    fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
+        let count = self.choose_victims(places);
+        let victims = &places[..count];
+        let fetches = count >= FETCH_LEAST && self.is_large;
+        if fetches {
+            self.fetch_gone(victims, shared);
+            shared.events.fetch_next(count);
         }
-        let victim = governed.or(of_policy)?;
-        self.leave_inactive(victim, tally, &mut shared.namespaces);
-        let has_expired = reason == RemoveReason::Evicted && self.has_expired(victim);
-        if reason == RemoveReason::Evicted {
-            shared.counters.evicted_blocks += 1;
-            self.ages.note(self.block(victim).last_step, shared.steps.newest());
+        let mut hashes = [0; TOGETHER];
+        for (&victim, hash) in victims.iter().zip(&mut hashes) {
+            let block = self.block(victim);
+            *hash = self.index.hash(&block.key, block.namespace());
+            if fetches {
+                self.index.fetch(*hash);
+                self.by_owner.fetch_neighbours(victim);
+                if block.is_retained() {
+                    self.retention.fetch(victim);
+                }
+            }
         }
-        self.forget(victim, if has_expired { RemoveReason::Expired } else { reason }, shared, tally);
-        Some(victim)
+        self.inactive -= count as u32;
+        let is_eviction = reason == RemoveReason::Evicted;
+        if is_eviction {
+            shared.counters.evicted_blocks += count as u64;
+        }
+        let (mut tally, mut of_owner) = (Tally::NONE, 0);
+        for (at, (&victim, &hash)) in victims.iter().zip(&hashes).enumerate() {
+            let block = self.block(victim);
+            let (tenant, namespace) = (block.tenant, block.namespace());
+            if is_eviction {
+                self.ages.note(block.last_step, shared.steps.newest());
+            }
+            let has_expired = is_eviction && self.has_expired(victim);
+            self.index.remove(hash, victim);
+            self.tell_gone(victim, if has_expired { RemoveReason::Expired } else { reason }, shared);
+            self.clear_retention(victim);
+            if tally.is_of_another(tenant) {
+                self.leave_owner(&victims[of_owner..at]);
+                of_owner = at;
+            }
+            let of_block = (tenant, namespace);
+            tally.forget(of_block, reason.is_eviction(), &mut self.by_owner, &mut shared.namespaces);
+            tally.cached -= 1;
+        }
+        self.leave_owner(&victims[of_owner..]);
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
+        count
+    }
+
+    /// Blocks of one owner stand in its lists no more.
+    fn leave_owner(&mut self, blocks: &[u32]) {
+        if let Some(&first) = blocks.first() {
+            self.by_owner.unlink_all(owner_of(self.block(first).tenant), blocks);
+        }
     }
 
     /// Pins the findable ones of these held blocks, each once for every time that it is named; none if one cannot be.

@@ -48,12 +48,15 @@ impl Entry {
 /// Of an empty class.
 const NO_RANK: u128 = u128::MAX;
 
-/// A number whose order is that in which blocks go: the least promise first, and the oldest among equals.
-fn rank(promise: f64, age: u64) -> u128 {
+/// A number whose order is that of promises: positive ones above negative ones, and those the other way round.
+fn order(promise: f64) -> u64 {
     let bits = promise.to_bits();
-    // Positive ones above negative ones, and those the other way round.
-    let sorted = if bits >> 63 == 0 { bits | 1 << 63 } else { !bits };
-    u128::from(sorted) << 64 | u128::from(!age)
+    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
+}
+
+/// A number whose order is that in which blocks go: the least promise first, and the oldest among equals.
+fn rank(order: u64, stamp: u64) -> u128 {
+    u128::from(order) << 64 | u128::from(stamp)
 }
 
 struct Adaptive {
@@ -96,19 +99,58 @@ impl Adaptive {
     fn judge(&mut self, class: usize) {
         self.judged[class] = match self.lists.oldest(class) {
             Some(oldest) => {
-                let age = self.odds.now() - self.entry(oldest).stamp();
-                rank(self.odds.promise(class, age), age)
+                let stamp = self.entry(oldest).stamp();
+                rank(order(self.odds.promise(class, stamp).0), stamp)
             }
             None => NO_RANK,
         };
     }
 
+    /// Takes the oldest of one class out, as many as there are places and as long as no other class has a block that
+    /// goes first; answers how many.
+    fn take_oldest(&mut self, class: usize, places: &mut [u32]) -> usize {
+        let others = (0..CLASSES).filter(|&other| other != class).map(|other| self.judged[other]);
+        let least_other = others.min().unwrap_or(NO_RANK);
+        // Blocks of one slot promise the same.
+        let (mut promised, mut until, mut count) = (0, 0, 0);
+        let Self { lists, entries, ghosts, pending, odds, .. } = self;
+        let mut next = NO_RANK;
+        lists.pop_while(class, |oldest| {
+            let entry = entries[oldest as usize];
+            let stamp = entry.stamp();
+            if stamp >= until {
+                let promise;
+                (promise, until) = odds.promise(class, stamp);
+                promised = order(promise);
+            }
+            next = rank(promised, stamp);
+            if count == places.len() || next > least_other {
+                return false;
+            }
+            next = NO_RANK;
+            if pending.len() == PENDING_MOST {
+                write_ghost(pending, ghosts, odds.now());
+            }
+            pending.push(entry);
+            places[count] = oldest;
+            count += 1;
+            true
+        });
+        self.judged[class] = next;
+        self.gone[class] += count;
+        count
+    }
+
     /// Writes the ghost of an eviction that waits for it, if there is one.
     fn write_ghost(&mut self) {
-        if let Some(gone) = self.pending.pop() {
-            self.ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), self.odds.now());
-            self.pending.last().into_iter().for_each(|next| self.ghosts.fetch(next.fingerprint));
-        }
+        write_ghost(&mut self.pending, &mut self.ghosts, self.odds.now());
+    }
+}
+
+fn write_ghost(pending: &mut Vec<Entry>, ghosts: &mut Ghosts, now: u64) {
+    if let Some(gone) = pending.pop() {
+        ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), now);
+        pending.last().into_iter().for_each(|next| ghosts.fetch(next.fingerprint));
     }
 }
 
@@ -166,22 +208,27 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self) -> Option<u32> {
+        let mut place = [0];
+        (self.victims(&mut place) > 0).then_some(place[0])
+    }
+
+    fn victims(&mut self, places: &mut [u32]) -> usize {
         if !self.is_judged {
             (0..CLASSES).for_each(|class| self.judge(class));
             self.is_judged = true;
         }
-        let class = (1..CLASSES).fold(0, |least, class| match self.judged[class] < self.judged[least] {
-            true => class,
-            false => least,
-        });
-        let block = self.lists.pop_oldest(class)?;
-        if self.pending.len() == PENDING_MOST {
-            self.write_ghost();
+        let mut count = 0;
+        while count < places.len() {
+            let class = (1..CLASSES).fold(0, |least, class| match self.judged[class] < self.judged[least] {
+                true => class,
+                false => least,
+            });
+            if self.judged[class] == NO_RANK {
+                break;
+            }
+            count += self.take_oldest(class, &mut places[count..]);
         }
-        self.pending.push(self.entry(block));
-        self.gone[class] += 1;
-        self.judge(class);
-        Some(block)
+        count
     }
 
     fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {

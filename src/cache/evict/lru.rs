@@ -38,6 +38,10 @@ impl Policy for Lru {
         self.released.pop_oldest()
     }
 
+    fn victims(&mut self, places: &mut [u32]) -> usize {
+        self.released.pop_oldest_into(places)
+    }
+
     fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
         self.released.oldest_few(most, each);
     }

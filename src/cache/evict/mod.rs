@@ -61,6 +61,18 @@ pub(super) trait Policy: Send {
     fn room(&mut self, _blocks: u32) {}
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
+    /// The same of several at once, in the order in which single ones would go, as many as there are places; answers how
+    /// many.
+    fn victims(&mut self, places: &mut [u32]) -> usize {
+        let mut count = 0;
+        while count < places.len()
+            && let Some(victim) = self.victim()
+        {
+            places[count] = victim;
+            count += 1;
+        }
+        count
+    }
     /// Gives blocks that are likely to go next, about `most` of them. A guess that changes no victim: what evictions of
     /// them read is fetched ahead.
     fn likely_victims(&mut self, _most: usize, _each: &mut dyn FnMut(u32)) {}
@@ -219,6 +231,36 @@ mod tests {
                 }
             }
             assert!(moved > 1000, "{name}: {moved}");
+        }
+    }
+
+    /// The same is done to two of each policy, of which one names victims one by one and the other several at once.
+    #[test]
+    fn several_victims_at_once_are_those_that_would_go_one_by_one() {
+        for name in policy_names() {
+            let blocks = 200u32;
+            let (mut one, mut other) = (make(name, blocks).unwrap(), make(name, blocks).unwrap());
+            let mut random = fastrand::Rng::with_seed(11);
+            // 0 not findable, 1 held, 2 released
+            let mut state = vec![0u8; blocks as usize];
+            for round in 0..60_000 {
+                let block = random.u32(0..blocks);
+                let mut both = |act: &dyn Fn(&mut dyn Policy)| (act(one.as_mut()), act(other.as_mut())).0;
+                let now = &mut state[block as usize];
+                match *now {
+                    0 => (both(&|policy| policy.committed(block, &facts(block))), *now = 1).0,
+                    1 => (both(&|policy| policy.released(block)), *now = 2).0,
+                    _ if random.u8(0..20) > 0 => (both(&|policy| policy.acquired(block)), *now = 1).0,
+                    _ => {
+                        let mut places = [u32::MAX; 40];
+                        let most = random.usize(0..=40);
+                        let count = other.victims(&mut places[..most]);
+                        let singly: Vec<_> = std::iter::from_fn(|| one.victim()).take(most).collect();
+                        assert_eq!(places[..count], singly, "{name} in round {round}");
+                        singly.iter().for_each(|&victim| state[victim as usize] = 0);
+                    }
+                }
+            }
         }
     }
 

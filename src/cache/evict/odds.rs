@@ -282,16 +282,18 @@ impl Odds {
         }
     }
 
-    /// What a block of this class and age promises: hits for each slot of waiting, or, when lru is followed, its age.
-    pub(super) fn promise(&mut self, class: usize, age: u64) -> f64 {
+    /// What a block of this class promises that was let go at this stamp: hits for each slot of waiting, or, when lru is
+    /// followed, its age. Answers too before which later stamp that holds.
+    pub(super) fn promise(&mut self, class: usize, stamp: u64) -> (f64, u64) {
         if !self.trusts_itself {
-            return -(age as f64);
+            return (-((self.now - stamp) as f64), stamp + 1);
         }
-        let bin = self.bin(self.slot_of(age));
+        let slot = self.slot_touches.divide(stamp);
+        let bin = self.bin(slot);
         if self.judged[class].holds >> bin & 1 == 0 {
             self.work_out(class, bin);
         }
-        self.judged[class].promises[bin]
+        (self.judged[class].promises[bin], (slot + 1) * self.slot_touches.get())
     }
 
     #[cold]
