@@ -3,8 +3,9 @@
 //! What it does: commits and decommits any pages of one reservation, whose base never moves; counts what has memory.
 //! What it does not: promise anything about the content of what is committed anew.
 //!
-//! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults. A failed call leaves
-//! all as it was. Lock order: the range's.
+//! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults, but for the moment
+//! in which a page has been passed on to somebody else and its old address is not unmapped yet. A failed call leaves all
+//! as it was. Lock order: the range's.
 
 use std::sync::Arc;
 
@@ -244,12 +245,17 @@ impl Elastic {
         Ok(extent)
     }
 
-    /// Makes the decommits whose streams are past; returns the bytes that came back.
+    /// Makes the decommits whose streams are past; returns the bytes that are free of their addresses by that.
     pub fn collect(&self) -> u64 {
         self.physical.collect()
     }
 
     /// Waits for the streams of all decommits. Blocks.
+    pub(super) fn await_streams(&self) -> Result<()> {
+        self.range.await_streams()
+    }
+
+    /// Waits for the streams of all decommits and makes them, what is left of passed-on pages included. Blocks.
     pub fn settle(&self) -> Result<()> {
         self.range.settle()
     }
@@ -268,12 +274,14 @@ impl Elastic {
     pub fn statistics(&self) -> ElasticStatistics {
         let counts = self.range.counts();
         let page = self.page_bytes / self.unit;
+        // What still leads to pages that were passed on is no memory of this range.
+        let physical_pages = counts.mapped_pages - counts.alias_pages;
         ElasticStatistics {
             capacity_bytes: self.capacity_bytes,
             page_bytes: self.page_bytes,
             committed_bytes: counts.live_pages * page,
-            physical_bytes: counts.mapped_pages * page,
-            retained_bytes: (counts.mapped_pages - counts.live_pages - counts.leaving_pages) * page,
+            physical_bytes: physical_pages * page,
+            retained_bytes: (physical_pages - counts.live_pages - counts.leaving_pages) * page,
             leaving_bytes: counts.leaving_pages * page,
             mapped_pages: counts.live_pages / self.unit,
             handles: counts.mappings,

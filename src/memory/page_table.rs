@@ -10,6 +10,8 @@
 //! a mapping is leaving if and only if it has no live page; a stale one is leaving and an alias; the counts are the
 //! sums.
 
+mod passing;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,9 +61,9 @@ pub(super) struct TableCounts {
     pub(super) mapped_pages: u64,
     /// Of those, the memory is another mapping's.
     pub(super) alias_pages: u64,
-    /// They wait for a stream.
+    /// They wait for a stream, with memory of their own.
     pub(super) leaving_pages: u64,
-    /// Physical pages.
+    /// Mappings but stale ones.
     pub(super) mappings: u64,
 }
 
@@ -70,6 +72,19 @@ fn bits(start: u64, pages: u64, first: u64, end: u64) -> u32 {
     let (low, high) = (first.max(start) - start, end.min(start + pages) - start);
     let below = |count: u64| u32::MAX.checked_shr(32 - count as u32).unwrap_or(0);
     below(high) & !below(low)
+}
+
+/// Says whether points are past. Many pages wait for one point, which is asked for once a pass. One that cannot be
+/// asked for is not past: on a lost device nobody knows what still runs.
+fn past() -> impl Fn(&Arc<Fence>) -> bool {
+    let stuck = Cell::new(None);
+    move |fence| {
+        let is_past = stuck.get() != Some(Arc::as_ptr(fence)) && fence.is_reached().unwrap_or(false);
+        if !is_past {
+            stuck.set(Some(Arc::as_ptr(fence)));
+        }
+        is_past
+    }
 }
 
 impl PageTable {
@@ -179,16 +194,7 @@ impl PageTable {
             return Vec::new();
         }
         let mappings = &self.mappings;
-        // Many pages wait for one point, which is asked for once a pass. One that cannot be asked for is not past: on a
-        // lost device nobody knows what still runs.
-        let stuck = Cell::new(None);
-        let is_past = |fence: &Arc<Fence>| {
-            let is_past = stuck.get() != Some(Arc::as_ptr(fence)) && fence.is_reached().unwrap_or(false);
-            if !is_past {
-                stuck.set(Some(Arc::as_ptr(fence)));
-            }
-            is_past
-        };
+        let is_past = past();
         let is_ripe = |start: &&u64| {
             mappings.get(start).is_none_or(|mapping| mapping.marks.iter().all(|(_, fence)| is_past(fence)))
         };
@@ -340,12 +346,13 @@ impl PageTable {
     /// The sums.
     pub(super) fn counts(&self) -> TableCounts {
         let leaving = self.leaving.iter().filter_map(|start| self.mappings.get(start));
+        let leaving = leaving.filter(|mapping| !mapping.is_stale);
         TableCounts {
             live_pages: self.live_pages,
             mapped_pages: self.mapped_pages,
             alias_pages: self.alias_pages,
             leaving_pages: leaving.map(|mapping| mapping.page.class().pages()).sum(),
-            mappings: self.mappings.len() as u64,
+            mappings: self.mappings.len() as u64 - self.stale,
         }
     }
 

@@ -12,6 +12,7 @@
 //! device, because two changes of one range must not cross; then the pool's. Never two ranges' at a time.
 
 mod moving;
+mod passing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +20,7 @@ use std::sync::{Arc, Weak};
 
 pub(super) use self::moving::Movable;
 use super::budget::Payer;
-use super::chores::{Chore, Collected};
+use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::Fence;
 use super::page_class::PageClass;
 use super::page_table::{PageTable, TableCounts};
@@ -185,6 +186,7 @@ impl Range {
             self.physical.note_change();
             let unmapped = self.part(first, end).and_then(|run| self.physical.device().virtual_unmap(run));
             if let Err(error) = &unmapped {
+                self.physical.note_failed_unmap();
                 self.physical
                     .say(Level::Error, || format!("pages {first} to {end} of a range stay mapped: {error}"));
             }
@@ -193,17 +195,6 @@ impl Range {
                     page.as_ref().discard();
                 }
             }
-        }
-    }
-
-    /// Puts memory behind all pages of `[first, end)`; returns how many had none, or had given it up.
-    pub(super) fn back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
-        match self.try_back(first, end, prepare) {
-            // What others have given up may be a step away from the pool; no lock is held here.
-            Err(error) if error.status == Status::OutOfMemory && self.physical.collect() > 0 => {
-                self.try_back(first, end, prepare)
-            }
-            other => other,
         }
     }
 
@@ -243,10 +234,15 @@ impl Range {
         }
     }
 
+    /// Most that this range could get now.
+    fn left_bytes(&self) -> u64 {
+        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
+        ours.min(self.physical.left_bytes())
+    }
+
     /// Refuses what cannot fit before anything is made for it.
     fn check_left(&self, bytes: u64) -> Result<()> {
-        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
-        let left = ours.min(self.physical.left_bytes());
+        let left = self.left_bytes();
         if bytes > left {
             let text =
                 format!("{bytes} bytes of physical memory requested, {left} available; free something");
@@ -385,14 +381,18 @@ impl Range {
 
     /// Bytes that [`Range::back`] would have to get for `[first, end)`.
     pub(super) fn gap_bytes(&self, first: u64, end: u64) -> u64 {
-        let gaps = self.table.lock().gaps(first, end);
-        gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes
+        self.table.lock().missing(first, end) * self.page_bytes
     }
 
-    /// Waits for the streams that keep given-up pages here, and unmaps those. Blocks.
-    pub(super) fn settle(&self) -> Result<()> {
+    /// Waits for the streams that keep given-up pages here. Blocks.
+    pub(super) fn await_streams(&self) -> Result<()> {
         let waits = self.table.lock().all_waits();
-        waits.iter().try_for_each(|fence| fence.wait())?;
+        waits.iter().try_for_each(|fence| fence.wait())
+    }
+
+    /// As `await_streams`, and unmaps those pages. Blocks.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.await_streams()?;
         self.collect(true);
         Ok(())
     }
@@ -425,6 +425,10 @@ impl Chore for Range {
     fn collect(&self, waits: bool) -> Collected {
         let mut bytes = 0;
         loop {
+            // Whoever waits for a change waits for the device, which makes one after the other.
+            if !waits && self.physical.is_awaited() {
+                return Collected { bytes, is_waiting: true };
+            }
             let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
             let Some(mut table) = table else { return Collected { bytes, is_waiting: true } };
             let ripe = table.take_ripe(0, u64::MAX, BATCH);
@@ -437,6 +441,10 @@ impl Chore for Range {
                 return Collected { bytes, is_waiting: table.is_waiting() };
             }
         }
+    }
+
+    fn pass_on(&self, bytes: u64, count_max: u64, skipped: Skipped) -> Passed {
+        self.pass_pages_on(bytes, count_max, skipped)
     }
 }
 
