@@ -30,8 +30,9 @@ use crate::error::{Error, Result, Status};
 use crate::event::Level;
 use crate::sync::{Mutex, MutexGuard};
 
-/// Mappings that the upkeep removes under one hold of the lock: a millisecond of a driver.
-const BATCH: usize = 64;
+/// Mappings that the upkeep removes under one hold of the lock: a third of a millisecond of a driver, for which whoever
+/// needs these pages may have to wait.
+const BATCH: usize = 16;
 
 /// Whose a range is.
 pub(super) struct Holder {
