@@ -35,6 +35,15 @@ struct Mapping {
     marks: Vec<(u32, Arc<Fence>)>,
 }
 
+/// Sums of a table for whoever looks without its lock, which is held across calls into the device.
+#[derive(Default)]
+pub(super) struct Told {
+    /// `mapped_pages - alias_pages`.
+    pub(super) backed_pages: AtomicU64,
+    /// The user has them.
+    pub(super) live_pages: AtomicU64,
+}
+
 /// The table of one range.
 #[derive(Default)]
 pub(super) struct PageTable {
@@ -46,8 +55,7 @@ pub(super) struct PageTable {
     live_pages: u64,
     mapped_pages: u64,
     alias_pages: u64,
-    /// `mapped_pages - alias_pages`, for whoever looks without the lock of the table.
-    backed_pages: Arc<AtomicU64>,
+    told: Arc<Told>,
     /// Stale mappings.
     stale: u64,
 }
@@ -136,13 +144,14 @@ impl PageTable {
         self.tell();
     }
 
-    /// The count of pages with memory of their own, which follows every change of the table.
-    pub(super) fn backed_pages(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.backed_pages)
+    /// Sums that follow every change of the table.
+    pub(super) fn told(&self) -> Arc<Told> {
+        Arc::clone(&self.told)
     }
 
     fn tell(&self) {
-        self.backed_pages.store(self.mapped_pages - self.alias_pages, Ordering::Relaxed);
+        self.told.backed_pages.store(self.mapped_pages - self.alias_pages, Ordering::Relaxed);
+        self.told.live_pages.store(self.live_pages, Ordering::Relaxed);
     }
 
     /// Takes new mappings in and makes all of `[first, end)` live; returns how many pages were not.
@@ -160,6 +169,7 @@ impl PageTable {
             self.leaving.remove(&start);
         }
         self.live_pages += new_pages;
+        self.tell();
         new_pages
     }
 
@@ -179,6 +189,7 @@ impl PageTable {
             }
         }
         self.live_pages -= given_pages;
+        self.tell();
         given_pages
     }
 
@@ -381,7 +392,8 @@ impl PageTable {
         }
         let sums = (self.live_pages, self.mapped_pages, self.alias_pages, self.stale);
         if (live, mapped, aliases, stale) != sums
-            || self.backed_pages.load(Ordering::Relaxed) != mapped - aliases
+            || self.told.backed_pages.load(Ordering::Relaxed) != mapped - aliases
+            || self.told.live_pages.load(Ordering::Relaxed) != live
             || self.leaving.iter().any(|start| !self.mappings.contains_key(start))
             || self.pins.keys().any(|&(first, end)| self.live_in(first, end) != end - first)
         {

@@ -15,7 +15,7 @@ mod moving;
 mod passing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 pub(super) use self::moving::Movable;
@@ -23,7 +23,7 @@ use super::budget::Payer;
 use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::Fence;
 use super::page_class::PageClass;
-use super::page_table::{PageTable, TableCounts};
+use super::page_table::{PageTable, TableCounts, Told};
 use super::physical::{Physical, PhysicalPage};
 use crate::device::{Access, DeviceSlice};
 use crate::error::{Error, Result, Status};
@@ -55,7 +55,7 @@ pub(super) struct Range {
     holder: Holder,
     table: Mutex<PageTable>,
     /// The table's, for a look without its lock.
-    backed_pages: Arc<AtomicU64>,
+    told: Arc<Told>,
     /// The device was lost with work under way on pages: they stay mapped until it is closed.
     is_abandoned: AtomicBool,
 }
@@ -136,14 +136,14 @@ impl Range {
         let slice = physical.device().virtual_reserve(bytes)?;
         let page_bytes = physical.page_bytes();
         let table = PageTable::default();
-        let backed_pages = table.backed_pages();
+        let told = table.told();
         let range = Arc::new(Self {
             physical,
             slice,
             page_bytes,
             holder,
             table: Mutex::new(table),
-            backed_pages,
+            told,
             is_abandoned: AtomicBool::new(false),
         });
         range.physical.chores().add(Self::chore(&range));
@@ -372,7 +372,12 @@ impl Range {
 
     /// Pages with memory of their own. Takes no lock: the lock of a table is held across calls into the device.
     pub(super) fn backed_pages(&self) -> u64 {
-        self.backed_pages.load(Ordering::Relaxed)
+        self.told.backed_pages.load(Ordering::Relaxed)
+    }
+
+    /// Pages that the user has. Takes no lock, and outlives the range.
+    pub(super) fn told(&self) -> &Arc<Told> {
+        &self.told
     }
 
     /// Checks the table.

@@ -428,6 +428,11 @@ impl SharedPool {
         models.iter().map(|model| (model.name.clone(), self.statistics_of(model))).collect()
     }
 
+    /// What all models have committed. Waits for nobody.
+    pub fn committed_bytes(&self) -> u64 {
+        self.models.lock().values().map(|model| model.elastic.committed().bytes()).sum()
+    }
+
     /// What the pool has and did.
     pub fn statistics(&self) -> SharedStatistics {
         let physical = self.physical.statistics();
