@@ -2,9 +2,9 @@
 //!
 //! Parameters of a spec: `fail_nth=N` fails the Nth counted call (from 1; 0 only counts), `fail_from=N` that one and
 //! all later ones, `fail_rate=R` with `seed=S` a share of them, `kind=K` counts only one kind,
-//! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back; code that frees has
-//! nobody to tell. Only `kind=unmap` does, for the removal of mappings, which nothing else counts. A failed call never reaches the backend, so it changes nothing. Whether call n fails depends on n
-//! and the seed alone.
+//! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back, because code that
+//! frees has nobody to tell. `kind=unmap` alone does, for the removal of mappings, which no other kind counts. A failed
+//! call never reaches the backend, so it changes nothing. Whether call n fails depends on n and the seed alone.
 //!
 //! The trait has no default bodies, so a method that is forgotten here does not compile.
 
