@@ -225,9 +225,9 @@ fn random_moves_between_models_behind_streams_keep_what_was_written() {
             if random.bool() {
                 match pool.commit(names[who], offset, bytes) {
                     Ok(_) => {
-                        for at in first..first + pages {
+                        for (at, held) in model[who].iter_mut().enumerate().skip(first).take(pages) {
                             let number = step * 100 + at as u64;
-                            model[who][at] = Some(number);
+                            *held = Some(number);
                             mark(device.as_ref(), page(at), number);
                         }
                     }
