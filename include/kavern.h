@@ -2413,7 +2413,9 @@ kavern_status kavern_elastic_commit(kavern_elastic *elastic,
  * Gives a part up, widened to whole pages: what shares a page with it goes too, so give whole pages.
  *
  * What is not committed stays so and counts as 0 changed bytes. Memory that came in a slab goes back when the whole
- * slab is given up; until then it counts as retained, and a later commit finds it there. `out` may be null.
+ * slab is given up; until then it counts as retained, and a later commit finds it there. Where somebody else needs the
+ * memory it is theirs as soon as the stream is past, cleared if it changes its model, and these addresses are unmapped
+ * a little later: an access to them is then a fault, and until then one to memory of others. `out` may be null.
  * Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
  * KAVERN_STREAM_DEFAULT is the default stream.
  * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),

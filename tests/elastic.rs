@@ -7,6 +7,7 @@
 mod elastic {
     mod faults;
     mod machine;
+    mod passing;
     mod physical;
     mod pool;
     mod pool_random;

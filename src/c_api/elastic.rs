@@ -27,6 +27,13 @@ pub(super) struct Ranged {
     manager: Arc<Manager>,
 }
 
+impl Drop for Ranged {
+    fn drop(&mut self) {
+        // A report that still looks at the range must not decide when its memory goes back.
+        self.elastic.end();
+    }
+}
+
 impl Handle for kavern_elastic {
     const KIND: Kind = Kind::Elastic;
     type Object = Ranged;
@@ -262,7 +269,9 @@ pub(super) fn write_extent(out: Option<Out<kavern_elastic_extent>>, extent: Exte
 /// Gives a part up, widened to whole pages: what shares a page with it goes too, so give whole pages.
 ///
 /// What is not committed stays so and counts as 0 changed bytes. Memory that came in a slab goes back when the whole
-/// slab is given up; until then it counts as retained, and a later commit finds it there. `out` may be null.
+/// slab is given up; until then it counts as retained, and a later commit finds it there. Where somebody else needs the
+/// memory it is theirs as soon as the stream is past, cleared if it changes its model, and these addresses are unmapped
+/// a little later: an access to them is then a fault, and until then one to memory of others. `out` may be null.
 /// Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
 /// KAVERN_STREAM_DEFAULT is the default stream.
 /// Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),

@@ -164,13 +164,13 @@ impl Pool {
     /// Takes the memory behind the blocks from this one on away, in whole pages; no work on the device may use it.
     pub(super) fn decommit_from(&self, block: u32) -> Result<()> {
         let Owner::Elastic(range) = &self.owner else { return Ok(()) };
-        let page = range.statistics().page_bytes;
+        let page = range.page_bytes();
         let first = (u64::from(block) * self.block_bytes).next_multiple_of(page);
         let last = u64::from(self.blocks) * self.block_bytes;
         let end = match self.slice.bytes() > last {
             // The page in which the null block begins stays.
             true => last - last % page,
-            false => range.statistics().capacity_bytes,
+            false => range.capacity_bytes(),
         };
         if first < end {
             range.decommit(first, end - first, None)?;
@@ -181,7 +181,7 @@ impl Pool {
     /// Bytes of the pages that come and go together where there are many.
     pub(super) fn slab_bytes(&self) -> u64 {
         match &self.owner {
-            Owner::Elastic(range) => range.statistics().page_bytes * PageClass::LARGE.pages(),
+            Owner::Elastic(range) => range.page_bytes() * PageClass::LARGE.pages(),
             Owner::Engine | Owner::Plain(_) => 0,
         }
     }
@@ -189,7 +189,7 @@ impl Pool {
     /// Bytes of memory behind the pool, with what a slab keeps of which a part is still in use.
     pub(super) fn bytes(&self) -> u64 {
         match &self.owner {
-            Owner::Elastic(range) => range.statistics().physical_bytes,
+            Owner::Elastic(range) => range.physical_bytes(),
             Owner::Engine | Owner::Plain(_) => self.slice.bytes(),
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! Parameters of a spec: `fail_nth=N` fails the Nth counted call (from 1; 0 only counts), `fail_from=N` that one and
 //! all later ones, `fail_rate=R` with `seed=S` a share of them, `kind=K` counts only one kind,
-//! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back; code that frees has
-//! nobody to tell. A failed call never reaches the backend, so it changes nothing. Whether call n fails depends on n
-//! and the seed alone.
+//! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back, because code that
+//! frees has nobody to tell. `kind=unmap` alone does, for the removal of mappings, which no other kind counts. A failed
+//! call never reaches the backend, so it changes nothing. Whether call n fails depends on n and the seed alone.
 //!
 //! The trait has no default bodies, so a method that is forgotten here does not compile.
 
@@ -32,6 +32,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("launch", Kind::Launch),
     ("module", Kind::Module),
     ("peer", Kind::Peer),
+    ("unmap", Kind::Unmap),
 ];
 
 const FAILURES: &[(&str, Failure)] =
@@ -49,6 +50,7 @@ enum Kind {
     Launch,
     Module,
     Peer,
+    Unmap,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -322,6 +324,9 @@ impl Device for Faulty {
     }
 
     fn virtual_unmap(&self, range: DeviceSlice) -> Result<()> {
+        if self.plan.kind == Some(Kind::Unmap) {
+            self.act(Kind::Unmap, "virtual_unmap")?;
+        }
         self.inner.virtual_unmap(range)
     }
 

@@ -39,10 +39,7 @@ impl Holdings {
 
     /// Committed by the models of shared pools.
     pub(super) fn shared_bytes(&self) -> u64 {
-        let committed = |pool: &Arc<SharedPool>| -> u64 {
-            pool.models().iter().map(|(_, model)| model.range.committed_bytes).sum()
-        };
-        self.shared().iter().map(committed).sum()
+        self.shared().iter().map(|pool| pool.committed_bytes()).sum()
     }
 }
 
@@ -73,7 +70,7 @@ impl Manager {
 
     /// Committed in elastic ranges, those of KV caches too.
     pub(super) fn elastic_bytes(&self) -> u64 {
-        self.memory.elastics().iter().map(|elastic| elastic.statistics().committed_bytes).sum()
+        self.memory.elastic_bytes()
     }
 
     /// Takes a shared pool into reports, and lets it be asked when memory is short.
@@ -86,9 +83,12 @@ impl Manager {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
     use super::*;
     use crate::event::NoSink;
-    use crate::memory::Limits;
+    use crate::memory::{Elastic, ElasticConfig, Limits};
 
     #[test]
     fn a_false_entry_of_the_allocator_is_found_by_its_manager() {
@@ -96,5 +96,34 @@ mod tests {
         manager.validate().unwrap();
         manager.heap().unwrap().plant_false_entry();
         assert!(manager.validate().is_err());
+    }
+
+    #[test]
+    fn sums_do_not_wait_for_a_range_that_is_being_mapped() {
+        let manager = Manager::open("host", Limits::default(), Arc::new(NoSink)).unwrap();
+        let memory = manager.memory();
+        let page = memory.device().description().page_bytes;
+        let config = ElasticConfig { capacity_bytes: 8 * page, page_bytes: 0, has_slabs: false };
+        let elastic = Elastic::new(memory, config).unwrap();
+        elastic.commit(0, 3 * page).unwrap();
+        // The hook is asked in the middle of a change, under the lock of the range.
+        let (enter, entered) = channel();
+        let (leave, left) = channel::<()>();
+        let (enter, left) = (Mutex::new(enter), Mutex::new(left));
+        memory.physical().unwrap().set_quiet(Some(Arc::new(move || {
+            let _ = enter.lock().send(());
+            let _ = left.lock().recv();
+            true
+        })));
+        let (answer, answered) = channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| elastic.commit(0, 5 * page).unwrap());
+            entered.recv().unwrap();
+            scope.spawn(|| answer.send(manager.totals().elastic_bytes).unwrap());
+            let seen = answered.recv_timeout(Duration::from_secs(20));
+            drop(leave);
+            assert_eq!(seen, Ok(3 * page), "what is being mapped is not there yet");
+        });
+        assert_eq!(manager.totals().elastic_bytes, 5 * page);
     }
 }

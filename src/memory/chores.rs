@@ -12,12 +12,28 @@ use crate::sync::{Condvar, Mutex};
 pub(super) trait Chore: Send + Sync {
     /// Makes those whose time has come. `waits`: for the lock of the one who is being asked.
     fn collect(&self, waits: bool) -> Collected;
+    /// Passes on at most `count_max` mappings until there are so many bytes, none of `skipped`; what was passed on.
+    fn pass_on(&self, bytes: u64, count_max: u64, skipped: Skipped) -> Passed;
+}
+
+/// Pages, by their first and end, of the range that begins at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Skipped {
+    pub(super) address: u64,
+    pub(super) pages: (u64, u64),
+}
+
+/// What went to the pool before it was unmapped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passed {
+    pub(super) bytes: u64,
+    pub(super) mappings: u64,
 }
 
 /// What a [`Chore`] did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Collected {
-    /// Given back to the pool.
+    /// Free of their old addresses.
     pub(super) bytes: u64,
     /// Whether there is more to do later.
     pub(super) is_waiting: bool,
@@ -67,16 +83,19 @@ impl Chores {
         }
     }
 
+    /// All of them, in a pass.
+    fn begin(&self) -> (Pass<'_>, Vec<Arc<dyn Chore>>) {
+        let mut state = self.state.lock();
+        let number = state.next_pass;
+        state.next_pass += 1;
+        state.passes.push(number);
+        (Pass { chores: self, number }, state.all.iter().filter_map(Weak::upgrade).collect())
+    }
+
     /// Lets everybody make the changes whose time has come.
     pub(super) fn collect(&self, waits: bool) -> Collected {
         // Named before the list, so that the list has gone when the pass ends, also by a panic.
-        let (_pass, all): (Pass<'_>, Vec<Arc<dyn Chore>>) = {
-            let mut state = self.state.lock();
-            let number = state.next_pass;
-            state.next_pass += 1;
-            state.passes.push(number);
-            (Pass { chores: self, number }, state.all.iter().filter_map(Weak::upgrade).collect())
-        };
+        let (_pass, all) = self.begin();
         let mut sum = Collected::default();
         for chore in all {
             let collected = chore.collect(waits);
@@ -84,5 +103,21 @@ impl Chores {
             sum.is_waiting |= collected.is_waiting;
         }
         sum
+    }
+
+    /// Lets everybody pass on what has been given up, at most `count_max` mappings, until there are so many bytes;
+    /// returns the bytes.
+    pub(super) fn pass_on(&self, bytes: u64, count_max: u64, skipped: Skipped) -> u64 {
+        let (_pass, all) = self.begin();
+        let mut sum = Passed::default();
+        for chore in all {
+            if sum.bytes >= bytes || sum.mappings == count_max {
+                break;
+            }
+            let passed = chore.pass_on(bytes - sum.bytes, count_max - sum.mappings, skipped);
+            sum.bytes += passed.bytes;
+            sum.mappings += passed.mappings;
+        }
+        sum.bytes
     }
 }

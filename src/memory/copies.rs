@@ -21,6 +21,8 @@ const LOOK_AT: usize = 16;
 struct State {
     /// Begun and not ended.
     begun: u64,
+    /// Whose end is being recorded at this moment.
+    marking: u64,
     ending: Vec<Arc<Fence>>,
     look_at: usize,
 }
@@ -37,7 +39,9 @@ struct Unmarked<'a>(&'a Copies);
 
 impl Drop for Unmarked<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().begun += 1;
+        let mut state = self.0.state.lock();
+        state.marking -= 1;
+        state.begun += 1;
     }
 }
 
@@ -63,8 +67,11 @@ impl Copies {
                 let text = "no copy to the host is under way: each begin has one end";
                 Error::new(Status::WrongState, text)
             })?;
-            if stream.is_none() {
-                self.running.fetch_sub(1, Ordering::AcqRel);
+            match stream {
+                None => {
+                    self.running.fetch_sub(1, Ordering::AcqRel);
+                }
+                Some(_) => state.marking += 1,
             }
         }
         let Some(stream) = stream else { return Ok(()) };
@@ -73,6 +80,7 @@ impl Copies {
         std::mem::forget(unmarked);
         let is_long = {
             let mut state = self.state.lock();
+            state.marking -= 1;
             state.ending.push(fence);
             state.ending.len() >= state.look_at
         };
@@ -137,10 +145,10 @@ impl Copies {
     /// Checks that all that runs is counted.
     pub(super) fn validate(&self) -> Result<()> {
         let state = self.state.lock();
-        let known = state.begun + state.ending.len() as u64;
+        let known = state.begun + state.marking + state.ending.len() as u64;
+        // Written under this lock only.
         let running = self.running.load(Ordering::Acquire);
-        // What is being recorded is in neither list at this moment.
-        if running < known {
+        if running != known {
             return Err(Error::internal(format!("{running} copies are running, {known} are known")));
         }
         Ok(())
@@ -166,6 +174,17 @@ mod tests {
             copies.end(None).unwrap();
             assert_eq!(copies.running(), 0, "{error}");
         }
+    }
+
+    #[test]
+    fn a_copy_that_is_counted_and_known_to_nobody_is_found() {
+        let copies = Copies::new(Fences::new(registry::open("host").unwrap()));
+        copies.begin();
+        copies.validate().unwrap();
+        copies.running.fetch_add(1, Ordering::AcqRel);
+        assert!(copies.validate().is_err(), "it would never be quiet again");
+        copies.running.fetch_sub(2, Ordering::AcqRel);
+        assert!(copies.validate().is_err());
     }
 
     #[test]

@@ -3,14 +3,17 @@
 //! What it does: commits and decommits any pages of one reservation, whose base never moves; counts what has memory.
 //! What it does not: promise anything about the content of what is committed anew.
 //!
-//! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults. A failed call leaves
-//! all as it was. Lock order: the range's.
+//! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults, but for the moment
+//! in which a page was passed on to somebody else and its old address is not unmapped yet. A failed call leaves all as
+//! it was. Lock order: the range's.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Memory;
 use super::fence::Fence;
 use super::page_class::PageClass;
+use super::page_table::Told;
 use super::physical::Physical;
 use super::range::{Holder, Prepare, Range};
 use crate::device::{DeviceSlice, Stream};
@@ -60,6 +63,19 @@ pub struct ElasticStatistics {
     pub handles: u64,
     /// Pins that keep parts committed.
     pub pins: u64,
+}
+
+/// Looks at what a range has committed, without its lock, and without keeping it.
+#[derive(Clone)]
+pub(super) struct Committed {
+    told: Arc<Told>,
+    device_page: u64,
+}
+
+impl Committed {
+    pub(super) fn bytes(&self) -> u64 {
+        self.told.live_pages.load(Ordering::Relaxed) * self.device_page
+    }
 }
 
 /// One elastic range; its memory goes back on drop, once the streams that were told are past.
@@ -244,12 +260,17 @@ impl Elastic {
         Ok(extent)
     }
 
-    /// Makes the decommits whose streams are past; returns the bytes that came back.
+    /// Makes the decommits whose streams are past; returns the bytes that are free of their addresses by that.
     pub fn collect(&self) -> u64 {
         self.physical.collect()
     }
 
     /// Waits for the streams of all decommits. Blocks.
+    pub(super) fn await_streams(&self) -> Result<()> {
+        self.range.await_streams()
+    }
+
+    /// Waits for the streams of all decommits and makes them, what is left of passed-on pages included. Blocks.
     pub fn settle(&self) -> Result<()> {
         self.range.settle()
     }
@@ -264,16 +285,44 @@ impl Elastic {
         self.range.drain();
     }
 
-    /// What it has.
+    /// What is committed and decommitted at least.
+    pub fn page_bytes(&self) -> u64 {
+        self.page_bytes
+    }
+
+    /// Length of the addresses.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// Memory behind the range, in use or not. Waits for nobody, also while another thread commits.
+    pub fn physical_bytes(&self) -> u64 {
+        self.range.backed_pages() * (self.page_bytes / self.unit)
+    }
+
+    /// What the user has, for whoever looks without the range.
+    pub(super) fn committed(&self) -> Committed {
+        Committed { told: Arc::clone(self.range.told()), device_page: self.page_bytes / self.unit }
+    }
+
+    /// The end of its use: its memory goes back now, whoever holds it still to look at it. Blocks.
+    pub fn end(&self) {
+        Range::leave(&self.range);
+        self.range.clear();
+    }
+
+    /// What it has. Waits for whoever commits.
     pub fn statistics(&self) -> ElasticStatistics {
         let counts = self.range.counts();
         let page = self.page_bytes / self.unit;
+        // What still leads to pages that were passed on is no memory of this range.
+        let physical_pages = counts.mapped_pages - counts.alias_pages;
         ElasticStatistics {
             capacity_bytes: self.capacity_bytes,
             page_bytes: self.page_bytes,
             committed_bytes: counts.live_pages * page,
-            physical_bytes: counts.mapped_pages * page,
-            retained_bytes: (counts.mapped_pages - counts.live_pages - counts.leaving_pages) * page,
+            physical_bytes: physical_pages * page,
+            retained_bytes: (physical_pages - counts.live_pages - counts.leaving_pages) * page,
             leaving_bytes: counts.leaving_pages * page,
             mapped_pages: counts.live_pages / self.unit,
             handles: counts.mappings,

@@ -90,12 +90,25 @@ fn depth(bytes: u64) -> usize {
 }
 
 impl Stack {
-    /// That of a class; one without places where there is no such class.
+    /// That of a class. It gets its places with its first block: a thread uses few classes on a stream.
     fn new(class: usize, stream_number: u16) -> Self {
         let bytes = Class::at(class).map_or(0, size_class::bytes_of);
-        let places = if bytes > 0 { depth(bytes) + 1 } else { 0 };
         let kind = Kind::new(class as u8, stream_number);
-        Self { places: vec![Block::default(); places].into(), count: 0, bytes, kind }
+        Self { places: Box::default(), count: 0, bytes, kind }
+    }
+
+    /// How many places it has once it is used; none where there is no such class.
+    fn depth(&self) -> usize {
+        if self.bytes > 0 { depth(self.bytes) + 1 } else { 0 }
+    }
+
+    /// Makes the places of a stack that has none.
+    #[cold]
+    #[inline(never)]
+    fn open(&mut self) {
+        if self.places.is_empty() {
+            self.places = vec![Block::default(); self.depth()].into();
+        }
     }
 
     /// Takes out the oldest blocks.
@@ -129,6 +142,9 @@ impl FrontCache {
     #[inline(always)]
     fn keep(&mut self, class: usize, block: Block) -> Option<bool> {
         let stack = &mut self.stacks[class % STACKS];
+        if stack.count >= stack.places.len() {
+            stack.open();
+        }
         *stack.places.get_mut(stack.count)? = block;
         stack.count = stack.count.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(stack.bytes);
@@ -149,7 +165,7 @@ impl FrontCache {
     pub(super) fn room(&self, class: Class) -> usize {
         let stack = &self.stacks[class.index()];
         let by_bytes = (self.limit_bytes / 2).saturating_sub(self.bytes) / stack.bytes;
-        (stack.places.len() / 2).saturating_sub(stack.count).min(by_bytes as usize)
+        (stack.depth() / 2).saturating_sub(stack.count).min(by_bytes as usize)
     }
 
     /// Takes a block for which there was room.
@@ -162,6 +178,12 @@ impl FrontCache {
         self.bytes = 0;
         let stacks = self.stacks.iter_mut().enumerate();
         stacks.flat_map(|(class, stack)| stack.drain(class, stack.count)).collect()
+    }
+
+    /// Places for blocks, taken or not.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.stacks.iter().map(|stack| stack.places.len()).sum()
     }
 
     /// Bytes that lie here.
@@ -177,6 +199,7 @@ impl Leased {
         self.cache.regions.fill(None);
         let heap = self.heap.take();
         let freed = self.cache.drain();
+        self.cache.stacks.iter_mut().for_each(|stack| stack.places = Box::default());
         // The heap's owner and whoever closes hold it still.
         drop(heap);
         freed

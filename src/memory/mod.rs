@@ -55,6 +55,7 @@ pub use shared::{ModelStatistics, SharedConfig, SharedPool, SharedStatistics};
 pub use shares::Terms;
 
 use self::budget::{Budget, DeviceShare};
+use self::elastic::Committed;
 use self::fence::Fences;
 use self::heap::PlainBlocks;
 use self::ledger::{Entry, Ledger};
@@ -97,7 +98,7 @@ pub struct Memory {
     ledger: Ledger,
     rooms: Arc<Rooms>,
     copies: Arc<Copies>,
-    elastics: Mutex<Vec<Weak<Elastic>>>,
+    elastics: Mutex<Vec<(Weak<Elastic>, Committed)>>,
     /// Made when the first room asks for pages.
     physical: Mutex<Option<Arc<Physical>>>,
 }
@@ -198,14 +199,20 @@ impl Memory {
     /// The elastic ranges of this memory, whoever made them; those of shared pools are the pools'. One that is dropped
     /// meanwhile goes with the answer.
     pub fn elastics(&self) -> Vec<Arc<Elastic>> {
-        self.elastics.lock().iter().filter_map(Weak::upgrade).collect()
+        self.elastics.lock().iter().filter_map(|(elastic, _)| elastic.upgrade()).collect()
+    }
+
+    /// Committed in them. Waits for nobody, keeps none of them.
+    pub fn elastic_bytes(&self) -> u64 {
+        let elastics = self.elastics.lock();
+        elastics.iter().map(|(_, committed)| committed.bytes()).sum()
     }
 
     /// Takes a range into the sums.
     pub(super) fn add_elastic(&self, elastic: &Arc<Elastic>) {
         let mut elastics = self.elastics.lock();
-        elastics.retain(|known| known.strong_count() > 0);
-        elastics.push(Arc::downgrade(elastic));
+        elastics.retain(|(known, _)| known.strong_count() > 0);
+        elastics.push((Arc::downgrade(elastic), elastic.committed()));
     }
 
     /// Gives idle physical pages to the device; returns their bytes.

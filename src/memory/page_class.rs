@@ -91,6 +91,13 @@ pub struct PhysicalStatistics {
     pub table_changes: u64,
     /// Those of them that were made although [`super::Physical::set_quiet`]'s hook advised against it.
     pub loud_changes: u64,
+    /// Mappings of addresses that were given up, whose pages were passed on to the pool and may be in use elsewhere.
+    /// They are unmapped off the path of whoever needs the pages, and count as nobody's memory.
+    pub stale_mappings: u64,
+    /// Mappings whose pages were passed on before they were unmapped.
+    pub passed_on: u64,
+    /// Calls by which the device was to remove mappings and did not. Their pages go to the device and to nobody else.
+    pub failed_unmaps: u64,
 }
 
 impl PhysicalStatistics {

@@ -10,6 +10,8 @@
 //! a mapping is leaving if and only if it has no live page; a stale one is leaving and an alias; the counts are the
 //! sums.
 
+mod passing;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +35,15 @@ struct Mapping {
     marks: Vec<(u32, Arc<Fence>)>,
 }
 
+/// Sums of a table for whoever looks without its lock, which is held across calls into the device.
+#[derive(Default)]
+pub(super) struct Told {
+    /// `mapped_pages - alias_pages`.
+    pub(super) backed_pages: AtomicU64,
+    /// The user has them.
+    pub(super) live_pages: AtomicU64,
+}
+
 /// The table of one range.
 #[derive(Default)]
 pub(super) struct PageTable {
@@ -44,8 +55,7 @@ pub(super) struct PageTable {
     live_pages: u64,
     mapped_pages: u64,
     alias_pages: u64,
-    /// `mapped_pages - alias_pages`, for whoever looks without the lock of the table.
-    backed_pages: Arc<AtomicU64>,
+    told: Arc<Told>,
     /// Stale mappings.
     stale: u64,
 }
@@ -59,9 +69,9 @@ pub(super) struct TableCounts {
     pub(super) mapped_pages: u64,
     /// Of those, the memory is another mapping's.
     pub(super) alias_pages: u64,
-    /// They wait for a stream.
+    /// They wait for a stream, with memory of their own.
     pub(super) leaving_pages: u64,
-    /// Physical pages.
+    /// Mappings but stale ones.
     pub(super) mappings: u64,
 }
 
@@ -70,6 +80,19 @@ fn bits(start: u64, pages: u64, first: u64, end: u64) -> u32 {
     let (low, high) = (first.max(start) - start, end.min(start + pages) - start);
     let below = |count: u64| u32::MAX.checked_shr(32 - count as u32).unwrap_or(0);
     below(high) & !below(low)
+}
+
+/// Says whether points are past. Many pages wait for one point, which is asked for once a pass. One that cannot be
+/// asked for is not past: on a lost device nobody knows what still runs.
+fn past() -> impl Fn(&Arc<Fence>) -> bool {
+    let stuck = Cell::new(None);
+    move |fence| {
+        let is_past = stuck.get() != Some(Arc::as_ptr(fence)) && fence.is_reached().unwrap_or(false);
+        if !is_past {
+            stuck.set(Some(Arc::as_ptr(fence)));
+        }
+        is_past
+    }
 }
 
 impl PageTable {
@@ -121,13 +144,14 @@ impl PageTable {
         self.tell();
     }
 
-    /// The count of pages with memory of their own, which follows every change of the table.
-    pub(super) fn backed_pages(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.backed_pages)
+    /// Sums that follow every change of the table.
+    pub(super) fn told(&self) -> Arc<Told> {
+        Arc::clone(&self.told)
     }
 
     fn tell(&self) {
-        self.backed_pages.store(self.mapped_pages - self.alias_pages, Ordering::Relaxed);
+        self.told.backed_pages.store(self.mapped_pages - self.alias_pages, Ordering::Relaxed);
+        self.told.live_pages.store(self.live_pages, Ordering::Relaxed);
     }
 
     /// Takes new mappings in and makes all of `[first, end)` live; returns how many pages were not.
@@ -145,6 +169,7 @@ impl PageTable {
             self.leaving.remove(&start);
         }
         self.live_pages += new_pages;
+        self.tell();
         new_pages
     }
 
@@ -164,6 +189,7 @@ impl PageTable {
             }
         }
         self.live_pages -= given_pages;
+        self.tell();
         given_pages
     }
 
@@ -179,16 +205,7 @@ impl PageTable {
             return Vec::new();
         }
         let mappings = &self.mappings;
-        // Many pages wait for one point, which is asked for once a pass. One that cannot be asked for is not past: on a
-        // lost device nobody knows what still runs.
-        let stuck = Cell::new(None);
-        let is_past = |fence: &Arc<Fence>| {
-            let is_past = stuck.get() != Some(Arc::as_ptr(fence)) && fence.is_reached().unwrap_or(false);
-            if !is_past {
-                stuck.set(Some(Arc::as_ptr(fence)));
-            }
-            is_past
-        };
+        let is_past = past();
         let is_ripe = |start: &&u64| {
             mappings.get(start).is_none_or(|mapping| mapping.marks.iter().all(|(_, fence)| is_past(fence)))
         };
@@ -340,12 +357,13 @@ impl PageTable {
     /// The sums.
     pub(super) fn counts(&self) -> TableCounts {
         let leaving = self.leaving.iter().filter_map(|start| self.mappings.get(start));
+        let leaving = leaving.filter(|mapping| !mapping.is_stale);
         TableCounts {
             live_pages: self.live_pages,
             mapped_pages: self.mapped_pages,
             alias_pages: self.alias_pages,
             leaving_pages: leaving.map(|mapping| mapping.page.class().pages()).sum(),
-            mappings: self.mappings.len() as u64,
+            mappings: self.mappings.len() as u64 - self.stale,
         }
     }
 
@@ -374,7 +392,8 @@ impl PageTable {
         }
         let sums = (self.live_pages, self.mapped_pages, self.alias_pages, self.stale);
         if (live, mapped, aliases, stale) != sums
-            || self.backed_pages.load(Ordering::Relaxed) != mapped - aliases
+            || self.told.backed_pages.load(Ordering::Relaxed) != mapped - aliases
+            || self.told.live_pages.load(Ordering::Relaxed) != live
             || self.leaving.iter().any(|start| !self.mappings.contains_key(start))
             || self.pins.keys().any(|&(first, end)| self.live_in(first, end) != end - first)
         {

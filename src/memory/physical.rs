@@ -8,9 +8,15 @@
 //! device is asked until after the device has it back. A failed call leaves all as it was. Lock order: one lock around
 //! the pool; no device, payer or sink is called under it.
 
+mod page;
+mod passing;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use self::page::Bond;
+pub use self::page::PhysicalPage;
 
 use super::budget::{Paid, Payer};
 use super::chores::Chores;
@@ -30,6 +36,18 @@ pub(super) struct Idle {
     page: Page,
     tenant: u64,
     pub(super) since_ns: u64,
+    bond: Option<Arc<Bond>>,
+}
+
+impl Idle {
+    /// Whether addresses that were given up still lead to it: it may be used, and not go to the device.
+    pub(super) fn is_tied(&self) -> bool {
+        self.bond.as_ref().is_some_and(|bond| bond.is_tied())
+    }
+
+    fn is_broken(&self) -> bool {
+        self.bond.as_ref().is_some_and(|bond| bond.is_broken())
+    }
 }
 
 #[derive(Default)]
@@ -66,6 +84,12 @@ pub(super) struct Core {
     pub(super) held_since_ns: AtomicU64,
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
+    /// Mappings that are left of pages which were passed on.
+    stale: AtomicU64,
+    passed_on: AtomicU64,
+    failed_unmaps: AtomicU64,
+    /// Changes that somebody waits for; the upkeep makes none beside them.
+    awaited: AtomicU32,
 }
 
 /// Pages on their way, counted until the drop.
@@ -137,13 +161,11 @@ impl Core {
             loop {
                 let page = {
                     let mut pool = self.pool.lock();
-                    let is_wanted = pool.idle[class.index()]
-                        .front()
-                        .is_some_and(|idle| wants(&pool, class, idle, shed_bytes));
-                    if !is_wanted {
-                        break;
-                    }
-                    let Some(idle) = pool.idle[class.index()].pop_front() else { break };
+                    let idle = &pool.idle[class.index()];
+                    let oldest = idle.iter().position(|idle| !idle.is_tied());
+                    let is_wanted = |at: &usize| wants(&pool, class, &idle[*at], shed_bytes);
+                    let Some(at) = oldest.filter(is_wanted) else { break };
+                    let Some(idle) = pool.idle[class.index()].remove(at) else { break };
                     pool.transit += 1;
                     idle.page
                 };
@@ -171,7 +193,8 @@ impl Core {
 
     fn pop(&self, class: PageClass) -> Option<Idle> {
         let mut pool = self.pool.lock();
-        let idle = pool.idle[class.index()].pop_back()?;
+        let last = pool.idle[class.index()].iter().rposition(|idle| !idle.is_broken())?;
+        let idle = pool.idle[class.index()].remove(last)?;
         pool.counts[class.index()].hits += 1;
         Some(idle)
     }
@@ -186,7 +209,7 @@ impl Core {
             match self.create(class) {
                 Ok(page) => {
                     self.pool.lock().counts[class.index()].misses += 1;
-                    return Ok(Idle { page, tenant: 0, since_ns: 0 });
+                    return Ok(Idle { page, tenant: 0, since_ns: 0, bond: None });
                 }
                 Err(error) if error.status != Status::OutOfMemory => return Err(error),
                 Err(error) => {
@@ -202,21 +225,24 @@ impl Core {
     /// Makes one page ahead and pools it.
     pub(super) fn stock(&self, class: PageClass) -> Result<()> {
         let page = self.create(class)?;
-        let idle = Idle { page, tenant: 0, since_ns: clock::now_ns() };
+        let idle = Idle { page, tenant: 0, since_ns: clock::now_ns(), bond: None };
         self.pool.lock().idle[class.index()].push_front(idle);
         Ok(())
     }
 
-    fn put(&self, class: PageClass, page: Page, tenant: u64) {
+    /// Takes a page back; one that addresses still lead to is kept in any case, until it is free of them.
+    fn put(&self, class: PageClass, page: Page, tenant: u64, bond: Option<Arc<Bond>>) {
         let (is_strained, bytes) = (self.account.is_strained(), self.bytes_of(class));
+        let idle = Idle { page, tenant, since_ns: clock::now_ns(), bond };
         let is_first = {
             let mut pool = self.pool.lock();
-            let is_kept = !pool.is_stopping
+            let has_room = !pool.is_stopping
                 && !is_strained
+                && !idle.is_broken()
                 && self.pooled_bytes(&pool) + bytes <= self.config.high_bytes;
-            if is_kept {
+            if has_room || idle.is_tied() {
                 let is_first = pool.idle.iter().all(VecDeque::is_empty);
-                pool.idle[class.index()].push_back(Idle { page, tenant, since_ns: clock::now_ns() });
+                pool.idle[class.index()].push_back(idle);
                 Some(is_first)
             } else {
                 pool.transit += 1;
@@ -307,6 +333,10 @@ impl Physical {
             held_since_ns: AtomicU64::new(0),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            passed_on: AtomicU64::new(0),
+            failed_unmaps: AtomicU64::new(0),
+            awaited: AtomicU32::new(0),
         });
         let worker = if config.has_thread { Worker::start(&core) } else { None };
         Arc::new(Self { core, fences: Fences::new(device), worker })
@@ -352,7 +382,9 @@ impl Physical {
             taker: tenant,
             is_used_by_us,
             is_broken: AtomicBool::new(false),
-            _paid: paid,
+            bond: idle.bond,
+            is_shadow: false,
+            paid,
         })
     }
 
@@ -362,17 +394,8 @@ impl Physical {
         left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
     }
 
-    /// Gives idle pages to the device until at most so many bytes are pooled; returns what was given.
-    pub fn trim(&self, keep_bytes: u64) -> u64 {
-        self.core.shed(|pool, _, _, _| self.core.pooled_bytes(pool) > keep_bytes)
-    }
-
-    /// Gives at least so many bytes of idle pages to the device, as far as there are so many; what was given.
-    pub(super) fn give(&self, bytes: u64) -> u64 {
-        self.core.shed(|_, _, _, shed_bytes| shed_bytes < bytes)
-    }
-
-    /// Makes all deferred page-table changes whose time has come; returns the bytes that came back to the pool.
+    /// Makes all deferred page-table changes whose time has come; returns the bytes that are free of their old
+    /// addresses by that.
     pub fn collect(&self) -> u64 {
         self.core.chores.collect(true).bytes
     }
@@ -428,6 +451,9 @@ impl Physical {
         drop(pool);
         sum.table_changes = self.core.table_changes.load(Ordering::Relaxed);
         sum.loud_changes = self.core.loud_changes.load(Ordering::Relaxed);
+        sum.stale_mappings = self.core.stale.load(Ordering::Acquire);
+        sum.passed_on = self.core.passed_on.load(Ordering::Relaxed);
+        sum.failed_unmaps = self.core.failed_unmaps.load(Ordering::Relaxed);
         sum
     }
 }
@@ -435,65 +461,7 @@ impl Physical {
 impl Drop for Core {
     fn drop(&mut self) {
         self.pool.get_mut().is_stopping = true;
+        // No range is left, and so no address that leads to a page.
         self.shed(|_, _, _, _| true);
-    }
-}
-
-/// Owner of a physical page; back to the pool on drop.
-pub struct PhysicalPage {
-    core: Arc<Core>,
-    page: Page,
-    class: PageClass,
-    /// Whose bytes it holds.
-    tenant: u64,
-    taker: u64,
-    is_used_by_us: bool,
-    is_broken: AtomicBool,
-    /// Goes after the page is back, so that whoever is charged next finds it.
-    _paid: Option<Paid>,
-}
-
-impl PhysicalPage {
-    /// The page, to map.
-    pub fn page(&self) -> Page {
-        self.page
-    }
-
-    /// Its size.
-    pub fn class(&self) -> PageClass {
-        self.class
-    }
-
-    /// Whether the tenant that has it now was also the last to have it; never of a page that is new.
-    pub fn is_used_by_us(&self) -> bool {
-        self.is_used_by_us
-    }
-
-    /// Its bytes are the taker's from here on; before, they are still those of whoever had it last.
-    pub fn adopt(&mut self) {
-        self.tenant = self.taker;
-    }
-
-    /// For the device and not for the pool: a mapping of it is left that nobody can remove.
-    pub(super) fn discard(&self) {
-        self.is_broken.store(true, Ordering::Relaxed);
-    }
-}
-
-impl AsRef<Self> for PhysicalPage {
-    fn as_ref(&self) -> &Self {
-        self
-    }
-}
-
-impl Drop for PhysicalPage {
-    fn drop(&mut self) {
-        if self.is_broken.load(Ordering::Relaxed) {
-            self.core.pool.lock().transit += 1;
-            let _transit = Transit { core: &self.core, pages: 1 };
-            self.core.release(self.class, self.page);
-        } else {
-            self.core.put(self.class, self.page, self.tenant);
-        }
     }
 }

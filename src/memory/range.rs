@@ -12,25 +12,27 @@
 //! device, because two changes of one range must not cross; then the pool's. Never two ranges' at a time.
 
 mod moving;
+mod passing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 pub(super) use self::moving::Movable;
 use super::budget::Payer;
-use super::chores::{Chore, Collected};
+use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::Fence;
 use super::page_class::PageClass;
-use super::page_table::{PageTable, TableCounts};
+use super::page_table::{PageTable, TableCounts, Told};
 use super::physical::{Physical, PhysicalPage};
 use crate::device::{Access, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::event::Level;
 use crate::sync::{Mutex, MutexGuard};
 
-/// Mappings that the upkeep removes under one hold of the lock: a millisecond of a driver.
-const BATCH: usize = 64;
+/// Mappings that the upkeep removes under one hold of the lock: a third of a millisecond of a driver, for which whoever
+/// needs these pages may have to wait.
+const BATCH: usize = 16;
 
 /// Whose a range is.
 pub(super) struct Holder {
@@ -53,7 +55,7 @@ pub(super) struct Range {
     holder: Holder,
     table: Mutex<PageTable>,
     /// The table's, for a look without its lock.
-    backed_pages: Arc<AtomicU64>,
+    told: Arc<Told>,
     /// The device was lost with work under way on pages: they stay mapped until it is closed.
     is_abandoned: AtomicBool,
 }
@@ -134,14 +136,14 @@ impl Range {
         let slice = physical.device().virtual_reserve(bytes)?;
         let page_bytes = physical.page_bytes();
         let table = PageTable::default();
-        let backed_pages = table.backed_pages();
+        let told = table.told();
         let range = Arc::new(Self {
             physical,
             slice,
             page_bytes,
             holder,
             table: Mutex::new(table),
-            backed_pages,
+            told,
             is_abandoned: AtomicBool::new(false),
         });
         range.physical.chores().add(Self::chore(&range));
@@ -185,6 +187,7 @@ impl Range {
             self.physical.note_change();
             let unmapped = self.part(first, end).and_then(|run| self.physical.device().virtual_unmap(run));
             if let Err(error) = &unmapped {
+                self.physical.note_failed_unmap();
                 self.physical
                     .say(Level::Error, || format!("pages {first} to {end} of a range stay mapped: {error}"));
             }
@@ -193,17 +196,6 @@ impl Range {
                     page.as_ref().discard();
                 }
             }
-        }
-    }
-
-    /// Puts memory behind all pages of `[first, end)`; returns how many had none, or had given it up.
-    pub(super) fn back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
-        match self.try_back(first, end, prepare) {
-            // What others have given up may be a step away from the pool; no lock is held here.
-            Err(error) if error.status == Status::OutOfMemory && self.physical.collect() > 0 => {
-                self.try_back(first, end, prepare)
-            }
-            other => other,
         }
     }
 
@@ -243,10 +235,15 @@ impl Range {
         }
     }
 
+    /// Most that this range could get now.
+    fn left_bytes(&self) -> u64 {
+        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
+        ours.min(self.physical.left_bytes())
+    }
+
     /// Refuses what cannot fit before anything is made for it.
     fn check_left(&self, bytes: u64) -> Result<()> {
-        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
-        let left = ours.min(self.physical.left_bytes());
+        let left = self.left_bytes();
         if bytes > left {
             let text =
                 format!("{bytes} bytes of physical memory requested, {left} available; free something");
@@ -375,7 +372,12 @@ impl Range {
 
     /// Pages with memory of their own. Takes no lock: the lock of a table is held across calls into the device.
     pub(super) fn backed_pages(&self) -> u64 {
-        self.backed_pages.load(Ordering::Relaxed)
+        self.told.backed_pages.load(Ordering::Relaxed)
+    }
+
+    /// Pages that the user has. Takes no lock, and outlives the range.
+    pub(super) fn told(&self) -> &Arc<Told> {
+        &self.told
     }
 
     /// Checks the table.
@@ -385,14 +387,18 @@ impl Range {
 
     /// Bytes that [`Range::back`] would have to get for `[first, end)`.
     pub(super) fn gap_bytes(&self, first: u64, end: u64) -> u64 {
-        let gaps = self.table.lock().gaps(first, end);
-        gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes
+        self.table.lock().missing(first, end) * self.page_bytes
     }
 
-    /// Waits for the streams that keep given-up pages here, and unmaps those. Blocks.
-    pub(super) fn settle(&self) -> Result<()> {
+    /// Waits for the streams that keep given-up pages here. Blocks.
+    pub(super) fn await_streams(&self) -> Result<()> {
         let waits = self.table.lock().all_waits();
-        waits.iter().try_for_each(|fence| fence.wait())?;
+        waits.iter().try_for_each(|fence| fence.wait())
+    }
+
+    /// As `await_streams`, and unmaps those pages. Blocks.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.await_streams()?;
         self.collect(true);
         Ok(())
     }
@@ -425,6 +431,10 @@ impl Chore for Range {
     fn collect(&self, waits: bool) -> Collected {
         let mut bytes = 0;
         loop {
+            // Whoever waits for a change waits for the device, which makes one after the other.
+            if !waits && self.physical.is_awaited() {
+                return Collected { bytes, is_waiting: true };
+            }
             let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
             let Some(mut table) = table else { return Collected { bytes, is_waiting: true } };
             let ripe = table.take_ripe(0, u64::MAX, BATCH);
@@ -437,6 +447,10 @@ impl Chore for Range {
                 return Collected { bytes, is_waiting: table.is_waiting() };
             }
         }
+    }
+
+    fn pass_on(&self, bytes: u64, count_max: u64, skipped: Skipped) -> Passed {
+        self.pass_pages_on(bytes, count_max, skipped)
     }
 }
 

@@ -163,13 +163,15 @@ impl Memory {
     /// Called without any lock: whoever is asked may use all of the library.
     pub fn with_help<T>(&self, bytes: u64, attempt: impl Fn() -> Result<T>) -> Result<T> {
         match attempt() {
-            Err(error)
-                if error.status == Status::OutOfMemory && self.rooms.ask(self.missing_bytes(bytes)) > 0 =>
-            {
-                attempt()
-            }
+            Err(error) if error.status == Status::OutOfMemory && self.ask_others(bytes) > 0 => attempt(),
             other => other,
         }
+    }
+
+    /// After a refusal: asks others for what is missing of `bytes`; what they gave. Called without any lock, as
+    /// `with_help` is.
+    pub(super) fn ask_others(&self, bytes: u64) -> u64 {
+        self.rooms.ask(self.missing_bytes(bytes))
     }
 
     /// What others have to give so that a request fits; all of it where it is not bytes that are missing.

@@ -241,6 +241,8 @@ impl SharedPool {
         while let Err(error) = self.shares.admit(id, terms) {
             let next = self.shares.next_request_for_minimum(terms.min_bytes, |id| asked.contains(&id));
             self.relieve(&error, next, &mut asked).ok_or(error)?;
+            // The books have room for it once the pages have left their models.
+            self.physical.collect();
         }
         let entry = Entry { shares: Arc::clone(&self.shares), id };
         let config = ElasticConfig {
@@ -311,7 +313,6 @@ impl SharedPool {
                 if let Some(model) = models.iter().find(|model| model.id == request.id) {
                     self.ask(model, request.bytes);
                 }
-                self.physical.collect();
                 Some(())
             }
             // Id 0 is no model's: it stands for this last step, which is done once.
@@ -319,7 +320,7 @@ impl SharedPool {
                 self.memory.make_room();
                 for model in &models {
                     // A point that cannot be waited for brings nothing back.
-                    let _ = model.elastic.settle();
+                    let _ = model.elastic.await_streams();
                 }
                 Some(())
             }
@@ -425,6 +426,11 @@ impl SharedPool {
     pub fn models(&self) -> Vec<(String, ModelStatistics)> {
         let models: Vec<Arc<Model>> = self.models.lock().values().cloned().collect();
         models.iter().map(|model| (model.name.clone(), self.statistics_of(model))).collect()
+    }
+
+    /// What all models have committed. Waits for nobody.
+    pub fn committed_bytes(&self) -> u64 {
+        self.models.lock().values().map(|model| model.elastic.committed().bytes()).sum()
     }
 
     /// What the pool has and did.

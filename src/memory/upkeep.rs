@@ -36,7 +36,8 @@ impl Core {
         self.shed(|pool, class, idle, _| {
             let ahead = self.config.ahead[class.index()] as usize;
             let is_old = now_ns.saturating_sub(idle.since_ns) >= idle_ns;
-            is_strained || (is_old && pool.idle[class.index()].len() > ahead)
+            let is_too_much = self.pooled_bytes(pool) > self.config.high_bytes;
+            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > ahead)
         });
         [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
     }
@@ -80,7 +81,7 @@ impl Core {
     fn next_idle(&self, now_ns: u64) -> Option<u64> {
         let pool = self.pool.lock();
         let due = (0..CLASSES).filter(|&at| pool.idle[at].len() > self.config.ahead[at] as usize);
-        let times = due.filter_map(|at| pool.idle[at].front());
+        let times = due.filter_map(|at| pool.idle[at].iter().find(|idle| !idle.is_tied()));
         let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
         times.map(|idle| wait(idle.since_ns)).min()
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use kavern::device::Stream;
 use kavern::error::Status;
 use kavern::memory::{SharedConfig, SharedPool, Terms};
 
@@ -106,7 +107,9 @@ fn work(pool: &SharedPool, thread: u64, seed: u64, steps: u64, unit: u64, refusa
                 Err(error) => panic!("seed {seed}, thread {thread}, step {step}: {error}"),
             }
         } else {
-            pool.decommit(&name, first * unit, bytes, None).unwrap();
+            // Behind a stream the pages wait for the upkeep, or for another model that takes them before it.
+            let stream = random.bool().then_some(Stream::DEFAULT);
+            pool.decommit(&name, first * unit, bytes, stream).unwrap();
         }
         let seen = pool.model_statistics(&name).unwrap();
         assert!(seen.range.physical_bytes <= 80 * unit, "over its cap: {seen:?}");

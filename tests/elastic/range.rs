@@ -239,6 +239,21 @@ fn ranges_of_several_devices_do_not_meet() {
     }
 }
 
+#[test]
+fn a_range_that_has_ended_has_no_memory_though_somebody_still_looks_at_it() {
+    each(|memory, unit| {
+        let range = range(memory, 8, true);
+        range.commit(0, 8 * unit).unwrap();
+        range.decommit(0, 4 * unit, Some(Stream::DEFAULT)).unwrap();
+        let looked_at = memory.elastics();
+        assert_eq!((looked_at.len(), memory.elastic_bytes()), (1, 4 * unit));
+        range.end();
+        assert_eq!(memory.physical().unwrap().statistics().held_bytes, 0);
+        assert_eq!((memory.elastic_bytes(), looked_at[0].statistics().physical_bytes), (0, 0));
+        memory.validate().unwrap();
+    });
+}
+
 /// Work that reads and writes a part, where the device can be told of it; a fill elsewhere.
 fn use_part(memory: &Memory, stream: Stream, part: DeviceSlice) {
     match memory.device().simulator() {

@@ -18,6 +18,7 @@ use super::core::{CLASS_ALIGNMENT, Core, FITTED, addresses_used_up};
 use super::{Heap, MIDDLE};
 use crate::device::Stream;
 use crate::error::{Error, Result};
+use crate::event::Level;
 
 /// Granules of a page.
 const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
@@ -59,9 +60,11 @@ impl Heap {
     pub(super) fn weigh(&self) -> bool {
         let held = self.physical.statistics().held_bytes;
         let left = self.physical.left_bytes().min(self.total_bytes.saturating_sub(held));
-        let is_short = self.backed_bytes() >= left;
+        let backed = self.backed_bytes();
+        let is_short = backed >= left;
         self.is_short.store(is_short, Ordering::Relaxed);
-        if !is_short {
+        // Not at the edge, where a page more or less would have all live blocks walked over each time.
+        if backed.saturating_mul(2) < left {
             self.is_squeezed.store(false, Ordering::Relaxed);
         }
         is_short
@@ -88,7 +91,12 @@ impl Heap {
         }
         let is_short = self.is_short() || self.weigh();
         if is_short && !self.is_squeezed.swap(true, Ordering::Relaxed) {
-            self.squeeze()?;
+            // What it cannot cut stays as it is: that is no reason to refuse what fits.
+            if let Err(error) = self.squeeze() {
+                self.physical.say(Level::Warn, || {
+                    format!("cutting live blocks to their lengths ended early: {error}")
+                });
+            }
         }
         if is_short && self.core.lock().is_fitted(class, bytes) {
             let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;

@@ -20,12 +20,21 @@ pub(super) struct Names {
     pub(super) streams: StreamNumbers,
 }
 
+impl Names {
+    fn tag_of(&self, name: &str) -> Option<usize> {
+        self.tags.iter().position(|tag| **tag == *name)
+    }
+}
+
 impl Heap {
     /// The id of a tag; the same name has the same id.
     pub fn tag(&self, name: &str) -> Result<Id> {
+        // Whoever allocates reads the names: a name that is known stops nobody.
+        if let Some(number) = self.names.read().tag_of(name) {
+            return Ok(Id::new(IdKind::Tag, 1, number as u32));
+        }
         let mut names = self.names.write();
-        let known = names.tags.iter().position(|tag| **tag == *name);
-        let number = match known {
+        let number = match names.tag_of(name) {
             Some(number) => number,
             None if names.tags.len() < NAMES_MAX => {
                 names.tags.push(name.into());
@@ -57,5 +66,29 @@ impl Heap {
         self.tag_number(tag).ok_or_else(|| {
             Error::new(Status::StaleId, format!("{tag:#x} is no tag of this manager; make one with its name"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::super::tests::heap;
+
+    #[test]
+    fn a_tag_that_is_known_is_found_beside_whoever_reads_the_names() {
+        let heap = heap("host", 0);
+        let tag = heap.tag("weights").unwrap();
+        assert_ne!(heap.tag("scratch").unwrap(), tag);
+        let (tell, told) = channel();
+        std::thread::scope(|scope| {
+            let reading = heap.names.read();
+            let heap = &heap;
+            scope.spawn(move || tell.send(heap.tag("weights").unwrap()).unwrap());
+            let seen = told.recv_timeout(Duration::from_secs(20));
+            drop(reading);
+            assert_eq!(seen, Ok(tag));
+        });
     }
 }

@@ -41,8 +41,13 @@ impl Heap {
             used.map(|range| range.start).collect()
         };
         let records = starts.into_iter().filter_map(|start| Some((start, region.records.get(start)?)));
-        let is_loose = |record: &super::Record| record.facts().as_ref().and_then(loose).is_some();
-        let found: Vec<_> = records.filter(|(_, record)| is_loose(record)).collect();
+        let found: Vec<_> = {
+            // What would not be cut is not marked either: its free would be a slow one for nothing.
+            let names = self.names.read();
+            let is_known = |facts: &Facts| names.streams.stream_in_use(facts.stream).is_some();
+            let is_loose = |facts: &Facts| loose(facts).is_some() && is_known(facts);
+            records.filter(|(_, record)| record.facts().as_ref().is_some_and(is_loose)).collect()
+        };
         if found.is_empty() {
             return Ok(());
         }

@@ -92,6 +92,37 @@ fn the_end_of_a_block_goes_the_way_of_its_stream() {
 }
 
 #[test]
+fn blocks_are_not_cut_again_before_memory_was_plenty() {
+    let heap = heap("host", 64 * MIB);
+    let mut live: Vec<u64> = (0..10).map(|_| heap.allocate(Stream::DEFAULT, LOOSE, 0, 0).unwrap()).collect();
+    let is_squeezed = || heap.is_squeezed.load(Ordering::Relaxed);
+    let free = |live: &mut Vec<u64>, count: usize| {
+        live.drain(..count).for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+        heap.give_back().unwrap();
+        heap.device.synchronize().unwrap();
+        heap.give_back().unwrap();
+        heap.weigh()
+    };
+    assert!(heap.weigh() && is_squeezed());
+    // Some pages below the edge.
+    assert!(!free(&mut live, 4) && is_squeezed(), "{:?}", heap.statistics());
+    assert!(!free(&mut live, 6) && !is_squeezed());
+}
+
+#[test]
+fn blocks_that_cannot_be_cut_keep_their_fast_free() {
+    let heap = heap("host", 64 * MIB);
+    let stream = heap.device.stream_create().unwrap();
+    let blocks = [stream, Stream::DEFAULT].map(|stream| heap.allocate(stream, LOOSE, 0, 0).unwrap());
+    heap.forget_stream(stream).unwrap();
+    heap.squeeze().unwrap();
+    let is_shared = blocks.map(|address| heap.live(address).unwrap().3.is_shared);
+    assert_eq!(is_shared, [false, true], "only what is cut is marked");
+    blocks.into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+    heap.device.stream_destroy(stream).unwrap();
+}
+
+#[test]
 fn blocks_are_cut_while_threads_allocate_and_free_them() {
     static TOKENS: AtomicU64 = AtomicU64::new(1 << 40);
     let heap = heap("host", 0);

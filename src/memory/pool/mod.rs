@@ -185,8 +185,10 @@ impl Pool {
         };
         // What others hold comes last. Where it is the pool's own limit that is reached they cannot help.
         let Some(missing_bytes) = self.books.lock().growth_of_one(class) else { return Err(refusal) };
-        let grown = self.memory.with_help(missing_bytes, || self.expand(class, bytes, now_ns))?;
-        Ok((grown, Source::Grown))
+        match self.memory.ask_others(missing_bytes) {
+            0 => Err(refusal),
+            _ => Ok((self.expand(class, bytes, now_ns)?, Source::Grown)),
+        }
     }
 
     /// Takes a block back. All work on it is on this stream or comes before it there. Does not block.

@@ -291,3 +291,14 @@ fn each_call_of_the_device_may_fail_and_the_pool_stays_whole() {
         }
     }
 }
+
+#[test]
+fn a_refusal_that_nobody_can_help_with_asks_the_device_once() {
+    let memory = memory("host?memory_bytes=1048576&kind=memory&fail_nth=0");
+    let pool = Pool::new(&memory, config(&[(256 << 10, 1)], 0), 0).unwrap();
+    let held: Vec<PoolBlock> = (0..4).map(|_| pool.acquire(256 << 10, Stream::DEFAULT, 0).unwrap()).collect();
+    let before = memory.device().call_count();
+    assert_eq!(pool.acquire(256 << 10, Stream::DEFAULT, 0).err().unwrap().status, Status::OutOfMemory);
+    assert_eq!(memory.device().call_count() - before, 1);
+    held.into_iter().for_each(|block| pool.release(block.address, Stream::DEFAULT, 0).unwrap());
+}

@@ -49,3 +49,28 @@ fn what_is_not_at_hand_is_left_to_the_heap_and_changes_nothing() {
     heap.close();
     assert_eq!(take(key.0, 4096, 0, 0), None);
 }
+
+#[test]
+fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
+    let heap = heap("host", 0);
+    let key = key(Stream::DEFAULT);
+    let places = || -> usize {
+        let guests = heap.leases.lock().clone();
+        guests.iter().map(|guest| guest.with(|leased| leased.cache.places())).sum()
+    };
+    let most = front_cache_places(4096) + front_cache_places(MIB);
+    for bytes in [4096, MIB] {
+        let address = allocate(&heap, key, Stream::DEFAULT, bytes);
+        assert!(places() < most, "{} places before {bytes} bytes were freed", places());
+        free(&heap, key, Stream::DEFAULT, address);
+    }
+    assert_eq!(places(), most, "for two classes out of a hundred");
+    let guests = heap.leases.lock().clone();
+    heap.close();
+    assert_eq!(guests[0].with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
+}
+
+/// As many as 4 MiB of blocks, but 4 to 128, and one more.
+fn front_cache_places(bytes: u64) -> usize {
+    ((4 * MIB / bytes).clamp(4, 128) + 1) as usize
+}
