@@ -150,6 +150,9 @@ const _: () = assert!(LINE as usize * size_of::<Record>() == 128);
 pub(super) struct Records(Steady<Record>);
 
 impl Records {
+    /// Bytes from the start of this that a look at a record reads.
+    pub(super) const HEAD_BYTES: usize = Steady::<Record>::HEAD_BYTES;
+
     /// Room for so many; they take memory as they are needed.
     pub(super) fn new(most: u64) -> Result<Self> {
         Steady::new(usize::try_from(most).unwrap_or(usize::MAX)).map(Self)
