@@ -6,7 +6,9 @@
 //! the thread's seat (`sys::desk`).
 //! What it does: the stacks, the thread's list of its caches. What it does not: get blocks from anywhere; the heap
 //! does, outside of the lease, because it may wait for other threads' caches.
-//! Invariants: `bytes` is the sum over the stacks; a closed cache is empty, has let go of its heap, and stays closed.
+//! A cache that its thread leaves is parked with all its blocks, for the next thread that comes to its stream.
+//! Invariants: `bytes` is the sum over the stacks; a parked or closed cache has let go of its heap; a closed one is
+//! empty and stays closed.
 //! Lock order: none taken here; the heap's locks may be taken inside a guest's visit, never the other way round.
 
 use std::sync::Arc;
@@ -32,11 +34,12 @@ const STACKS: usize = CLASS_COUNT.next_power_of_two();
 /// What a cache is told by that was closed; no token is 0.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
 
-/// What is leased: the cache and, until it is closed, its heap.
+/// What is leased: the cache and, while a thread uses it, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
-    /// Holds the token of the key as long as it is valid and the cache open.
+    /// Holds the token of the key as long as it is valid and a thread uses the cache.
     is_alive: &'static AtomicU64,
+    is_closed: bool,
     pub(super) cache: FrontCache,
 }
 
@@ -117,6 +120,14 @@ impl FrontCache {
         Self { stream, stacks, regions, directory: heap.directory(), bytes: 0, limit_bytes, counts }
     }
 
+    /// The records of blocks that go from here name their stream by this.
+    fn set_stream_number(&mut self, stream_number: u16) {
+        if self.stacks[0].kind != Kind::new(0, stream_number) {
+            let stacks = self.stacks.iter_mut().enumerate();
+            stacks.for_each(|(class, stack)| stack.kind = Kind::new(class as u8, stream_number));
+        }
+    }
+
     /// Has the region of a class at hand from here on.
     fn know_region(&mut self, heap: &Heap, class: usize) {
         let number = class.min(SMALL_CLASS_COUNT);
@@ -174,12 +185,32 @@ impl Leased {
     /// Takes everything out for good, and lets go of the heap.
     pub(super) fn close(&mut self) -> Vec<Freed> {
         self.is_alive = &CLOSED;
+        self.is_closed = true;
         self.cache.regions.fill(None);
         let heap = self.heap.take();
         let freed = self.cache.drain();
         // The heap's owner and whoever closes hold it still.
         drop(heap);
         freed
+    }
+}
+
+impl Leased {
+    /// Nobody uses it from here on; its heap, if it was not closed.
+    fn set_down(&mut self) -> Option<Arc<Heap>> {
+        self.is_alive = &CLOSED;
+        self.heap.take()
+    }
+
+    /// This thread uses it from here on; whether it was not closed.
+    fn pick_up(&mut self, heap: &Arc<Heap>, is_alive: &'static AtomicU64, stream_number: u16) -> bool {
+        if self.is_closed {
+            return false;
+        }
+        self.heap = Some(Arc::clone(heap));
+        self.is_alive = is_alive;
+        self.cache.set_stream_number(stream_number);
+        true
     }
 }
 
@@ -199,26 +230,22 @@ impl Key {
     }
 }
 
-/// The heap and the stream, if it was not closed before.
-fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
+/// Leaves a cache to the next thread of its stream. The heap and the stream, if it was not closed before.
+fn set_down(owner: Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
-    let ended = owner.with(|leased| {
-        let heap = leased.heap.clone();
-        (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
-    });
+    let (heap, stream) = owner.with(|leased| (leased.set_down(), leased.cache.stream))?;
     // Without a heap it was closed, and what it held and did was taken over.
-    let Some((Some(heap), last)) = ended else { return None };
-    let stream = last.1;
-    heap.lease_ended(&owner.guest(), last);
+    let heap = heap?;
+    heap.park(owner, stream);
     Some((heap, stream))
 }
 
-fn leave(owner: &Owner<Leased>) {
+fn leave(owner: Owner<Leased>) {
     // The thread ends. In the child of a fork, threads that are not there may hold the heap's locks.
     if fork::is_forked_child() {
         return;
     }
-    if let Some((heap, stream)) = give_up(owner) {
+    if let Some((heap, stream)) = set_down(owner) {
         heap.thread_ended(stream);
     }
 }
@@ -387,7 +414,8 @@ fn push_out(key: Key, class: usize) {
     }
 }
 
-/// Gives this thread a cache for the key, filled with blocks that the stream may use at once.
+/// Gives this thread a cache for the key: one that another thread left, or one filled with blocks that the stream may
+/// use at once.
 pub(super) fn adopt(
     key: Key,
     is_alive: &'static AtomicU64,
@@ -399,14 +427,19 @@ pub(super) fn adopt(
     if LEASES.try_with(|_| ()).is_err() {
         return;
     }
-    let mut fresh = FrontCache::new(heap, (stream, stream_number), limit_bytes);
-    heap.fill(&mut fresh);
-    let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
-    heap.lease_began(guest);
+    let take = |owner: &Owner<Leased>| owner.with(|leased| leased.pick_up(heap, is_alive, stream_number));
+    let parked = std::iter::from_fn(|| heap.unpark(stream)).find(|owner| take(owner) == Some(true));
+    let owner = parked.unwrap_or_else(|| {
+        let mut cache = FrontCache::new(heap, (stream, stream_number), limit_bytes);
+        heap.fill(&mut cache);
+        let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, is_closed: false, cache });
+        heap.lease_began(guest);
+        owner
+    });
     let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();
-    // Outside of the list: giving up calls the heap.
+    // Outside of the list: setting down calls the heap.
     if let Some(former) = former {
-        give_up(&former);
+        set_down(former);
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Facts {
 
 /// Class and stream as the state of a record that is live and nothing else: what a front cache knows of its blocks
 /// beforehand.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Kind(u32);
 
 impl Kind {

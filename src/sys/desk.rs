@@ -133,7 +133,7 @@ pub struct Desk<T: 'static> {
     /// That of this thread, once it has one.
     seat: Cell<Option<&'static Seat<T>>>,
     /// Called with each owner that is left when the thread ends.
-    leave: fn(&Owner<T>),
+    leave: fn(Owner<T>),
 }
 
 /// Works on the value of a key on this thread's desk, whose seats these are. Nothing if there is none, this thread is
@@ -178,7 +178,7 @@ fn look<T: 'static>(desk: &'static LocalKey<Desk<T>>, words: Words) -> Option<*c
 
 impl<T: 'static> Desk<T> {
     /// An empty one.
-    pub const fn new(seats: &'static Seats<T>, leave: fn(&Owner<T>)) -> Self {
+    pub const fn new(seats: &'static Seats<T>, leave: fn(Owner<T>)) -> Self {
         Self {
             words: Cell::new([0; 2]),
             at_hand: Cell::new(null()),
@@ -255,7 +255,7 @@ impl<T: 'static> Drop for Desk<T> {
             seat.taken.store(0, Ordering::Release);
         }
         for (_, owner) in self.owners.get_mut().drain(..) {
-            (self.leave)(&owner);
+            (self.leave)(owner);
         }
     }
 }
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_desk_finds_each_owner_by_its_key_and_keeps_the_ones_used_last() {
         thread_local!(static LEFT: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) });
-        let leave = |owner: &Owner<i32>| LEFT.with_borrow_mut(|left| left.extend(owner.with(|value| *value)));
+        let leave = |owner: Owner<i32>| LEFT.with_borrow_mut(|left| left.extend(owner.with(|value| *value)));
         static SEATS: Seats<i32> = Seats::new();
         let desk = Desk::new(&SEATS, leave);
         assert_eq!(desk.with([0, 0], |value: &mut i32| *value), None);
