@@ -18,15 +18,18 @@ use super::heap::Heap;
 use super::order::Freed;
 use super::records::Kind;
 use super::region::{Block, Directory, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, number_at};
-use super::size_class::{self, CLASS_COUNT, Class, SMALL_CLASS_COUNT};
+use super::size_class::{self, CLASS_COUNT, Class, SMALL_CLASS_COUNT, UNIT_BYTES};
 use crate::device::Stream;
 use crate::sys::desk::{Desk, Seats, Words, at_desk, at_seat};
 use crate::sys::fork;
-use crate::sys::lease::{Owner, lease};
+use crate::sys::lease::{Owner, Work, lease};
 use crate::sys::ticker;
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
+
+/// How many classes above its own may serve a request, so that a block is at most 3/8 longer than what was asked for.
+const NEXT: usize = 2;
 
 /// Stacks of a cache: a power of two, so that a class is made one of them by a mask. No block is of the last ones.
 const STACKS: usize = CLASS_COUNT.next_power_of_two();
@@ -52,7 +55,6 @@ pub(super) struct FrontCache {
     directory: Arc<Directory>,
     bytes: u64,
     limit_bytes: u64,
-    /// What was done here, for statistics.
     pub(super) counts: Counts,
 }
 
@@ -103,8 +105,7 @@ impl Stack {
 
     /// Takes out the oldest blocks.
     fn drain(&mut self, class: usize, count: usize) -> Vec<Freed> {
-        let bytes = self.bytes;
-        let freed = |block: &Block| Freed { class: class as u32, id: block.index.into(), bytes };
+        let freed = |block: &Block| Freed { class: class as u32, id: block.index.into(), bytes: self.bytes };
         let drained = self.places[..count].iter().map(freed).collect();
         self.places.copy_within(count..self.count, 0);
         self.count -= count;
@@ -134,6 +135,27 @@ impl FrontCache {
         if self.regions[number].is_none() {
             self.regions[number] = heap.share_region(number);
         }
+    }
+
+    /// The block that was kept last of a class.
+    #[inline(always)]
+    fn last(&self, class: usize) -> Option<Block> {
+        let stack = &self.stacks[class % STACKS];
+        stack.places.get(stack.count.wrapping_sub(1)).copied()
+    }
+
+    /// The block that serves a request, and its class: the request's own, or where that is empty one of the next, so
+    /// that no new memory is taken while some of nearly the size lies here. Not for small blocks, whose pages are
+    /// small; nor where memory is short, because then lengths are exact.
+    #[inline(always)]
+    fn at_hand(&self, heap: &Heap, class: usize, alignment: u64) -> Option<(usize, Block)> {
+        if let Some(block) = self.last(class) {
+            return Some((class, block));
+        }
+        if class < SMALL_CLASS_COUNT || alignment > UNIT_BYTES || heap.is_short() {
+            return None;
+        }
+        (class + 1..=class + NEXT).find_map(|next| Some((next, self.last(next)?)))
     }
 
     /// Keeps a block. Answers whether blocks of the class should be pushed out; nothing if it cannot.
@@ -187,15 +209,11 @@ impl Leased {
         self.is_alive = &CLOSED;
         self.is_closed = true;
         self.cache.regions.fill(None);
-        let heap = self.heap.take();
-        let freed = self.cache.drain();
         // The heap's owner and whoever closes hold it still.
-        drop(heap);
-        freed
+        drop(self.heap.take());
+        self.cache.drain()
     }
-}
 
-impl Leased {
     /// Nobody uses it from here on; its heap, if it was not closed.
     fn set_down(&mut self) -> Option<Arc<Heap>> {
         self.is_alive = &CLOSED;
@@ -204,13 +222,11 @@ impl Leased {
 
     /// This thread uses it from here on; whether it was not closed.
     fn pick_up(&mut self, heap: &Arc<Heap>, is_alive: &'static AtomicU64, stream_number: u16) -> bool {
-        if self.is_closed {
-            return false;
+        if !self.is_closed {
+            (self.heap, self.is_alive) = (Some(Arc::clone(heap)), is_alive);
+            self.cache.set_stream_number(stream_number);
         }
-        self.heap = Some(Arc::clone(heap));
-        self.is_alive = is_alive;
-        self.cache.set_stream_number(stream_number);
-        true
+        !self.is_closed
     }
 }
 
@@ -242,10 +258,9 @@ fn set_down(owner: Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
 
 fn leave(owner: Owner<Leased>) {
     // The thread ends. In the child of a fork, threads that are not there may hold the heap's locks.
-    if fork::is_forked_child() {
-        return;
-    }
-    if let Some((heap, stream)) = set_down(owner) {
+    if !fork::is_forked_child()
+        && let Some((heap, stream)) = set_down(owner)
+    {
         heap.thread_ended(stream);
     }
 }
@@ -281,9 +296,50 @@ fn with<R>(key: Key, body: impl FnOnce(&Arc<Heap>, &mut FrontCache) -> Answer<R>
 #[inline(always)]
 fn class_for(bytes: u64, alignment: u64) -> Option<Class> {
     match alignment {
-        0 => size_class::class_of(bytes, size_class::UNIT_BYTES),
+        0 => size_class::class_of(bytes, UNIT_BYTES),
         _ => size_class::class_of(bytes, alignment)
             .filter(|class| alignment <= MIDDLE_STEP_BYTES || class.is_small()),
+    }
+}
+
+/// What is asked for, and what is done with its address.
+struct Taking<F> {
+    key: Key,
+    class: Class,
+    bytes: u64,
+    alignment: u64,
+    tag: u64,
+    then: F,
+}
+
+impl<R, F: FnOnce(u64) -> R> Work<Leased> for Taking<F> {
+    type Answer = R;
+
+    #[inline(always)]
+    fn work(self, leased: &mut Leased) -> Option<R> {
+        // Acquire: what was done before the handle was made is seen.
+        if leased.is_alive.load(Ordering::Acquire) != self.key.token {
+            return None;
+        }
+        let heap = leased.heap.as_ref()?;
+        let tag = if self.tag == 0 { 0 } else { heap.tag_number(self.tag)? };
+        self.take(heap, &mut leased.cache, tag, ticker::noted_ms()?)
+    }
+}
+
+impl<R, F: FnOnce(u64) -> R> Taking<F> {
+    /// A block of the cache, if there is one that serves and its region is known.
+    #[inline(always)]
+    fn take(self, heap: &Heap, cache: &mut FrontCache, tag: u16, born: u32) -> Option<R> {
+        let (class, block) = cache.at_hand(heap, self.class.index(), self.alignment)?;
+        let region = cache.regions[class.min(SMALL_CLASS_COUNT) % REGIONS_MAX].as_ref()?;
+        let stack = &mut cache.stacks[class % STACKS];
+        region.records.get(block.index)?.open_plain(stack.kind, self.bytes, tag, born);
+        stack.count = stack.count.wrapping_sub(1);
+        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
+        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
+        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(self.bytes);
+        Some((self.then)(block.address))
     }
 }
 
@@ -298,32 +354,21 @@ pub fn allocate_at_hand<R>(
     then: impl FnOnce(u64) -> R,
 ) -> Option<R> {
     let class = class_for(bytes, alignment)?;
-    at_seat(&SEATS, key.words(), |leased| {
-        // Acquire: what was done before the handle was made is seen.
-        if leased.is_alive.load(Ordering::Acquire) != key.token {
-            return None;
-        }
-        let tag = if tag == 0 { 0 } else { leased.heap.as_ref()?.tag_number(tag)? };
-        let born = ticker::noted_ms()?;
-        let cache = &mut leased.cache;
-        let stack = &mut cache.stacks[class.index() % STACKS];
-        let last = stack.count.wrapping_sub(1);
-        let &block = stack.places.get(last)?;
-        let number = class.index().min(SMALL_CLASS_COUNT);
-        let region = cache.regions[number % REGIONS_MAX].as_ref()?;
-        region.records.get(block.index)?.open_plain(stack.kind, bytes, tag, born);
-        stack.count = last;
-        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
-        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
-        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
-        Some(then(block.address))
-    })
+    at_seat(&SEATS, key.words(), Taking { key, class, bytes, alignment, tag, then })
 }
 
-/// As [`free`], where everything is at hand; see [`allocate_at_hand`].
-#[inline(always)]
-pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
-    at_seat(&SEATS, key.words(), |leased| {
+/// A free where everything is at hand.
+struct Giving {
+    key: Key,
+    address: u64,
+}
+
+impl Work<Leased> for Giving {
+    type Answer = ();
+
+    #[inline(always)]
+    fn work(self, leased: &mut Leased) -> Option<()> {
+        let Self { key, address } = self;
         if leased.is_alive.load(Ordering::Acquire) != key.token {
             return None;
         }
@@ -347,7 +392,13 @@ pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
         cache.counts.frees = cache.counts.frees.wrapping_add(1);
         cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
         Some(())
-    })
+    }
+}
+
+/// As [`free`], where everything is at hand; see [`allocate_at_hand`].
+#[inline(always)]
+pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
+    at_seat(&SEATS, key.words(), Giving { key, address })
 }
 
 /// Allocates from this thread's cache and gives the address to `then`.
@@ -357,17 +408,9 @@ pub fn allocate<R>(key: Key, bytes: u64, alignment: u64, tag: u64, then: impl Fn
     let Some(class) = class_for(bytes, alignment) else { return Answer::Miss };
     with(key, |heap, cache| {
         cache.know_region(heap, class.index());
-        let Some(tag) = heap.tag_number(tag) else { return Answer::Miss };
-        let stack = &mut cache.stacks[class.index() % STACKS];
-        let last = stack.count.wrapping_sub(1);
-        let Some(&block) = stack.places.get(last) else { return Answer::Miss };
-        let Some(record) = heap.record_of_class(class, block.index) else { return Answer::Miss };
-        record.open_plain(stack.kind, bytes, tag, heap.tick());
-        stack.count = last;
-        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
-        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
-        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
-        Answer::Done(then(block.address))
+        let Some(tag_number) = heap.tag_number(tag) else { return Answer::Miss };
+        let taking = Taking { key, class, bytes, alignment, tag, then };
+        taking.take(heap, cache, tag_number, heap.tick()).map_or(Answer::Miss, Answer::Done)
     })
 }
 
@@ -391,9 +434,7 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
         record.close();
         cache.counts.frees = cache.counts.frees.wrapping_add(1);
         cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
-        if is_too_full {
-            pushed_out = Some(class);
-        }
+        pushed_out = is_too_full.then_some(class);
         Answer::Done(then())
     });
     if let Some(class) = pushed_out {
@@ -432,7 +473,8 @@ pub(super) fn adopt(
     let owner = parked.unwrap_or_else(|| {
         let mut cache = FrontCache::new(heap, (stream, stream_number), limit_bytes);
         heap.fill(&mut cache);
-        let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, is_closed: false, cache });
+        let (owner, guest) =
+            lease(Leased { heap: Some(Arc::clone(heap)), is_alive, is_closed: false, cache });
         heap.lease_began(guest);
         owner
     });
@@ -446,8 +488,9 @@ pub(super) fn adopt(
 /// Puts blocks on this thread's cache; what does not fit comes back.
 pub(super) fn refill(key: Key, class: Class, mut blocks: Vec<Block>) -> Vec<Block> {
     let _ = with(key, |_, cache| {
-        while cache.room(class) > 0 {
-            let Some(block) = blocks.pop() else { break };
+        while cache.room(class) > 0
+            && let Some(block) = blocks.pop()
+        {
             cache.put(class, block);
         }
         Answer::Done(())

@@ -12,7 +12,7 @@ use std::ptr::null;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::LocalKey;
 
-use super::lease::{Owner, Shared};
+use super::lease::{Owner, Shared, Work};
 
 /// What values are found by.
 pub type Words = [u64; 2];
@@ -159,11 +159,7 @@ pub fn at_desk<T: 'static, R>(
 /// As [`at_desk`], for what this thread has at its seat and nobody else works on: without a call, so that the caller
 /// saves nothing for one. Nothing where that is not so.
 #[inline(always)]
-pub fn at_seat<T: 'static, R>(
-    seats: &'static Seats<T>,
-    words: Words,
-    body: impl FnOnce(&mut T) -> Option<R>,
-) -> Option<R> {
+pub fn at_seat<T: 'static, W: Work<T>>(seats: &'static Seats<T>, words: Words, body: W) -> Option<W::Answer> {
     let thread = thread_word();
     let at_hand = seats.of(thread).find(thread, words)?;
     // SAFETY: as in `at_desk`.
@@ -322,12 +318,12 @@ mod tests {
             for words in [[1, 2], [2, 2], [1, 1], [0, 0], [1, 2]] {
                 let wanted = (words == [1, 2]).then_some(5);
                 assert_eq!(at_desk(&DESK, &ROW, words, |value| *value), wanted, "{words:?}");
-                assert_eq!(at_seat(&ROW, words, |value| Some(*value)), wanted, "{words:?}");
+                assert_eq!(at_seat(&ROW, words, |value: &mut u64| Some(*value)), wanted, "{words:?}");
             }
             let is_seated_before = is_seated();
             DESK.with(|desk| assert!(desk.put([1, 2], lease(6).0, 1).is_some()));
             assert!(!is_seated(), "what was at hand has gone");
-            assert_eq!(at_seat(&ROW, [1, 2], |value| Some(*value)), None);
+            assert_eq!(at_seat(&ROW, [1, 2], |value: &mut u64| Some(*value)), None);
             assert_eq!(at_desk(&DESK, &ROW, [1, 2], |value| *value), Some(6));
             (ROW.of(thread_word()).taken.load(Ordering::Relaxed) == thread_word(), is_seated_before)
         };
@@ -344,9 +340,9 @@ mod tests {
         let (owner, guest) = lease(3);
         QUIET_DESK.with(|desk| assert!(desk.put([9, 9], owner, 1).is_none()));
         assert_eq!(at_desk(&QUIET_DESK, &QUIET, [9, 9], |value| *value), Some(3));
-        let inside = || at_seat(&QUIET, [9, 9], |value| Some(*value));
-        assert_eq!(at_seat(&QUIET, [9, 9], |_| Some(inside())), Some(None), "not twice");
-        assert_eq!(at_seat(&QUIET, [9, 9], |_| None::<u64>), None);
+        let inside = || at_seat(&QUIET, [9, 9], |value: &mut u64| Some(*value));
+        assert_eq!(at_seat(&QUIET, [9, 9], |_: &mut u64| Some(inside())), Some(None), "not twice");
+        assert_eq!(at_seat(&QUIET, [9, 9], |_: &mut u64| None::<u64>), None);
         let (begin, begun) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {

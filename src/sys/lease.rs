@@ -35,6 +35,25 @@ pub(super) struct Shared<T> {
 // in a mutex does.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
+/// What is done with a value by whoever has it at hand. A trait and not a closure where the compiler has to put it into
+/// its caller: a closure cannot ask for that.
+pub trait Work<T> {
+    /// What comes of it.
+    type Answer;
+
+    /// Does it; nothing where it cannot be done here.
+    fn work(self, value: &mut T) -> Option<Self::Answer>;
+}
+
+impl<T, R, F: FnOnce(&mut T) -> Option<R>> Work<T> for F {
+    type Answer = R;
+
+    #[inline(always)]
+    fn work(self, value: &mut T) -> Option<R> {
+        self(value)
+    }
+}
+
 /// The owner's end. Stays on its thread.
 pub struct Owner<T> {
     shared: Arc<Shared<T>>,
@@ -108,7 +127,7 @@ impl<T> Shared<T> {
     /// For the owner: as `with`, but steps back at once where others work. Has no call in it, so that its caller saves
     /// nothing for one.
     #[inline(always)]
-    pub(super) fn with_promptly<R>(&self, body: impl FnOnce(&mut T) -> Option<R>) -> Option<R> {
+    pub(super) fn with_promptly<W: Work<T>>(&self, body: W) -> Option<W::Answer> {
         if self.is_busy.load(Ordering::Relaxed) {
             return None;
         }
@@ -124,7 +143,7 @@ impl<T> Shared<T> {
         }
         let _busy = Busy(&self.is_busy);
         // SAFETY: as in `with`.
-        body(unsafe { &mut *self.value.get() })
+        body.work(unsafe { &mut *self.value.get() })
     }
 
     /// Steps back until nobody works from outside.

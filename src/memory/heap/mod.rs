@@ -211,12 +211,6 @@ impl Heap {
         self.regions.share(number).cloned()
     }
 
-    /// The record of a block of a class.
-    #[inline(always)]
-    pub(super) fn record_of_class(&self, class: Class, index: u32) -> Option<&Record> {
-        self.region_of_class(class)?.records.get(index)
-    }
-
     /// The block that begins at an address.
     #[inline]
     pub(super) fn block_at(&self, address: u64) -> Option<(&Region, u32)> {

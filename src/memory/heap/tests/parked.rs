@@ -1,6 +1,7 @@
-//! What a thread leaves at its end, and who gets it.
+//! What a thread leaves at its end, and who gets it; what serves a request whose own size is not at hand.
 
 use super::*;
+use crate::memory::size_class::{CLASS_COUNT, Class, SMALL_CLASS_COUNT, bytes_of};
 
 fn slow(heap: &Heap) -> u64 {
     heap.slow.allocations.load(Ordering::Relaxed)
@@ -127,4 +128,47 @@ fn threads_that_come_and_go_beside_visits_lose_nothing() {
     heap.validate().unwrap();
     give_all_back(&heap);
     assert_eq!(heap.statistics().backed_bytes, 0);
+}
+
+#[test]
+fn a_size_that_is_not_at_hand_is_served_by_one_of_the_next_two_and_no_other() {
+    let bytes = |class: usize| bytes_of(Class::at(class).unwrap());
+    let with_one_at_hand = |class: usize| {
+        let heap = heap_with("host", 0, |config| config.front_cache_bytes = 256 * MIB);
+        let key = key(Stream::DEFAULT);
+        // The cache is there before the block comes.
+        [0, class].map(|class| {
+            let address = allocate(&heap, key, Stream::DEFAULT, bytes(class));
+            free(&heap, key, Stream::DEFAULT, address);
+            (Arc::clone(&heap), key, address)
+        })
+    };
+    for class in [SMALL_CLASS_COUNT + 2, SMALL_CLASS_COUNT + 20, CLASS_COUNT - 1] {
+        for near in class - 2..=class {
+            let [_, (heap, key, block)] = with_one_at_hand(class);
+            let take = |class| allocate(&heap, key, Stream::DEFAULT, bytes(class));
+            assert_eq!(take(near), block, "class {near} by {class}");
+            assert_eq!(heap.block_info(block).unwrap().bytes, bytes(near));
+            assert_ne!(take(class), block, "it is somebody's");
+            heap.validate().unwrap();
+            free(&heap, key, Stream::DEFAULT, block);
+            assert_eq!(take(class), block, "it is of its own size again");
+        }
+        let [_, (heap, key, block)] = with_one_at_hand(class);
+        let far = allocate(&heap, key, Stream::DEFAULT, bytes(class - 3));
+        assert_ne!(far, block, "class {} by {class}", class - 3);
+        let aligned = front_cache::allocate_at_hand(key.0, bytes(class - 2), 32 << 10, 0, |address| address);
+        assert_eq!(aligned, None, "a class may not be a multiple of that");
+        // Where memory is short, lengths are exact.
+        heap.is_short.store(true, Ordering::Relaxed);
+        let exact = || front_cache::allocate_at_hand(key.0, bytes(class - 1), 0, 0, |address| address);
+        assert_eq!(exact(), None);
+        heap.is_short.store(false, Ordering::Relaxed);
+        assert_eq!(exact(), Some(block));
+        heap.validate().unwrap();
+    }
+    // Of the small sizes each has its own pages.
+    let [_, (heap, key, block)] = with_one_at_hand(SMALL_CLASS_COUNT - 1);
+    assert_ne!(allocate(&heap, key, Stream::DEFAULT, bytes(SMALL_CLASS_COUNT - 2)), block);
+    heap.validate().unwrap();
 }
