@@ -6,7 +6,9 @@
 //! the thread's seat (`sys::desk`).
 //! What it does: the stacks, the thread's list of its caches. What it does not: get blocks from anywhere; the heap
 //! does, outside of the lease, because it may wait for other threads' caches.
-//! Invariants: `bytes` is the sum over the stacks; a closed cache is empty, has let go of its heap, and stays closed.
+//! A cache that its thread leaves is parked with all its blocks, for the next thread that comes to its stream.
+//! Invariants: `bytes` is the sum over the stacks; a parked or closed cache has let go of its heap; a closed one is
+//! empty and stays closed.
 //! Lock order: none taken here; the heap's locks may be taken inside a guest's visit, never the other way round.
 
 use std::sync::Arc;
@@ -16,15 +18,18 @@ use super::heap::Heap;
 use super::order::Freed;
 use super::records::Kind;
 use super::region::{Block, Directory, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, number_at};
-use super::size_class::{self, CLASS_COUNT, Class, SMALL_CLASS_COUNT};
+use super::size_class::{self, CLASS_COUNT, Class, SMALL_CLASS_COUNT, UNIT_BYTES};
 use crate::device::Stream;
 use crate::sys::desk::{Desk, Seats, Words, at_desk, at_seat};
 use crate::sys::fork;
-use crate::sys::lease::{Owner, lease};
+use crate::sys::lease::{Owner, Work, lease};
 use crate::sys::ticker;
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
+
+/// How many classes above its own may serve a request, so that a block is at most 3/8 longer than what was asked for.
+const NEXT: usize = 2;
 
 /// Stacks of a cache: a power of two, so that a class is made one of them by a mask. No block is of the last ones.
 const STACKS: usize = CLASS_COUNT.next_power_of_two();
@@ -32,11 +37,12 @@ const STACKS: usize = CLASS_COUNT.next_power_of_two();
 /// What a cache is told by that was closed; no token is 0.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
 
-/// What is leased: the cache and, until it is closed, its heap.
+/// What is leased: the cache and, while a thread uses it, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
-    /// Holds the token of the key as long as it is valid and the cache open.
+    /// Holds the token of the key as long as it is valid and a thread uses the cache.
     is_alive: &'static AtomicU64,
+    is_closed: bool,
     pub(super) cache: FrontCache,
 }
 
@@ -49,7 +55,6 @@ pub(super) struct FrontCache {
     directory: Arc<Directory>,
     bytes: u64,
     limit_bytes: u64,
-    /// What was done here, for statistics.
     pub(super) counts: Counts,
 }
 
@@ -113,8 +118,7 @@ impl Stack {
 
     /// Takes out the oldest blocks.
     fn drain(&mut self, class: usize, count: usize) -> Vec<Freed> {
-        let bytes = self.bytes;
-        let freed = |block: &Block| Freed { class: class as u32, id: block.index.into(), bytes };
+        let freed = |block: &Block| Freed { class: class as u32, id: block.index.into(), bytes: self.bytes };
         let drained = self.places[..count].iter().map(freed).collect();
         self.places.copy_within(count..self.count, 0);
         self.count -= count;
@@ -130,12 +134,41 @@ impl FrontCache {
         Self { stream, stacks, regions, directory: heap.directory(), bytes: 0, limit_bytes, counts }
     }
 
+    /// The records of blocks that go from here name their stream by this.
+    fn set_stream_number(&mut self, stream_number: u16) {
+        if self.stacks[0].kind != Kind::new(0, stream_number) {
+            let stacks = self.stacks.iter_mut().enumerate();
+            stacks.for_each(|(class, stack)| stack.kind = Kind::new(class as u8, stream_number));
+        }
+    }
+
     /// Has the region of a class at hand from here on.
     fn know_region(&mut self, heap: &Heap, class: usize) {
         let number = class.min(SMALL_CLASS_COUNT);
         if self.regions[number].is_none() {
             self.regions[number] = heap.share_region(number);
         }
+    }
+
+    /// The block that was kept last of a class.
+    #[inline(always)]
+    fn last(&self, class: usize) -> Option<Block> {
+        let stack = &self.stacks[class % STACKS];
+        stack.places.get(stack.count.wrapping_sub(1)).copied()
+    }
+
+    /// The block that serves a request, and its class: the request's own, or where that is empty one of the next, so
+    /// that no new memory is taken while some of nearly the size lies here. Not for small blocks, whose pages are
+    /// small; nor where memory is short, because then lengths are exact.
+    #[inline(always)]
+    fn at_hand(&self, heap: &Heap, class: usize, alignment: u64) -> Option<(usize, Block)> {
+        if let Some(block) = self.last(class) {
+            return Some((class, block));
+        }
+        if class < SMALL_CLASS_COUNT || alignment > UNIT_BYTES || heap.is_short() {
+            return None;
+        }
+        (class + 1..=class + NEXT).find_map(|next| Some((next, self.last(next)?)))
     }
 
     /// Keeps a block. Answers whether blocks of the class should be pushed out; nothing if it cannot.
@@ -196,13 +229,28 @@ impl Leased {
     /// Takes everything out for good, and lets go of the heap.
     pub(super) fn close(&mut self) -> Vec<Freed> {
         self.is_alive = &CLOSED;
+        self.is_closed = true;
         self.cache.regions.fill(None);
-        let heap = self.heap.take();
         let freed = self.cache.drain();
         self.cache.stacks.iter_mut().for_each(|stack| stack.places = Box::default());
         // The heap's owner and whoever closes hold it still.
-        drop(heap);
+        drop(self.heap.take());
         freed
+    }
+
+    /// Nobody uses it from here on; its heap, if it was not closed.
+    fn set_down(&mut self) -> Option<Arc<Heap>> {
+        self.is_alive = &CLOSED;
+        self.heap.take()
+    }
+
+    /// This thread uses it from here on; whether it was not closed.
+    fn pick_up(&mut self, heap: &Arc<Heap>, is_alive: &'static AtomicU64, stream_number: u16) -> bool {
+        if !self.is_closed {
+            (self.heap, self.is_alive) = (Some(Arc::clone(heap)), is_alive);
+            self.cache.set_stream_number(stream_number);
+        }
+        !self.is_closed
     }
 }
 
@@ -222,26 +270,21 @@ impl Key {
     }
 }
 
-/// The heap and the stream, if it was not closed before.
-fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
+/// Leaves a cache to the next thread of its stream. The heap and the stream, if it was not closed before.
+fn set_down(owner: Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
-    let ended = owner.with(|leased| {
-        let heap = leased.heap.clone();
-        (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
-    });
+    let (heap, stream) = owner.with(|leased| (leased.set_down(), leased.cache.stream))?;
     // Without a heap it was closed, and what it held and did was taken over.
-    let Some((Some(heap), last)) = ended else { return None };
-    let stream = last.1;
-    heap.lease_ended(&owner.guest(), last);
+    let heap = heap?;
+    heap.park(owner, stream);
     Some((heap, stream))
 }
 
-fn leave(owner: &Owner<Leased>) {
+fn leave(owner: Owner<Leased>) {
     // The thread ends. In the child of a fork, threads that are not there may hold the heap's locks.
-    if fork::is_forked_child() {
-        return;
-    }
-    if let Some((heap, stream)) = give_up(owner) {
+    if !fork::is_forked_child()
+        && let Some((heap, stream)) = set_down(owner)
+    {
         heap.thread_ended(stream);
     }
 }
@@ -277,9 +320,50 @@ fn with<R>(key: Key, body: impl FnOnce(&Arc<Heap>, &mut FrontCache) -> Answer<R>
 #[inline(always)]
 fn class_for(bytes: u64, alignment: u64) -> Option<Class> {
     match alignment {
-        0 => size_class::class_of(bytes, size_class::UNIT_BYTES),
+        0 => size_class::class_of(bytes, UNIT_BYTES),
         _ => size_class::class_of(bytes, alignment)
             .filter(|class| alignment <= MIDDLE_STEP_BYTES || class.is_small()),
+    }
+}
+
+/// What is asked for, and what is done with its address.
+struct Taking<F> {
+    key: Key,
+    class: Class,
+    bytes: u64,
+    alignment: u64,
+    tag: u64,
+    then: F,
+}
+
+impl<R, F: FnOnce(u64) -> R> Work<Leased> for Taking<F> {
+    type Answer = R;
+
+    #[inline(always)]
+    fn work(self, leased: &mut Leased) -> Option<R> {
+        // Acquire: what was done before the handle was made is seen.
+        if leased.is_alive.load(Ordering::Acquire) != self.key.token {
+            return None;
+        }
+        let heap = leased.heap.as_ref()?;
+        let tag = if self.tag == 0 { 0 } else { heap.tag_number(self.tag)? };
+        self.take(heap, &mut leased.cache, tag, ticker::noted_ms()?)
+    }
+}
+
+impl<R, F: FnOnce(u64) -> R> Taking<F> {
+    /// A block of the cache, if there is one that serves and its region is known.
+    #[inline(always)]
+    fn take(self, heap: &Heap, cache: &mut FrontCache, tag: u16, born: u32) -> Option<R> {
+        let (class, block) = cache.at_hand(heap, self.class.index(), self.alignment)?;
+        let region = cache.regions[class.min(SMALL_CLASS_COUNT) % REGIONS_MAX].as_ref()?;
+        let stack = &mut cache.stacks[class % STACKS];
+        region.records.get(block.index)?.open_plain(stack.kind, self.bytes, tag, born);
+        stack.count = stack.count.wrapping_sub(1);
+        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
+        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
+        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(self.bytes);
+        Some((self.then)(block.address))
     }
 }
 
@@ -294,32 +378,21 @@ pub fn allocate_at_hand<R>(
     then: impl FnOnce(u64) -> R,
 ) -> Option<R> {
     let class = class_for(bytes, alignment)?;
-    at_seat(&SEATS, key.words(), |leased| {
-        // Acquire: what was done before the handle was made is seen.
-        if leased.is_alive.load(Ordering::Acquire) != key.token {
-            return None;
-        }
-        let tag = if tag == 0 { 0 } else { leased.heap.as_ref()?.tag_number(tag)? };
-        let born = ticker::noted_ms()?;
-        let cache = &mut leased.cache;
-        let stack = &mut cache.stacks[class.index() % STACKS];
-        let last = stack.count.wrapping_sub(1);
-        let &block = stack.places.get(last)?;
-        let number = class.index().min(SMALL_CLASS_COUNT);
-        let region = cache.regions[number % REGIONS_MAX].as_ref()?;
-        region.records.get(block.index)?.open_plain(stack.kind, bytes, tag, born);
-        stack.count = last;
-        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
-        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
-        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
-        Some(then(block.address))
-    })
+    at_seat(&SEATS, key.words(), Taking { key, class, bytes, alignment, tag, then })
 }
 
-/// As [`free`], where everything is at hand; see [`allocate_at_hand`].
-#[inline(always)]
-pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
-    at_seat(&SEATS, key.words(), |leased| {
+/// A free where everything is at hand.
+struct Giving {
+    key: Key,
+    address: u64,
+}
+
+impl Work<Leased> for Giving {
+    type Answer = ();
+
+    #[inline(always)]
+    fn work(self, leased: &mut Leased) -> Option<()> {
+        let Self { key, address } = self;
         if leased.is_alive.load(Ordering::Acquire) != key.token {
             return None;
         }
@@ -343,7 +416,13 @@ pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
         cache.counts.frees = cache.counts.frees.wrapping_add(1);
         cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
         Some(())
-    })
+    }
+}
+
+/// As [`free`], where everything is at hand; see [`allocate_at_hand`].
+#[inline(always)]
+pub fn free_at_hand(key: Key, address: u64) -> Option<()> {
+    at_seat(&SEATS, key.words(), Giving { key, address })
 }
 
 /// Allocates from this thread's cache and gives the address to `then`.
@@ -353,17 +432,9 @@ pub fn allocate<R>(key: Key, bytes: u64, alignment: u64, tag: u64, then: impl Fn
     let Some(class) = class_for(bytes, alignment) else { return Answer::Miss };
     with(key, |heap, cache| {
         cache.know_region(heap, class.index());
-        let Some(tag) = heap.tag_number(tag) else { return Answer::Miss };
-        let stack = &mut cache.stacks[class.index() % STACKS];
-        let last = stack.count.wrapping_sub(1);
-        let Some(&block) = stack.places.get(last) else { return Answer::Miss };
-        let Some(record) = heap.record_of_class(class, block.index) else { return Answer::Miss };
-        record.open_plain(stack.kind, bytes, tag, heap.tick());
-        stack.count = last;
-        cache.bytes = cache.bytes.wrapping_sub(stack.bytes);
-        cache.counts.allocations = cache.counts.allocations.wrapping_add(1);
-        cache.counts.allocated_bytes = cache.counts.allocated_bytes.wrapping_add(bytes);
-        Answer::Done(then(block.address))
+        let Some(tag_number) = heap.tag_number(tag) else { return Answer::Miss };
+        let taking = Taking { key, class, bytes, alignment, tag, then };
+        taking.take(heap, cache, tag_number, heap.tick()).map_or(Answer::Miss, Answer::Done)
     })
 }
 
@@ -387,9 +458,7 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
         record.close();
         cache.counts.frees = cache.counts.frees.wrapping_add(1);
         cache.counts.freed_bytes = cache.counts.freed_bytes.wrapping_add(bytes);
-        if is_too_full {
-            pushed_out = Some(class);
-        }
+        pushed_out = is_too_full.then_some(class);
         Answer::Done(then())
     });
     if let Some(class) = pushed_out {
@@ -410,7 +479,8 @@ fn push_out(key: Key, class: usize) {
     }
 }
 
-/// Gives this thread a cache for the key, filled with blocks that the stream may use at once.
+/// Gives this thread a cache for the key: one that another thread left, or one filled with blocks that the stream may
+/// use at once.
 pub(super) fn adopt(
     key: Key,
     is_alive: &'static AtomicU64,
@@ -422,22 +492,29 @@ pub(super) fn adopt(
     if LEASES.try_with(|_| ()).is_err() {
         return;
     }
-    let mut fresh = FrontCache::new(heap, (stream, stream_number), limit_bytes);
-    heap.fill(&mut fresh);
-    let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
-    heap.lease_began(guest);
+    let take = |owner: &Owner<Leased>| owner.with(|leased| leased.pick_up(heap, is_alive, stream_number));
+    let parked = std::iter::from_fn(|| heap.unpark(stream)).find(|owner| take(owner) == Some(true));
+    let owner = parked.unwrap_or_else(|| {
+        let mut cache = FrontCache::new(heap, (stream, stream_number), limit_bytes);
+        heap.fill(&mut cache);
+        let (owner, guest) =
+            lease(Leased { heap: Some(Arc::clone(heap)), is_alive, is_closed: false, cache });
+        heap.lease_began(guest);
+        owner
+    });
     let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();
-    // Outside of the list: giving up calls the heap.
+    // Outside of the list: setting down calls the heap.
     if let Some(former) = former {
-        give_up(&former);
+        set_down(former);
     }
 }
 
 /// Puts blocks on this thread's cache; what does not fit comes back.
 pub(super) fn refill(key: Key, class: Class, mut blocks: Vec<Block>) -> Vec<Block> {
     let _ = with(key, |_, cache| {
-        while cache.room(class) > 0 {
-            let Some(block) = blocks.pop() else { break };
+        while cache.room(class) > 0
+            && let Some(block) = blocks.pop()
+        {
             cache.put(class, block);
         }
         Answer::Done(())

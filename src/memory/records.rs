@@ -50,7 +50,7 @@ pub(super) struct Facts {
 
 /// Class and stream as the state of a record that is live and nothing else: what a front cache knows of its blocks
 /// beforehand.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Kind(u32);
 
 impl Kind {
@@ -150,6 +150,9 @@ const _: () = assert!(LINE as usize * size_of::<Record>() == 128);
 pub(super) struct Records(Steady<Record>);
 
 impl Records {
+    /// Bytes from the start of this that a look at a record reads.
+    pub(super) const HEAD_BYTES: usize = Steady::<Record>::HEAD_BYTES;
+
     /// Room for so many; they take memory as they are needed.
     pub(super) fn new(most: u64) -> Result<Self> {
         Steady::new(usize::try_from(most).unwrap_or(usize::MAX)).map(Self)

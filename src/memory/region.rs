@@ -6,6 +6,7 @@
 //! life of the heap, so that a lookup takes no lock. An index and its address stand for each other:
 //! `address_of(index_of(address)) == address`.
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -87,25 +88,29 @@ pub(super) struct Block {
     pub(super) index: u32,
 }
 
-/// One range of addresses with the records of its blocks.
+/// One range of addresses with the records of its blocks. What leads from an address to a record is the first line of
+/// memory of it, and nobody writes there but to grow.
+#[repr(C, align(64))]
 pub(super) struct Region {
     /// First address.
     pub(super) base: u64,
     /// Length.
     pub(super) bytes: u64,
+    /// The cut as slots: granules are slots that leave nothing of a page.
+    pub(super) grid: Slots,
+    /// What is known of its blocks.
+    pub(super) records: Records,
     /// How it is cut.
     pub(super) cut: Cut,
-    /// The same as slots: granules are slots that leave nothing of a page.
-    pub(super) grid: Slots,
     /// The addresses and what is behind them.
     pub(super) range: Arc<Range>,
     /// The device's page.
     pub(super) page_bytes: u64,
     /// From the start of `range` to `base`.
     pub(super) lead: u64,
-    /// What is known of its blocks.
-    pub(super) records: Records,
 }
+
+const _: () = assert!(offset_of!(Region, records) + Records::HEAD_BYTES <= 64);
 
 impl Region {
     /// Pages of the device behind a part of the region: the first, and the one after.

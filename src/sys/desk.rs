@@ -12,7 +12,7 @@ use std::ptr::null;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::LocalKey;
 
-use super::lease::{Owner, Shared};
+use super::lease::{Owner, Shared, Work};
 
 /// What values are found by.
 pub type Words = [u64; 2];
@@ -133,7 +133,7 @@ pub struct Desk<T: 'static> {
     /// That of this thread, once it has one.
     seat: Cell<Option<&'static Seat<T>>>,
     /// Called with each owner that is left when the thread ends.
-    leave: fn(&Owner<T>),
+    leave: fn(Owner<T>),
 }
 
 /// Works on the value of a key on this thread's desk, whose seats these are. Nothing if there is none, this thread is
@@ -159,11 +159,7 @@ pub fn at_desk<T: 'static, R>(
 /// As [`at_desk`], for what this thread has at its seat and nobody else works on: without a call, so that the caller
 /// saves nothing for one. Nothing where that is not so.
 #[inline(always)]
-pub fn at_seat<T: 'static, R>(
-    seats: &'static Seats<T>,
-    words: Words,
-    body: impl FnOnce(&mut T) -> Option<R>,
-) -> Option<R> {
+pub fn at_seat<T: 'static, W: Work<T>>(seats: &'static Seats<T>, words: Words, body: W) -> Option<W::Answer> {
     let thread = thread_word();
     let at_hand = seats.of(thread).find(thread, words)?;
     // SAFETY: as in `at_desk`.
@@ -178,7 +174,7 @@ fn look<T: 'static>(desk: &'static LocalKey<Desk<T>>, words: Words) -> Option<*c
 
 impl<T: 'static> Desk<T> {
     /// An empty one.
-    pub const fn new(seats: &'static Seats<T>, leave: fn(&Owner<T>)) -> Self {
+    pub const fn new(seats: &'static Seats<T>, leave: fn(Owner<T>)) -> Self {
         Self {
             words: Cell::new([0; 2]),
             at_hand: Cell::new(null()),
@@ -255,7 +251,7 @@ impl<T: 'static> Drop for Desk<T> {
             seat.taken.store(0, Ordering::Release);
         }
         for (_, owner) in self.owners.get_mut().drain(..) {
-            (self.leave)(&owner);
+            (self.leave)(owner);
         }
     }
 }
@@ -269,7 +265,7 @@ mod tests {
     #[test]
     fn a_desk_finds_each_owner_by_its_key_and_keeps_the_ones_used_last() {
         thread_local!(static LEFT: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) });
-        let leave = |owner: &Owner<i32>| LEFT.with_borrow_mut(|left| left.extend(owner.with(|value| *value)));
+        let leave = |owner: Owner<i32>| LEFT.with_borrow_mut(|left| left.extend(owner.with(|value| *value)));
         static SEATS: Seats<i32> = Seats::new();
         let desk = Desk::new(&SEATS, leave);
         assert_eq!(desk.with([0, 0], |value: &mut i32| *value), None);
@@ -322,12 +318,12 @@ mod tests {
             for words in [[1, 2], [2, 2], [1, 1], [0, 0], [1, 2]] {
                 let wanted = (words == [1, 2]).then_some(5);
                 assert_eq!(at_desk(&DESK, &ROW, words, |value| *value), wanted, "{words:?}");
-                assert_eq!(at_seat(&ROW, words, |value| Some(*value)), wanted, "{words:?}");
+                assert_eq!(at_seat(&ROW, words, |value: &mut u64| Some(*value)), wanted, "{words:?}");
             }
             let is_seated_before = is_seated();
             DESK.with(|desk| assert!(desk.put([1, 2], lease(6).0, 1).is_some()));
             assert!(!is_seated(), "what was at hand has gone");
-            assert_eq!(at_seat(&ROW, [1, 2], |value| Some(*value)), None);
+            assert_eq!(at_seat(&ROW, [1, 2], |value: &mut u64| Some(*value)), None);
             assert_eq!(at_desk(&DESK, &ROW, [1, 2], |value| *value), Some(6));
             (ROW.of(thread_word()).taken.load(Ordering::Relaxed) == thread_word(), is_seated_before)
         };
@@ -344,9 +340,9 @@ mod tests {
         let (owner, guest) = lease(3);
         QUIET_DESK.with(|desk| assert!(desk.put([9, 9], owner, 1).is_none()));
         assert_eq!(at_desk(&QUIET_DESK, &QUIET, [9, 9], |value| *value), Some(3));
-        let inside = || at_seat(&QUIET, [9, 9], |value| Some(*value));
-        assert_eq!(at_seat(&QUIET, [9, 9], |_| Some(inside())), Some(None), "not twice");
-        assert_eq!(at_seat(&QUIET, [9, 9], |_| None::<u64>), None);
+        let inside = || at_seat(&QUIET, [9, 9], |value: &mut u64| Some(*value));
+        assert_eq!(at_seat(&QUIET, [9, 9], |_: &mut u64| Some(inside())), Some(None), "not twice");
+        assert_eq!(at_seat(&QUIET, [9, 9], |_: &mut u64| None::<u64>), None);
         let (begin, begun) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {

@@ -7,6 +7,8 @@
 //! on every processor that runs a thread of this process. Where the system has no such call the owner runs a fence.
 //! The idea is that of biased locks; see also the asymmetric fences of C++ P1202.
 //!
+//! An owner that is not inside may be parked; then there is none, until a thread takes it.
+//!
 //! Invariants: at most one thread is inside `body` at a time; `busy` is written by the owner alone. `body` must not use
 //! the same value again: the owner is refused, others would wait for themselves. Lock order: `outside` alone.
 //! Where a thread keeps its owners is `desk`'s matter.
@@ -33,10 +35,34 @@ pub(super) struct Shared<T> {
 // in a mutex does.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
+/// What is done with a value by whoever has it at hand. A trait and not a closure where the compiler has to put it into
+/// its caller: a closure cannot ask for that.
+pub trait Work<T> {
+    /// What comes of it.
+    type Answer;
+
+    /// Does it; nothing where it cannot be done here.
+    fn work(self, value: &mut T) -> Option<Self::Answer>;
+}
+
+impl<T, R, F: FnOnce(&mut T) -> Option<R>> Work<T> for F {
+    type Answer = R;
+
+    #[inline(always)]
+    fn work(self, value: &mut T) -> Option<R> {
+        self(value)
+    }
+}
+
 /// The owner's end. Stays on its thread.
 pub struct Owner<T> {
     shared: Arc<Shared<T>>,
     _stays: PhantomData<*mut ()>,
+}
+
+/// The owner's end between two threads: nobody's, until one takes it.
+pub struct Parked<T> {
+    shared: Arc<Shared<T>>,
 }
 
 /// Everybody else's end.
@@ -101,7 +127,7 @@ impl<T> Shared<T> {
     /// For the owner: as `with`, but steps back at once where others work. Has no call in it, so that its caller saves
     /// nothing for one.
     #[inline(always)]
-    pub(super) fn with_promptly<R>(&self, body: impl FnOnce(&mut T) -> Option<R>) -> Option<R> {
+    pub(super) fn with_promptly<W: Work<T>>(&self, body: W) -> Option<W::Answer> {
         if self.is_busy.load(Ordering::Relaxed) {
             return None;
         }
@@ -117,7 +143,7 @@ impl<T> Shared<T> {
         }
         let _busy = Busy(&self.is_busy);
         // SAFETY: as in `with`.
-        body(unsafe { &mut *self.value.get() })
+        body.work(unsafe { &mut *self.value.get() })
     }
 
     /// Steps back until nobody works from outside.
@@ -145,6 +171,23 @@ impl<T> Owner<T> {
     /// The value, which lives as long as this or a guest does.
     pub(super) fn at_hand(&self) -> *const Shared<T> {
         Arc::as_ptr(&self.shared)
+    }
+
+    /// Gives the value to the thread that will take it from here; nothing where this one is inside.
+    pub fn park(self) -> Option<Parked<T>> {
+        (!self.is_inside()).then_some(Parked { shared: self.shared })
+    }
+
+    /// Another end for others.
+    pub fn guest(&self) -> Guest<T> {
+        Guest { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<T> Parked<T> {
+    /// Makes this thread the owner. It sees what the one before did, by whatever handed it over.
+    pub fn take(self) -> Owner<T> {
+        Owner { shared: self.shared, _stays: PhantomData }
     }
 
     /// Another end for others.
@@ -265,6 +308,27 @@ mod tests {
         });
         owning.join().unwrap();
         assert_eq!(guest.with(|value| *value), (OWNED + 2 * VISITS, OWNED + 2 * VISITS));
+    }
+
+    #[test]
+    fn what_is_parked_goes_on_with_its_next_owner_and_stays_open_to_guests() {
+        let (owner, guest) = lease(0u64);
+        assert!(owner.with(|_| owner.is_inside()).unwrap() && !owner.is_inside());
+        let mut parked = owner.park().unwrap();
+        for turn in 1..=100 {
+            assert!(parked.guest().is_same(&guest));
+            parked = std::thread::scope(|scope| {
+                let visit = scope.spawn(|| guest.with(|value| *value += 1));
+                let next = scope.spawn(move || {
+                    let owner = parked.take();
+                    assert_eq!(owner.with(|value| *value += 1), Some(()));
+                    owner.park().unwrap()
+                });
+                visit.join().unwrap();
+                next.join().unwrap()
+            });
+            assert_eq!(guest.with(|value| *value), 2 * turn);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! defaults. What it does not: shrink. Invariants: the values below `length` are initialized and stay where they are
 //! until the drop; `length` only grows. Lock order: `growing` alone.
 
+use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,8 +16,10 @@ use crate::sync::Mutex;
 /// Bytes by which a table grows at least.
 const STEP_BYTES: usize = 64 << 10;
 
-/// A growing table; its memory goes with the drop.
+/// A growing table; its memory goes with the drop. What a look reads comes first, so that it can share a line of memory
+/// with what its owner reads then.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Steady<T> {
     values: NonNull<T>,
     length: AtomicUsize,
@@ -84,6 +87,9 @@ impl<T: Default> Steady<T> {
 }
 
 impl<T> Steady<T> {
+    /// Bytes from the start of this that `get` reads.
+    pub const HEAD_BYTES: usize = offset_of!(Self, capacity);
+
     /// A value, if the table has grown so far.
     #[inline(always)]
     pub fn get(&self, index: usize) -> Option<&T> {

@@ -52,7 +52,7 @@ struct Site {
 
 impl Heap {
     /// Whether what is held was more than what could still be had when that was weighed last.
-    pub(super) fn is_short(&self) -> bool {
+    pub(in crate::memory) fn is_short(&self) -> bool {
         self.is_short.load(Ordering::Relaxed)
     }
 

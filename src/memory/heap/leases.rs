@@ -1,8 +1,9 @@
 //! The heap's side of the front caches, and of streams that go or are captured.
 //!
-//! What it does: gives threads their caches and fills them, takes everything out of them, keeps what graphs may use.
-//! What it does not: serve a request. Invariant: blocks of a cache that has ended are in `order`. A front cache is
-//! visited before `core` is locked, never after.
+//! What it does: gives threads their caches and fills them, keeps those of threads that ended for the next ones, takes
+//! everything out of them, keeps what graphs may use. What it does not: serve a request.
+//! Invariants: blocks of a cache that has ended are in `order`; what is parked is in `leases` too, or was closed. A
+//! front cache is visited before `core` is locked, never after.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,16 +13,20 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
+use super::lane::is_of_a_thread;
 use super::planted::Mistake;
 use crate::device::Stream;
 use crate::error::Result;
 use crate::event::{Event, Level};
-use crate::sys::lease::Guest;
+use crate::sys::lease::{Guest, Owner};
 use crate::sys::ticker::Ticker;
 
 /// What a thread gets at once of a small size: so many bytes, but at most so many blocks.
 const PREFILL_BYTES: u64 = 512 << 10;
 const PREFILL_MAX: u64 = 64;
+
+/// Front caches that wait for a thread; the one that waits longest is emptied for another.
+const PARKED_MAX: usize = 64;
 
 impl Heap {
     /// A freed block of the capture under way on a stream; `bytes` tells large ones apart.
@@ -102,6 +107,40 @@ impl Heap {
         self.leases.lock().push(guest);
     }
 
+    /// Keeps a front cache that no thread uses, with its blocks, for the next thread that comes to its stream.
+    pub(in crate::memory) fn park(&self, owner: Owner<Leased>, stream: Stream) {
+        let last = if is_of_a_thread(stream) {
+            // No other thread comes to it.
+            Some(owner)
+        } else {
+            let mut parked = self.parked.lock();
+            parked.extend(owner.park().map(|parked| (stream, parked)));
+            let is_full = parked.len() > PARKED_MAX;
+            is_full.then(|| parked.remove(0).1.take())
+        };
+        if let Some(owner) = last {
+            self.end_own(&owner);
+        }
+    }
+
+    /// The front cache that was parked last for a stream; this thread is its owner.
+    pub(in crate::memory) fn unpark(&self, stream: Stream) -> Option<Owner<Leased>> {
+        let mut parked = self.parked.lock();
+        let at = parked.iter().rposition(|(other, _)| *other == stream)?;
+        let (_, cache) = parked.remove(at);
+        Some(cache.take())
+    }
+
+    /// Takes the blocks out of what is parked for a stream; whether anything was.
+    pub(super) fn empty_parked(&self, stream: Stream) -> bool {
+        let mut is_any = false;
+        while let Some(owner) = self.unpark(stream) {
+            is_any = true;
+            self.end_own(&owner);
+        }
+        is_any
+    }
+
     pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, last: (Vec<Freed>, Stream, Counts)) {
         let (freed, stream, counts) = last;
         {
@@ -113,6 +152,12 @@ impl Heap {
                 self.ended.lock().add(&counts);
             }
         }
+        let parked = {
+            let mut parked = self.parked.lock();
+            let at = parked.iter().position(|(_, parked)| parked.guest().is_same(guest));
+            at.map(|at| parked.remove(at))
+        };
+        drop(parked);
         self.take_freed(stream, freed);
     }
 
@@ -129,13 +174,12 @@ impl Heap {
     pub(super) fn flush(&self, gone: Option<Stream>) {
         let guests = self.leases.lock().clone();
         for guest in guests {
-            let stream = guest.with(|leased| leased.cache.stream);
             match gone {
                 None => {
-                    let freed = guest.with(|leased| leased.cache.drain());
+                    let (stream, freed) = guest.with(|leased| (leased.cache.stream, leased.cache.drain()));
                     self.take_freed(stream, freed);
                 }
-                Some(gone) if gone == stream => self.end_lease(&guest),
+                Some(gone) if gone == guest.with(|leased| leased.cache.stream) => self.end_lease(&guest),
                 Some(_) => {}
             }
         }
@@ -190,6 +234,14 @@ impl Heap {
             let text =
                 format!("closed with {} live allocations of {bytes} bytes: {}", live.len(), self.top_tags(8));
             self.sink.emit(Event { level: Level::Warn, room: "memory", text: &text });
+        }
+    }
+
+    /// Closes a front cache that is this thread's, which costs the other threads nothing.
+    fn end_own(&self, owner: &Owner<Leased>) {
+        let last = owner.with(|leased| (leased.close(), leased.cache.stream, leased.cache.counts));
+        if let Some(last) = last {
+            self.lease_ended(&owner.guest(), last);
         }
     }
 

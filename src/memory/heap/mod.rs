@@ -57,7 +57,7 @@ use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
 use crate::event::EventSink;
 use crate::sync::{Mutex, RwLock};
-use crate::sys::lease::Guest;
+use crate::sys::lease::{Guest, Parked};
 use crate::sys::ticker::{self, Ticker};
 
 pub use self::mesh::Defragmented;
@@ -106,6 +106,8 @@ pub struct Heap {
     core: Mutex<Core>,
     growing: Mutex<()>,
     leases: Mutex<Vec<Guest<Leased>>>,
+    /// Those of `leases` that no thread uses, by stream, the one left last at the end.
+    parked: Mutex<Vec<(Stream, Parked<Leased>)>>,
     /// What ended front caches did.
     ended: Mutex<Counts>,
     slow: SlowCounts,
@@ -162,6 +164,7 @@ impl Heap {
             core: Mutex::new(core),
             growing: Mutex::default(),
             leases: Mutex::default(),
+            parked: Mutex::default(),
             ended: Mutex::default(),
             slow: SlowCounts::default(),
             names: RwLock::new(Names { tags: vec!["".into()], streams: StreamNumbers::default() }),
@@ -206,12 +209,6 @@ impl Heap {
     /// A region by its number, for whoever keeps it.
     pub(super) fn share_region(&self, number: usize) -> Option<Arc<Region>> {
         self.regions.share(number).cloned()
-    }
-
-    /// The record of a block of a class.
-    #[inline(always)]
-    pub(super) fn record_of_class(&self, class: Class, index: u32) -> Option<&Record> {
-        self.region_of_class(class)?.records.get(index)
     }
 
     /// The block that begins at an address.
@@ -318,6 +315,12 @@ impl Heap {
             if found.is_some() {
                 return Ok(found);
             }
+        }
+        if !is_captured
+            && self.empty_parked(stream)
+            && let Some(block) = self.core.lock().order.take_same(stream, wanted)
+        {
+            return Ok(Some(block.id as u32));
         }
         if !is_captured
             && self.collect()?
