@@ -401,12 +401,13 @@ impl Work<Leased> for Giving {
         let region = cache.regions[number % REGIONS_MAX].as_ref()?;
         let index = region.index_at(address)?;
         let record = region.records.get(index)?;
-        let (recorded, bytes) = record.plain()?;
-        // Where the region tells it, the stack is known before the record has come from memory.
-        let class = if number < SMALL_CLASS_COUNT { number } else { recorded.into() };
+        // Where the region tells the class, the stack is known before the record has come from memory: a load of its
+        // own keeps the compiler from a choice that waits for both.
+        let class = if number < SMALL_CLASS_COUNT { number } else { record.class().into() };
         let stack = &mut cache.stacks[class % STACKS];
         let held_bytes = cache.bytes.wrapping_add(stack.bytes);
-        if held_bytes > cache.limit_bytes {
+        let (recorded, bytes) = record.plain()?;
+        if held_bytes > cache.limit_bytes || usize::from(recorded) != class {
             return None;
         }
         *stack.places.get_mut(stack.count)? = Block { address, index };

@@ -77,6 +77,12 @@ impl Record {
         self.state.store(kind.0, Ordering::Release);
     }
 
+    /// The class, if it is live, before anything else is known of it.
+    #[inline(always)]
+    pub(super) fn class(&self) -> u8 {
+        (self.state.load(Ordering::Relaxed) >> CLASS & CLASS_MASK) as u8
+    }
+
     /// Class and bytes, if it is live, of its own stream alone and of no graph.
     #[inline(always)]
     pub(super) fn plain(&self) -> Option<(u8, u64)> {
