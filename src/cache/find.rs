@@ -27,6 +27,18 @@ pub(in crate::cache) enum Proof {
     Extras,
 }
 
+/// Whether both are the same tokens.
+#[inline]
+fn is_same(kept: &[i32], wanted: &[i32]) -> bool {
+    // Of a length that the compiler knows, comparing is a few words side by side and no call.
+    match (<&[i32; TOKENS_OF_LINE]>::try_from(kept), <&[i32; TOKENS_OF_LINE]>::try_from(wanted)) {
+        (Ok(kept), Ok(wanted)) => {
+            kept.iter().zip(wanted).fold(0, |differing, (kept, wanted)| differing | (kept ^ wanted)) == 0
+        }
+        _ => kept == wanted,
+    }
+}
+
 impl Store {
     /// The first block under this hash, if there is one, and has all that `find_from` reads of it fetched.
     pub(in crate::cache) fn fetch_found(&self, hash: u32) -> Option<u32> {
@@ -34,7 +46,8 @@ impl Store {
         if !self.is_large {
             return Some(block);
         }
-        self.fetch_block(Some(block as i32));
+        // The policy's links are asked for when the block is about to be acquired.
+        prefetch::prefetch(&self.blocks, block as usize);
         if self.proof != Proof::Key {
             self.fetch_origin(block);
         }
@@ -124,6 +137,7 @@ impl Store {
     }
 
     /// The same, of which `fetch_found` answered this block: it is nearly always the one.
+    #[inline]
     pub(in crate::cache) fn find_from(
         &self,
         first: u32,
@@ -138,6 +152,7 @@ impl Store {
         }
     }
 
+    #[inline]
     fn prove(
         &self,
         found: u32,
@@ -150,7 +165,7 @@ impl Store {
         }
         let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
         counters.collisions += u64::from(!has_tokens);
-        (has_tokens && self.origin(found).parent_serial == wanted.parent_serial).then_some(found)
+        (has_tokens && self.parent_serial(found) == wanted.parent_serial).then_some(found)
     }
 
     /// Whether found content is proved by its ancestors too.
@@ -174,20 +189,32 @@ impl Store {
         block.namespace() == wanted.namespace && block.key == wanted.key
     }
 
+    fn parent_serial(&self, block: u32) -> u64 {
+        self.origins.get(block as usize).map_or(NO_SERIAL, |origin| origin.parent_serial)
+    }
+
+    /// Identity of a block's content, if that is kept.
+    #[inline]
+    pub(in crate::cache) fn serial(&self, block: u32) -> u64 {
+        self.origins.get(block as usize).map_or(NO_SERIAL, |origin| origin.serial)
+    }
+
     /// Whether tokens and ancestry of this content are compared.
     pub(super) fn compares(&self, wanted: &Publication) -> bool {
         self.proof != Proof::Key && wanted.has_tokens
     }
 
+    #[inline]
     pub(super) fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
-        let has_extras = || self.origin(block).extras == extras.0;
+        let has_extras = || self.origins.get(block as usize).is_some_and(|origin| origin.extras == extras.0);
         match self.proof {
             Proof::Key | Proof::Anchor => true,
-            Proof::Chain => self.kept_tokens(block) == tokens && has_extras(),
+            Proof::Chain => is_same(self.kept_tokens(block), tokens) && has_extras(),
             Proof::Extras => has_extras(),
         }
     }
 
+    #[inline]
     pub(in crate::cache) fn kept_tokens(&self, block: u32) -> &[i32] {
         if !self.compares_tokens() {
             return &[];

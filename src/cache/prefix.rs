@@ -79,6 +79,7 @@ impl LinkKeys<'_> {
         }
     }
 
+    #[inline]
     pub(super) fn key(&self, link: usize) -> Key {
         match self {
             Self::Chained(scratch) => scratch.keys[link],
@@ -87,8 +88,12 @@ impl LinkKeys<'_> {
     }
 
     /// Digest of all extras up to the end of a link.
+    #[inline]
     pub(super) fn extras(&self, link: usize) -> Extras {
         let Self::Chained(Scratch { marks, .. }) = self else { return Extras::NONE };
+        if marks.is_empty() {
+            return Extras::NONE;
+        }
         match marks.partition_point(|mark| mark.0 <= link) {
             0 => Extras::NONE,
             after => marks[after - 1].1,
@@ -218,8 +223,6 @@ impl Search<'_> {
         to: usize,
         counters: &mut Counters,
     ) -> bool {
-        // Each block is met three times: its cell is asked for, then the block that the cell names, then both are read.
-        let (mut hashes, mut blocks) = ([0; 2 * AHEAD], [None; AHEAD]);
         let (key, parent_key) = (Key::default(), Key::default());
         let Self { namespace, .. } = *self;
         let mut wanted = Publication {
@@ -234,27 +237,37 @@ impl Search<'_> {
         let first = rows.count(self.row);
         let link_of = |position: usize| (position + 1) * links_each - 1;
         if let Some(&parent) = rows.row(self.row).last() {
-            wanted.parent_serial = store.origin(parent as u32).serial;
+            wanted.parent_serial = store.serial(parent as u32);
         }
+        let (tokens, each): (&[i32], _) = match self.request.naming {
+            Naming::Tokens(tokens, _) => (tokens, store.block_tokens as usize),
+            Naming::Keys { .. } | Naming::Chunks { .. } => (&[], 0),
+        };
+        // Takes the block at a position, of which the first one under its hash is known; answers whether it is there.
+        let mut take = |position: usize, first: Option<u32>, hash: u32| {
+            let Some(first) = first else { return false };
+            wanted.key = self.keys.key(link_of(position));
+            wanted.extras = self.keys.extras(link_of(position));
+            let tokens = &tokens[position * each..][..each];
+            let Some(block) = store.find_from(first, hash, &wanted, tokens, counters) else { return false };
+            rows.push(self.row, block);
+            wanted.parent_serial = store.serial(block);
+            true
+        };
+        if !store.is_large {
+            // All of it is near: what is looked up beyond the end of the prefix would be for nothing.
+            return (first..to).all(|position| {
+                let hash = store.index.hash(&self.keys.key(link_of(position)), namespace);
+                take(position, store.fetch_found(hash), hash)
+            });
+        }
+        // Each block is met three times: its cell is asked for, then the block that the cell names, then both are read.
+        let (mut hashes, mut blocks) = ([0; 2 * AHEAD], [None; AHEAD]);
         for at in first..to + 2 * AHEAD {
-            if let Some(position) = at.checked_sub(2 * AHEAD).filter(|&position| position >= first) {
-                let Some(block) = blocks[position % AHEAD] else { return false };
-                let tokens = match self.request.naming {
-                    Naming::Tokens(tokens, _) => {
-                        let each = store.block_tokens as usize;
-                        &tokens[position * each..][..each]
-                    }
-                    Naming::Keys { .. } | Naming::Chunks { .. } => &[],
-                };
-                wanted.key = self.keys.key(link_of(position));
-                wanted.extras = self.keys.extras(link_of(position));
-                wanted.position = position as u64;
-                let hash = hashes[position % hashes.len()];
-                let Some(block) = store.find_from(block, hash, &wanted, tokens, counters) else {
-                    return false;
-                };
-                rows.push(self.row, block);
-                wanted.parent_serial = store.origin(block).serial;
+            if let Some(position) = at.checked_sub(2 * AHEAD).filter(|&position| position >= first)
+                && !take(position, blocks[position % AHEAD], hashes[position % hashes.len()])
+            {
+                return false;
             }
             let near = at.checked_sub(AHEAD).filter(|near| (first..to).contains(near));
             if let Some(near) = near {
@@ -263,9 +276,7 @@ impl Search<'_> {
             if at < to {
                 let hash = store.index.hash(&self.keys.key(link_of(at)), self.namespace);
                 hashes[at % hashes.len()] = hash;
-                if store.is_large {
-                    store.index.fetch(hash);
-                }
+                store.index.fetch(hash);
             }
         }
         true
