@@ -52,6 +52,9 @@ impl State {
         }
         let Holder { namespace, extras, groups, key: mut parent_link_key, .. } =
             self.holders.sequences[row].holder;
+        if groups.range().len() == 1 && self.stores[groups.first()].block_tokens == self.link_tokens {
+            return self.complete_blocks(row, first, key_at, has_tokens);
+        }
         let mut publishes = self.may_publish(row);
         let (unwritten_from, step) = (self.unwritten_from(row), self.batch.step);
         let is_large = self.stores[groups.range()].iter().any(|store| store.is_large);
@@ -104,6 +107,66 @@ impl State {
             at += 1;
         }
         self.holders.sequences[row].holder.key = parent_link_key;
+        if committed > 0 {
+            self.shared.count_stored(committed, namespace);
+        }
+        committed
+    }
+
+    /// The same where each link is one block of one group, as nearly always.
+    fn complete_blocks(
+        &mut self,
+        row: usize,
+        first: u64,
+        key_at: impl Fn(usize) -> Option<Key>,
+        has_tokens: bool,
+    ) -> u32 {
+        let mut publishes = self.may_publish(row);
+        let unwritten_from = self.unwritten_from(row) / u64::from(self.link_tokens);
+        let holder = &mut self.holders.sequences[row].holder;
+        let Holder { namespace, extras, groups, key: parent_link_key, .. } = *holder;
+        let (group, step) = (groups.first(), self.batch.step);
+        let (store, blocks) = (&mut self.stores[group], self.holders.rows[group].row(row));
+        let (parent_key, parent_serial) = match first.checked_sub(1).filter(|_| publishes) {
+            Some(before) => (parent_link_key, store.origin(blocks[before as usize] as u32).serial),
+            None => (Key::default(), ROOT_SERIAL),
+        };
+        let mut as_what = Publication {
+            key: parent_link_key,
+            namespace,
+            parent_key,
+            parent_serial,
+            extras,
+            position: first,
+            has_tokens,
+        };
+        let (mut at, mut committed) = (0, 0);
+        while let Some(key) = key_at(at) {
+            as_what.key = key;
+            if publishes {
+                if store.is_large
+                    && let Some(ahead) = key_at(at + AHEAD)
+                {
+                    store.fetch_key(&ahead, namespace);
+                }
+                let block = blocks[as_what.position as usize] as u32;
+                if store.block(block).is_findable() {
+                    // A sequence that shares it was faster. What follows other tokens than it told must not be found.
+                    holder.no_store |= store.block(block).key != key;
+                    publishes = !holder.no_store;
+                } else if store.publish_uncounted(block, &as_what, &mut self.shared) == Published::Stored {
+                    committed += 1;
+                    if as_what.position >= unwritten_from {
+                        store.note_unwritten(block, step);
+                    }
+                }
+                as_what.parent_serial = store.serial(block);
+            }
+            as_what.parent_key = key;
+            as_what.position += 1;
+            at += 1;
+        }
+        holder.key = as_what.key;
         if committed > 0 {
             self.shared.count_stored(committed, namespace);
         }
