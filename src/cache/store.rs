@@ -9,7 +9,7 @@ pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
     Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, UNWRITTEN,
-    WAITING, ZERO_LISTED,
+    ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
@@ -20,11 +20,7 @@ use super::group::Reach;
 use super::index::Index;
 use super::mirror::Mirror;
 use super::owner_lists::OwnerLists;
-use super::owners::owner_of;
-use super::prefix::AHEAD;
 use super::retention::Retention;
-use super::steps::{NONE, Waiting};
-use super::tally::Tally;
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
@@ -270,149 +266,6 @@ impl Store {
         }
     }
 
-    /// One more holder of a findable block.
-    pub(super) fn acquire(&mut self, index: u32, shared: &mut Shared) {
-        self.acquire_all(&[index as i32], shared);
-    }
-
-    /// One more holder of each of these findable blocks.
-    pub(super) fn acquire_all(&mut self, blocks: &[i32], shared: &mut Shared) {
-        let mut tally = Tally::NONE;
-        for (at, &block) in blocks.iter().enumerate() {
-            self.fetch_block(blocks.get(at + AHEAD).copied());
-            self.acquire_one(block as u32, shared, &mut tally);
-        }
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
-    }
-
-    fn acquire_one(&mut self, index: u32, shared: &mut Shared, tally: &mut Tally) {
-        let block = &mut self.blocks[index as usize];
-        block.refs += 1;
-        if block.refs > 1 {
-            return;
-        }
-        let tenant = block.tenant;
-        tally.turn(tenant, &mut self.by_owner, &mut shared.namespaces);
-        tally.held += 1;
-        if block.is_waiting() {
-            let last_step = block.last_step;
-            let waiting = shared.steps.waiting(last_step, self.group as usize);
-            self.unlink_waiting(index, waiting);
-        } else {
-            self.leave_inactive(index, tally, &mut shared.namespaces);
-            if !self.is_taken_care_of(index, Retention::acquired) {
-                self.policy.acquired(index);
-            }
-            if tally.is_ordered {
-                self.by_owner.set_aside(owner_of(tenant), index);
-            }
-        }
-    }
-
-    /// One holder less, which was scheduled last in `last_step`.
-    pub(super) fn release(&mut self, index: u32, last_step: u64, shared: &mut Shared) {
-        self.release_all(&[index as i32], last_step, shared);
-    }
-
-    /// One holder less of each of these blocks, the last of them first.
-    pub(super) fn release_all(&mut self, blocks: &[i32], last_step: u64, shared: &mut Shared) {
-        let (mut tally, group) = (Tally::NONE, self.group as usize);
-        // The list of the step for which the latest one waits: the others nearly always wait for the same.
-        let (mut step, mut list) = (0, Waiting { head: NONE, tail: NONE });
-        for (at, &index) in blocks.iter().enumerate().rev() {
-            self.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
-            let block = &mut self.blocks[index as usize];
-            block.refs -= 1;
-            block.note_use(last_step);
-            if block.refs > 0 {
-                continue;
-            }
-            tally.turn(block.tenant, &mut self.by_owner, &mut shared.namespaces);
-            tally.held -= 1;
-            let last_step = block.last_step;
-            if last_step <= shared.steps.completed() {
-                self.give_back(index as u32, &mut tally, shared);
-                continue;
-            }
-            if last_step != step {
-                if step > 0 {
-                    *shared.steps.waiting(step, group) = list;
-                }
-                (step, list) = (last_step, *shared.steps.waiting(last_step, group));
-            }
-            self.link_waiting(index as u32, &mut list);
-        }
-        if step > 0 {
-            *shared.steps.waiting(step, group) = list;
-        }
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
-    }
-
-    #[inline]
-    fn give_back(&mut self, index: u32, tally: &mut Tally, shared: &mut Shared) {
-        let is_findable = self.blocks[index as usize].is_findable();
-        if is_findable && index >= self.limit && !self.is_pinned(index) {
-            // Out of use: only its holders kept it.
-            self.policy.removed(index, false);
-            self.forget(index, RemoveReason::Requested, shared, tally);
-            self.put_free(index);
-        } else if is_findable {
-            self.inactive += 1;
-            if !self.is_taken_care_of(index, Retention::released) {
-                self.policy.released(index);
-            }
-            if !self.is_pinned(index) {
-                self.join_cached(index, tally, &mut shared.namespaces);
-            }
-        } else {
-            self.free_unfindable(index);
-        }
-    }
-
-    fn free_unfindable(&mut self, index: u32) {
-        self.clear_retention(index);
-        self.put_free(index);
-    }
-
-    fn link_waiting(&mut self, index: u32, list: &mut Waiting) {
-        let block = &mut self.blocks[index as usize];
-        block.namespace_and_flags |= WAITING;
-        block.prev = list.tail;
-        block.next = NONE;
-        match list.tail {
-            NONE => list.head = index,
-            tail => self.blocks[tail as usize].next = index,
-        }
-        list.tail = index;
-        self.waiting += 1;
-    }
-
-    fn unlink_waiting(&mut self, index: u32, list: &mut Waiting) {
-        let block = &mut self.blocks[index as usize];
-        block.namespace_and_flags &= !WAITING;
-        let (prev, next) = (block.prev, block.next);
-        match prev {
-            NONE => list.head = next,
-            prev => self.blocks[prev as usize].next = next,
-        }
-        match next {
-            NONE => list.tail = prev,
-            next => self.blocks[next as usize].prev = prev,
-        }
-        self.waiting -= 1;
-    }
-
-    /// Gives back all blocks that waited for a step that is now complete, in the order in which they were let go.
-    pub(super) fn give_back_waiting(&mut self, list: &mut Waiting, shared: &mut Shared) {
-        let mut tally = Tally::NONE;
-        while list.head != NONE {
-            let index = list.head;
-            self.unlink_waiting(index, list);
-            self.give_back(index, &mut tally, shared);
-        }
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
-    }
-
     fn parent_of(&self, block: u32) -> Parent {
         Parent { key: self.ancestry(block).parent_key, namespace: self.block(block).namespace() }
     }
@@ -467,6 +320,8 @@ pub(super) struct StoreOptions {
     pub(super) exact_order: bool,
 }
 
+#[path = "acquire.rs"]
+mod acquire;
 #[path = "find.rs"]
 mod find;
 #[path = "findable.rs"]

@@ -22,7 +22,18 @@ impl Store {
     /// A findable block that nobody holds or pins: the newest of its owner's.
     #[inline]
     pub(super) fn join_cached(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
-        let tenant = self.block(index).tenant;
+        self.join_cached_of(self.block(index).tenant, index, tally, namespaces);
+    }
+
+    /// The same, of which the tenant is known.
+    #[inline]
+    pub(super) fn join_cached_of(
+        &mut self,
+        tenant: u64,
+        index: u32,
+        tally: &mut Tally,
+        namespaces: &mut Namespaces,
+    ) {
         tally.turn(tenant, &mut self.by_owner, namespaces);
         tally.cached += 1;
         if tally.is_ordered {
