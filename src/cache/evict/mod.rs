@@ -61,8 +61,8 @@ pub(super) trait Policy: Send {
     fn room(&mut self, _blocks: u32) {}
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
-    /// The same of several at once, in the order in which single ones would go, as many as there are places; answers how
-    /// many.
+    /// The same of several at once, in the order in which single ones would go, as many as there are places; answers
+    /// how many.
     fn victims(&mut self, places: &mut [u32]) -> usize {
         let mut count = 0;
         while count < places.len()

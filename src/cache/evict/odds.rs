@@ -282,8 +282,8 @@ impl Odds {
         }
     }
 
-    /// What a block of this class promises that was let go at this stamp: hits for each slot of waiting, or, when lru is
-    /// followed, its age. Answers too before which later stamp that holds.
+    /// What a block of this class promises that was let go at this stamp: hits for each slot of waiting, or, when lru
+    /// is followed, its age. Answers too before which later stamp that holds.
     pub(super) fn promise(&mut self, class: usize, stamp: u64) -> (f64, u64) {
         if !self.trusts_itself {
             return (-((self.now - stamp) as f64), stamp + 1);
