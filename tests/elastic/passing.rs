@@ -186,7 +186,9 @@ fn the_upkeep_does_not_wait_for_ever_for_somebody_who_waits_for_a_stream() {
     let hold = Box::new(move || {
         let _ = gate.recv();
     });
-    [&held, &other].map(|range| range.commit(0, 2 * unit).unwrap());
+    for range in [&held, &other] {
+        range.commit(0, 2 * unit).unwrap();
+    }
     device.stream_callback(stream, hold).unwrap();
     held.decommit(0, 2 * unit, Some(stream)).unwrap();
     std::thread::scope(|scope| {
