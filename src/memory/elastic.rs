@@ -5,7 +5,7 @@
 //!
 //! Invariants: `committed <= physical <= capacity`; what is neither committed nor physical faults, but for the moment
 //! in which a page was passed on to somebody else and its old address is not unmapped yet. A failed call leaves all as
-//! it was. Lock order: the range's.
+//! it was. Lock order: `going`, then the range's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +18,7 @@ use super::physical::Physical;
 use super::range::{Holder, Prepare, Range};
 use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
+use crate::sync::Mutex;
 
 /// How a range is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,23 @@ pub struct Elastic {
     /// Of `page_bytes`.
     unit: u64,
     capacity_bytes: u64,
+    /// Parts, in device pages, that a resize is going to decommit: nobody pins them meanwhile.
+    going: Mutex<Vec<(u64, u64)>>,
+}
+
+/// An entry of [`Elastic::going`], until the drop.
+struct Going<'a> {
+    elastic: &'a Elastic,
+    part: (u64, u64),
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        let mut going = self.elastic.going.lock();
+        if let Some(at) = going.iter().position(|part| *part == self.part) {
+            going.swap_remove(at);
+        }
+    }
 }
 
 impl Elastic {
@@ -118,7 +136,9 @@ impl Elastic {
             )));
         };
         let range = Range::new(Arc::clone(&physical), capacity_bytes, holder)?;
-        Ok(Self { range, physical, memory: None, page_bytes, unit: page_bytes / device_page, capacity_bytes })
+        let unit = page_bytes / device_page;
+        let going = Mutex::default();
+        Ok(Self { range, physical, memory: None, page_bytes, unit, capacity_bytes, going })
     }
 
     /// The addresses, whether they have memory or not.
@@ -236,7 +256,7 @@ impl Elastic {
         let (length, end) = (kept.bytes / device_page, self.capacity_bytes / device_page);
         self.asking((0, bytes), || {
             // All that can refuse the second half comes before the first.
-            self.range.check_unpinned(length, end)?;
+            let _going = self.keep_unpinned((length, end))?;
             let fence = self.fence(stream.filter(|_| self.range.live_in(length, end) > 0))?;
             let grown = if bytes > 0 { self.commit_unasked(0, bytes)?.changed_bytes } else { 0 };
             let shrunk = self.range.unback(length, end, fence.as_ref())? * device_page;
@@ -244,10 +264,23 @@ impl Elastic {
         })
     }
 
+    /// Refuses a part that is pinned; what is not stays so while the answer is held.
+    fn keep_unpinned(&self, part: (u64, u64)) -> Result<Going<'_>> {
+        let mut going = self.going.lock();
+        self.range.check_unpinned(part.0, part.1)?;
+        going.push(part);
+        Ok(Going { elastic: self, part })
+    }
+
     /// Keeps a part committed until it is unpinned as often.
     pub fn pin(&self, offset: u64, bytes: u64) -> Result<Extent> {
         let extent = self.widen(offset, bytes)?;
         let (first, end) = self.pages(&extent);
+        let going = self.going.lock();
+        if going.iter().any(|part| part.0 < end && part.1 > first) {
+            let text = "a resize is decommitting a part of it; pin what stays";
+            return Err(Error::new(Status::InUse, text));
+        }
         self.range.pin(first, end)?;
         Ok(extent)
     }

@@ -88,8 +88,9 @@ pub(super) struct Core {
     stale: AtomicU64,
     passed_on: AtomicU64,
     failed_unmaps: AtomicU64,
-    /// Changes that somebody waits for; the upkeep makes none beside them.
-    awaited: AtomicU32,
+    /// Changes that somebody waits for; the upkeep makes none beside them, until it is overdue.
+    pub(super) awaited: AtomicU32,
+    pub(super) is_overdue: AtomicBool,
 }
 
 /// Pages on their way, counted until the drop.
@@ -337,6 +338,7 @@ impl Physical {
             passed_on: AtomicU64::new(0),
             failed_unmaps: AtomicU64::new(0),
             awaited: AtomicU32::new(0),
+            is_overdue: AtomicBool::new(false),
         });
         let worker = if config.has_thread { Worker::start(&core) } else { None };
         Arc::new(Self { core, fences: Fences::new(device), worker })

@@ -23,6 +23,8 @@ const PATIENCE_MAX_NS: u64 = 16_000_000;
 const REFUSED_NS: u64 = 1_000_000_000;
 /// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
 const HELD_MAX_NS: u64 = 100_000_000;
+/// And so long for those who wait for a change: one of them may wait for a stream.
+const AWAITED_MAX_NS: u64 = 1_000_000_000;
 
 impl Core {
     /// One pass. Returns after how long the next one has something to do, if it has.
@@ -42,20 +44,24 @@ impl Core {
         [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
     }
 
-    /// Whether the pass is to wait for a quiet moment; it does not wait for ever.
+    /// Whether the pass is to wait for a quiet moment, or for those who wait for a change; it does not wait for ever.
     fn is_held_back(&self, now_ns: u64) -> bool {
-        if self.is_quiet() {
+        let is_quiet = self.is_quiet();
+        self.is_overdue.store(false, Ordering::Relaxed);
+        if is_quiet && self.awaited.load(Ordering::Acquire) == 0 {
             self.held_since_ns.store(0, Ordering::Relaxed);
             return false;
         }
+        let most_ns = if is_quiet { AWAITED_MAX_NS } else { HELD_MAX_NS };
         let since_ns = self.held_since_ns.load(Ordering::Relaxed);
-        let is_over = since_ns > 0 && now_ns.saturating_sub(since_ns) >= HELD_MAX_NS;
+        let is_over = since_ns > 0 && now_ns.saturating_sub(since_ns) >= most_ns;
         let next_ns = match (is_over, since_ns) {
             (true, _) => 0,
             (false, 0) => now_ns.max(1),
             (false, since_ns) => since_ns,
         };
         self.held_since_ns.store(next_ns, Ordering::Relaxed);
+        self.is_overdue.store(is_over, Ordering::Relaxed);
         !is_over
     }
 

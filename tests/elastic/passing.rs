@@ -6,6 +6,7 @@ use kavern::device::{DeviceSlice, Stream};
 use kavern::error::Status;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory, SharedConfig, SharedPool, Terms};
+use kavern::sys::clock;
 
 use super::pool::pool;
 use super::support::{
@@ -170,6 +171,39 @@ fn pages_of_the_wrong_size_go_through_the_device_after_they_are_unmapped() {
         drop((slabs, single));
         assert_eq!(memory.physical().unwrap().statistics().held_bytes, 0);
     });
+}
+
+#[test]
+fn the_upkeep_does_not_wait_for_ever_for_somebody_who_waits_for_a_stream() {
+    if std::env::var_os("KAVERN_TEST_DEVICE").is_some() {
+        return;
+    }
+    let memory = memory_of("host");
+    let (device, unit) = (memory.device(), memory.device().description().page_bytes);
+    let [held, other] = [(); 2].map(|()| range(&memory, 2, false));
+    let stream = device.stream_create().unwrap();
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let hold = Box::new(move || {
+        let _ = gate.recv();
+    });
+    for range in [&held, &other] {
+        range.commit(0, 2 * unit).unwrap();
+    }
+    device.stream_callback(stream, hold).unwrap();
+    held.decommit(0, 2 * unit, Some(stream)).unwrap();
+    std::thread::scope(|scope| {
+        // Nobody can have these addresses before the stream is past.
+        scope.spawn(|| held.commit(0, 2 * unit).unwrap());
+        other.decommit(0, 2 * unit, Some(Stream::DEFAULT)).unwrap();
+        let deadline_ns = clock::now_ns() + 30_000_000_000;
+        while other.statistics().leaving_bytes > 0 && clock::now_ns() < deadline_ns {
+            std::thread::yield_now();
+        }
+        let left = other.statistics().leaving_bytes;
+        drop(open);
+        assert_eq!(left, 0);
+    });
+    device.stream_destroy(stream).unwrap();
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use kavern::device::{DeviceSlice, Stream};
 use kavern::error::Status;
@@ -220,6 +222,40 @@ fn a_pinned_part_stays_committed() {
         range.decommit(0, 8 * unit, None).unwrap();
         assert_eq!(range.statistics().pins, 0);
     });
+}
+
+#[test]
+fn nothing_is_pinned_that_a_resize_is_about_to_decommit() {
+    let memory = memory_of("host");
+    let (unit, resizer) = (memory.device().description().page_bytes, std::thread::current().id());
+    let range = range(&memory, 8, false);
+    range.commit(4 * unit, 4 * unit).unwrap();
+    let ((enter, entered), (leave, left)) = (channel::<()>(), channel::<()>());
+    let ends = kavern::sync::Mutex::new(Some((enter, left)));
+    // Asked in the middle of the first half of the resize, where the range has its lock.
+    memory.physical().unwrap().set_quiet(Some(Arc::new(move || {
+        let is_here = std::thread::current().id() == resizer;
+        if let Some((enter, left)) = is_here.then(|| ends.lock().take()).flatten() {
+            enter.send(()).unwrap();
+            let _ = left.recv_timeout(Duration::from_secs(10));
+        }
+        true
+    })));
+    std::thread::scope(|scope| {
+        let range = &range;
+        let pinning = scope.spawn(move || {
+            entered.recv().unwrap();
+            let pinned = range.pin(5 * unit, unit);
+            let _ = leave.send(());
+            pinned
+        });
+        assert_eq!(range.resize(2 * unit, None).unwrap().changed_bytes, 6 * unit);
+        assert_eq!(refused(pinning.join().unwrap()), Status::InUse);
+    });
+    range.pin(0, 2 * unit).unwrap();
+    assert_eq!(refused(range.resize(unit, None)), Status::InUse);
+    range.unpin(0, 2 * unit).unwrap();
+    assert_eq!(range.statistics().committed_bytes, 2 * unit);
 }
 
 #[test]

@@ -70,8 +70,9 @@ impl Physical {
         Awaited(&self.core)
     }
 
+    /// Whether the upkeep leaves changes alone for the sake of those who wait for one.
     pub(in crate::memory) fn is_awaited(&self) -> bool {
-        self.core.awaited.load(Ordering::Acquire) > 0
+        self.core.awaited.load(Ordering::Acquire) > 0 && !self.core.is_overdue.load(Ordering::Relaxed)
     }
 
     /// Counts a mapping that the device did not remove.
