@@ -256,7 +256,6 @@ impl<T: CValue> OutArray<T> {
         Ok(Self { target, count })
     }
 
-    /// Elements.
     pub(super) fn len(&self) -> usize {
         self.count
     }
