@@ -899,7 +899,8 @@ typedef struct kavern_kv_cache_config {
      * Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
      * are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
      * memory that stays. With KAVERN_KV_ADAPTIVE_BLOCKS it counts the smallest blocks, larger ones as many tokens, and
-     * kavern_kv_poll moves memory to the class that lacks some.
+     * kavern_kv_poll moves memory to the class that lacks some; a worker's follows the plans. A worker's other groups
+     * have memory for all of these blocks from the beginning.
      */
     uint64_t max_blocks;
 } kavern_kv_cache_config;
@@ -1020,7 +1021,10 @@ typedef struct kavern_kv_statistics {
     uint64_t held_tokens;
     /** Cells of the index on the device that kavern_kv_tables has sent. */
     uint64_t device_index_cells_sent;
-    /** Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block. */
+    /**
+     * Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block; 0
+     * in a worker's cache, whose scheduler counts them.
+     */
     uint64_t copied_tokens;
     /** Blocks found in pinned memory. 0 until tiers exist. */
     uint64_t hit_blocks_ram;
@@ -3110,16 +3114,19 @@ kavern_status kavern_kv_plan_read(const void *message,
  * The cache was made with KAVERN_KV_WORKER and with the groups, max_sequences, max_batch_tokens and scrubbing of its
  * scheduler; heads, types and bytes of a block may differ. Call kavern_kv_step_done with the plan's step on this cache
  * when its work is enqueued, and tell the scheduler, whose cache gets kavern_kv_step_done with a null stream when all
- * workers are done.
+ * workers are done. With KAVERN_KV_ADAPTIVE_BLOCKS and max_blocks the memory of the size classes follows the plan, and
+ * KAVERN_ERR_OUT_OF_MEMORY says that there is none for a class that grew: nothing was taken over, and the same plan
+ * may be applied again when there is.
  * Shapes: `message` [bytes], read before the call returns; `out` as in kavern_kv_tables.
  * Stream: as kavern_kv_tables.
  * Errors: KAVERN_ERR_DEPENDENCY if a plan before it was missed, or if it is another scheduler's: ask for a full one.
  * KAVERN_ERR_INVALID_ARGUMENT for a message that was cut or changed, whose numbers are out of range, or whose geometry
- * is not this cache's; KAVERN_ERR_UNSUPPORTED for another version and for a cache that is no worker's;
+ * is not this cache's; KAVERN_ERR_UNSUPPORTED for another version, for one that tells no sizes of classes where memory
+ * follows them, and for a cache that is no worker's;
  * KAVERN_ERR_WRONG_STATE for a plan that was applied before and for a step that is over; KAVERN_ERR_TOO_MANY_STEPS;
  * with all of these nothing has changed. KAVERN_ERR_DEVICE, after which the same plan may be applied again; the others
  * of kavern_kv_tables.
- * Threads: any, one at a time.
+ * Threads: any, one at a time; may wait for the device to map memory for a class that grew.
  * Since: 0.1
  *
  * Safety: `message` must point to `bytes` bytes; `out` as in kavern_kv_tables.

@@ -249,6 +249,16 @@ fn a_worker_in_another_process_holds_what_one_cache_would_hold() {
 }
 
 #[test]
+fn a_worker_in_another_process_follows_the_sizes_of_classes_and_holds_what_one_cache_would_hold() {
+    if let Some(mut program) = build_with_asan("plan_classes_asan", &["plan_classes.c"]) {
+        run(&mut program);
+    }
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("plan_classes", &["plan_classes.c"])));
+    }
+}
+
+#[test]
 fn memory_comes_and_goes_behind_addresses_that_stay() {
     if let Some(mut program) = build_with_asan("elastic_asan", &["elastic.c"]) {
         run(&mut program);

@@ -20,6 +20,7 @@ mod cache {
     mod moves_plans;
     mod ops;
     mod partial;
+    mod plan_sizes;
     mod plans;
     mod prefix;
     mod probe;

@@ -76,7 +76,8 @@ pub struct kavern_kv_cache_config {
     /// Blocks of each group to which kavern_kv_resize may grow it: bookkeeping and tables are made for them, addresses
     /// are reserved, and memory comes and goes with the blocks; a region must hold them all. 0 takes the capacity, in
     /// memory that stays. With KAVERN_KV_ADAPTIVE_BLOCKS it counts the smallest blocks, larger ones as many tokens, and
-    /// kavern_kv_poll moves memory to the class that lacks some.
+    /// kavern_kv_poll moves memory to the class that lacks some; a worker's follows the plans. A worker's other groups
+    /// have memory for all of these blocks from the beginning.
     pub max_blocks: u64,
 }
 
@@ -388,7 +389,8 @@ pub struct kavern_kv_statistics {
     pub held_tokens: u64,
     /// Cells of the index on the device that kavern_kv_tables has sent.
     pub device_index_cells_sent: u64,
-    /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block.
+    /// Tokens that operations had copied: open blocks of forks, moved tails, hits that end inside a block; 0
+    /// in a worker's cache, whose scheduler counts them.
     pub copied_tokens: u64,
     /// Blocks found in pinned memory. 0 until tiers exist.
     pub hit_blocks_ram: u64,

@@ -4,9 +4,9 @@
 //! one, or else evicts or has hardly a free block, takes a bounded step of memory from a class that has idle blocks,
 //! and gives it to that one, all by the resizes that exist. A class that is full and not short gets free blocks; if it
 //! evicts, also those of a class whose content stays much longer before it is evicted: so that what was used last
-//! stays, whatever its class, as in one pool. What it does not: touch a block, act inside a step, or act where pools
-//! are fixed (without max_blocks, in regions of the engine's, in a metadata-only cache, whose workers have fixed
-//! pools).
+//! stays, whatever its class, as in one pool. In a cache without memory it is that of the workers, whom plans tell the
+//! sizes. What it does not: touch a block, act inside a step, or act where pools are fixed (without max_blocks, in
+//! regions of the engine's).
 //!
 //! Giving comes before taking: blocks of all classes and `spare` together are as many bytes as they began with (plus
 //! what the caller's own resizes changed), and no class grows before the pages are back. So that memory does not
@@ -14,10 +14,11 @@
 //! step's worth of idle ones; after a long one it keeps half of them, down to what pages come and go in. Nobody is
 //! asked to make room for it: what somebody else has taken meanwhile is waited for.
 //!
-//! Lock order: this one, then a group's resize, then the cache's.
+//! What it knows is taken out of its lock for the time of a poll, so that no lock of this file is held while pages come
+//! or go; a poll that finds it taken leaves this one to the thread that has it.
 
 use super::classes::CLASSES_MAX;
-use super::config::Geometry;
+use super::config::{CacheConfig, Geometry};
 use super::kv_cache::KvCache;
 use super::pool::Pool;
 use crate::error::{Result, Status};
@@ -36,6 +37,8 @@ const LONG_QUIET: u64 = 256;
 const OLDER: u64 = 2;
 /// Polls for which blocks in use may keep a class from giving before it gets its step back.
 const PATIENCE: u64 = 1024;
+/// Without pages of its own memory moves in no less than one part in so many of all.
+const LEAST_PARTS: u64 = 1024;
 /// Steps that may be on the way: of the last slab that is in use in each class that gives no page goes back.
 const SPARE_STEPS: u64 = CLASSES_MAX as u64;
 
@@ -79,7 +82,26 @@ struct Balance {
 /// Moves memory between the classes of a cache.
 pub(super) struct Balancer {
     classes: usize,
-    balance: Mutex<Balance>,
+    /// `None` while a poll has it.
+    balance: Mutex<Option<Balance>>,
+}
+
+/// A poll that has what the balancer knows; puts it back whatever happens.
+struct Turn<'a> {
+    home: &'a Mutex<Option<Balance>>,
+    balance: Option<Balance>,
+}
+
+impl Turn<'_> {
+    fn get(&mut self) -> &mut Balance {
+        self.balance.as_mut().expect("it is put back only on drop")
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.home.lock() = self.balance.take();
+    }
 }
 
 /// What a class has at the moment.
@@ -102,9 +124,13 @@ struct Gift {
 }
 
 impl Balancer {
-    /// `None` where memory does not move.
-    pub(super) fn new(geometry: &Geometry, pools: &[Pool]) -> Option<Self> {
-        if !geometry.is_adaptive() || pools.is_empty() || !pools.iter().all(Pool::is_elastic) {
+    /// `None` where memory does not move, or another cache decides.
+    pub(super) fn new(config: &CacheConfig, geometry: &Geometry, pools: &[Pool]) -> Option<Self> {
+        let is_moving = match config.metadata_only {
+            true => geometry.tells_sizes(),
+            false => geometry.is_adaptive() && pools.iter().all(Pool::is_elastic),
+        };
+        if !is_moving || config.worker {
             return None;
         }
         let mut sides = [Side::default(); CLASSES_MAX];
@@ -120,7 +146,7 @@ impl Balancer {
         }
         let classes = geometry.classes.len();
         let bytes: u64 = sides.iter().map(|side| side.target * side.block_bytes).sum();
-        let slab_bytes = pools.iter().map(Pool::slab_bytes).max().unwrap_or(0);
+        let slab_bytes = pools.iter().map(Pool::slab_bytes).max().unwrap_or(bytes / LEAST_PARTS);
         // A step is whole blocks of each class, so that nothing is left over.
         let whole = sides[..classes].iter().fold(1, |whole, side| lcm(whole, side.block_bytes));
         let least_bytes = slab_bytes.next_multiple_of(whole).max(whole);
@@ -129,13 +155,19 @@ impl Balancer {
             polls: 0,
             least_bytes,
             step_bytes: (bytes / PARTS).next_multiple_of(least_bytes).max(least_bytes),
-            limit_bytes: pools.iter().map(Pool::bytes).sum(),
+            limit_bytes: if pools.is_empty() { bytes } else { pools.iter().map(Pool::bytes).sum() },
             spare_bytes: 0,
             giving: None,
             rests_until: 0,
             takes_from: 0,
         };
-        Some(Self { classes, balance: Mutex::new(balance) })
+        Some(Self { classes, balance: Mutex::new(Some(balance)) })
+    }
+
+    /// `None` while another poll has it.
+    fn take_turn(&self) -> Option<Turn<'_>> {
+        let balance = self.balance.lock().take()?;
+        Some(Turn { home: &self.balance, balance: Some(balance) })
     }
 }
 
@@ -204,55 +236,59 @@ impl Balance {
 }
 
 impl KvCache {
-    /// Looks once; moves at most one step. Called between steps.
+    /// Looks once; moves at most one step. Called between steps, behind what goes on with resizes.
     pub(super) fn balance(&self) -> Result<()> {
         let Some(balancer) = &self.balancer else { return Ok(()) };
-        let Some(mut balance) = balancer.balance.try_lock() else { return Ok(()) };
+        let Some(mut turn) = balancer.take_turn() else { return Ok(()) };
+        let balance = turn.get();
         balance.polls += 1;
-        let classes = balancer.classes;
-        let seen = self.look_at_classes(&mut balance, classes);
-        self.settle_giving(&mut balance)?;
+        let seen = self.look_at_classes(balance, balancer.classes);
+        self.move_memory(balance, &seen, balancer.classes)
+    }
+
+    /// Moves at most one step, by what was seen.
+    fn move_memory(&self, balance: &mut Balance, seen: &[Seen; CLASSES_MAX], classes: usize) -> Result<()> {
+        self.settle_giving(balance)?;
         if balance.polls < balance.takes_from {
             return Ok(());
         }
-        let taker = balance.taker(&seen, classes);
+        let taker = balance.taker(seen, classes);
         if balance.spare_bytes > 0 && balance.giving.is_none() {
-            // Without a class that is short the spare goes to the one that began with least room left.
+            // Without a class that is short the spare goes to the one that has least room left.
             let emptiest = || (0..classes).min_by_key(|&class| seen[class].available_bytes);
             let idle = || balance.sides[..classes].iter().all(|s| balance.polls - s.short_at >= QUIET);
             let to = taker.map(|taker| taker.0).or_else(|| if idle() { emptiest() } else { None });
             let all = balance.spare_bytes;
             if let Some(class) = to
-                && self.take(&mut balance, class, all)?
+                && self.take(balance, class, all)?
             {
                 return Ok(());
             }
         }
-        let is_full = balance.spare_bytes >= SPARE_STEPS * balance.step_bytes;
-        if balance.giving.is_some() || is_full || balance.polls < balance.rests_until {
+        let has_steps_waiting = balance.spare_bytes >= SPARE_STEPS * balance.step_bytes;
+        if balance.giving.is_some() || has_steps_waiting || balance.polls < balance.rests_until {
             return Ok(());
         }
         let Some((taker, is_short)) = taker else { return Ok(()) };
-        let Some((giver, gift)) = balance.giver(taker, is_short, &seen, classes) else { return Ok(()) };
+        let Some((giver, gift)) = balance.giver(taker, is_short, seen, classes) else { return Ok(()) };
         // Whether what stays grows older in the class that got more is seen only later.
         balance.rests_until = balance.polls + if gift.is_free || is_short { REST } else { QUIET };
         let side = balance.sides[giver];
         let blocks = gift.bytes / side.block_bytes;
         let (now, then) = (side.target as u32, (side.target - blocks) as u32);
-        if self.resize_unasked(side.group, Some(now), then)?.is_none() {
+        let Some(given) = self.resize_unasked(side.group, Some(now), then)? else {
             // The caller has resized it meanwhile: the next poll sees that.
             return Ok(());
-        }
+        };
         balance.sides[giver].target -= blocks;
         balance.spare_bytes += gift.bytes;
-        balance.giving = Some((giver, gift.bytes, balance.polls));
         self.note_moved(giver, 0, gift.bytes);
-        self.settle_giving(&mut balance)?;
-        if balance.giving.is_none() {
-            let all = balance.spare_bytes;
-            self.take(&mut balance, taker, all)?;
+        if !given.is_done {
+            balance.giving = Some((giver, gift.bytes, balance.polls));
+            return Ok(());
         }
-        Ok(())
+        let all = balance.spare_bytes;
+        self.take(balance, taker, all).map(drop)
     }
 
     /// What every class has, and which was short since the last look.
@@ -283,14 +319,16 @@ impl KvCache {
             if target != before {
                 balance.limit_bytes = (balance.limit_bytes + target * each).saturating_sub(before * each);
                 if let Some((_, bytes, _)) = balance.giving.take_if(|giving| giving.0 == class) {
+                    // What it was giving is not there to be taken, whatever it has now.
                     balance.spare_bytes = balance.spare_bytes.saturating_sub(bytes);
+                    balance.limit_bytes = balance.limit_bytes.saturating_sub(bytes);
                 }
             }
         }
         seen
     }
 
-    /// Whether the class that is giving has let go; one that cannot for long gets back what it gave.
+    /// Ends giving where the class has let go; one that cannot for long gets back what it gave.
     fn settle_giving(&self, balance: &mut Balance) -> Result<()> {
         let Some((giver, bytes, since)) = balance.giving else { return Ok(()) };
         let side = balance.sides[giver];
@@ -307,9 +345,13 @@ impl KvCache {
     /// Gives a class so much of the spare, or as much as has pages. Answers whether it got any.
     fn take(&self, balance: &mut Balance, class: usize, most: u64) -> Result<bool> {
         let (side, least) = (balance.sides[class], balance.least_bytes);
-        let held: u64 = self.pools.iter().map(Pool::bytes).sum();
+        let bytes_of = |group: u32| match self.pools.get(group as usize) {
+            Some(pool) => pool.bytes(),
+            None => self.bytes_of_workers(group),
+        };
+        let held: u64 = (0..self.group_count()).map(bytes_of).sum();
         // Blocks that never lost their memory need none.
-        let room = self.pools[side.group as usize].bytes() + balance.limit_bytes.saturating_sub(held);
+        let room = bytes_of(side.group) + balance.limit_bytes.saturating_sub(held);
         let room = room.min(side.max_blocks * side.block_bytes);
         let bytes = room.saturating_sub(side.target * side.block_bytes).min(balance.spare_bytes).min(most);
         let bytes = bytes / least * least;
@@ -341,3 +383,7 @@ impl KvCache {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

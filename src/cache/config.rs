@@ -193,6 +193,11 @@ impl Geometry {
         self.classes.len() > 1
     }
 
+    /// Whether memory moves between size classes, so that a scheduler tells its workers the sizes.
+    pub(super) fn tells_sizes(&self) -> bool {
+        self.is_adaptive() && self.groups.iter().all(|group| group.is_elastic)
+    }
+
     /// Whether every group is of full attention that nothing trims: the short paths of a step serve it.
     pub(super) fn is_plain(&self) -> bool {
         self.groups.iter().all(|group| group.reach == Reach::All)
@@ -377,8 +382,10 @@ impl CacheConfig {
             None => self.max_blocks,
         };
         let most = blocks.max(max_blocks);
-        // A worker is told no sizes: what it maps is there from the beginning.
-        let (first_blocks, blocks) = (if self.worker { most } else { blocks }, most);
+        // A worker is told the sizes of classes alone: in other groups all that it maps is there from the beginning.
+        let is_fixed = self.worker && self.adaptive.is_none();
+        let is_elastic = self.max_blocks > 0 && group.region.is_none() && !is_fixed;
+        let (first_blocks, blocks) = (if is_fixed { most } else { blocks }, most);
         if blocks.checked_mul(block_bytes).is_none_or(|bytes| bytes > 1 << 60) {
             return Err(Error::argument(format!(
                 "{blocks} blocks of {block_bytes} bytes are more than can be"
@@ -407,7 +414,7 @@ impl CacheConfig {
             block_tokens: group.block_tokens,
             blocks: blocks as u32,
             first_blocks: first_blocks as u32,
-            is_elastic: self.max_blocks > 0 && group.region.is_none() && !self.worker,
+            is_elastic,
             block_bytes,
             row_cells: 0,
             snapshot_tokens: 0,

@@ -5,8 +5,9 @@
 //! and the next update waits for the lookups before it. Lookups on several streams wait for one another, so that one
 //! event stands for all of them. Invariant: no update and lookup of one table are unordered on the device.
 //!
-//! Locks: `marks`, under no other lock, while launches are enqueued; a mark covers nothing else. So a thread that looks
-//! up and the one inside `tables` never keep each other out.
+//! Locks: `marks`, under no other lock, while launches are enqueued: between the wait for what the other side has
+//! enqueued and the mark behind one's own nobody may come, or the two are unordered. So a lookup on a stream whose
+//! queue is full holds up the index's part of `tables`, and no other.
 
 use super::config::Geometry;
 use super::index_kernels::{INDEPENDENT, LOOKUP, PREFIX, THREADS, UPDATE, lookup_grid, update_grid};
@@ -61,9 +62,14 @@ impl Mark {
         Ok(Self { event: OwnedEvent::new(device)?, stream: None, is_unrecorded: false })
     }
 
+    /// The stream gets work that the mark does not cover yet.
+    fn note(&mut self, stream: Stream) {
+        (self.stream, self.is_unrecorded) = (Some(stream), true);
+    }
+
     /// Covers all that was enqueued on the stream until now.
     fn record(&mut self, device: &dyn Device, stream: Stream) -> Result<()> {
-        (self.stream, self.is_unrecorded) = (Some(stream), true);
+        self.note(stream);
         device.event_record(self.event.event(), stream)?;
         self.is_unrecorded = false;
         Ok(())
@@ -163,6 +169,8 @@ impl IndexUpdate {
         let DeviceIndex { tables, marks } = &*self.index;
         let mut marks = marks.lock();
         marks.read.order(device, stream)?;
+        // Also where a launch fails after others went well.
+        marks.updated.note(stream);
         for (table, &(first, count)) in tables.iter().zip(&self.runs).filter(|(_, run)| run.1 > 0) {
             let changes = packed.part(4 * first as u64, (4 * CHANGE_WORDS * count) as u64)?;
             let args = [Arg::Write(table.slice()), Arg::Read(changes)];

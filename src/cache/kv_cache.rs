@@ -84,10 +84,11 @@ pub struct KvCache {
 impl KvCache {
     /// Makes a cache. Allocates everything it will ever need. Blocks.
     pub fn new(memory: &Arc<Memory>, config: &CacheConfig) -> Result<Self> {
-        let for_worker = plan_steps::worker_config(config);
-        let config = if config.worker { &for_worker } else { config };
-        let geometry = config.geometry()?;
         let device = memory.device();
+        let for_worker = config.worker.then(|| plan_steps::worker_config(config, device.as_ref()));
+        let for_worker = for_worker.transpose()?;
+        let config = for_worker.as_ref().unwrap_or(config);
+        let geometry = config.geometry()?;
         let mut pools = Vec::new();
         let mut events = Vec::new();
         if !config.metadata_only {
@@ -132,8 +133,8 @@ impl KvCache {
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();
         Ok(Self {
             shape: plan_steps::shape(config, &geometry),
-            resizer: Resizer::new(&geometry),
-            balancer: Balancer::new(&geometry, &pools),
+            resizer: Resizer::new(&geometry, config.metadata_only),
+            balancer: Balancer::new(config, &geometry, &pools),
             geometry,
             memory: Arc::clone(memory),
             pools,

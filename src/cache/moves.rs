@@ -25,7 +25,7 @@ use crate::sys::reserve::{filled, room};
 
 /// Most blocks of a group that a step moves.
 pub(super) const MOVES_MOST: usize = 64;
-/// Most bytes of a group that a step moves, but one block at least: a fraction of a millisecond on a GPU.
+/// Most bytes that a step moves, but one block at least: a fraction of a millisecond on a GPU.
 const BYTES_MOST: u64 = 128 << 20;
 /// Most cells of a group that a step looks at: some tens of microseconds.
 const LOOK: usize = 1 << 17;
@@ -54,8 +54,8 @@ enum Fate {
 /// How far moving is.
 pub(super) struct Mover {
     cursors: [Cursor; GROUPS_MAX],
-    /// By group: blocks that a step moves.
-    most: Vec<usize>,
+    /// By group: bytes of a block.
+    block_bytes: Vec<u64>,
     /// By trunk: the look in which it was counted last.
     counted: Vec<u64>,
     /// Holders and cells that show the block that is moved; room for all holders.
@@ -69,10 +69,9 @@ pub(super) struct Mover {
 
 impl Mover {
     pub(super) fn new(geometry: &Geometry, trunks: usize, holders: usize) -> Result<Self> {
-        let most = |bytes: u64| (BYTES_MOST / bytes.max(1)).clamp(1, MOVES_MOST as u64) as usize;
         Ok(Self {
             cursors: [Cursor::default(); GROUPS_MAX],
-            most: geometry.groups.iter().map(|group| most(group.block_bytes)).collect(),
+            block_bytes: geometry.groups.iter().map(|group| group.block_bytes.max(1)).collect(),
             counted: filled(trunks, 0)?,
             shown: room(holders)?,
             look: 0,
@@ -113,21 +112,30 @@ impl State {
 
     /// How many blocks of a group a step may move.
     pub(super) fn most_moves(&self, group: usize) -> usize {
-        self.mover.most[group].min(self.copies.room(group))
+        let blocks = BYTES_MOST / self.mover.block_bytes[group];
+        (blocks.clamp(1, MOVES_MOST as u64) as usize).min(self.copies.room(group))
     }
 
     /// Moves blocks of every group that has some above its limit, before the open step's tables are made for the first
-    /// time.
-    pub(super) fn move_blocks(&mut self) {
+    /// time. Answers whether it moved any.
+    pub(super) fn move_blocks(&mut self) -> bool {
+        let mut bytes = BYTES_MOST;
         for group in 0..self.stores.len() {
-            if self.will_move(group) {
-                let (left, look) = self.move_held(group, self.most_moves(group));
-                self.move_pinned(group, left, look);
+            let each = self.mover.block_bytes[group];
+            // A block that is larger than what a step moves is moved by a step that has moved nothing.
+            let is_first = bytes == BYTES_MOST;
+            let most =
+                self.most_moves(group).min((bytes / each) as usize + usize::from(is_first && each > bytes));
+            if most > 0 && self.will_move(group) {
+                let (left, look) = self.move_held(group, most);
+                let left = self.move_pinned(group, left, look);
+                bytes = bytes.saturating_sub((most - left) as u64 * each);
             }
         }
         if self.mover.resets == 0 {
             self.mover.step = self.batch.step;
         }
+        bytes < BYTES_MOST
     }
 
     /// Moves up to `most` blocks that rows or leases show; answers how many more there may be, and how many cells may
@@ -239,6 +247,7 @@ impl State {
         let each = store.block_tokens;
         let is_named = store.retention.has_pins(Pinner::Name, block);
         let slot = |block: u32| i64::from(block) * i64::from(each);
+        store.forget_sharing(block, self.shared.steps.completed());
         self.list_run(TokenCopy {
             group: group as u32,
             row,
@@ -254,19 +263,19 @@ impl State {
         new
     }
 
-    /// Moves up to `most` pinned blocks that nobody holds.
-    fn move_pinned(&mut self, group: usize, most: usize, mut look: usize) {
+    /// Moves up to `most` pinned blocks that nobody holds; answers how many more there may be.
+    fn move_pinned(&mut self, group: usize, most: usize, mut look: usize) -> usize {
         let mut left = most;
         for _ in 0..PINNED_LOOK {
             let store = &mut self.stores[group];
             if left == 0 || look == 0 || store.retention.pinned_inactive() == 0 || store.available() == 0 {
-                return;
+                return left;
             }
             let cursor = &mut self.mover.cursors[group];
             let block = cursor.pinned.max(store.limit());
             if block >= store.block_count() {
                 cursor.pinned = 0;
-                return;
+                return left;
             }
             cursor.pinned = block + 1;
             if store.is_inactive(block) {
@@ -277,6 +286,7 @@ impl State {
                 left -= 1;
             }
         }
+        left
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! Little-endian words of 32 bits; 64-bit numbers are two of them. A head of [`HEAD_WORDS`]; the batch, 4 words an
 //! entry: row (with the number of its size class above the lowest 24 bits), tokens, first token, length of the row;
-//! changed lengths, 2 words each: row, length; for each group a head of 4 words (changed ranges, their cells, blocks
-//! to zero, copies), the ranges, 3 words each: row, first cell, cells, then the cells, the blocks, and the copies as
-//! the device reads them; last a checksum of everything before it. Whoever reads checks every number before anything
-//! is done, so a message that was cut, changed or made for another geometry does nothing.
+//! changed lengths, 2 words each: row, length; where memory moves between size classes, for each group the blocks
+//! that need memory, and a flag in the head that says so; for each group a head of 4 words (changed ranges, their
+//! cells, blocks to zero, copies), the ranges, 3 words each: row, first cell, cells, then the cells, the blocks, and
+//! the copies as the device reads them; last a checksum of everything before it. Whoever reads checks every number
+//! before anything is done, so a message that was cut, changed or made for another geometry does nothing.
 
 use xxhash_rust::xxh3;
 
@@ -24,6 +25,8 @@ const ROW_BITS: u32 = 24;
 const TAIL_WORDS: usize = 2;
 /// Bit of the flags: the plan needs none before it.
 const IS_FULL: u32 = 1;
+/// Bit of the flags: the plan tells how many blocks of each group need memory. A reader of before refuses it.
+const HAS_SIZES: u32 = 2;
 
 /// What the head of a plan says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,7 @@ pub(super) struct Counts {
     pub(super) groups: u32,
     pub(super) batch: u32,
     pub(super) lengths: u32,
+    pub(super) has_sizes: bool,
 }
 
 /// One group of the geometry, as far as plans depend on it.
@@ -140,7 +144,8 @@ impl<'a> Writer<'a> {
         {
             writer.words(&[number as u32, (number >> 32) as u32]);
         }
-        let flags = if info.is_full { IS_FULL } else { 0 };
+        let full = if info.is_full { IS_FULL } else { 0 };
+        let flags = full | if counts.has_sizes { HAS_SIZES } else { 0 };
         writer.words(&[flags, counts.groups, counts.batch, counts.lengths, 0, 0]);
         writer
     }
@@ -222,6 +227,8 @@ pub(super) struct Plan<'a> {
     pub(super) batch: Words<'a>,
     /// Row, length.
     pub(super) lengths: Words<'a>,
+    /// By group, blocks that need memory; empty if it tells none.
+    sizes: Words<'a>,
     groups: Words<'a>,
 }
 
@@ -257,10 +264,11 @@ fn read_head(message: &[u8]) -> Result<(PlanInfo, Counts, Words<'_>)> {
     if xxh3::xxh3_64(&message[..message.len() - 4 * TAIL_WORDS]) != tail.get_64(0) {
         return Err(broken("its checksum is wrong"));
     }
-    if head.get(14) & !IS_FULL != 0 || head.get(18) != 0 || head.get(19) != 0 {
+    if head.get(14) & !(IS_FULL | HAS_SIZES) != 0 || head.get(18) != 0 || head.get(19) != 0 {
         return Err(Error::new(Status::Unsupported, "the plan has parts that this library does not know"));
     }
-    let counts = Counts { groups: head.get(15), batch: head.get(16), lengths: head.get(17) };
+    let has_sizes = head.get(14) & HAS_SIZES != 0;
+    let counts = Counts { groups: head.get(15), batch: head.get(16), lengths: head.get(17), has_sizes };
     Ok((info, counts, body))
 }
 
@@ -282,12 +290,15 @@ impl<'a> Plan<'a> {
         }
         let cut = || broken("its parts are longer than it");
         let (batch, rest) = body.split_at(4 * counts.batch as usize).ok_or_else(cut)?;
-        let (lengths, groups) = rest.split_at(2 * counts.lengths as usize).ok_or_else(cut)?;
-        let plan = Self { info, batch, lengths, groups };
+        let (lengths, rest) = rest.split_at(2 * counts.lengths as usize).ok_or_else(cut)?;
+        let sizes = if counts.has_sizes { counts.groups as usize } else { 0 };
+        let (sizes, groups) = rest.split_at(sizes).ok_or_else(cut)?;
+        let plan = Self { info, batch, lengths, sizes, groups };
         if info.step == 0 || info.number == 0 || counts.groups as usize != shape.groups.len() {
             return Err(broken("its step, number or groups cannot be"));
         }
         plan.check_rows(shape)?;
+        plan.check_sizes(shape)?;
         plan.check_groups(shape)?;
         Ok(plan)
     }
@@ -314,6 +325,21 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    fn check_sizes(&self, shape: &Shape) -> Result<()> {
+        let has_classes = shape.classes as usize == shape.groups.len() && shape.classes > 1;
+        let mut sizes = self.sizes.iter().zip(&shape.groups);
+        match (self.sizes.len() == 0 || has_classes) && sizes.all(|(size, g)| (1..=g.blocks).contains(&size))
+        {
+            true => Ok(()),
+            false => Err(broken("a size of a class is out of range")),
+        }
+    }
+
+    /// By group, the blocks that need memory; `None` if the plan tells none.
+    pub(super) fn sizes(&self) -> Option<impl Iterator<Item = u32> + use<'a>> {
+        (self.sizes.len() > 0).then(|| self.sizes.iter())
+    }
+
     fn check_groups(&self, shape: &Shape) -> Result<()> {
         let mut rest = self.groups;
         for (index, group) in shape.groups.iter().enumerate() {
@@ -331,20 +357,21 @@ impl<'a> Plan<'a> {
             if cells != plan.cells.len() as u64 {
                 return Err(bad("the number of cells"));
             }
+            // What the step's work touches has memory. Cells may be left of rows that ended.
+            let with_memory = if self.sizes.len() > 0 { self.sizes.get(index) } else { group.blocks };
             // -1 is a cell that shows no block, and the null block stands for those that were let go.
             let end = group.blocks + u32::from(group.has_holes);
             if !plan.cells.iter().all(|cell| cell < end || cell as i32 == -1) {
                 return Err(bad("a cell"));
             }
-            if plan.zeros.len() > group.blocks as usize
-                || !plan.zeros.iter().all(|block| block < group.blocks)
+            if plan.zeros.len() > group.blocks as usize || !plan.zeros.iter().all(|block| block < with_memory)
             {
                 return Err(bad("a block to fill with zeros"));
             }
             let is_good = |copy: TokenCopy| {
                 let lies = |slot: i64| {
                     let (each, count) = (i64::from(group.block_tokens), i64::from(copy.tokens));
-                    (0..each * i64::from(group.blocks)).contains(&slot) && slot % each + count <= each
+                    (0..each * i64::from(with_memory)).contains(&slot) && slot % each + count <= each
                 };
                 copy.group == index as u32
                     && (-1..i64::from(shape.max_sequences)).contains(&copy.row.into())

@@ -8,18 +8,29 @@
 //! comes again.
 
 use super::batch::{Batch, BatchEntry};
+use super::classes::CLASSES_MAX;
 use super::config::{CacheConfig, Geometry, Scrub};
 use super::copies::COPY_WORDS;
 use super::kv_cache::KvCache;
 use super::plan::{
     Counts, GroupShape, Plan, PlanInfo, Shape, Writer, entry_word, message_bytes, split_entry,
 };
+use super::resize::Sizes;
 use super::sequence::Sequence;
 use super::session::StepTables;
 use super::state::State;
 use super::upload::live_entries;
-use crate::device::Stream;
+use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
+
+/// What a plan tells that is no part of the state.
+#[derive(Clone, Copy)]
+struct About {
+    /// Digest of the geometry.
+    geometry: u64,
+    /// Blocks of each group that need memory, where workers are told.
+    sizes: Option<Sizes>,
+}
 
 /// Where a cache stands in the row of plans.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,11 +41,27 @@ pub(super) struct PlanChain {
     number: u64,
     /// Step and call of `step` whose outcome the latest plan told.
     told: (u64, u64),
+    /// By group: blocks that need memory as the latest plan told them, and the step whose plan told that first.
+    sizes: Sizes,
+    sizes_since: [u64; CLASSES_MAX],
 }
 
 impl PlanChain {
     pub(super) fn new(scheduler: u64) -> Self {
         Self { scheduler: scheduler.max(1), ..Self::default() }
+    }
+
+    /// Notes the sizes that a step's plan tells.
+    fn tell_sizes(&mut self, sizes: &Sizes, step: u64) {
+        let told = self.sizes.iter_mut().zip(&mut self.sizes_since).zip(sizes);
+        for ((told, since), &size) in told.filter(|((told, _), size)| *told != *size) {
+            (*told, *since) = (size, step);
+        }
+    }
+
+    /// Whether every worker knows that so many blocks of a group need memory; without plans there is none.
+    pub(super) fn has_told(&self, group: usize, blocks: u32, completed: u64) -> bool {
+        !self.is_used() || (self.sizes[group] == blocks && self.sizes_since[group] <= completed)
     }
 
     /// Whether plans were made, so that each step's must be.
@@ -64,9 +91,17 @@ pub(super) fn shape(config: &CacheConfig, geometry: &Geometry) -> Shape {
     )
 }
 
-/// What a worker needs no room for.
-pub(super) fn worker_config(config: &CacheConfig) -> CacheConfig {
-    CacheConfig { max_leases: 1, max_namespaces: 1, event_capacity: 0, ..config.clone() }
+/// What a worker needs no room for; and where its memory cannot come and go, all that there may be from the beginning.
+pub(super) fn worker_config(config: &CacheConfig, device: &dyn Device) -> Result<CacheConfig> {
+    let mut own = CacheConfig { max_leases: 1, max_namespaces: 1, event_capacity: 0, ..config.clone() };
+    let can_map = device.description().capabilities.virtual_memory;
+    if !can_map || config.groups.iter().any(|group| group.region.is_some()) {
+        let geometry = config.geometry()?;
+        let groups = own.groups.iter_mut().zip(&geometry.groups);
+        groups.for_each(|(group, geometry)| group.capacity_blocks = geometry.blocks.into());
+        own.max_blocks = 0;
+    }
+    Ok(own)
 }
 
 impl State {
@@ -107,20 +142,19 @@ impl State {
     }
 
     /// Words of a plan's body, and what its head counts.
-    fn plan_size(&self, is_full: bool) -> (usize, Counts) {
+    fn plan_size(&self, is_full: bool, has_sizes: bool) -> (usize, Counts) {
         let batch = live_entries(self).count();
         let lengths = match is_full {
             true => self.holders.sequence_count() as usize,
             false => self.batch.dirty_lengths.len(),
         };
-        let mut words = 4 * batch + 2 * lengths;
+        let mut words = 4 * batch + 2 * lengths + if has_sizes { self.stores.len() } else { 0 };
         for (group, store) in self.stores.iter().enumerate() {
             words += 4 + store.zero_list().len() + COPY_WORDS * self.copies.listed(group).len();
             self.told_ranges(group, is_full).for_each(|(_, from, to)| words += 3 + (to - from) as usize);
         }
-        let counts =
-            Counts { groups: self.stores.len() as u32, batch: batch as u32, lengths: lengths as u32 };
-        (words, counts)
+        let groups = self.stores.len() as u32;
+        (words, Counts { groups, batch: batch as u32, lengths: lengths as u32, has_sizes })
     }
 
     fn live_rows(&self) -> impl Iterator<Item = usize> + '_ {
@@ -158,22 +192,26 @@ impl State {
 
     /// Writes the plan of the open step and forgets what it tells, if it fits; answers its bytes, or how many are
     /// enough. Blocks move only into a plan that has room for all that may be moved.
-    fn write_plan(&mut self, step: u64, geometry: u64, is_full: bool, out: &mut [u8]) -> Result<usize> {
+    fn write_plan(&mut self, step: u64, about: About, is_full: bool, out: &mut [u8]) -> Result<usize> {
+        let About { geometry, sizes } = about;
         if !self.shared.steps.is_open(step) {
             let text = "a plan is made of the step that was begun last and is not done";
             return Err(Error::new(Status::WrongState, text));
         }
-        let most = message_bytes(self.plan_size(is_full).0 + self.words_of_moves(is_full));
-        if most <= out.len() {
-            self.move_blocks();
+        let (mut words, mut counts) = self.plan_size(is_full, sizes.is_some());
+        let most = message_bytes(words + self.words_of_moves(is_full));
+        if most <= out.len() && self.move_blocks() {
+            (words, counts) = self.plan_size(is_full, sizes.is_some());
         }
-        let (words, counts) = self.plan_size(is_full);
         let bytes = message_bytes(words);
         let Some(out) = out.get_mut(..bytes) else { return Ok(most) };
         let before = self.plans.number;
         // A full plan after the delta of the same state is that plan once more, for those who missed some.
         let is_same = is_full && before > 0 && self.plans.told == (step, self.call);
         let number = before + u64::from(!is_same);
+        if let Some(sizes) = sizes.filter(|_| !is_same) {
+            self.plans.tell_sizes(&sizes, step);
+        }
         let info = PlanInfo {
             bytes: bytes as u64,
             scheduler: self.plans.scheduler,
@@ -199,6 +237,9 @@ impl State {
                 let changed = self.batch.dirty_lengths.iter();
                 changed.for_each(|&row| writer.words(&[row, lengths[row as usize] as u32]));
             }
+        }
+        if sizes.is_some() {
+            writer.words(&self.plans.sizes[..self.stores.len()]);
         }
         for (group, store) in self.stores.iter().enumerate() {
             let (ranges, cells) = self
@@ -296,7 +337,8 @@ impl State {
                 batch.mark_cells(group, row, first, first + count);
             }
             part.zeros.iter().for_each(|block| stores[group].list_zero(block));
-            part.copies().for_each(|copy| self.list_copy(copy));
+            // Counted by the scheduler, which knows those of operations from those of moves.
+            part.copies().for_each(|copy| self.list_run(copy));
         }
         Ok(())
     }
@@ -320,7 +362,9 @@ impl KvCache {
             let text = "a cache with memory uploads its own tables; plans are made by a metadata-only one";
             return Err(Error::new(Status::Unsupported, text));
         }
-        self.state.lock().write_plan(step, self.shape.digest, is_full, out)
+        let mut state = self.state.lock();
+        let about = About { geometry: self.shape.digest, sizes: self.resizer.told_sizes() };
+        state.write_plan(step, about, is_full, out)
     }
 
     /// Takes a plan over, uploads what it changes and gives the tables to `read`, which must not call the cache. For
@@ -338,10 +382,43 @@ impl KvCache {
         let plan = Plan::read(message, &self.shape)?;
         // First what only one thread can have: nothing is taken over that another one keeps from being uploaded.
         let mut uploader = self.borrow_uploader()?;
+        self.grow_as_told(&plan)?;
         self.state.lock().take_plan(&plan)?;
         let answer = self.tables_by(uploader.get(), plan.info.step, stream, read)?;
         let PlanInfo { scheduler, number, .. } = plan.info;
-        self.state.lock().plans = PlanChain { scheduler, number, told: (0, 0) };
+        self.state.lock().plans = PlanChain { scheduler, number, ..PlanChain::default() };
+        self.shrink_as_told(&plan)?;
         Ok(answer)
+    }
+
+    /// Puts memory behind the blocks that a plan may name. Blocks, may ask others for memory.
+    fn grow_as_told(&self, plan: &Plan<'_>) -> Result<()> {
+        if !self.geometry.tells_sizes() {
+            return Ok(());
+        }
+        let Some(sizes) = plan.sizes() else {
+            let text = "the plan does not tell the sizes of its classes; its scheduler is of an older library, or has \
+                        no max_blocks";
+            return Err(Error::new(Status::Unsupported, text));
+        };
+        // A plan whose turn it is not changes nothing.
+        self.state.lock().check_chain(&plan.info)?;
+        // First what other classes have left since: their memory is what this one gets.
+        self.advance_resizes()?;
+        for (group, size) in (0..).zip(sizes).filter(|&(group, size)| size > self.resizer.target(group)) {
+            let missing_bytes = self.pools[group as usize].missing_bytes(size);
+            self.memory.with_help(missing_bytes, || self.resize_unasked(group, None, size))?;
+            self.memory.relax();
+        }
+        Ok(())
+    }
+
+    /// Gives up blocks that no step names any more; their memory goes when the steps so far are over.
+    fn shrink_as_told(&self, plan: &Plan<'_>) -> Result<()> {
+        let sizes = plan.sizes().filter(|_| self.geometry.tells_sizes()).into_iter().flatten();
+        for (group, size) in (0..).zip(sizes).filter(|&(group, size)| size < self.resizer.target(group)) {
+            self.resize_unasked(group, None, size)?;
+        }
+        Ok(())
     }
 }

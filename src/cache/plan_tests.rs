@@ -34,7 +34,12 @@ fn message_with(info: &PlanInfo, (batch, lengths, groups): Parts<'_>, copies: &[
     let words =
         batch.len() + lengths.len() + groups.iter().map(part).sum::<usize>() + COPY_WORDS * copies.len();
     let mut out = vec![0; message_bytes(words)];
-    let counts = Counts { groups: 2, batch: batch.len() as u32 / 4, lengths: lengths.len() as u32 / 2 };
+    let counts = Counts {
+        groups: 2,
+        batch: batch.len() as u32 / 4,
+        lengths: lengths.len() as u32 / 2,
+        has_sizes: false,
+    };
     let mut writer = Writer::new(&mut out, info, counts);
     writer.words(batch);
     writer.words(lengths);
@@ -131,6 +136,52 @@ fn copies_are_read_back_and_lie_inside_their_blocks() {
         assert!(refused(&message_with(&info(), GOOD, &[copy])).text.contains("a copy"), "{copy:?}");
     }
     assert!(refused(&message_with(&info(), GOOD, &[copy; 3])).text.contains("a copy"));
+}
+
+/// A message of size classes that tells so much of each group: its size, the blocks to zero, a copy.
+fn message_of_sizes(sizes: [u32; 2], zeros: &[i32], copies: &[TokenCopy]) -> Vec<u8> {
+    let mut out = vec![0; message_bytes(2 + 8 + zeros.len() + COPY_WORDS * copies.len())];
+    let info = PlanInfo { geometry: shape_of_classes().digest, ..info() };
+    let mut writer = Writer::new(&mut out, &info, Counts { groups: 2, has_sizes: true, ..Counts::default() });
+    writer.words(&sizes);
+    writer.words(&[0, 0, zeros.len() as u32, copies.len() as u32]);
+    writer.cells(zeros);
+    copies.iter().for_each(|copy| writer.cells(&copy.words()));
+    writer.words(&[0; 4]);
+    writer.finish();
+    out
+}
+
+fn shape_of_classes() -> Shape {
+    Shape::new(8, 64, 100, true, shape().groups, 2)
+}
+
+#[test]
+fn sizes_of_classes_are_read_back_and_bound_what_the_work_of_the_step_touches() {
+    let copy = TokenCopy { group: 0, row: 7, source_slot: 80, target_slot: 0, tokens: 3, shift: 0 };
+    let classes = shape_of_classes();
+    let message = message_of_sizes([21, 16], &[20], &[copy]);
+    let plan = Plan::read(&message, &classes).unwrap();
+    assert_eq!(plan.sizes().unwrap().collect::<Vec<_>>(), [21, 16]);
+    assert_eq!(plan.groups().map(|group| group.zeros.len()).collect::<Vec<_>>(), [1, 0]);
+    let without = message_of(&info(), GOOD);
+    assert!(Plan::read(&without, &shape()).unwrap().sizes().is_none());
+    let refused = |message: &[u8]| match Plan::read(message, &classes) {
+        Ok(_) => panic!("the message must be refused"),
+        Err(error) => error,
+    };
+    for sizes in [[0, 16], [33, 16], [21, 17], [u32::MAX, 1]] {
+        assert!(refused(&message_of_sizes(sizes, &[], &[])).text.contains("a size"), "{sizes:?}");
+    }
+    assert!(refused(&message_of_sizes([20, 16], &[20], &[])).text.contains("to fill with zeros"));
+    assert!(refused(&message_of_sizes([20, 16], &[], &[copy])).text.contains("a copy"));
+    // Parts of a form that is not known are not skipped.
+    let mut other = message.clone();
+    other[4 * 14] |= 4;
+    let end = other.len() - 4 * TAIL_WORDS;
+    let sum = xxh3::xxh3_64(&other[..end]);
+    other[end..].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(refused(&other).status, Status::Unsupported);
 }
 
 #[test]

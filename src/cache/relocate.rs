@@ -30,6 +30,15 @@ impl Store {
         self.evict(RemoveReason::Evicted, shared).expect("the caller checked that a block is available")
     }
 
+    /// A block that one holder has, and that no step in flight names which knew it with two, is that one's alone. Asked
+    /// before a copy from it makes it one of the open step's.
+    pub(in crate::cache) fn forget_sharing(&mut self, index: u32, completed: u64) {
+        let block = &mut self.blocks[index as usize];
+        if block.refs == 1 && block.last_step <= completed {
+            block.namespace_and_flags &= !HELD_TWICE;
+        }
+    }
+
     /// Gives a held block's content, holders and place among others to a slot that was taken for it. The copy of the
     /// bytes is listed: the old slot waits for that step.
     pub(in crate::cache) fn relocate(&mut self, from: u32, to: u32, shared: &mut Shared) {

@@ -2,9 +2,11 @@
 //!
 //! What it does: retires ids from the top down and brings them back from there up, in stretches between which others
 //! have the lock; puts memory behind what comes and takes it from a tail that nobody holds, that no list names and that
-//! neither a step in flight nor work outside of steps can reach. What it does not: move what is held, which is `moves`;
-//! until then a block above the limit stays with its holders, findable or not, and is retired when the last of them
-//! lets go. Pins count as holders.
+//! neither a step in flight nor work outside of steps can reach. The memory of a cache without any is that of its
+//! workers, whom each plan tells the blocks that need some: these become fewer once nobody uses the rest, and the rest
+//! counts as given back when the step of a plan that told so is over. What it does not: move what is held, which is
+//! `moves`; until then a block above the limit stays with its holders, findable or not, and is retired when the last
+//! of them lets go. Pins count as holders.
 //!
 //! Invariants: a block at or above `limit` is held, waits, is pinned, or is retired; nothing above it is free, and
 //! nothing evictable. A step never waits for a resize: a resize has a lock of its own, and the cache's only for a
@@ -14,6 +16,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::block::{Block, COPY_TARGET, Shared, ZERO_LISTED};
+use super::classes::CLASSES_MAX;
 use super::config::Geometry;
 use super::events::RemoveReason;
 use super::kv_cache::KvCache;
@@ -28,6 +31,9 @@ const STRETCH: u32 = 256;
 const SCANNED: u32 = 4096;
 /// Whose bytes lie in a slot that got other memory: nobody knows, so that the next tenant gets it zeroed.
 const UNKNOWN_TENANT: u64 = u64::MAX;
+
+/// Blocks of each group, where each is a class.
+pub(super) type Sizes = [u32; CLASSES_MAX];
 
 impl Store {
     /// Ids below may be handed out.
@@ -147,22 +153,85 @@ struct Progress {
     last_step: u64,
 }
 
+/// Blocks of a group that workers have, as far as their scheduler knows.
+struct Workers {
+    /// With memory from the next plan on. Goes down under the cache's lock; goes up before such blocks can be used.
+    usable: AtomicU32,
+    /// With memory now, at most.
+    committed: AtomicU32,
+}
+
+/// The memory that comes and goes with the blocks of a group.
+#[derive(Clone, Copy)]
+enum Backing<'a> {
+    Own(&'a Pool),
+    OfWorkers(&'a Workers),
+}
+
+impl Backing<'_> {
+    fn usable(self) -> u32 {
+        match self {
+            Self::Own(pool) => pool.usable(),
+            Self::OfWorkers(workers) => workers.usable.load(Ordering::SeqCst),
+        }
+    }
+
+    fn set_usable(self, blocks: u32) {
+        match self {
+            Self::Own(pool) => pool.set_usable(blocks),
+            Self::OfWorkers(workers) => workers.usable.store(blocks, Ordering::SeqCst),
+        }
+    }
+
+    fn commit(self, blocks: u32) -> Result<()> {
+        match self {
+            Self::Own(pool) => pool.commit(blocks)?,
+            Self::OfWorkers(workers) => workers.committed.store(blocks, Ordering::SeqCst),
+        }
+        Ok(())
+    }
+
+    fn decommit_from(self, block: u32) -> Result<()> {
+        match self {
+            Self::Own(pool) => pool.decommit_from(block),
+            Self::OfWorkers(_) => self.commit(block),
+        }
+    }
+}
+
 /// How far the resize of each group is.
 pub(super) struct Resizer {
     groups: Vec<Mutex<Progress>>,
     /// By group: blocks that were asked for last.
     targets: Vec<AtomicU32>,
+    /// By group: whether nothing was left to do when somebody looked last.
+    are_done: Vec<AtomicBool>,
+    /// By group, where workers are told sizes.
+    workers: Vec<Workers>,
     is_busy: AtomicBool,
 }
 
 impl Resizer {
-    pub(super) fn new(geometry: &Geometry) -> Self {
+    pub(super) fn new(geometry: &Geometry, is_metadata_only: bool) -> Self {
         let group = |blocks| Mutex::new(Progress { committed: blocks, last_step: 0 });
+        let workers = |blocks: u32| Workers { usable: blocks.into(), committed: blocks.into() };
+        let told = if is_metadata_only && geometry.tells_sizes() { &geometry.groups[..] } else { &[] };
         Self {
             groups: geometry.groups.iter().map(|g| group(g.first_blocks)).collect(),
             targets: geometry.groups.iter().map(|g| g.first_blocks.into()).collect(),
+            are_done: geometry.groups.iter().map(|_| true.into()).collect(),
+            workers: told.iter().map(|g| workers(g.first_blocks)).collect(),
             is_busy: AtomicBool::new(false),
         }
+    }
+
+    /// By group, the blocks for which workers need memory; `None` where they are told none. Asked under the cache's
+    /// lock.
+    pub(super) fn told_sizes(&self) -> Option<Sizes> {
+        let mut sizes = Sizes::default();
+        let told = sizes.iter_mut().zip(&self.workers);
+        told.for_each(|(size, workers)| *size = workers.usable.load(Ordering::SeqCst));
+        (!self.workers.is_empty()).then_some(sizes)
     }
 
     /// Blocks of a group that were asked for last.
@@ -172,6 +241,21 @@ impl Resizer {
 }
 
 impl KvCache {
+    /// The memory that a resize changes.
+    fn backing(&self, group: usize) -> Option<Backing<'_>> {
+        match self.pools.get(group) {
+            Some(pool) => pool.is_elastic().then_some(Backing::Own(pool)),
+            None => self.resizer.workers.get(group).map(Backing::OfWorkers),
+        }
+    }
+
+    /// Bytes of blocks of a group for which workers may have memory, by this cache's bytes of a block.
+    pub(super) fn bytes_of_workers(&self, group: u32) -> u64 {
+        let group = group as usize;
+        let blocks = self.resizer.workers.get(group).map_or(0, |w| w.committed.load(Ordering::SeqCst));
+        u64::from(blocks) * self.geometry.groups[group].block_bytes
+    }
+
     /// Changes how many blocks of a group may be handed out, up to the most that the cache was made for. Blocks.
     ///
     /// Growing is all or nothing. Shrinking evicts what nobody holds above the new count and answers how many blocks
@@ -206,12 +290,12 @@ impl KvCache {
         if expected.is_some_and(|expected| expected != self.resizer.target(group)) {
             return Ok(None);
         }
-        if let Some(pool) = self.pools.get(group as usize).filter(|pool| pool.is_elastic()) {
+        if let Some(backing) = self.backing(group as usize) {
             if target > progress.committed {
-                pool.commit(target)?;
+                backing.commit(target)?;
                 progress.committed = target;
             }
-            pool.set_usable(pool.usable().max(target));
+            backing.set_usable(backing.usable().max(target));
         }
         self.resizer.targets[group as usize].store(target, Ordering::Relaxed);
         self.resizer.is_busy.store(true, Ordering::Release);
@@ -220,10 +304,9 @@ impl KvCache {
         Ok(Some(self.advance(group, &mut progress).0))
     }
 
-    /// Whether nothing is left to do in a group; another thread that is at it goes on.
+    /// Whether nothing was left to do in a group when somebody went on with its resize last.
     pub(super) fn is_resized(&self, group: u32) -> bool {
-        let progress = self.resizer.groups[group as usize].try_lock();
-        progress.is_some_and(|mut progress| self.advance(group, &mut progress).0.is_done)
+        self.resizer.are_done[group as usize].load(Ordering::Acquire)
     }
 
     /// Goes on with what resizes have left over, unless another thread does.
@@ -250,15 +333,14 @@ impl KvCache {
     /// Goes on with one resize: what it has led to, and whether the device went along.
     fn advance(&self, group: u32, progress: &mut Progress) -> (Resized, Result<()>) {
         let (target, at) = (self.resizer.target(group), group as usize);
-        let pool = self.pools.get(at);
-        let elastic = pool.filter(|pool| pool.is_elastic());
+        let backing = self.backing(at);
         loop {
             let mut state = self.state.lock();
             let super::state::State { stores, shared, .. } = &mut *state;
             let is_going_on = match stores[at].limit() {
                 limit if limit > target => stores[at].retire_stretch(target, shared),
                 limit if limit < target => {
-                    stores[at].restore_stretch(target, elastic.is_some());
+                    stores[at].restore_stretch(target, backing.is_some());
                     true
                 }
                 _ => false,
@@ -267,46 +349,54 @@ impl KvCache {
                 break;
             }
         }
-        let outcome = elastic.map_or(Ok(()), |pool| self.take_tail(at, pool, progress));
+        let outcome = backing.map_or(Ok(()), |backing| self.take_tail(at, backing, progress));
         let state = self.state.lock();
         let store = &state.stores[at];
         let above = store.block_count() - target;
         let held_blocks = above - store.retired_count().min(above);
-        let has_memory_left = elastic.is_some() && progress.committed > target;
+        let has_memory_left = backing.is_some() && progress.committed > target;
         let resized = Resized {
             blocks: target,
             max_blocks: store.block_count(),
             held_blocks,
-            committed_bytes: pool.map_or(0, Pool::bytes),
+            committed_bytes: self.pools.get(at).map_or(0, Pool::bytes),
             is_done: held_blocks == 0 && !has_memory_left,
         };
+        drop(state);
+        self.resizer.are_done[at].store(resized.is_done, Ordering::Release);
         (resized, outcome)
     }
 
     /// Takes the memory of blocks at the end that nothing uses.
-    fn take_tail(&self, group: usize, pool: &Pool, progress: &mut Progress) -> Result<()> {
+    fn take_tail(&self, group: usize, backing: Backing<'_>, progress: &mut Progress) -> Result<()> {
         let may_go = loop {
             let state = self.state.lock();
-            let usable = pool.usable();
+            let usable = backing.usable();
             let quiet = state.stores[group].quiet_from(usable);
             let steps = &state.shared.steps;
             if quiet == usable {
-                break progress.committed > usable && progress.last_step <= steps.completed();
+                let is_over = match backing {
+                    Backing::Own(_) => progress.last_step <= steps.completed(),
+                    Backing::OfWorkers(_) => state.plans.has_told(group, usable, steps.completed()),
+                };
+                break progress.committed > usable && is_over;
             }
             // From here on no step can name them; one that is open by now may have enqueued work that does.
-            pool.set_usable(quiet);
+            backing.set_usable(quiet);
             progress.last_step = steps.newest();
         };
         // Work outside of steps: no call that names the tail can begin now, those inside and their work must be over.
         let is_past = may_go
-            && !pool.is_entered()
-            && match &self.pattern {
-                Some(pattern) => pattern.is_past(self.device(), group as u32, pool.usable())?,
-                None => true,
+            && match (backing, &self.pattern) {
+                (Backing::Own(pool), _) if pool.is_entered() => false,
+                (Backing::Own(pool), Some(pattern)) => {
+                    pattern.is_past(self.device(), group as u32, pool.usable())?
+                }
+                _ => true,
             };
         if is_past {
-            pool.decommit_from(pool.usable())?;
-            progress.committed = pool.usable();
+            backing.decommit_from(backing.usable())?;
+            progress.committed = backing.usable();
         }
         Ok(())
     }

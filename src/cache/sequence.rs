@@ -22,6 +22,8 @@ pub(super) struct Rows {
     /// Pages come as rows are used: most rows stay far from the longest sequence.
     cells: Zeroed<i32>,
     counts: Vec<u32>,
+    /// Rows whose count is not 0.
+    in_use: u64,
     row_cells: usize,
     /// Cells at the start of a row that show the null block.
     firsts: Vec<u32>,
@@ -49,6 +51,7 @@ impl Rows {
         Ok(Self {
             cells: Zeroed::new(rows as usize * row_cells)?,
             counts: filled(rows as usize, 0)?,
+            in_use: 0,
             row_cells,
             firsts: filled(rows as usize, 0)?,
             null_block: group.null_block().map_or(-1, |block| block as i32),
@@ -80,7 +83,12 @@ impl Rows {
 
     /// Rows that hold something.
     pub(super) fn rows_in_use(&self) -> u64 {
-        self.counts.iter().filter(|&&count| count > 0).count() as u64
+        self.in_use
+    }
+
+    fn set_count(&mut self, row: usize, count: u32) {
+        let was = std::mem::replace(&mut self.counts[row], count);
+        self.in_use = self.in_use + u64::from(count > 0) - u64::from(was > 0);
     }
 
     pub(super) fn before(&self, row: usize) -> LetGo {
@@ -101,7 +109,7 @@ impl Rows {
         if first > 0 {
             self.note_let_go(row, first, LetGo::default());
         }
-        self.counts[row] = count as u32;
+        self.set_count(row, count as u32);
     }
 
     /// Writes one cell, which the caller counts.
@@ -125,7 +133,7 @@ impl Rows {
         self.put(row, 0, current);
         self.put(row, 1, block);
         self.start_tokens[row] = tokens;
-        self.counts[row] = u32::from(current >= 0) + u32::from(block >= 0);
+        self.set_count(row, u32::from(current >= 0) + u32::from(block >= 0));
     }
 
     pub(super) fn cells(&self) -> &[i32] {
@@ -155,7 +163,7 @@ impl Rows {
     pub(super) fn push(&mut self, row: usize, block: u32) {
         let count = self.counts[row] as usize;
         self.cells[row * self.row_cells + count] = block as i32;
-        self.counts[row] += 1;
+        self.set_count(row, count as u32 + 1);
     }
 
     /// Writes cells of a row.
@@ -167,14 +175,14 @@ impl Rows {
     /// Puts a block into a cell of a row, within or right behind its blocks.
     pub(super) fn set(&mut self, row: usize, at: usize, block: u32) {
         self.cells[row * self.row_cells + at] = block as i32;
-        self.counts[row] = self.counts[row].max(at as u32 + 1);
+        self.set_count(row, self.counts[row].max(at as u32 + 1));
     }
 
     /// Makes a row begin with so many cells of another and end there.
     pub(super) fn copy_row(&mut self, from: usize, to: usize, count: usize) {
         let first = from * self.row_cells;
         self.cells.copy_within(first..first + count, to * self.row_cells);
-        self.counts[to] = count as u32;
+        self.set_count(to, count as u32);
     }
 
     /// Shortens a row, not into its holes but to nothing; the caller has let the blocks behind go.
@@ -183,13 +191,13 @@ impl Rows {
             self.holes -= u64::from(self.firsts[row]);
             self.firsts[row] = 0;
         }
-        self.counts[row] = count as u32;
+        self.set_count(row, count as u32);
     }
 
     fn copy_from(&mut self, row: usize, other: &Self, other_row: usize) {
         let source = other.row(other_row);
         self.cells[row * self.row_cells..][..source.len()].copy_from_slice(source);
-        self.counts[row] = source.len() as u32;
+        self.set_count(row, source.len() as u32);
         self.firsts[row] = other.firsts[other_row];
         self.holes += u64::from(self.firsts[row]);
         if let Some(before) = self.before.get_mut(row) {

@@ -97,6 +97,13 @@ pub(super) struct Sizes {
     advisor: Box<dyn Advisor>,
     terms: Terms,
     pub(super) counts: [ClassStatistics; CLASSES_MAX],
+    max_sequence_tokens: u64,
+}
+
+/// The number of the class that a group belongs to.
+fn class_with(classes: &[Groups], group: usize) -> usize {
+    let class = classes.iter().position(|class| class.has(group));
+    class.expect("every group is one of the single class, or a class of its own")
 }
 
 impl Sizes {
@@ -115,7 +122,14 @@ impl Sizes {
         let (waste_permille, table_permille) =
             (adaptive.waste_permille.into(), adaptive.table_permille.into());
         let terms = Terms { block_tokens, waste_permille, table_permille };
-        Ok(Some(Self { advisor: advise::make(&adaptive.advisor, &terms)?, terms, counts }))
+        let advisor = advise::make(&adaptive.advisor, &terms)?;
+        Ok(Some(Self { advisor, terms, counts, max_sequence_tokens: geometry.max_sequence_tokens }))
+    }
+
+    /// The class that suits a sequence, and how long it is taken to get: no longer than one can.
+    fn advise(&self, ask: &Ask) -> Advice {
+        let Advice { class, tokens } = self.advisor.advise(ask);
+        Advice { class, tokens: tokens.min(self.max_sequence_tokens) }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -127,7 +141,7 @@ impl Request<'_> {
     /// What an advisor is told.
     pub(super) fn ask(&self, max_sequence_tokens: u64) -> Ask {
         Ask {
-            prompt_tokens: self.token_count.max(1),
+            prompt_tokens: self.token_count.clamp(1, max_sequence_tokens),
             expected_tokens: self.sizing.expected_tokens.min(max_sequence_tokens),
             namespace_id: self.namespace_id,
         }
@@ -154,8 +168,15 @@ impl State {
     pub(super) fn find_plain(&mut self, look: &Look<'_>, named: Option<usize>) -> Found {
         let Look { request, keys, namespace, row: lease, root, .. } = *look;
         let mut found = [Found::default(); CLASSES_MAX];
+        let advice = match (&self.sizes, named) {
+            (Some(sizes), None) => Some(sizes.advise(&request.ask(self.max_sequence_tokens))),
+            _ => None,
+        };
         let classes = named.map_or(0..self.classes.len(), |class| class..class + 1);
-        for class in classes.clone() {
+        // The advised class first: nothing is worth more than all of the prompt there.
+        let advised = advice.map_or(classes.start, |advice| advice.class);
+        let others = classes.clone().filter(|&class| class != advised);
+        for class in std::iter::once(advised).chain(others) {
             let groups = self.classes[class];
             let (found_tokens, hit_tokens, key) = match look.is_cold {
                 true => (0, 0, root),
@@ -173,11 +194,16 @@ impl State {
                 }
             };
             found[class] = Found { groups, found_tokens, hit_tokens, key, passed_over: 0 };
+            let tokens =
+                request.token_count.max(request.sizing.expected_tokens).min(self.max_sequence_tokens);
+            let is_best = advice.is_some_and(|advice| advice.class == class);
+            let is_whole = is_best && hit_tokens == request.token_count;
+            if is_whole && self.has_room(groups, lease, hit_tokens, tokens) {
+                return found[class];
+            }
         }
-        if classes.len() == 1 {
-            return found[classes.start];
-        }
-        let (chosen, passed_over) = self.choose_class(request, lease, &found);
+        let Some(advice) = advice else { return found[classes.start] };
+        let (chosen, passed_over) = self.choose_class(request, lease, &found, advice);
         for class in classes.filter(|&class| class != chosen) {
             self.classes[class].range().for_each(|group| self.holders.lease_rows[group].truncate(lease, 0));
         }
@@ -185,9 +211,15 @@ impl State {
     }
 
     /// The class for what was found in each, and those that would have been better and have no room, as bits.
-    fn choose_class(&self, request: &Request<'_>, lease: usize, found: &[Found; CLASSES_MAX]) -> (usize, u8) {
+    fn choose_class(
+        &self,
+        request: &Request<'_>,
+        lease: usize,
+        found: &[Found; CLASSES_MAX],
+        advice: Advice,
+    ) -> (usize, u8) {
         let Some(sizes) = &self.sizes else { return (0, 0) };
-        let Advice { class: advised, tokens } = sizes.advisor.advise(&request.ask(self.max_sequence_tokens));
+        let Advice { class: advised, tokens } = advice;
         let worth = |class: usize| {
             let excess = sizes.terms.excess(class, advised, tokens);
             (found[class].hit_tokens as i64 - excess as i64, class == advised)
@@ -211,11 +243,14 @@ impl State {
     fn has_room(&self, groups: Groups, lease: usize, hit_tokens: u64, tokens: u64) -> bool {
         groups.range().all(|group| {
             let (store, found) = (&self.stores[group], self.holders.lease_rows[group].row(lease));
-            let inactive = found.iter().filter(|&&block| store.is_evictable(block as u32)).count();
             let new = tokens.div_ceil(store.block_tokens.into()).saturating_sub(found.len() as u64);
             // The block in which a hit ends is copied.
             let copied = u64::from(!hit_tokens.is_multiple_of(store.block_tokens.into()));
-            new + copied + inactive as u64 <= store.available().into()
+            // Of what was found those that nobody holds are taken too: they are counted where that decides.
+            let available = u64::from(store.available()).checked_sub(new + copied);
+            let is_evictable = |&&block: &&i32| store.is_evictable(block as u32);
+            let inactive = || found.iter().filter(is_evictable).count() as u64;
+            available.is_some_and(|left| found.len() as u64 <= left || inactive() <= left)
         })
     }
 
@@ -229,7 +264,7 @@ impl State {
     }
 
     pub(super) fn class_of(&self, groups: Groups) -> usize {
-        self.classes.iter().position(|&class| class == groups).unwrap_or(0)
+        class_with(&self.classes, groups.first())
     }
 
     /// A lease became a sequence.
@@ -249,7 +284,7 @@ impl State {
             return;
         }
         let groups = sequence.holder.groups;
-        let class = self.classes.iter().position(|&class| class == groups).unwrap_or(0);
+        let class = class_with(&self.classes, groups.first());
         let cells = self.holders.rows[groups.first()].count(row) as u64;
         let slots = cells * self.stores[groups.first()].slots();
         let life = Life { ask: sequence.ask, class, tokens: sequence.length, slots, cells };
@@ -263,9 +298,8 @@ impl State {
 
     /// An operation was refused.
     pub(super) fn note_short(&mut self, refusal: &Refusal) {
-        let class = self.classes.iter().position(|class| class.has(refusal.group as usize));
-        if let (Some(sizes), Some(class), Status::OutOfBlocks) = (&mut self.sizes, class, refusal.status) {
-            sizes.counts[class].refused_ops += 1;
+        if let (Some(sizes), Status::OutOfBlocks) = (&mut self.sizes, refusal.status) {
+            sizes.counts[class_with(&self.classes, refusal.group as usize)].refused_ops += 1;
         }
     }
 
@@ -323,9 +357,13 @@ impl KvCache {
         let state = self.state();
         state.check_decides()?;
         let sizes = state.sizes.as_ref().ok_or_else(Self::without_classes)?;
-        let expected_tokens = expected_tokens.min(state.max_sequence_tokens);
-        let ask = Ask { prompt_tokens: prompt_tokens.max(1), expected_tokens, namespace_id };
-        let Advice { class, tokens } = sizes.advisor.advise(&ask);
+        let most = state.max_sequence_tokens;
+        let ask = Ask {
+            prompt_tokens: prompt_tokens.clamp(1, most),
+            expected_tokens: expected_tokens.min(most),
+            namespace_id,
+        };
+        let Advice { class, tokens } = sizes.advise(&ask);
         let ClassStatistics { size_class, block_tokens, .. } = sizes.counts[class];
         let group = state.classes[class].first() as u32;
         Ok(ClassAdvice { size_class, group, block_tokens, predicted_tokens: tokens })
@@ -345,7 +383,7 @@ impl KvCache {
             state.add_held(first..end, &mut held);
             first = end;
             if first == rows {
-                let class = state.classes.iter().position(|class| class.has(group as usize)).unwrap_or(0);
+                let class = class_with(&state.classes, group as usize);
                 let ClassStatistics { sequences, tokens, slots, cells, .. } = held[class];
                 return Ok(ClassStatistics { sequences, tokens, slots, cells, ..sizes.counts[class] });
             }

@@ -256,6 +256,36 @@ fn a_class_without_room_is_passed_over_and_counted_and_a_forced_one_is_not() {
 }
 
 #[test]
+fn a_class_without_room_for_the_copy_of_the_block_in_which_a_hit_ends_is_passed_over() {
+    let sized = |group, blocks| GroupConfig { capacity_blocks: blocks, ..group };
+    let groups = vec![sized(group(4), 10), sized(group(16), 10), sized(group(64), 10)];
+    let mut bench = Bench::new(&CacheConfig { groups, partial_hits: true, ..three(0) });
+    let first = prompt(1, 20);
+    bench.run(&forced(&first, 1));
+    // Four of its blocks are found, and half of the fifth; five more are needed, and one for the copy.
+    let tokens: Vec<i32> = first[..18].iter().copied().chain(prompt(2, 22)).collect();
+    bench.begin();
+    let hit = bench.look(&forced(&tokens, 1));
+    assert_eq!((hit.tokens, hit.blocks.len()), (18, 5));
+    let op = Op::Admit { lease: hit.lease, tokens: 22, lookahead: 0, row: -1, expected_tokens: 0 };
+    let result = bench.apply(&op);
+    assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 1));
+    bench.good(&Op::Release { lease: hit.lease });
+    let hit = bench.look(&ask(&tokens));
+    let admitted = bench.admit(hit.lease, tokens.len() as u64 - hit.tokens);
+    assert_ne!(admitted.group, 0);
+    assert_eq!(bench.cache.class_statistics(0).unwrap().passed_over, 1);
+    // One token less needs one block less, and all of it has room.
+    let shorter = &tokens[..36];
+    let hit = bench.look(&ask(shorter));
+    assert_eq!((bench.admit(hit.lease, 18).group, hit.tokens), (0, 18));
+    assert_eq!(bench.cache.class_statistics(0).unwrap().passed_over, 1);
+    bench.upload();
+    bench.device.stream_synchronize(bench.stream).unwrap();
+    bench.done();
+}
+
+#[test]
 fn a_promise_counts_in_the_class_that_gives_it() {
     let mut bench = Bench::new(&three(32));
     let tokens = prompt(1, 20);
@@ -289,6 +319,19 @@ fn a_length_beyond_every_bound_is_taken_for_that_of_the_longest_sequence() {
     let found = bench.cache.lookups().find(&Request { sizing, ..ask(&tokens) }).unwrap();
     assert_eq!(found.group, Some(2));
     bench.release(found.lease);
+    assert_eq!(bench.cache.advise(1, u64::MAX, 0).unwrap().predicted_tokens, 1024);
+    // A prompt that leaves less room than answers to such prompts usually take.
+    for _ in 0..12 {
+        bench.begin();
+        let lease = bench.look(&Request { no_read: true, ..ask(&prompt(1, 520)) }).lease;
+        let sequence = bench.admit(lease, 520).sequence;
+        bench.append(sequence, 480);
+        bench.free(sequence);
+        bench.done();
+    }
+    let learned = bench.cache.advise(1, 530, 0).unwrap().predicted_tokens;
+    assert!((900..=1024).contains(&learned), "{learned}");
+    assert_eq!(bench.cache.advise(1, 1000, 0).unwrap().predicted_tokens, 1024);
 }
 
 /// `look` probes before it matches, and compares.

@@ -1,23 +1,24 @@
 //! Memory between size classes: to the one that is short or full, from what nobody uses or asks for, and never more
 //! than there was.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use kavern::cache::{CacheConfig, Op, Request};
+use kavern::cache::{CacheConfig, GroupConfig, Op, Request};
 use kavern::device::registry;
 use kavern::error::{Result, Status};
 use kavern::event::NoSink;
-use kavern::memory::{Limits, Memory};
+use kavern::memory::{Limits, Memory, Room};
 
 use super::adaptive::{adaptive, forced, three};
 use super::bench::{Bench, ask, config, lookup, opaque, prompt};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// A page holds one block of 64 tokens, 4 of 16, 16 of 4.
-fn moving(pages: u64) -> Bench {
+pub(super) fn settings(pages: u64) -> CacheConfig {
     let groups = vec![opaque(4, PAGE / 16), opaque(16, PAGE / 4), opaque(64, PAGE)];
-    let settings = CacheConfig {
+    CacheConfig {
         capacity_blocks: 0,
         capacity_bytes: 3 * pages * PAGE,
         max_blocks: 3 * 16 * pages,
@@ -27,12 +28,20 @@ fn moving(pages: u64) -> Bench {
         max_batch_tokens: 1 << 16,
         adaptive: adaptive(&[1, 2, 3], "predictive"),
         ..config(groups, 0)
-    };
-    let device = registry::open(&format!("host?page_bytes={PAGE}")).unwrap();
-    Bench::of(Memory::new(device, Limits::default(), std::sync::Arc::new(NoSink)), &settings)
+    }
 }
 
-fn class_bytes(bench: &Bench) -> [u64; 3] {
+pub(super) fn memory(limit_pages: u64) -> Arc<Memory> {
+    let device = registry::open(&format!("host?page_bytes={PAGE}")).unwrap();
+    let limits = Limits { device_limit_bytes: limit_pages * PAGE, ..Limits::default() };
+    Memory::new(device, limits, Arc::new(NoSink))
+}
+
+fn moving(pages: u64) -> Bench {
+    Bench::of(memory(0), &settings(pages))
+}
+
+pub(super) fn class_bytes(bench: &Bench) -> [u64; 3] {
     [0, 1, 2].map(|group| {
         let about = bench.cache.describe(group).unwrap();
         u64::from(about.blocks) * about.block_bytes
@@ -40,7 +49,7 @@ fn class_bytes(bench: &Bench) -> [u64; 3] {
 }
 
 /// A request that may find no room: admitted and committed, or let go.
-fn attempt(bench: &mut Bench, request: &Request<'_>, tokens: &[i32]) -> Result<Option<u64>> {
+pub(super) fn attempt(bench: &mut Bench, request: &Request<'_>, tokens: &[i32]) -> Result<Option<u64>> {
     let hit = lookup(&bench.cache, request)?;
     let rest = &tokens[hit.tokens as usize..];
     let result = bench.apply(&Op::Admit {
@@ -154,7 +163,7 @@ fn memory_that_nobody_uses_goes_to_a_class_whose_cache_is_full() {
 }
 
 /// Pages that come and go together.
-const SLAB: u64 = 32 * PAGE;
+pub(super) const SLAB: u64 = 32 * PAGE;
 
 #[test]
 fn classes_that_nobody_uses_keep_next_to_nothing_and_get_it_back_when_somebody_does() {
@@ -246,7 +255,7 @@ fn without_a_shortage_nothing_moves_and_a_callers_resize_is_kept() {
 fn no_byte_is_lost_while_another_thread_moves_memory() {
     let mut bench = moving(128);
     let sum: u64 = class_bytes(&bench).iter().sum();
-    let (cache, stop) = (std::sync::Arc::clone(&bench.cache), AtomicBool::new(false));
+    let (cache, stop) = (Arc::clone(&bench.cache), AtomicBool::new(false));
     let mut random = fastrand::Rng::with_seed(2);
     std::thread::scope(|scope| {
         let poller = scope.spawn(|| {
@@ -292,73 +301,96 @@ fn no_byte_is_lost_while_another_thread_moves_memory() {
     assert!(moved > 0, "memory moved");
 }
 
-/// A scheduler without memory, and a worker that has all of it from the beginning.
-#[test]
-fn classes_of_a_scheduler_keep_their_shares_and_a_callers_resize_reaches_the_workers() {
-    let groups = vec![opaque(4, 64), opaque(16, 256), opaque(64, 1024)];
-    let settings = CacheConfig {
-        max_sequences: 64,
-        max_leases: 64,
-        max_sequence_tokens: 1024,
-        max_batch_tokens: 1 << 14,
-        capacity_blocks: 0,
-        capacity_bytes: 3 * 32 * 1024,
-        max_blocks: 3 * 32 * 16,
-        adaptive: adaptive(&[1, 2, 3], "predictive"),
-        ..config(groups, 0)
-    };
-    let mut bench = Bench::new(&CacheConfig { metadata_only: true, ..settings.clone() });
-    let worker = Bench::new(&CacheConfig { worker: true, ..settings });
-    let mut live = std::collections::VecDeque::new();
-    // Runs one step in both; answers the class of the sequence that began.
-    let step = |bench: &mut Bench, live: &mut std::collections::VecDeque<u64>, seed: i32, running: usize| {
-        bench.begin();
-        while live.len() > running {
-            bench.free(live.pop_front().unwrap());
+/// One round in which the small class, which `fill_small` has filled, is asked for more; answers whether it had room.
+fn ask_small(bench: &mut Bench, seed: i32) -> bool {
+    bench.begin();
+    let tokens = prompt(seed, 1500);
+    let begun = attempt(bench, &forced(&tokens, 1), &tokens).unwrap();
+    bench.done();
+    bench.cache.poll().unwrap();
+    begun.is_some()
+}
+
+/// Holds all that the small class has room for, but for less than `ask_small` needs.
+fn fill_small(bench: &mut Bench) {
+    bench.begin();
+    for seed in 1.. {
+        let tokens = prompt(seed, 1500);
+        if attempt(bench, &forced(&tokens, 1), &tokens).unwrap().is_none() {
+            break;
         }
-        let tokens = prompt(seed, 60);
-        let hit = lookup(&bench.cache, &ask(&tokens)).unwrap();
-        let admitted = bench.admit(hit.lease, 60);
-        bench.commit(admitted.sequence, &tokens);
-        live.push_back(admitted.sequence);
-        let mut message = vec![0; bench.cache.export_plan(bench.step, false, &mut []).unwrap()];
-        bench.cache.export_plan(bench.step, false, &mut message).unwrap();
-        let (group, row) = (admitted.group as usize, admitted.row as usize);
-        let told = worker.cache.apply_plan(worker.stream, &message, |tables| {
-            let view = tables.group(group)?;
-            let cells = 60usize.div_ceil([4, 16, 64][group]);
-            Ok(view.block_table[row * view.row_cells as usize..][..cells].to_vec())
-        });
-        let blocks = told.unwrap();
-        let marks: Vec<u64> = (0..blocks.len() as u64).map(|at| (admitted.sequence << 20) ^ at).collect();
-        worker.cache.fill_pattern(worker.stream, group as u32, &blocks, &marks).unwrap();
-        worker.cache.check_pattern(worker.stream, group as u32, &blocks, &marks).unwrap();
-        worker.cache.step_done(bench.step, Some(worker.stream)).unwrap();
-        worker.device.stream_synchronize(worker.stream).unwrap();
-        worker.cache.poll().unwrap();
-        bench.done();
+    }
+    bench.done();
+}
+
+#[test]
+fn steps_of_two_givers_that_keep_their_slabs_do_not_keep_the_third_class_short() {
+    // The large class has a step to give and the primary one two; of the first step of each a few pages come back.
+    let with = |group: &GroupConfig, blocks| GroupConfig { capacity_blocks: blocks, ..*group };
+    let settings = settings(128);
+    let groups = settings.groups.iter().zip([100 * 16, 100 * 4, 66]).map(|(group, count)| with(group, count));
+    let groups: Vec<GroupConfig> = groups.collect();
+    let mut bench = Bench::of(memory(0), &CacheConfig { groups, capacity_bytes: 0, ..settings });
+    let (sum, physical) = (class_bytes(&bench).iter().sum::<u64>(), bench.statistics().pool_bytes);
+    fill_small(&mut bench);
+    let served = (100..200).position(|seed| ask_small(&mut bench, seed));
+    let now = class_bytes(&bench);
+    assert!(served.is_some_and(|rounds| rounds > 16), "{served:?} {:?}", now.map(|bytes| bytes / PAGE));
+    assert!(now[0] >= 132 * PAGE && now[1] < 100 * PAGE && now[2] < 66 * PAGE, "{now:?}");
+    assert!(now.iter().sum::<u64>() <= sum && bench.statistics().pool_bytes <= physical);
+}
+
+/// Counts how often it is asked.
+struct Asked(AtomicU64);
+
+impl Room for Asked {
+    fn reclaim(&self, _bytes: u64) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        0
+    }
+
+    fn rank(&self) -> u32 {
+        2
+    }
+}
+
+#[test]
+fn a_class_whose_memory_somebody_else_took_asks_nobody_for_it_and_rests_before_it_tries_again() {
+    let memory = memory(4000);
+    let mut bench = Bench::of(Arc::clone(&memory), &settings(64));
+    fill_small(&mut bench);
+    let left = memory.allocate(4000 * PAGE - memory.held_bytes().0, "others").unwrap();
+    let asked = Arc::new(Asked(AtomicU64::new(0)));
+    memory.set_callback(Some(Arc::clone(&asked) as Arc<dyn Room>));
+    // A step in flight keeps the pages of the class that gives.
+    let whole = class_bytes(&bench);
+    let mut seed = 100;
+    while class_bytes(&bench) == whole {
+        bench.begin();
+        seed += 1;
+        assert!(seed < 200, "nobody gives");
+        let tokens = prompt(seed, 1500);
+        assert_eq!(attempt(&mut bench, &forced(&tokens, 1), &tokens).unwrap(), None);
         bench.cache.poll().unwrap();
-        (group, blocks.into_iter().max().unwrap())
-    };
-    let blocks = |bench: &Bench| [0, 1, 2].map(|group| bench.cache.describe(group).unwrap().blocks);
-    // 34 sequences fill the small class, which most of them would suit; the others are passed on.
-    let classes: Vec<usize> = (0..600).map(|seed| step(&mut bench, &mut live, seed, 40).0).collect();
-    assert!(classes.contains(&0) && classes.contains(&1));
-    let passed_over = bench.cache.class_statistics(0).unwrap().passed_over;
-    assert!(passed_over > 50, "{passed_over}");
-    assert_eq!(blocks(&bench), [512, 128, 32], "nothing moves by itself");
-    let moved: u64 = (0..3).map(|group| bench.cache.class_statistics(group).unwrap().gained_bytes).sum();
-    assert_eq!(moved, 0);
-    // The caller moves counts: the worker has memory for all that there can be, and follows.
-    let held = worker.statistics().pool_bytes;
-    assert!(held >= 3 * 3 * 32 * 1024, "{held} bytes for the most blocks of every class");
-    bench.cache.resize(2, 8).unwrap();
-    bench.cache.resize(0, 512 + 24 * 16).unwrap();
-    let later: Vec<(usize, i32)> = (1000..1200).map(|seed| step(&mut bench, &mut live, seed, 40)).collect();
-    assert!(later.iter().any(|&(group, block)| group == 0 && block >= 512), "new blocks are used");
-    assert_eq!(bench.cache.class_statistics(0).unwrap().passed_over, passed_over, "all fit now");
-    assert_eq!(worker.statistics().pool_bytes, held);
-    let result = worker.cache.take_check_result().unwrap();
-    assert!(result.checked > 800 && result.mismatched == 0, "{result:?}");
-    assert_eq!(worker.cache.resize(0, 512).unwrap_err().status, Status::Unsupported);
+        bench.done();
+    }
+    let given = class_bytes(&bench);
+    assert_eq!(whole.iter().sum::<u64>() - given.iter().sum::<u64>(), SLAB);
+    // They go back to the device, and somebody has them before anybody else.
+    let giver = (0..3).find(|&class| given[class as usize] < whole[class as usize]).unwrap();
+    let blocks = bench.cache.describe(giver).unwrap().blocks;
+    assert!(bench.cache.resize(giver, blocks.into()).unwrap().is_done);
+    let others = memory.allocate(SLAB, "others").unwrap();
+    asked.0.store(0, Ordering::Relaxed);
+    for seed in 200..300 {
+        assert!(!ask_small(&mut bench, seed));
+    }
+    assert_eq!((class_bytes(&bench), asked.0.load(Ordering::Relaxed)), (given, 0));
+    // It is not tried again at once when they are free, but some time later.
+    drop((others, left));
+    assert!((300..320).all(|seed| !ask_small(&mut bench, seed)));
+    assert_eq!(class_bytes(&bench), given);
+    assert!((400..700).any(|seed| ask_small(&mut bench, seed)));
+    assert!(class_bytes(&bench)[0] > whole[0]);
+    assert_eq!(asked.0.load(Ordering::Relaxed), 0);
 }
