@@ -139,6 +139,29 @@ fn a_pinned_block_stays_until_it_is_unpinned() {
 }
 
 #[test]
+fn a_pin_is_undone_by_the_block_that_has_it_and_by_no_neighbour() {
+    let heap = heap("host", 0);
+    let [pinned, beside] = [(); 2].map(|()| heap.allocate(Stream::DEFAULT, 4 * KIB, 0, 0).unwrap());
+    for _ in 0..2 {
+        assert_eq!(heap.unpin(pinned).unwrap_err().status, Status::NotFound);
+        heap.pin(pinned).unwrap();
+        assert_eq!(heap.unpin(beside).unwrap_err().status, Status::NotFound);
+        heap.validate().unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, pinned).unwrap_err().status, Status::InUse);
+        heap.pin(beside).unwrap();
+        heap.unpin(pinned).unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, beside).unwrap_err().status, Status::InUse);
+        heap.unpin(beside).unwrap();
+        heap.validate().unwrap();
+    }
+    heap.pinned.lock().insert(pinned, 1);
+    assert!(heap.validate().is_err(), "a pin that no page has");
+    heap.pinned.lock().clear();
+    [pinned, beside].into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+    heap.validate().unwrap();
+}
+
+#[test]
 fn a_slot_that_is_live_and_about_to_be_free_is_found() {
     let heap = heap("host", 0);
     let address = heap.allocate(Stream::DEFAULT, 256, 0, 0).unwrap();
