@@ -21,7 +21,7 @@ use crate::device::Stream;
 use crate::sys::desk::{Desk, Seats, Words, at_desk, at_seat};
 use crate::sys::fork;
 use crate::sys::lease::{Owner, lease};
-use crate::sys::ticker;
+use crate::sys::{thread_end, ticker};
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
@@ -223,6 +223,11 @@ fn leave(owner: &Owner<Leased>) {
     }
 }
 
+/// For threads whose first use of this library is in the destructors of their thread-specific values.
+fn end_desk() {
+    let _ = LEASES.try_with(Desk::end);
+}
+
 static SEATS: Seats<Leased> = Seats::new();
 
 thread_local! {
@@ -396,9 +401,10 @@ pub(super) fn adopt(
     limit_bytes: u64,
 ) {
     // In the destructors of a thread that ends, the desk may be gone: a cache would be nobody's.
-    if LEASES.try_with(|_| ()).is_err() {
+    if LEASES.try_with(Desk::is_over).unwrap_or(true) {
         return;
     }
+    thread_end::call_at_end(end_desk);
     let mut fresh = FrontCache::new(heap, (stream, stream_number), limit_bytes);
     heap.fill(&mut fresh);
     let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
