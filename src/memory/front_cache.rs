@@ -203,13 +203,13 @@ impl Key {
 fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
     let ended = owner.with(|leased| {
-        let heap = leased.heap.clone();
-        (heap, (leased.close(), leased.cache.stream, leased.cache.counts))
+        // Without a heap it was closed, and what it held and did was taken over.
+        let heap = leased.heap.clone()?;
+        heap.take_freed(leased.cache.stream, leased.close());
+        Some((heap, leased.cache.stream, leased.cache.counts))
     });
-    // Without a heap it was closed, and what it held and did was taken over.
-    let Some((Some(heap), last)) = ended else { return None };
-    let stream = last.1;
-    heap.lease_ended(&owner.guest(), last);
+    let (heap, stream, counts) = ended.flatten()?;
+    heap.lease_ended(&owner.guest(), counts);
     Some((heap, stream))
 }
 
@@ -384,12 +384,11 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
 #[cold]
 #[inline(never)]
 fn push_out(key: Key, class: usize) {
-    let pushed =
-        with(key, |heap, cache| Answer::Done((Arc::clone(heap), cache.stream, cache.push_out(class))));
-    // Outside of the lease, because others may be waiting for it with the heap's lock in hand.
-    if let Answer::Done((heap, stream, freed)) = pushed {
-        heap.take_freed(stream, freed);
-    }
+    let _ = with(key, |heap, cache| {
+        // Within the lease: who takes everything out for a stream that goes must not miss what is under way.
+        heap.take_freed(cache.stream, cache.push_out(class));
+        Answer::Done(())
+    });
 }
 
 /// Gives this thread a cache for the key, filled with blocks that the stream may use at once.

@@ -102,20 +102,18 @@ impl Heap {
         self.leases.lock().push(guest);
     }
 
-    pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, last: (Vec<Freed>, Stream, Counts)) {
-        let (freed, stream, counts) = last;
-        {
-            let mut leases = self.leases.lock();
-            let before = leases.len();
-            leases.retain(|other| !other.is_same(guest));
-            // The thread that gives a cache up and whoever closes it may both come here with the same counts.
-            if leases.len() < before {
-                self.ended.lock().add(&counts);
-            }
+    pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, counts: Counts) {
+        let mut leases = self.leases.lock();
+        let before = leases.len();
+        leases.retain(|other| !other.is_same(guest));
+        // The thread that gives a cache up and whoever closes it may both come here with the same counts.
+        if leases.len() < before {
+            self.ended.lock().add(&counts);
         }
-        self.take_freed(stream, freed);
     }
 
+    /// Takes blocks in the order of a stream. What comes from a front cache comes from within the visit: whoever visits
+    /// it next finds its blocks here.
     pub(in crate::memory) fn take_freed(&self, stream: Stream, freed: Vec<Freed>) {
         let mut core = self.core.lock();
         if self.has(Mistake::CachesForAll) {
@@ -129,13 +127,9 @@ impl Heap {
     pub(super) fn flush(&self, gone: Option<Stream>) {
         let guests = self.leases.lock().clone();
         for guest in guests {
-            let stream = guest.with(|leased| leased.cache.stream);
             match gone {
-                None => {
-                    let freed = guest.with(|leased| leased.cache.drain());
-                    self.take_freed(stream, freed);
-                }
-                Some(gone) if gone == stream => self.end_lease(&guest),
+                None => guest.with(|leased| self.take_freed(leased.cache.stream, leased.cache.drain())),
+                Some(gone) if guest.with(|leased| leased.cache.stream) == gone => self.end_lease(&guest),
                 Some(_) => {}
             }
         }
@@ -195,7 +189,10 @@ impl Heap {
 
     /// Closes a front cache that its thread has not given up.
     fn end_lease(&self, guest: &Guest<Leased>) {
-        let last = guest.with(|leased| (leased.close(), leased.cache.stream, leased.cache.counts));
-        self.lease_ended(guest, last);
+        let counts = guest.with(|leased| {
+            self.take_freed(leased.cache.stream, leased.close());
+            leased.cache.counts
+        });
+        self.lease_ended(guest, counts);
     }
 }
