@@ -25,6 +25,7 @@ mod mesh_tests;
 mod names;
 mod plain;
 mod planted;
+mod points;
 mod pressure;
 mod proof;
 mod report;
@@ -44,6 +45,7 @@ use std::sync::{Arc, OnceLock};
 use self::core::{Core, Limbo};
 use self::names::Names;
 use self::planted::Mistake;
+use self::points::Waits;
 use self::streams::StreamNumbers;
 use super::fence::{Fence, Fences};
 use super::front_cache::{Counts, Leased};
@@ -339,18 +341,23 @@ impl Heap {
         if let Some(plain) = &self.plain {
             return plain.collect();
         }
+        self.mark_late();
         let (fences, has_limbo) = {
             let core = self.core.lock();
             if core.order.count() == 0 && core.limbo.is_empty() {
                 return Ok(false);
             }
-            let limbo = core.limbo.iter().flat_map(|limbo| limbo.fences.iter().cloned());
+            let limbo = core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned());
             let fences: Vec<Arc<Fence>> = core.order.oldest().into_iter().chain(limbo).collect();
             (fences, !core.limbo.is_empty())
         };
         let mut any = has_limbo;
         for fence in &fences {
-            any |= fence.is_reached()?;
+            any |= match fence.is_reached() {
+                // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
+                Err(error) if error.status == Status::WrongState => false,
+                answer => answer?,
+            };
         }
         if !any && !self.has(Mistake::FenceTaken) {
             return Ok(false);
@@ -395,16 +402,11 @@ impl Heap {
         if facts.is_shared {
             self.check_unpinned(address)?;
         }
-        let is_shared = facts.is_shared && !self.has(Mistake::UsersForgotten);
+        // What a graph keeps waits for nobody before the graph is given up.
+        let is_shared = facts.is_shared && !facts.is_captured && !self.has(Mistake::UsersForgotten);
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
-        let fences = match users {
-            None => Vec::new(),
-            Some(users) => {
-                let is_owner_asked = !self.has(Mistake::OwnerForgotten);
-                let streams = users.into_iter().chain(Some(stream).filter(|_| is_owner_asked));
-                streams.map(|stream| self.fences.record(self.marked(stream))).collect::<Result<Vec<_>>>()?
-            }
-        };
+        let freeing = Some(stream).filter(|_| !self.has(Mistake::OwnerForgotten));
+        let waits = users.map_or_else(|| Ok(Waits::default()), |users| self.waits(users, freeing))?;
         if !record.close_if(&facts) {
             return Ok(false);
         }
@@ -425,10 +427,10 @@ impl Heap {
         let mut core = self.core.lock();
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
-        } else if fences.is_empty() {
+        } else if waits.fences.is_empty() && waits.unmarked.is_empty() {
             core.order.free(if self.has(Mistake::WrongLane) { Stream::DEFAULT } else { stream }, block);
         } else {
-            core.limbo.push(Limbo { fences, block });
+            core.limbo.push(Limbo { waits, block });
         }
         Ok(true)
     }

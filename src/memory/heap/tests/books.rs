@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 
 use super::super::core::{Core, FITTED, Limbo};
-use super::super::{LARGE, MIDDLE};
+use super::super::{LARGE, MIDDLE, Waits};
 use super::*;
 use crate::memory::free_list::State;
 use crate::memory::order::Freed;
@@ -169,7 +169,7 @@ fn a_slot_that_is_live_and_about_to_be_free_is_found() {
     let class = size_class::class_of(256, 256).unwrap().index() as u32;
     let block = Freed { class, id: index.into(), bytes: 256 };
     heap.validate().unwrap();
-    heap.core.lock().limbo.push(Limbo { fences: Vec::new(), block });
+    heap.core.lock().limbo.push(Limbo { waits: Waits::default(), block });
     assert!(heap.validate().is_err());
     heap.core.lock().limbo.pop();
     heap.validate().unwrap();
@@ -283,7 +283,7 @@ fn a_false_entry_in_any_book_is_found() {
             |core| {
                 let block =
                     Freed { class: FITTED, id: u64::from(core.middle.capacity() - 1), bytes: 8 * KIB };
-                core.limbo.push(Limbo { fences: Vec::new(), block });
+                core.limbo.push(Limbo { waits: Waits::default(), block });
             },
             |core| drop(core.limbo.pop()),
         ),
@@ -291,7 +291,7 @@ fn a_false_entry_in_any_book_is_found() {
             "a block that waits twice",
             |core| {
                 let block = core.order.take_same(Stream::DEFAULT, FITTED).unwrap();
-                core.limbo.push(Limbo { fences: Vec::new(), block });
+                core.limbo.push(Limbo { waits: Waits::default(), block });
                 core.order.free(Stream::DEFAULT, block);
             },
             |core| drop(core.limbo.pop()),

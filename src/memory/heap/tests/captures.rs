@@ -1,0 +1,91 @@
+//! Blocks that are freed beside a capture.
+
+use super::*;
+
+fn allocate_all(heap: &Arc<Heap>, stream: Stream, count: usize) -> Vec<u64> {
+    (0..count).map(|_| heap.allocate(stream, MIB, 0, 0).unwrap()).collect()
+}
+
+/// What waits in `limbo`, and how much of it without a point.
+fn waiting(heap: &Heap) -> (usize, usize) {
+    let core = heap.core.lock();
+    let unmarked = core.limbo.iter().filter(|limbo| !limbo.waits.unmarked.is_empty());
+    (core.limbo.len(), unmarked.count())
+}
+
+#[test]
+fn a_block_that_is_freed_beside_a_capture_waits_for_its_end_and_breaks_nothing() {
+    for (freeing, using) in [(0, 1), (1, 0)] {
+        let heap = heap("sim?seed=3&capture=1", 0);
+        let simulator = heap.device.simulator().unwrap();
+        let streams = [(); 3].map(|()| heap.device.stream_create().unwrap());
+        let blocks = allocate_all(&heap, streams[2], 3);
+        for &block in &blocks {
+            heap.record_use(block, streams[using]).unwrap();
+            simulator.declare(streams[using], &[], &[slice_of(&heap, block, MIB)]).unwrap();
+        }
+        heap.capture_begins(streams[0]);
+        simulator.capture(streams[0], true).unwrap();
+        blocks.iter().for_each(|&block| heap.free(streams[freeing], block).unwrap());
+        assert_eq!(waiting(&heap), (3, 3));
+        // Whoever gets as far as asking about fences gets memory all the same, and none of these blocks.
+        let others = allocate_all(&heap, streams[2], 8);
+        assert!(!others.iter().any(|other| blocks.contains(other)));
+        heap.close_lanes().unwrap();
+        heap.collect().unwrap();
+        assert_eq!(waiting(&heap), (3, 3));
+        heap.validate().unwrap();
+        simulator.capture(streams[0], false).expect("nothing broke the capture");
+        heap.collect().unwrap();
+        assert_eq!(waiting(&heap).1, 0, "now they are behind points");
+        heap.device.synchronize().unwrap();
+        heap.collect().unwrap();
+        assert_eq!(waiting(&heap), (0, 0));
+        let again = allocate_all(&heap, streams[2], 3);
+        for &block in &again {
+            simulator.declare(streams[2], &[], &[slice_of(&heap, block, MIB)]).unwrap();
+        }
+        heap.device.synchronize().unwrap();
+        assert_eq!(heap.device.race_count(), 0);
+        heap.validate().unwrap();
+    }
+}
+
+#[test]
+fn what_a_capture_allocated_is_freed_without_an_event() {
+    // Calls about events are counted.
+    let heap = heap("sim?capture=1&kind=event&fail_nth=0", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let [stream, user] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    heap.capture_begins(stream);
+    simulator.capture(stream, true).unwrap();
+    let block = heap.allocate(stream, MIB, 0, 0).unwrap();
+    heap.record_use(block, user).unwrap();
+    heap.free(stream, block).unwrap();
+    assert_eq!((waiting(&heap), heap.device.call_count()), ((0, 0), 0));
+    assert_eq!(heap.allocate(stream, MIB, 0, 0).unwrap(), block, "the same capture may have it");
+    heap.free(stream, block).unwrap();
+    simulator.capture(stream, false).unwrap();
+    heap.capture_released(stream, user);
+    assert_eq!(heap.allocate(user, MIB, 0, 0).unwrap(), block);
+}
+
+#[test]
+fn the_default_stream_gets_no_event_while_a_stream_that_it_waits_for_is_captured() {
+    let heap = heap("sim?capture=1", 64 * MIB);
+    let simulator = heap.device.simulator().unwrap();
+    let [captured, other] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    let shared = heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+    heap.record_use(shared, other).unwrap();
+    let blocks = allocate_all(&heap, Stream::DEFAULT, 40);
+    simulator.capture(captured, true).unwrap();
+    heap.free(Stream::DEFAULT, shared).unwrap();
+    blocks.into_iter().for_each(|block| heap.free(Stream::DEFAULT, block).unwrap());
+    // A thread that has nothing to do with the capture runs out of memory: the whole ladder.
+    assert_eq!(heap.allocate(other, 60 * MIB, 0, 0).unwrap_err().status, Status::OutOfMemory);
+    heap.give_back().unwrap();
+    simulator.capture(captured, false).expect("nothing broke the capture");
+    give_all_back(&heap);
+    heap.allocate(other, 60 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+}
