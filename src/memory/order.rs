@@ -262,6 +262,13 @@ impl Order {
         blocks
     }
 
+    /// What was freed on a stream is another's from here on, which nobody has used before.
+    pub(super) fn rename(&mut self, stream: Stream, heir: Stream) {
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) {
+            lane.stream = heir;
+        }
+    }
+
     /// All blocks, in no order.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &Freed> {
         self.lanes.iter().flat_map(|lane| {

@@ -12,6 +12,7 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
+use super::lane::gone_lane;
 use super::planted::Mistake;
 use crate::device::Stream;
 use crate::error::Result;
@@ -142,15 +143,24 @@ impl Heap {
         self.retire_lanes_of(stream);
         let known: Vec<Stream> = self.core.lock().order.streams();
         let known: Vec<Stream> = known.into_iter().filter(|lane| self.enqueued(*lane) == stream).collect();
+        let mut refused = Ok(());
         for lane in known {
-            if !self.has(Mistake::StreamNotAwaited) {
-                self.device.stream_synchronize(self.marked(lane))?;
-            }
+            let is_awaited = !self.has(Mistake::StreamNotAwaited);
+            let waited = if is_awaited { self.device.stream_synchronize(self.marked(lane)) } else { Ok(()) };
             let mut core = self.core.lock();
-            let blocks = core.order.take_stream(lane);
-            Self::give_all(&mut core, blocks)?;
+            match waited {
+                Ok(()) => {
+                    let blocks = core.order.take_stream(lane);
+                    Self::give_all(&mut core, blocks)?;
+                }
+                // It goes all the same, and its value may be the next stream's.
+                Err(error) => {
+                    core.order.rename(lane, gone_lane());
+                    refused = Err(error);
+                }
+            }
         }
-        self.forget_user(stream)
+        refused.and(self.forget_user(stream))
     }
 
     /// Takes a stream that goes out of the lists of those that used a block: its free could not ask it any more.
@@ -162,15 +172,19 @@ impl Heap {
         if !is_known {
             return Ok(());
         }
-        self.device.stream_synchronize(stream)?;
+        let waited = self.device.stream_synchronize(stream);
+        // Where it cannot be waited for, something that the device does not know stands in for it.
+        let heir = waited.is_err().then(gone_lane);
+        let forget = |users: &mut Vec<Stream>| {
+            let count = users.len();
+            users.retain(|lane| self.enqueued(*lane) != stream);
+            users.extend(heir.filter(|_| users.len() < count));
+        };
         match &self.plain {
-            Some(plain) => plain.forget_user(stream),
-            None => {
-                let mut shared = self.shared.lock();
-                shared.values_mut().for_each(|users| users.retain(|lane| self.enqueued(*lane) != stream));
-            }
+            Some(plain) => plain.change_users(forget),
+            None => self.shared.lock().values_mut().for_each(forget),
         }
-        Ok(())
+        waited
     }
 
     /// Ends the heap: every front cache is closed, so that no thread allocates any more.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::super::fence::Fence;
 use super::Heap;
 use super::core::Limbo;
+use super::lane::is_gone_lane;
 use super::planted::Mistake;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -32,6 +33,9 @@ pub(super) fn is_gone(error: &Error) -> bool {
 impl Heap {
     /// Whether a point can be had on a lane now.
     pub(super) fn takes_points(&self, lane: Stream) -> Result<bool> {
+        if is_gone_lane(lane) {
+            return Err(Error::argument("the stream is gone, and its work was not waited for"));
+        }
         let is_asked = self.device.description().capabilities.capture;
         Ok(!is_asked || self.device.stream_takes_events(self.marked(lane))?)
     }
@@ -65,6 +69,10 @@ impl Heap {
             match self.mark(lane) {
                 Ok(Some(fence)) => waits.fences.push(fence),
                 Ok(None) => waits.unmarked.push(lane),
+                // One that is gone has no end to record; it is the device that is waited for, now or later.
+                Err(error) if is_gone(&error) && freeing != Some(lane) => {
+                    waits.unmarked.extend(Some(lane).filter(|_| !self.outlasts_gone()));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -1,4 +1,4 @@
-//! Blocks that are freed beside a capture.
+//! Blocks and streams that are being captured or that went without a wait.
 
 use super::*;
 
@@ -88,4 +88,63 @@ fn the_default_stream_gets_no_event_while_a_stream_that_it_waits_for_is_captured
     give_all_back(&heap);
     heap.allocate(other, 60 * MIB, 0, 0).unwrap();
     heap.validate().unwrap();
+}
+
+#[test]
+fn a_stream_that_cannot_be_waited_for_leaves_no_block_that_cannot_be_freed() {
+    for base in ["host?kind=stream&error=device", "host?virtual=0&kind=stream&error=device"] {
+        let first = heap(&format!("{base}&fail_nth=0"), 0).device.call_count() + 1;
+        let mut refused = 0;
+        for nth in first.. {
+            let heap = heap(&format!("{base}&fail_nth={nth}"), 0);
+            let (Ok(own), Ok(user)) = (heap.device.stream_create(), heap.device.stream_create()) else {
+                continue;
+            };
+            let Ok(used) = heap.allocate(own, MIB, 0, 0) else { continue };
+            let Ok(freed) = heap.allocate(user, MIB, 0, 0) else { continue };
+            heap.record_use(used, user).unwrap();
+            heap.free(user, freed).unwrap();
+            refused += u32::from(heap.forget_stream(user).is_err());
+            heap.device.stream_destroy(user).unwrap();
+            if heap.free(own, used).is_err() {
+                heap.free(own, used).unwrap_or_else(|error| panic!("{base} {nth}: {error}"));
+            }
+            // Only the call that was chosen fails.
+            for _ in 0..4 {
+                drop((heap.give_back(), heap.device.synchronize()));
+            }
+            assert_eq!(waiting(&heap), (0, 0), "{base} {nth}");
+            let held = heap.statistics();
+            assert_eq!((held.live_bytes, held.ordered_bytes), (0, 0), "{base} {nth}");
+            heap.validate().unwrap();
+            if heap.device.call_count() < nth {
+                break;
+            }
+        }
+        assert!(refused > 0, "{base}");
+    }
+}
+
+#[test]
+fn the_next_stream_of_the_same_value_gets_nothing_that_was_not_waited_for() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let stream = heap.device.stream_create().unwrap();
+    let blocks = allocate_all(&heap, stream, 3);
+    heap.free(stream, blocks[0]).unwrap();
+    heap.record_use(blocks[1], stream).unwrap();
+    // A capture refuses the wait.
+    simulator.capture(stream, true).unwrap();
+    assert!(heap.forget_stream(stream).is_err());
+    assert!(simulator.capture(stream, false).is_err());
+    assert_eq!(heap.core.lock().order.take_same(stream, class_of_mib()), None);
+    heap.free(Stream::DEFAULT, blocks[1]).unwrap();
+    heap.free(Stream::DEFAULT, blocks[2]).unwrap();
+    give_all_back(&heap);
+    assert_eq!(heap.statistics().ordered_bytes, 0);
+    heap.validate().unwrap();
+}
+
+fn class_of_mib() -> u32 {
+    crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
