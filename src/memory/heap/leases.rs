@@ -27,8 +27,9 @@ const PREFILL_MAX: u64 = 64;
 impl Heap {
     /// A freed block of the capture under way on a stream; `bytes` tells large ones apart.
     pub(super) fn take_captured(&self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+        let number = self.names.read().streams.find(stream)?;
         let mut captured = self.captured.lock();
-        let blocks = captured.get_mut(&stream.0)?;
+        let blocks = captured.get_mut(&number)?;
         let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);
         let at = blocks.iter().rposition(fits)?;
         Some(blocks.swap_remove(at))
@@ -42,7 +43,8 @@ impl Heap {
     /// What was allocated and freed during the captures of a stream goes back in the order of `stream`: all launches of
     /// their graphs were enqueued before.
     pub fn capture_released(&self, capture: Stream, stream: Stream) {
-        let blocks = self.captured.lock().remove(&self.lane(capture).0).unwrap_or_default();
+        let number = self.names.read().streams.find(self.lane(capture));
+        let blocks = number.and_then(|number| self.captured.lock().remove(&number)).unwrap_or_default();
         self.take_freed(self.lane(stream), blocks);
     }
 

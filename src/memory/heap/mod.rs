@@ -117,8 +117,8 @@ pub struct Heap {
     shared: Mutex<HashMap<u64, Vec<Stream>>>,
     /// How often blocks are pinned, by address.
     pinned: Mutex<HashMap<u64, u32>>,
-    /// Freed blocks that a graph may use, by the stream of the capture.
-    captured: Mutex<HashMap<u64, Vec<Freed>>>,
+    /// Freed blocks that a graph may use, by the number of the capture's stream, which is not another's before.
+    captured: Mutex<HashMap<u16, Vec<Freed>>>,
     ladder: pressure::Ladder,
     /// Whether more is held than can still be had; see `fitted`.
     is_short: AtomicBool,
@@ -407,9 +407,16 @@ impl Heap {
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
         let freeing = Some(stream).filter(|_| !self.has(Mistake::OwnerForgotten));
         let waits = users.map_or_else(|| Ok(Waits::default()), |users| self.waits(users, freeing))?;
+        // A number that nobody's record has any more is named here before the lock is let go.
+        let mut captured = facts.is_captured.then(|| self.captured.lock());
         if !record.close_if(&facts) {
             return Ok(false);
         }
+        if let Some(captured) = &mut captured {
+            // The graph keeps the address: nobody else gets the memory before the graph is given up.
+            captured.entry(facts.stream).or_default().push(block);
+        }
+        drop(captured);
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
         self.slow.freed_bytes.fetch_add(facts.bytes, Ordering::Relaxed);
         if facts.is_shared {
@@ -419,9 +426,6 @@ impl Heap {
             self.core.lock().count_rare(facts.bytes, false);
         }
         if facts.is_captured {
-            // The graph keeps the address: nobody else gets the memory before the graph is given up.
-            let capture = self.names.read().streams.stream(facts.stream).map_or(0, |stream| stream.0);
-            self.captured.lock().entry(capture).or_default().push(block);
             return Ok(true);
         }
         let mut core = self.core.lock();

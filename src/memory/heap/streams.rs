@@ -3,9 +3,9 @@
 //! What it does: a number for a stream, and the stream of a number. What it does not: order anything; blocks that were
 //! freed are kept by the stream itself, so nobody gets another one's with its number.
 //! Invariants: `numbers` and `used` say the same. A number is in use, gone or free. One that is gone still names its
-//! stream for the blocks that live on, and is given again only when a walk over all live records has not met it. Nobody
-//! allocates on a stream that goes, so no record comes to name it later.
-//! Lock order: inside the heap's lock of names, under which no other lock is taken but that of plain blocks.
+//! stream for the blocks that live on, and is given again only when a walk over all live records, and over what graphs
+//! keep, has not met it. Nobody allocates on a stream that goes, so no record comes to name it later.
+//! Lock order: inside the heap's lock of names, under which those of plain blocks and of captured ones are taken.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,7 +33,7 @@ pub(super) struct StreamNumbers {
 
 impl StreamNumbers {
     /// The number of a stream that is in use.
-    fn find(&self, stream: Stream) -> Option<u16> {
+    pub(super) fn find(&self, stream: Stream) -> Option<u16> {
         self.numbers.get(&stream.0).copied()
     }
 
@@ -120,16 +120,18 @@ impl Heap {
         }
     }
 
-    /// Marks the numbers that live records name.
+    /// Marks the numbers that live records name, and by which graphs keep memory.
     fn mark_streams(&self, named: &mut [bool]) {
         let mut mark = |number: u16| named[usize::from(number)] = true;
         match &self.plain {
-            Some(plain) => plain.named_streams().into_iter().for_each(mark),
+            Some(plain) => plain.named_streams().into_iter().for_each(&mut mark),
             None => {
                 let records = self.regions.iter().flat_map(|(_, region)| region.records.live());
                 records.for_each(|(_, facts)| mark(facts.stream));
             }
         }
+        // After the records: a block goes from there to here.
+        self.captured.lock().keys().for_each(|&number| mark(number));
     }
 }
 
@@ -178,6 +180,20 @@ mod tests {
             heap.thread_ended(lane);
         }
         assert!(heap.names.read().streams.used.len() <= GONE_MAX + 1);
+    }
+
+    #[test]
+    fn a_number_by_which_a_graph_keeps_memory_is_not_given_again() {
+        let heap = heap("host", 0);
+        let stream = heap.device.stream_create().unwrap();
+        let number = heap.stream_number(stream).unwrap();
+        heap.captured.lock().insert(number, Vec::new());
+        heap.retire(stream);
+        for other in 1..2 * GONE_MAX as u64 {
+            assert_ne!(heap.stream_number(Stream(1 << 40 | other)).unwrap(), number);
+            heap.retire(Stream(1 << 40 | other));
+        }
+        heap.captured.lock().clear();
     }
 
     #[test]

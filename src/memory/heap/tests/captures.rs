@@ -1,6 +1,7 @@
 //! Blocks and streams that are being captured or that went without a wait.
 
 use super::*;
+use crate::memory::order::Freed;
 
 fn allocate_all(heap: &Arc<Heap>, stream: Stream, count: usize) -> Vec<u64> {
     (0..count).map(|_| heap.allocate(stream, MIB, 0, 0).unwrap()).collect()
@@ -87,6 +88,29 @@ fn the_default_stream_gets_no_event_while_a_stream_that_it_waits_for_is_captured
     simulator.capture(captured, false).expect("nothing broke the capture");
     give_all_back(&heap);
     heap.allocate(other, 60 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+}
+
+#[test]
+fn what_a_capture_left_is_nobody_elses_when_its_stream_has_gone() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let stream = heap.device.stream_create().unwrap();
+    simulator.capture(stream, true).unwrap();
+    let blocks = allocate_all(&heap, stream, 2);
+    heap.free(stream, blocks[0]).unwrap();
+    simulator.capture(stream, false).unwrap();
+    heap.forget_stream(stream).unwrap();
+    // The driver gives the value to the next stream.
+    simulator.capture(stream, true).unwrap();
+    heap.free(stream, blocks[1]).unwrap();
+    let taken = allocate_all(&heap, stream, 2);
+    assert!(!taken.iter().any(|block| blocks.contains(block)), "its graph may still be launched");
+    taken.iter().for_each(|&block| heap.free(stream, block).unwrap());
+    simulator.capture(stream, false).unwrap();
+    heap.capture_released(stream, Stream::DEFAULT);
+    let left: Vec<Freed> = heap.captured.lock().values().flatten().copied().collect();
+    assert_eq!(left.len(), 2, "the new stream's are released, the old one's stay");
     heap.validate().unwrap();
 }
 
