@@ -9,8 +9,8 @@
 //! Invariants: `bytes` is the sum over the stacks; a closed cache is empty, has let go of its heap, and stays closed.
 //! Lock order: none taken here; the heap's locks may be taken inside a guest's visit, never the other way round.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use super::heap::Heap;
 use super::order::Freed;
@@ -35,6 +35,8 @@ static CLOSED: AtomicU64 = AtomicU64::new(0);
 /// What is leased: the cache and, until it is closed, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
+    /// The same, for when it is closed.
+    home: Weak<Heap>,
     /// Holds the token of the key as long as it is valid and the cache open.
     is_alive: &'static AtomicU64,
     pub(super) cache: FrontCache,
@@ -199,18 +201,22 @@ impl Key {
     }
 }
 
-/// The heap and the stream, if it was not closed before.
+/// The heap, if it is still there, and the stream.
 fn give_up(owner: &Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
-    let ended = owner.with(|leased| {
+    let (ended, home, stream) = owner.with(|leased| {
+        let stream = leased.cache.stream;
         // Without a heap it was closed, and what it held and did was taken over.
-        let heap = leased.heap.clone()?;
-        heap.take_freed(leased.cache.stream, leased.close());
-        Some((heap, leased.cache.stream, leased.cache.counts))
-    });
-    let (heap, stream, counts) = ended.flatten()?;
-    heap.lease_ended(&owner.guest(), counts);
-    Some((heap, stream))
+        let ended = leased.heap.clone().map(|heap| {
+            heap.take_freed(stream, leased.close());
+            (heap, leased.cache.counts)
+        });
+        (ended, Weak::clone(&leased.home), stream)
+    })?;
+    if let Some((heap, counts)) = ended {
+        heap.lease_ended(&owner.guest(), counts);
+    }
+    Some((home.upgrade()?, stream))
 }
 
 fn leave(owner: &Owner<Leased>) {
@@ -219,7 +225,7 @@ fn leave(owner: &Owner<Leased>) {
         return;
     }
     if let Some((heap, stream)) = give_up(owner) {
-        heap.thread_ended(stream);
+        heap.thread_left(stream);
     }
 }
 
@@ -406,12 +412,15 @@ pub(super) fn adopt(
     thread_end::call_at_end(end_desk);
     let mut fresh = FrontCache::new(heap, (stream, stream_number), limit_bytes);
     heap.fill(&mut fresh);
-    let (owner, guest) = lease(Leased { heap: Some(Arc::clone(heap)), is_alive, cache: fresh });
+    let (owner, guest) =
+        lease(Leased { heap: Some(Arc::clone(heap)), home: Arc::downgrade(heap), is_alive, cache: fresh });
     heap.lease_began(guest);
     let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();
     // Outside of the list: giving up calls the heap.
-    if let Some(former) = former {
-        give_up(&former);
+    if let Some((home, lane)) = former.as_ref().and_then(give_up)
+        && !(Arc::ptr_eq(&home, heap) && lane == stream)
+    {
+        home.thread_left(lane);
     }
 }
 

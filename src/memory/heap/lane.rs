@@ -34,7 +34,7 @@ fn thread_number() -> u64 {
     })
 }
 
-pub(super) fn is_of_a_thread(lane: Stream) -> bool {
+pub(in crate::memory) fn is_of_a_thread(lane: Stream) -> bool {
     lane.0 & THREAD_LANE != 0
 }
 

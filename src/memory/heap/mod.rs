@@ -62,6 +62,7 @@ use crate::sync::{Mutex, RwLock};
 use crate::sys::lease::Guest;
 use crate::sys::ticker::{self, Ticker};
 
+pub(in crate::memory) use self::lane::is_of_a_thread;
 pub use self::mesh::Defragmented;
 pub(in crate::memory) use self::plain::PlainBlocks;
 pub use self::pressure::LadderCounts;
@@ -342,6 +343,7 @@ impl Heap {
             return plain.collect();
         }
         self.mark_late();
+        self.close_ended()?;
         let (fences, has_limbo) = {
             let core = self.core.lock();
             if core.order.count() == 0 && core.limbo.is_empty() {

@@ -101,6 +101,12 @@ impl Heap {
         self.core.lock().limbo.append(&mut late);
     }
 
+    /// Puts what threads left that have ended behind points. Not at their end: a driver may be gone from them already.
+    pub(super) fn close_ended(&self) -> Result<()> {
+        let over = self.core.lock().order.over();
+        over.into_iter().try_for_each(|lane| self.close_lane(lane))
+    }
+
     /// Puts what a lane freed behind a point, if one can be had.
     pub(super) fn close_lane(&self, lane: Stream) -> Result<()> {
         match self.takes_points(lane) {

@@ -113,10 +113,12 @@ impl Heap {
         known.into_iter().filter(|lane| self.enqueued(*lane) == stream).for_each(|lane| self.retire(lane));
     }
 
-    /// A thread has ended that had a front cache for a stream; where that was a lane of its own, nobody uses it again.
-    pub(in crate::memory) fn thread_ended(&self, lane: Stream) {
+    /// A thread has no front cache for a stream any more: it has ended, or uses many others. Where that was a lane of
+    /// its own, nobody else uses it.
+    pub(in crate::memory) fn thread_left(&self, lane: Stream) {
         if is_of_a_thread(lane) {
             self.retire(lane);
+            self.core.lock().order.end(lane);
         }
     }
 
@@ -177,9 +179,29 @@ mod tests {
             let lane = Stream(1 << 63 | thread);
             let number = heap.stream_number(lane).unwrap();
             assert_eq!(heap.stream_number(lane).unwrap(), number);
-            heap.thread_ended(lane);
+            heap.thread_left(lane);
         }
         assert!(heap.names.read().streams.used.len() <= GONE_MAX + 1);
+    }
+
+    #[test]
+    fn lanes_of_threads_that_ended_are_closed_and_go() {
+        let heap = heap("host", 0);
+        for thread in 0..200 {
+            // As a thread that serves one request on the per-thread default stream.
+            let lane = Stream(1 << 63 | thread);
+            let blocks = [(); 3].map(|()| heap.allocate(lane, 1 << 20, 0, 0).unwrap());
+            blocks.into_iter().for_each(|address| heap.free(lane, address).unwrap());
+            heap.thread_left(lane);
+            heap.device.synchronize().unwrap();
+            heap.collect().unwrap();
+            heap.device.synchronize().unwrap();
+            heap.collect().unwrap();
+        }
+        let lanes = heap.core.lock().order.streams().len();
+        assert!(lanes <= 1, "{lanes} lanes of threads that ended");
+        assert!(heap.core.lock().order.bytes() <= 8 << 20, "nobody has to run out of memory for that");
+        heap.validate().unwrap();
     }
 
     #[test]
