@@ -2131,13 +2131,16 @@ kavern_status kavern_capture_begin(kavern_manager *manager,
  * Gives up what was allocated and freed in the captures of a stream: their graphs are not launched any more.
  *
  * Stream: the memory is free once `stream` is past this point; all launches of the graphs come before it.
+ * The captured stream has to live until then: what its captures hold when it goes stays theirs until the manager goes.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
  * Threads: any.
  * Since: 0.1
  *
  * Safety: Registered streams must be alive.
  */
-kavern_status kavern_capture_release(kavern_manager *manager, void *captured_stream, void *stream);
+kavern_status kavern_capture_release(kavern_manager *manager,
+                                     void *captured_stream,
+                                     void *stream);
 
 /**
  * Fills a configuration with its defaults; groups and a capacity are still to be set.

@@ -276,6 +276,13 @@ fn eight_threads_use_and_destroy_the_same_handles() {
     }
 }
 
+#[test]
+fn threads_that_free_in_their_last_destructors_leave_nothing_behind() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("late_frees", &["late_frees.c"])));
+    }
+}
+
 /// `KAVERN_SOAK` makes it ten minutes, `KAVERN_SOAK_SECONDS` any time.
 #[test]
 #[expect(clippy::disallowed_macros, reason = "what a long run did is told to whoever runs it")]

@@ -134,6 +134,7 @@ pub unsafe extern "C" fn kavern_capture_begin(
 /// Gives up what was allocated and freed in the captures of a stream: their graphs are not launched any more.
 ///
 /// Stream: the memory is free once `stream` is past this point; all launches of the graphs come before it.
+/// The captured stream has to live until then: what its captures hold when it goes stays theirs until the manager goes.
 /// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
 /// Threads: any.
 /// Since: 0.1

@@ -243,6 +243,11 @@ impl Device for Faulty {
         self.inner.stream_is_capturing(stream)
     }
 
+    fn stream_takes_events(&self, stream: Stream) -> Result<bool> {
+        self.act(Kind::Stream, "stream_takes_events")?;
+        self.inner.stream_takes_events(stream)
+    }
+
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()> {
         self.act(Kind::Stream, "stream_callback")?;
         self.inner.stream_callback(stream, callback)

@@ -167,6 +167,9 @@ pub trait Simulator {
     fn declare(&self, stream: Stream, reads: &[DeviceSlice], writes: &[DeviceSlice]) -> Result<()>;
     /// Picks from here on from another seed; what was found so far stays.
     fn reseed(&self, seed: u64) -> Result<()>;
+    /// Begins or ends a capture of a stream, of a device that was opened with `capture=1`. Nothing is recorded; what
+    /// may not be done beside a capture is refused and breaks it, as its end then says.
+    fn capture(&self, stream: Stream, is_on: bool) -> Result<()>;
     /// What was found and done so far.
     fn report(&self) -> Result<Report>;
 }
@@ -207,6 +210,10 @@ pub trait Device: Send + Sync {
     fn stream_wait_event(&self, stream: Stream, event: Event) -> Result<()>;
     /// Whether the stream is being captured into a graph.
     fn stream_is_capturing(&self, stream: Stream) -> Result<bool>;
+    /// Whether an event can be recorded on the stream and asked for, and the stream be made to wait for one, outside of
+    /// any graph: not while it is captured, and not on a default stream that a captured stream is in order with. To ask
+    /// breaks no capture.
+    fn stream_takes_events(&self, stream: Stream) -> Result<bool>;
     /// Runs `callback` on a thread of the backend when the stream gets there; it may not call the device.
     /// On a lost device it is dropped without having run.
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()>;

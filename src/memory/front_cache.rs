@@ -11,8 +11,8 @@
 //! empty and stays closed.
 //! Lock order: none taken here; the heap's locks may be taken inside a guest's visit, never the other way round.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use super::heap::Heap;
 use super::order::Freed;
@@ -23,7 +23,7 @@ use crate::device::Stream;
 use crate::sys::desk::{Desk, Seats, Words, at_desk, at_seat};
 use crate::sys::fork;
 use crate::sys::lease::{Owner, Work, lease};
-use crate::sys::ticker;
+use crate::sys::{thread_end, ticker};
 
 /// Caches of one thread; the one unused longest makes room.
 const LEASES_MAX: usize = 32;
@@ -40,6 +40,8 @@ static CLOSED: AtomicU64 = AtomicU64::new(0);
 /// What is leased: the cache and, while a thread uses it, its heap.
 pub(super) struct Leased {
     heap: Option<Arc<Heap>>,
+    /// The same, also when no thread uses it.
+    home: Weak<Heap>,
     /// Holds the token of the key as long as it is valid and a thread uses the cache.
     is_alive: &'static AtomicU64,
     is_closed: bool,
@@ -270,14 +272,16 @@ impl Key {
     }
 }
 
-/// Leaves a cache to the next thread of its stream. The heap and the stream, if it was not closed before.
+/// Leaves a cache to the next thread of its stream. The heap, if it is still there, and the stream.
 fn set_down(owner: Owner<Leased>) -> Option<(Arc<Heap>, Stream)> {
     // As its owner, which costs the other threads nothing.
-    let (heap, stream) = owner.with(|leased| (leased.set_down(), leased.cache.stream))?;
+    let parts = |leased: &mut Leased| (leased.set_down(), Weak::clone(&leased.home), leased.cache.stream);
+    let (heap, home, stream) = owner.with(parts)?;
     // Without a heap it was closed, and what it held and did was taken over.
-    let heap = heap?;
-    heap.park(owner, stream);
-    Some((heap, stream))
+    if let Some(heap) = heap {
+        heap.park(owner, stream);
+    }
+    Some((home.upgrade()?, stream))
 }
 
 fn leave(owner: Owner<Leased>) {
@@ -285,8 +289,13 @@ fn leave(owner: Owner<Leased>) {
     if !fork::is_forked_child()
         && let Some((heap, stream)) = set_down(owner)
     {
-        heap.thread_ended(stream);
+        heap.thread_left(stream);
     }
+}
+
+/// For threads whose first use of this library is in the destructors of their thread-specific values.
+fn end_desk() {
+    let _ = LEASES.try_with(Desk::end);
 }
 
 static SEATS: Seats<Leased> = Seats::new();
@@ -472,12 +481,11 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
 #[cold]
 #[inline(never)]
 fn push_out(key: Key, class: usize) {
-    let pushed =
-        with(key, |heap, cache| Answer::Done((Arc::clone(heap), cache.stream, cache.push_out(class))));
-    // Outside of the lease, because others may be waiting for it with the heap's lock in hand.
-    if let Answer::Done((heap, stream, freed)) = pushed {
-        heap.take_freed(stream, freed);
-    }
+    let _ = with(key, |heap, cache| {
+        // Within the lease: who takes everything out for a stream that goes must not miss what is under way.
+        heap.take_freed(cache.stream, cache.push_out(class));
+        Answer::Done(())
+    });
 }
 
 /// Gives this thread a cache for the key: one that another thread left, or one filled with blocks that the stream may
@@ -490,23 +498,26 @@ pub(super) fn adopt(
     limit_bytes: u64,
 ) {
     // In the destructors of a thread that ends, the desk may be gone: a cache would be nobody's.
-    if LEASES.try_with(|_| ()).is_err() {
+    if LEASES.try_with(Desk::is_over).unwrap_or(true) {
         return;
     }
+    thread_end::call_at_end(end_desk);
     let take = |owner: &Owner<Leased>| owner.with(|leased| leased.pick_up(heap, is_alive, stream_number));
     let parked = std::iter::from_fn(|| heap.unpark(stream)).find(|owner| take(owner) == Some(true));
     let owner = parked.unwrap_or_else(|| {
         let mut cache = FrontCache::new(heap, (stream, stream_number), limit_bytes);
         heap.fill(&mut cache);
-        let (owner, guest) =
-            lease(Leased { heap: Some(Arc::clone(heap)), is_alive, is_closed: false, cache });
+        let (its, home) = (Some(Arc::clone(heap)), Arc::downgrade(heap));
+        let (owner, guest) = lease(Leased { heap: its, home, is_alive, is_closed: false, cache });
         heap.lease_began(guest);
         owner
     });
     let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();
     // Outside of the list: setting down calls the heap.
-    if let Some(former) = former {
-        set_down(former);
+    if let Some((home, lane)) = former.and_then(set_down)
+        && !(Arc::ptr_eq(&home, heap) && lane == stream)
+    {
+        home.thread_left(lane);
     }
 }
 

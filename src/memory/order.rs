@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::fence::Fence;
+use super::heap::is_of_a_thread;
 use super::size_class;
 use crate::device::Stream;
 use crate::error::{Error, Result};
@@ -48,6 +49,8 @@ struct Lane {
     open_bytes: u64,
     /// Oldest first. If one has not been reached, neither has any later one.
     closed: VecDeque<Batch>,
+    /// Whoever freed here has ended.
+    is_over: bool,
 }
 
 /// All that was freed and is not anybody's yet.
@@ -225,6 +228,19 @@ impl Order {
         lanes.map(|lane| lane.stream).collect()
     }
 
+    /// Nobody frees on a stream any more.
+    pub(super) fn end(&mut self, stream: Stream) {
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) {
+            lane.is_over = true;
+        }
+    }
+
+    /// Streams that are over and of which something stands behind no event.
+    pub(super) fn over(&self) -> Vec<Stream> {
+        let lanes = self.lanes.iter().filter(|lane| lane.is_over && lane.open_count > 0);
+        lanes.map(|lane| lane.stream).collect()
+    }
+
     /// Streams of which something is held.
     pub(super) fn streams(&self) -> Vec<Stream> {
         self.lanes.iter().map(|lane| lane.stream).collect()
@@ -246,7 +262,9 @@ impl Order {
         }
         self.count -= reached.len();
         self.bytes -= reached.iter().map(|block| block.bytes).sum::<u64>();
-        self.lanes.retain(|lane| lane.open_count > 0 || !lane.closed.is_empty() || !lane.open.is_empty());
+        // The next blocks of a stream find their lists, but threads come and go.
+        let may_stay = |lane: &Lane| !lane.open.is_empty() && !is_of_a_thread(lane.stream);
+        self.lanes.retain(|lane| lane.open_count > 0 || !lane.closed.is_empty() || may_stay(lane));
         reached
     }
 
@@ -260,6 +278,13 @@ impl Order {
         self.bytes -= closed.iter().map(|block| block.bytes).sum::<u64>();
         blocks.extend(closed);
         blocks
+    }
+
+    /// What was freed on a stream is another's from here on, which nobody has used before.
+    pub(super) fn rename(&mut self, stream: Stream, heir: Stream) {
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) {
+            lane.stream = heir;
+        }
     }
 
     /// All blocks, in no order.
@@ -313,7 +338,14 @@ fn is_run(block: &Freed, class: u32, bytes: u64) -> bool {
 
 impl Lane {
     fn of(stream: Stream) -> Self {
-        Self { stream, open: Vec::new(), open_count: 0, open_bytes: 0, closed: VecDeque::new() }
+        Self {
+            stream,
+            open: Vec::new(),
+            open_count: 0,
+            open_bytes: 0,
+            closed: VecDeque::new(),
+            is_over: false,
+        }
     }
 
     /// Notes that a block has left the open ones.

@@ -8,6 +8,7 @@
 //! an owner on the thread's desk, and is taken away before the owner leaves that. No locks.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::mem::take;
 use std::ptr::null;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::LocalKey;
@@ -132,6 +133,7 @@ pub struct Desk<T: 'static> {
     seats: &'static Seats<T>,
     /// That of this thread, once it has one.
     seat: Cell<Option<&'static Seat<T>>>,
+    is_over: Cell<bool>,
     /// Called with each owner that is left when the thread ends.
     leave: fn(Owner<T>),
 }
@@ -181,6 +183,7 @@ impl<T: 'static> Desk<T> {
             owners: RefCell::new(Vec::new()),
             seats,
             seat: Cell::new(None),
+            is_over: Cell::new(false),
             leave,
         }
     }
@@ -217,6 +220,9 @@ impl<T: 'static> Desk<T> {
     /// Puts an owner down. Those that make room for it come back: one of the same key, else the one unused longest if
     /// there are `most` already. So does the new one if the thread works on the one that would go.
     pub fn put(&self, words: Words, owner: Owner<T>, most: usize) -> Option<Owner<T>> {
+        if self.is_over.get() {
+            return Some(owner);
+        }
         let Ok(mut owners) = self.owners.try_borrow_mut() else { return Some(owner) };
         let stale = owners.iter().position(|(other, _)| *other == words);
         let full = owners.len() >= most;
@@ -243,16 +249,30 @@ impl<T: 'static> Desk<T> {
     }
 }
 
-impl<T: 'static> Drop for Desk<T> {
-    fn drop(&mut self) {
+impl<T: 'static> Desk<T> {
+    /// Takes all owners out, gets up, and takes none any more: the thread ends. For where the destructor may not run.
+    pub fn end(&self) {
+        self.is_over.set(true);
         self.clear();
         if let Some(seat) = self.seat.take() {
             // Release: whoever takes it finds it cleared.
             seat.taken.store(0, Ordering::Release);
         }
-        for (_, owner) in self.owners.get_mut().drain(..) {
+        let owners = self.owners.try_borrow_mut().map_or_else(|_| Vec::new(), |mut owners| take(&mut owners));
+        for (_, owner) in owners {
             (self.leave)(owner);
         }
+    }
+
+    /// Whether it takes no owner any more.
+    pub fn is_over(&self) -> bool {
+        self.is_over.get()
+    }
+}
+
+impl<T: 'static> Drop for Desk<T> {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -331,6 +351,34 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(std::thread::spawn(turn).join().unwrap(), (true, true));
         }
+    }
+
+    #[test]
+    fn a_desk_that_has_ended_has_given_everything_back_and_takes_nothing() {
+        static LATE: Seats<u64> = Seats::new();
+        thread_local!(static LEFT: Cell<u64> = const { Cell::new(0) });
+        thread_local!(static LATE_DESK: Desk<u64> = const {
+            Desk::new(&LATE, |owner| LEFT.set(LEFT.get() + owner.with(|value| *value).unwrap()))
+        });
+        std::thread::spawn(|| {
+            let find = || at_desk(&LATE_DESK, &LATE, [1, 2], |value| *value);
+            LATE_DESK.with(|desk| assert!(desk.put([1, 2], lease(5).0, 1).is_none()));
+            assert_eq!(find(), Some(5));
+            LATE_DESK.with(Desk::end);
+            assert_eq!((LEFT.get(), find()), (5, None));
+            assert!(LATE.0.iter().all(|seat| seat.taken.load(Ordering::Relaxed) == 0));
+            LATE_DESK.with(|desk| {
+                assert!(desk.is_over());
+                let back = desk.put([1, 2], lease(6).0, 1).and_then(|owner| owner.with(|value| *value));
+                assert_eq!(back, Some(6));
+            });
+            assert_eq!(find(), None);
+            assert!(LATE.0.iter().all(|seat| seat.taken.load(Ordering::Relaxed) == 0));
+            LATE_DESK.with(Desk::end);
+            assert_eq!(LEFT.get(), 5);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -15,4 +15,5 @@ pub mod reserve;
 pub mod shm;
 pub mod steady;
 pub mod tally;
+pub mod thread_end;
 pub mod ticker;

@@ -112,6 +112,12 @@ impl Device for Cuda {
         copy::is_capturing(&entered, stream.raw)
     }
 
+    fn stream_takes_events(&self, stream: Stream) -> Result<bool> {
+        let entered = self.context.enter()?;
+        let stream = self.streams.get(stream)?;
+        copy::capture(&entered, stream.raw).map(|capture| capture == copy::Capture::No)
+    }
+
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()> {
         drop(self.context.enter()?);
         let stream = self.streams.get(stream)?;

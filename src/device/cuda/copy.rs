@@ -242,16 +242,32 @@ fn wait(entered: &Entered<'_>) -> Result<()> {
     entered.done("cuStreamSynchronize", code)
 }
 
-/// Whether a graph is being recorded on the stream.
-pub(super) fn is_capturing(entered: &Entered<'_>, stream: Raw) -> Result<bool> {
+/// What captures have to do with a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Capture {
+    No,
+    /// A graph is being recorded on it.
+    Yes,
+    /// It is the default stream, and a stream that it would wait for is captured: whatever is given to it now fails and
+    /// breaks that capture.
+    Beside,
+}
+
+/// Whether a graph is being recorded on the stream, or on one that it is in order with. The one call that a capture
+/// beside it survives.
+pub(super) fn capture(entered: &Entered<'_>, stream: Raw) -> Result<Capture> {
     let mut status = 0;
     // SAFETY: the result is writable, the stream was looked up.
     let code = unsafe { (entered.context().driver.api.cuStreamIsCapturing)(stream, &mut status) };
-    // The default stream cannot be asked while a blocking stream is captured; itself it never is.
     if code == codes::CAPTURE_IMPLICIT {
-        return Ok(false);
+        return Ok(Capture::Beside);
     }
-    entered.done("cuStreamIsCapturing", code).map(|()| status != 0)
+    entered.done("cuStreamIsCapturing", code).map(|()| if status == 0 { Capture::No } else { Capture::Yes })
+}
+
+/// Whether a graph is being recorded on the stream itself; on the default stream never.
+pub(super) fn is_capturing(entered: &Entered<'_>, stream: Raw) -> Result<bool> {
+    capture(entered, stream).map(|capture| capture == Capture::Yes)
 }
 
 fn submit(entered: &Entered<'_>, batch: Batch, stream: Raw, room: &mut Room) -> Result<()> {

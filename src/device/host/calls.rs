@@ -153,6 +153,11 @@ impl Device for Host {
         self.stream(stream).map(|_| false)
     }
 
+    fn stream_takes_events(&self, stream: Stream) -> Result<bool> {
+        self.ready()?;
+        self.stream(stream).map(|_| true)
+    }
+
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()> {
         self.ready()?;
         self.enqueue(stream, Op::Call(callback))

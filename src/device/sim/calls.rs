@@ -10,7 +10,7 @@ use super::report::{FindingKind, Party, Report};
 use super::run::{Declared, Work};
 use super::schedule::mix;
 use super::world::{self, Guard};
-use super::{Sim, lost};
+use super::{Sim, lost, world_of_this_process};
 use crate::device::{
     Access, Arg, Attribute, Copy, Description, Device, DeviceKey, DeviceSlice, Event, Kernel, Launch,
     MemoryInfo, Page, PinnedSlice, Place, Simulator, Stream,
@@ -160,22 +160,18 @@ impl Simulator for Sim {
         Ok(())
     }
 
+    fn capture(&self, stream: Stream, is_on: bool) -> Result<()> {
+        let mut world = self.ready()?;
+        self.stream(&mut world, stream)?;
+        world.gpu(self.index).capture(stream.0, is_on)
+    }
+
     fn report(&self) -> Result<Report> {
         let mut world = world_of_this_process()?;
         let slots: Vec<u32> = world.gpu(self.index).streams.iter().map(|entry| entry.slot).collect();
         let pending = slots.iter().map(|&slot| world.streams[slot as usize].queue.len() as u64).sum();
         Ok(Report { pending, ..world.gpu(self.index).report.clone() })
     }
-}
-
-/// The world for questions that a lost device answers too.
-fn world_of_this_process() -> Result<Guard> {
-    crate::sys::fork::check()?;
-    if world::is_worker() {
-        let text = "a callback or kernel may not call the device";
-        return Err(Error::new(Status::WrongState, text));
-    }
-    Ok(world::lock())
 }
 
 impl Device for Sim {
@@ -221,6 +217,8 @@ impl Device for Sim {
 
     fn synchronize(&self) -> Result<()> {
         let mut world = self.ready()?;
+        let gpu = world.gpu(self.index);
+        gpu.keep_out(!gpu.captures.is_empty(), "a wait for the device")?;
         self.drain(&mut world);
         self.check_lost(&mut world)
     }
@@ -271,6 +269,8 @@ impl Device for Sim {
     fn stream_synchronize(&self, stream: Stream) -> Result<()> {
         let mut world = self.ready()?;
         let entry = self.stream(&mut world, stream)?;
+        let gpu = world.gpu(self.index);
+        gpu.keep_out(gpu.is_in_capture(stream.0), "a wait for a stream")?;
         let mark = world.mark(entry.slot);
         self.synchronize_on(&mut world, &mark);
         let maker = world.streams[entry.slot as usize].gpu;
@@ -288,7 +288,9 @@ impl Device for Sim {
     fn stream_wait_event(&self, stream: Stream, event: Event) -> Result<()> {
         let mut world = self.ready()?;
         let entry = self.stream(&mut world, stream)?;
-        match world.gpu(self.index).event_mark(event)? {
+        let gpu = world.gpu(self.index);
+        gpu.keep_out(gpu.is_in_capture(stream.0), "a wait for an event from outside")?;
+        match gpu.event_mark(event)? {
             Some(mark) => world.enqueue_wait(self.index, entry, mark),
             None => {
                 let who = Party { stream: Some(entry.number), name: "wait", step: 0 };
@@ -299,7 +301,15 @@ impl Device for Sim {
     }
 
     fn stream_is_capturing(&self, stream: Stream) -> Result<bool> {
-        self.stream(&mut self.ready()?, stream).map(|_| false)
+        let mut world = self.ready()?;
+        self.stream(&mut world, stream)?;
+        Ok(world.gpu(self.index).is_captured(stream.0))
+    }
+
+    fn stream_takes_events(&self, stream: Stream) -> Result<bool> {
+        let mut world = self.ready()?;
+        self.stream(&mut world, stream)?;
+        Ok(!world.gpu(self.index).is_in_capture(stream.0))
     }
 
     fn stream_callback(&self, stream: Stream, callback: Box<dyn FnOnce() + Send>) -> Result<()> {
@@ -317,7 +327,7 @@ impl Device for Sim {
         let mut world = self.ready()?;
         let entry = self.stream(&mut world, stream)?;
         let mark = world.record(self.index, entry.slot);
-        world.gpu(self.index).event_record(event, mark)
+        world.gpu(self.index).event_record(event, stream.0, mark)
     }
 
     fn event_is_done(&self, event: Event) -> Result<bool> {

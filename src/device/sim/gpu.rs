@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::capture::Capture;
 use super::clock::Stamp;
 use super::memory::Space;
 use super::report::{Finding, FindingKind, Party, Report};
@@ -33,6 +34,8 @@ struct EventSlot {
     generation: u32,
     is_live: bool,
     mark: Option<Stamp>,
+    /// Its latest record is a part of a graph.
+    is_captured: bool,
 }
 
 /// One device.
@@ -55,6 +58,7 @@ pub(super) struct Gpu {
     pub(super) report: Report,
     events: Vec<EventSlot>,
     free_events: Vec<u32>,
+    pub(super) captures: Vec<Capture>,
     numbers: u32,
 }
 
@@ -85,6 +89,7 @@ impl Gpu {
             report,
             events: Vec::new(),
             free_events: Vec::new(),
+            captures: Vec::new(),
             numbers: 0,
         }
     }
@@ -150,15 +155,22 @@ impl Gpu {
         Event(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
-    /// Sets the latest mark.
-    pub(super) fn event_record(&mut self, event: Event, mark: Stamp) -> Result<()> {
-        self.event_slot(event)?.mark = Some(mark);
+    /// Sets the latest mark, or none where the stream is captured.
+    pub(super) fn event_record(&mut self, event: Event, stream: u64, mark: Stamp) -> Result<()> {
+        let is_captured = self.is_captured(stream);
+        self.event_slot(event)?;
+        self.keep_out(!is_captured && self.is_in_capture(stream), "an event on the default stream")?;
+        let slot = self.event_slot(event)?;
+        slot.is_captured = is_captured;
+        slot.mark = Some(mark).filter(|_| !is_captured);
         Ok(())
     }
 
     /// The latest mark, if there is one.
     pub(super) fn event_mark(&mut self, event: Event) -> Result<Option<Stamp>> {
-        Ok(self.event_slot(event)?.mark.clone())
+        let slot = self.event_slot(event)?;
+        let (mark, is_captured) = (slot.mark.clone(), slot.is_captured);
+        self.keep_out(is_captured, "to ask for an event of a graph").map(|()| mark)
     }
 
     /// Forgets the event; marks that were copied out stay good.

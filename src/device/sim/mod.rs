@@ -10,10 +10,11 @@
 //! page are two memories to the search.
 //!
 //! `world` has the devices and the lock, `run` does the work, `judge` finds what is wrong with it, `calls` and
-//! `calls_memory` implement the trait.
+//! `calls_memory` implement the trait, `capture` says what they refuse beside a capture.
 
 mod calls;
 mod calls_memory;
+mod capture;
 mod clock;
 mod gpu;
 mod judge;
@@ -46,7 +47,7 @@ const COUNT: u32 = 8;
 const PAGE_BYTES: u64 = 64 << 10;
 
 /// What may follow the question mark in the spec.
-pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes", "seed", "schedule", "threads"];
+pub(super) const PARAMS: &[&str] = &["memory_bytes", "page_bytes", "seed", "schedule", "threads", "capture"];
 
 /// How many there are.
 pub(super) fn count() -> Result<u32> {
@@ -74,7 +75,7 @@ pub(super) fn describe(spec: &Spec) -> Result<Description> {
             virtual_memory: true,
             stream_ordered: true,
             host_addressable: false,
-            capture: false,
+            capture: spec.number("capture")?.is_some_and(|value| value != 0),
             race_detection: true,
             managed_memory: true,
         },
@@ -175,6 +176,16 @@ fn lost(gpu: &Gpu) -> Result<()> {
         None => Ok(()),
         Some(why) => Err(Error::new(Status::DeviceLost, format!("the device is lost: {why}; open it again"))),
     }
+}
+
+/// The world for questions that a lost device answers too.
+fn world_of_this_process() -> Result<Guard> {
+    fork::check()?;
+    if world::is_worker() {
+        let text = "a callback or kernel may not call the device";
+        return Err(Error::new(Status::WrongState, text));
+    }
+    Ok(world::lock())
 }
 
 impl Drop for Sim {

@@ -6,15 +6,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
-use std::sync::Arc;
 
-use super::super::fence::Fence;
 use super::super::free_list::FreeList;
 use super::super::order::{self, Freed, Order};
 use super::super::records::LINE;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
+use super::points::Waits;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -102,7 +101,7 @@ impl Small {
 
 /// A block that several streams used: free when all of them are past it.
 pub(super) struct Limbo {
-    pub(super) fences: Vec<Arc<Fence>>,
+    pub(super) waits: Waits,
     pub(super) block: Freed,
 }
 
@@ -223,11 +222,11 @@ impl Core {
     pub(super) fn take_limbo(&mut self, is_any_enough: bool) -> Vec<Freed> {
         let mut free = Vec::new();
         self.limbo.retain(|limbo| {
-            let mut fences = limbo.fences.iter();
+            let mut fences = limbo.waits.fences.iter();
             let is_over = if is_any_enough {
                 fences.any(|fence| fence.is_known_reached())
             } else {
-                fences.all(|fence| fence.is_known_reached())
+                limbo.waits.unmarked.is_empty() && fences.all(|fence| fence.is_known_reached())
             };
             if is_over {
                 free.push(limbo.block);

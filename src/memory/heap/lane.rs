@@ -4,6 +4,7 @@
 //! thread. The heap gives it a *lane* for each thread, so that no thread is handed what another one freed as if both
 //! were in one order. An event for such a lane is recorded on the legacy default stream, which waits for the
 //! per-thread ones, because only the thread itself could record on its own.
+//! A stream that goes although it cannot be waited for leaves a lane of its own too, of which the device knows nothing.
 //! Invariant: a lane goes to the device only through `marked` and `enqueued`.
 
 use std::cell::Cell;
@@ -16,6 +17,8 @@ use crate::device::Stream;
 const PER_THREAD: u64 = 2;
 /// Set in lanes of threads; no stream has it.
 const THREAD_LANE: u64 = 1 << 63;
+/// Set in lanes that stand for streams which went although their work could not be waited for; no stream has it.
+const GONE_LANE: u64 = 1 << 62;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -31,8 +34,17 @@ fn thread_number() -> u64 {
     })
 }
 
-pub(super) fn is_of_a_thread(lane: Stream) -> bool {
+pub(in crate::memory) fn is_of_a_thread(lane: Stream) -> bool {
     lane.0 & THREAD_LANE != 0
+}
+
+/// A lane for what a stream leaves that is gone: its value may be another stream's from now on.
+pub(super) fn gone_lane() -> Stream {
+    Stream(GONE_LANE | NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(super) fn is_gone_lane(lane: Stream) -> bool {
+    !is_of_a_thread(lane) && lane.0 & GONE_LANE != 0
 }
 
 impl Heap {

@@ -13,7 +13,7 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
-use super::lane::is_of_a_thread;
+use super::lane::{gone_lane, is_of_a_thread};
 use super::planted::Mistake;
 use crate::device::Stream;
 use crate::error::Result;
@@ -31,8 +31,9 @@ const PARKED_MAX: usize = 64;
 impl Heap {
     /// A freed block of the capture under way on a stream; `bytes` tells large ones apart.
     pub(super) fn take_captured(&self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+        let number = self.names.read().streams.find(stream)?;
         let mut captured = self.captured.lock();
-        let blocks = captured.get_mut(&stream.0)?;
+        let blocks = captured.get_mut(&number)?;
         let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);
         let at = blocks.iter().rposition(fits)?;
         Some(blocks.swap_remove(at))
@@ -46,7 +47,8 @@ impl Heap {
     /// What was allocated and freed during the captures of a stream goes back in the order of `stream`: all launches of
     /// their graphs were enqueued before.
     pub fn capture_released(&self, capture: Stream, stream: Stream) {
-        let blocks = self.captured.lock().remove(&self.lane(capture).0).unwrap_or_default();
+        let number = self.names.read().streams.find(self.lane(capture));
+        let blocks = number.and_then(|number| self.captured.lock().remove(&number)).unwrap_or_default();
         self.take_freed(self.lane(stream), blocks);
     }
 
@@ -141,8 +143,7 @@ impl Heap {
         is_any
     }
 
-    pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, last: (Vec<Freed>, Stream, Counts)) {
-        let (freed, stream, counts) = last;
+    pub(in crate::memory) fn lease_ended(&self, guest: &Guest<Leased>, counts: Counts) {
         {
             let mut leases = self.leases.lock();
             let before = leases.len();
@@ -158,9 +159,10 @@ impl Heap {
             at.map(|at| parked.remove(at))
         };
         drop(parked);
-        self.take_freed(stream, freed);
     }
 
+    /// Takes blocks in the order of a stream. What comes from a front cache comes from within the visit: whoever visits
+    /// it next finds its blocks here.
     pub(in crate::memory) fn take_freed(&self, stream: Stream, freed: Vec<Freed>) {
         let mut core = self.core.lock();
         if self.has(Mistake::CachesForAll) {
@@ -175,11 +177,8 @@ impl Heap {
         let guests = self.leases.lock().clone();
         for guest in guests {
             match gone {
-                None => {
-                    let (stream, freed) = guest.with(|leased| (leased.cache.stream, leased.cache.drain()));
-                    self.take_freed(stream, freed);
-                }
-                Some(gone) if gone == guest.with(|leased| leased.cache.stream) => self.end_lease(&guest),
+                None => guest.with(|leased| self.take_freed(leased.cache.stream, leased.cache.drain())),
+                Some(gone) if guest.with(|leased| leased.cache.stream) == gone => self.end_lease(&guest),
                 Some(_) => {}
             }
         }
@@ -192,15 +191,24 @@ impl Heap {
         self.retire_lanes_of(stream);
         let known: Vec<Stream> = self.core.lock().order.streams();
         let known: Vec<Stream> = known.into_iter().filter(|lane| self.enqueued(*lane) == stream).collect();
+        let mut refused = Ok(());
         for lane in known {
-            if !self.has(Mistake::StreamNotAwaited) {
-                self.device.stream_synchronize(self.marked(lane))?;
-            }
+            let is_awaited = !self.has(Mistake::StreamNotAwaited);
+            let waited = if is_awaited { self.device.stream_synchronize(self.marked(lane)) } else { Ok(()) };
             let mut core = self.core.lock();
-            let blocks = core.order.take_stream(lane);
-            Self::give_all(&mut core, blocks)?;
+            match waited {
+                Ok(()) => {
+                    let blocks = core.order.take_stream(lane);
+                    Self::give_all(&mut core, blocks)?;
+                }
+                // It goes all the same, and its value may be the next stream's.
+                Err(error) => {
+                    core.order.rename(lane, gone_lane());
+                    refused = Err(error);
+                }
+            }
         }
-        self.forget_user(stream)
+        refused.and(self.forget_user(stream))
     }
 
     /// Takes a stream that goes out of the lists of those that used a block: its free could not ask it any more.
@@ -212,15 +220,19 @@ impl Heap {
         if !is_known {
             return Ok(());
         }
-        self.device.stream_synchronize(stream)?;
+        let waited = self.device.stream_synchronize(stream);
+        // Where it cannot be waited for, something that the device does not know stands in for it.
+        let heir = waited.is_err().then(gone_lane);
+        let forget = |users: &mut Vec<Stream>| {
+            let count = users.len();
+            users.retain(|lane| self.enqueued(*lane) != stream);
+            users.extend(heir.filter(|_| users.len() < count));
+        };
         match &self.plain {
-            Some(plain) => plain.forget_user(stream),
-            None => {
-                let mut shared = self.shared.lock();
-                shared.values_mut().for_each(|users| users.retain(|lane| self.enqueued(*lane) != stream));
-            }
+            Some(plain) => plain.change_users(forget),
+            None => self.shared.lock().values_mut().for_each(forget),
         }
-        Ok(())
+        waited
     }
 
     /// Ends the heap: every front cache is closed, so that no thread allocates any more.
@@ -239,15 +251,21 @@ impl Heap {
 
     /// Closes a front cache that is this thread's, which costs the other threads nothing.
     fn end_own(&self, owner: &Owner<Leased>) {
-        let last = owner.with(|leased| (leased.close(), leased.cache.stream, leased.cache.counts));
-        if let Some(last) = last {
-            self.lease_ended(&owner.guest(), last);
+        let counts = owner.with(|leased| {
+            self.take_freed(leased.cache.stream, leased.close());
+            leased.cache.counts
+        });
+        if let Some(counts) = counts {
+            self.lease_ended(&owner.guest(), counts);
         }
     }
 
     /// Closes a front cache that its thread has not given up.
     fn end_lease(&self, guest: &Guest<Leased>) {
-        let last = guest.with(|leased| (leased.close(), leased.cache.stream, leased.cache.counts));
-        self.lease_ended(guest, last);
+        let counts = guest.with(|leased| {
+            self.take_freed(leased.cache.stream, leased.close());
+            leased.cache.counts
+        });
+        self.lease_ended(guest, counts);
     }
 }

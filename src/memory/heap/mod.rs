@@ -25,6 +25,7 @@ mod mesh_tests;
 mod names;
 mod plain;
 mod planted;
+mod points;
 mod pressure;
 mod proof;
 mod report;
@@ -44,6 +45,7 @@ use std::sync::{Arc, OnceLock};
 use self::core::{Core, Limbo};
 use self::names::Names;
 use self::planted::Mistake;
+use self::points::Waits;
 use self::streams::StreamNumbers;
 use super::fence::{Fence, Fences};
 use super::front_cache::{Counts, Leased};
@@ -60,6 +62,7 @@ use crate::sync::{Mutex, RwLock};
 use crate::sys::lease::{Guest, Parked};
 use crate::sys::ticker::{self, Ticker};
 
+pub(in crate::memory) use self::lane::is_of_a_thread;
 pub use self::mesh::Defragmented;
 pub(in crate::memory) use self::plain::PlainBlocks;
 pub use self::pressure::LadderCounts;
@@ -117,8 +120,8 @@ pub struct Heap {
     shared: Mutex<HashMap<u64, Vec<Stream>>>,
     /// How often blocks are pinned, by address.
     pinned: Mutex<HashMap<u64, u32>>,
-    /// Freed blocks that a graph may use, by the stream of the capture.
-    captured: Mutex<HashMap<u64, Vec<Freed>>>,
+    /// Freed blocks that a graph may use, by the number of the capture's stream, which is not another's before.
+    captured: Mutex<HashMap<u16, Vec<Freed>>>,
     ladder: pressure::Ladder,
     /// Whether more is held than can still be had; see `fitted`.
     is_short: AtomicBool,
@@ -342,18 +345,24 @@ impl Heap {
         if let Some(plain) = &self.plain {
             return plain.collect();
         }
+        self.mark_late();
+        self.close_ended()?;
         let (fences, has_limbo) = {
             let core = self.core.lock();
             if core.order.count() == 0 && core.limbo.is_empty() {
                 return Ok(false);
             }
-            let limbo = core.limbo.iter().flat_map(|limbo| limbo.fences.iter().cloned());
+            let limbo = core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned());
             let fences: Vec<Arc<Fence>> = core.order.oldest().into_iter().chain(limbo).collect();
             (fences, !core.limbo.is_empty())
         };
         let mut any = has_limbo;
         for fence in &fences {
-            any |= fence.is_reached()?;
+            any |= match fence.is_reached() {
+                // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
+                Err(error) if error.status == Status::WrongState => false,
+                answer => answer?,
+            };
         }
         if !any && !self.has(Mistake::FenceTaken) {
             return Ok(false);
@@ -398,19 +407,21 @@ impl Heap {
         if facts.is_shared {
             self.check_unpinned(address)?;
         }
-        let is_shared = facts.is_shared && !self.has(Mistake::UsersForgotten);
+        // What a graph keeps waits for nobody before the graph is given up.
+        let is_shared = facts.is_shared && !facts.is_captured && !self.has(Mistake::UsersForgotten);
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
-        let fences = match users {
-            None => Vec::new(),
-            Some(users) => {
-                let is_owner_asked = !self.has(Mistake::OwnerForgotten);
-                let streams = users.into_iter().chain(Some(stream).filter(|_| is_owner_asked));
-                streams.map(|stream| self.fences.record(self.marked(stream))).collect::<Result<Vec<_>>>()?
-            }
-        };
+        let freeing = Some(stream).filter(|_| !self.has(Mistake::OwnerForgotten));
+        let waits = users.map_or_else(|| Ok(Waits::default()), |users| self.waits(users, freeing))?;
+        // A number that nobody's record has any more is named here before the lock is let go.
+        let mut captured = facts.is_captured.then(|| self.captured.lock());
         if !record.close_if(&facts) {
             return Ok(false);
         }
+        if let Some(captured) = &mut captured {
+            // The graph keeps the address: nobody else gets the memory before the graph is given up.
+            captured.entry(facts.stream).or_default().push(block);
+        }
+        drop(captured);
         self.slow.frees.fetch_add(1, Ordering::Relaxed);
         self.slow.freed_bytes.fetch_add(facts.bytes, Ordering::Relaxed);
         if facts.is_shared {
@@ -420,18 +431,15 @@ impl Heap {
             self.core.lock().count_rare(facts.bytes, false);
         }
         if facts.is_captured {
-            // The graph keeps the address: nobody else gets the memory before the graph is given up.
-            let capture = self.names.read().streams.stream(facts.stream).map_or(0, |stream| stream.0);
-            self.captured.lock().entry(capture).or_default().push(block);
             return Ok(true);
         }
         let mut core = self.core.lock();
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
-        } else if fences.is_empty() {
+        } else if waits.fences.is_empty() && waits.unmarked.is_empty() {
             core.order.free(if self.has(Mistake::WrongLane) { Stream::DEFAULT } else { stream }, block);
         } else {
-            core.limbo.push(Limbo { fences, block });
+            core.limbo.push(Limbo { waits, block });
         }
         Ok(true)
     }

@@ -17,6 +17,7 @@ use self::leaving::Leaving;
 use super::super::fence::Fence;
 use super::super::size_class;
 use super::super::{Allocation, Memory};
+use super::points::is_gone;
 use super::{Heap, LiveBlock, no_such_block};
 use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
@@ -156,9 +157,9 @@ impl PlainBlocks {
         self.blocks.lock().values().any(|block| block.users.contains(&stream))
     }
 
-    /// Forgets a user that is past its work, everywhere.
-    pub(super) fn forget_user(&self, stream: Stream) {
-        self.blocks.lock().values_mut().for_each(|block| block.users.retain(|user| *user != stream));
+    /// Changes the users of all blocks.
+    pub(super) fn change_users(&self, change: impl Fn(&mut Vec<Stream>)) {
+        self.blocks.lock().values_mut().for_each(|block| change(&mut block.users));
     }
 
     /// Notes that a stream uses a block.
@@ -228,15 +229,21 @@ impl Heap {
     }
 
     pub(super) fn free_plain(&self, plain: &PlainBlocks, stream: Stream, address: u64) -> Result<()> {
-        if self.is_capturing(stream)? {
-            let text = "a block of a device that cannot map memory is not freed while a graph is captured";
-            return Err(Error::new(Status::WrongState, text));
-        }
         let users = plain.with(address, |block| block.users.clone())?;
-        let streams = users.into_iter().chain(Some(stream));
-        let fence =
-            |stream| -> Result<(Stream, Arc<Fence>)> { Ok((self.lane(stream), self.fences.record(stream)?)) };
-        let fences = streams.map(fence).collect::<Result<Vec<_>>>()?;
+        let mut fences = Vec::with_capacity(users.len() + 1);
+        for user in users.into_iter().chain(Some(stream)) {
+            match self.mark(user) {
+                Ok(Some(fence)) => fences.push((self.lane(user), fence)),
+                Ok(None) => {
+                    let text =
+                        "a block of a device that cannot map memory is not freed while a graph is captured";
+                    return Err(Error::new(Status::WrongState, text));
+                }
+                // A user that is gone cannot be asked, but the device can be waited for.
+                Err(error) if is_gone(&error) && user != stream && self.outlasts_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
         // Another thread may have freed it meanwhile.
         let block = plain.blocks.lock().remove(&address).ok_or_else(|| no_such_block(address))?;
         self.slow.frees.fetch_add(1, Ordering::Relaxed);

@@ -176,9 +176,7 @@ impl Heap {
         if !self.config.meshes_when_short || self.plain.is_some() {
             return false;
         }
-        let streams = self.names.read().streams.streams();
-        // A stream that is gone cannot be asked and captures nothing.
-        !streams.into_iter().any(|stream| matches!(self.is_capturing(stream), Ok(true)))
+        !self.is_any_capturing()
     }
 
     /// What others have to give so that a request fits; all of it where it is not bytes that are missing.
@@ -200,43 +198,31 @@ impl Heap {
     /// As `close_lanes`, of the streams of which so many bytes stand behind no event.
     pub(super) fn close_lanes_from(&self, bytes: u64) -> Result<()> {
         let lanes = self.core.lock().order.streams_with(bytes);
-        // A stream may go meanwhile, after a wait for its work.
-        let is_gone = |error: &Error| error.status == Status::InvalidArgument;
-        for lane in lanes {
-            match self.is_capturing(lane) {
-                Ok(true) => continue,
-                Err(error) if !is_gone(&error) => return Err(error),
-                Ok(false) | Err(_) => {}
-            }
-            let blocks = self.core.lock().order.take_all_open(lane);
-            if blocks.is_empty() {
-                continue;
-            }
-            let behind = if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { self.marked(lane) };
-            match self.fences.record(behind) {
-                Ok(fence) => self.core.lock().order.close(lane, fence, blocks),
-                Err(error) if is_gone(&error) && self.device.synchronize().is_ok() => {
-                    Self::give_all(&mut self.core.lock(), blocks)?;
-                }
-                Err(error) => {
-                    self.take_freed(lane, blocks);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
+        lanes.into_iter().try_for_each(|lane| self.close_lane(lane))
     }
 
     /// A block that was freed on another stream, after `stream` was made to wait for it.
     pub(super) fn take_behind_wait(&self, stream: Stream, class: u32, bytes: u64) -> Result<Option<Freed>> {
+        if !self.may_hold_back(stream)? {
+            return Ok(None);
+        }
         let taken = self.core.lock().order.take_other(stream, class, bytes);
         taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
     }
 
     /// As `take_behind_wait`, any run of granules that is long enough.
     pub(super) fn take_run_behind_wait(&self, stream: Stream, bytes: u64) -> Result<Option<Freed>> {
+        if !self.may_hold_back(stream)? {
+            return Ok(None);
+        }
         let taken = self.core.lock().order.take_other_run(stream, MIDDLE as u32, bytes);
         taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
+    }
+
+    /// Whether a stream can be made to wait: not while that would be a part of a graph, or break one.
+    fn may_hold_back(&self, stream: Stream) -> Result<bool> {
+        let is_asked = self.device.description().capabilities.capture;
+        Ok(!is_asked || self.device.stream_takes_events(self.enqueued(stream))?)
     }
 
     fn hold_back(&self, stream: Stream, (owner, fence, block): (Stream, Arc<Fence>, Freed)) -> Result<Freed> {
@@ -263,12 +249,16 @@ impl Heap {
             let lanes = core.order.streams();
             let youngest = lanes.into_iter().filter_map(|stream| core.order.youngest(stream));
             // What several streams used waits for all of them.
-            youngest.chain(core.limbo.iter().flat_map(|limbo| limbo.fences.iter().cloned())).collect()
+            youngest.chain(core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned())).collect()
         };
         let plain = self.plain.as_ref().map(PlainBlocks::fences).unwrap_or_default();
         let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);
         for fence in fences.into_iter().chain(plain) {
-            while !fence.is_reached()? {
+            // One that cannot be asked for is not waited for either.
+            while !fence.is_reached().or_else(|error| match error.status {
+                Status::WrongState => Ok(true),
+                _ => Err(error),
+            })? {
                 let left_ns = deadline_ns.saturating_sub(clock::now_ns());
                 if left_ns == 0 {
                     return Ok(());

@@ -2,7 +2,7 @@
 //!
 //! What it does: walks over everything that is free, freed or live. What it does not: look into front caches, or say
 //! what memory holds. Each rule holds whenever the two locks are held, also while other threads are inside of calls.
-//! Lock order: `growing`, then `core`, then `captured`; then each page table's.
+//! Lock order: `growing`, then `core`, then `captured`; then `pinned`, then each page table's.
 
 use std::collections::HashSet;
 
@@ -48,7 +48,19 @@ impl Heap {
             let freed = core.prove_freed(&captured)?;
             self.prove_live(&core, &freed)?;
         }
+        self.prove_pins()?;
         self.regions.iter().try_for_each(|(_, region)| region.range.validate())
+    }
+
+    /// What pages are pinned is what live blocks have pinned.
+    fn prove_pins(&self) -> Result<()> {
+        let pinned = self.pinned.lock();
+        let of_pages: u64 = self.regions.iter().map(|(_, region)| region.range.pins()).sum();
+        let of_blocks: u64 = pinned.values().map(|&count| u64::from(count)).sum();
+        ensure(of_pages == of_blocks, || format!("{of_pages} pins of pages, {of_blocks} of blocks"))?;
+        let is_kept = |address| self.live(address).is_ok_and(|(.., facts)| facts.is_shared);
+        let loose = pinned.keys().find(|&&address| !is_kept(address));
+        ensure(loose.is_none(), || format!("pinned, but not live or not said to be: {loose:x?}"))
     }
 
     /// Live blocks are in use with their length, and in no list of freed ones.

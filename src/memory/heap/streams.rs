@@ -3,9 +3,9 @@
 //! What it does: a number for a stream, and the stream of a number. What it does not: order anything; blocks that were
 //! freed are kept by the stream itself, so nobody gets another one's with its number.
 //! Invariants: `numbers` and `used` say the same. A number is in use, gone or free. One that is gone still names its
-//! stream for the blocks that live on, and is given again only when a walk over all live records has not met it. Nobody
-//! allocates on a stream that goes, so no record comes to name it later.
-//! Lock order: inside the heap's lock of names, under which no other lock is taken but that of plain blocks.
+//! stream for the blocks that live on, and is given again only when a walk over all live records, and over what graphs
+//! keep, has not met it. Nobody allocates on a stream that goes, so no record comes to name it later.
+//! Lock order: inside the heap's lock of names, under which those of plain blocks and of captured ones are taken.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,7 +33,7 @@ pub(super) struct StreamNumbers {
 
 impl StreamNumbers {
     /// The number of a stream that is in use.
-    fn find(&self, stream: Stream) -> Option<u16> {
+    pub(super) fn find(&self, stream: Stream) -> Option<u16> {
         self.numbers.get(&stream.0).copied()
     }
 
@@ -113,23 +113,27 @@ impl Heap {
         known.into_iter().filter(|lane| self.enqueued(*lane) == stream).for_each(|lane| self.retire(lane));
     }
 
-    /// A thread has ended that had a front cache for a stream; where that was a lane of its own, nobody uses it again.
-    pub(in crate::memory) fn thread_ended(&self, lane: Stream) {
+    /// A thread has no front cache for a stream any more: it has ended, or uses many others. Where that was a lane of
+    /// its own, nobody else uses it.
+    pub(in crate::memory) fn thread_left(&self, lane: Stream) {
         if is_of_a_thread(lane) {
             self.retire(lane);
+            self.core.lock().order.end(lane);
         }
     }
 
-    /// Marks the numbers that live records name.
+    /// Marks the numbers that live records name, and by which graphs keep memory.
     fn mark_streams(&self, named: &mut [bool]) {
         let mut mark = |number: u16| named[usize::from(number)] = true;
         match &self.plain {
-            Some(plain) => plain.named_streams().into_iter().for_each(mark),
+            Some(plain) => plain.named_streams().into_iter().for_each(&mut mark),
             None => {
                 let records = self.regions.iter().flat_map(|(_, region)| region.records.live());
                 records.for_each(|(_, facts)| mark(facts.stream));
             }
         }
+        // After the records: a block goes from there to here.
+        self.captured.lock().keys().for_each(|&number| mark(number));
     }
 }
 
@@ -175,9 +179,43 @@ mod tests {
             let lane = Stream(1 << 63 | thread);
             let number = heap.stream_number(lane).unwrap();
             assert_eq!(heap.stream_number(lane).unwrap(), number);
-            heap.thread_ended(lane);
+            heap.thread_left(lane);
         }
         assert!(heap.names.read().streams.used.len() <= GONE_MAX + 1);
+    }
+
+    #[test]
+    fn lanes_of_threads_that_ended_are_closed_and_go() {
+        let heap = heap("host", 0);
+        for thread in 0..200 {
+            // As a thread that serves one request on the per-thread default stream.
+            let lane = Stream(1 << 63 | thread);
+            let blocks = [(); 3].map(|()| heap.allocate(lane, 1 << 20, 0, 0).unwrap());
+            blocks.into_iter().for_each(|address| heap.free(lane, address).unwrap());
+            heap.thread_left(lane);
+            heap.device.synchronize().unwrap();
+            heap.collect().unwrap();
+            heap.device.synchronize().unwrap();
+            heap.collect().unwrap();
+        }
+        let lanes = heap.core.lock().order.streams().len();
+        assert!(lanes <= 1, "{lanes} lanes of threads that ended");
+        assert!(heap.core.lock().order.bytes() <= 8 << 20, "nobody has to run out of memory for that");
+        heap.validate().unwrap();
+    }
+
+    #[test]
+    fn a_number_by_which_a_graph_keeps_memory_is_not_given_again() {
+        let heap = heap("host", 0);
+        let stream = heap.device.stream_create().unwrap();
+        let number = heap.stream_number(stream).unwrap();
+        heap.captured.lock().insert(number, Vec::new());
+        heap.retire(stream);
+        for other in 1..2 * GONE_MAX as u64 {
+            assert_ne!(heap.stream_number(Stream(1 << 40 | other)).unwrap(), number);
+            heap.retire(Stream(1 << 40 | other));
+        }
+        heap.captured.lock().clear();
     }
 
     #[test]

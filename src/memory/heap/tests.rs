@@ -2,6 +2,7 @@
 
 mod at_hand;
 mod books;
+mod captures;
 mod parked;
 mod takeover;
 

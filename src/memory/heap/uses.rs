@@ -1,8 +1,9 @@
 //! What may be done with a live block besides freeing it.
 //!
 //! What it does: notes uses by other streams, pins, fills with zeros. What it does not: move or free anything.
-//! Invariants: a block that is not live is refused; one that is in `pinned` stays live, and its record says that it is
-//! shared, which sends its free to where that is looked at.
+//! Invariants: a block that is not live is refused; one that is in `pinned` stays live, its record says that it is
+//! shared, which sends its free to where that is looked at, and its pages have as many pins of their own. Lock order:
+//! `pinned`, then a page table's.
 
 use super::Heap;
 use crate::device::Stream;
@@ -34,8 +35,9 @@ impl Heap {
             return plain.check(address);
         }
         let (region, _, record, facts) = self.live(address)?;
+        let mut pinned = self.pinned.lock();
         region.pin(address - region.base, facts.bytes)?;
-        *self.pinned.lock().entry(address).or_default() += 1;
+        *pinned.entry(address).or_default() += 1;
         if !facts.is_shared {
             record.share();
         }
@@ -48,13 +50,16 @@ impl Heap {
             return plain.check(address);
         }
         let (region, _, _, facts) = self.live(address)?;
-        region.unpin(address - region.base, facts.bytes)?;
         let mut pinned = self.pinned.lock();
-        if let Some(count) = pinned.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                pinned.remove(&address);
-            }
+        // Neighbours lie in the same pages: only the block's own count tells whose pin would go.
+        let Some(count) = pinned.get_mut(&address) else {
+            let text = format!("{address:#x} is not pinned; unpin what was pinned");
+            return Err(Error::new(Status::NotFound, text));
+        };
+        region.unpin(address - region.base, facts.bytes)?;
+        *count -= 1;
+        if *count == 0 {
+            pinned.remove(&address);
         }
         Ok(())
     }

@@ -258,8 +258,8 @@ impl Pool {
         }
         let device = self.memory.device();
         // An event that is recorded in a capture is a part of the graph, and nobody can ask for it.
-        let is_capturing = matches!(device.stream_is_capturing(stream), Ok(true));
-        let fence = if is_capturing { None } else { Some((self.ways.record)(&self.fences, stream)) };
+        let is_in_the_way = matches!(device.stream_takes_events(stream), Ok(false));
+        let fence = if is_in_the_way { None } else { Some((self.ways.record)(&self.fences, stream)) };
         // A stream that was destroyed cannot be asked, but the device can be waited for.
         let is_gone = matches!(&fence, Some(Err(error)) if error.status == Status::InvalidArgument);
         let is_over = is_gone && device.synchronize().is_ok();
@@ -285,7 +285,7 @@ impl Pool {
         now_ns: u64,
     ) -> Result<Option<PoolBlock>> {
         // A graph cannot wait for an event from outside of it.
-        if self.memory.device().stream_is_capturing(stream)? {
+        if !self.memory.device().stream_takes_events(stream)? {
             return Ok(None);
         }
         let Some((owner, fence, freed)) = self.books.lock().take_other(stream, class) else {

@@ -1,6 +1,8 @@
 //! What a thread has at hand, and what it leaves to the heap.
 
 use super::*;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 #[test]
 fn what_is_not_at_hand_is_left_to_the_heap_and_changes_nothing() {
@@ -73,4 +75,57 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
 /// As many as 4 MiB of blocks, but 4 to 128, and one more.
 fn front_cache_places(bytes: u64) -> usize {
     ((4 * MIB / bytes).clamp(4, 128) + 1) as usize
+}
+
+/// What takes blocks out of a front cache, on the thread whose cache it is.
+type TakeOut = fn(&Arc<Heap>, (Key, &'static AtomicU64), [u64; 2]);
+
+#[test]
+fn what_leaves_a_front_cache_is_in_order_before_anybody_can_find_the_cache_without_it() {
+    let ways: [(&str, TakeOut); 4] = [
+        ("the thread ends", |_, _, _| ()),
+        ("everything is taken out", |heap, _, _| heap.flush(None)),
+        ("the stream goes", |heap, _, _| heap.flush(Some(Stream::DEFAULT))),
+        ("a stack is full", |heap, key, more| {
+            more.into_iter().for_each(|address| free(heap, key, Stream::DEFAULT, address));
+        }),
+    ];
+    let mut lost = Vec::new();
+    for (what, take_out) in ways {
+        let heap = heap("host", 0);
+        let (ready, is_ready) = channel();
+        let (go, may_go) = channel::<()>();
+        std::thread::scope(|scope| {
+            let its = Arc::clone(&heap);
+            scope.spawn(move || {
+                let key = key(Stream::DEFAULT);
+                let blocks = [(); 6].map(|()| allocate(&its, key, Stream::DEFAULT, MIB));
+                // The stack has room for one more.
+                blocks[..4].iter().for_each(|&address| free(&its, key, Stream::DEFAULT, address));
+                ready.send(()).unwrap();
+                may_go.recv().unwrap();
+                take_out(&its, key, [blocks[4], blocks[5]]);
+            });
+            is_ready.recv().unwrap();
+            let guest = heap.leases.lock()[0].clone();
+            let held_bytes = guest.with(|leased| leased.cache.bytes());
+            assert!(held_bytes >= 4 * MIB, "{what}");
+            // Nobody can put anything in order now.
+            let core = heap.core.lock();
+            let (tell, told) = channel();
+            scope.spawn(move || {
+                while guest.with(|leased| leased.cache.bytes()) >= held_bytes {}
+                tell.send(()).unwrap();
+            });
+            go.send(()).unwrap();
+            let found = told.recv_timeout(Duration::from_millis(300));
+            drop(core);
+            match found {
+                Err(RecvTimeoutError::Timeout) => told.recv().unwrap(),
+                found => lost.push((what, found)),
+            }
+        });
+        heap.validate().unwrap();
+    }
+    assert!(lost.is_empty(), "for a while blocks were nowhere: {lost:?}");
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 
 use super::super::core::{Core, FITTED, Limbo};
-use super::super::{LARGE, MIDDLE};
+use super::super::{LARGE, MIDDLE, Waits};
 use super::*;
 use crate::memory::free_list::State;
 use crate::memory::order::Freed;
@@ -139,6 +139,29 @@ fn a_pinned_block_stays_until_it_is_unpinned() {
 }
 
 #[test]
+fn a_pin_is_undone_by_the_block_that_has_it_and_by_no_neighbour() {
+    let heap = heap("host", 0);
+    let [pinned, beside] = [(); 2].map(|()| heap.allocate(Stream::DEFAULT, 4 * KIB, 0, 0).unwrap());
+    for _ in 0..2 {
+        assert_eq!(heap.unpin(pinned).unwrap_err().status, Status::NotFound);
+        heap.pin(pinned).unwrap();
+        assert_eq!(heap.unpin(beside).unwrap_err().status, Status::NotFound);
+        heap.validate().unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, pinned).unwrap_err().status, Status::InUse);
+        heap.pin(beside).unwrap();
+        heap.unpin(pinned).unwrap();
+        assert_eq!(heap.free(Stream::DEFAULT, beside).unwrap_err().status, Status::InUse);
+        heap.unpin(beside).unwrap();
+        heap.validate().unwrap();
+    }
+    heap.pinned.lock().insert(pinned, 1);
+    assert!(heap.validate().is_err(), "a pin that no page has");
+    heap.pinned.lock().clear();
+    [pinned, beside].into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+    heap.validate().unwrap();
+}
+
+#[test]
 fn a_slot_that_is_live_and_about_to_be_free_is_found() {
     let heap = heap("host", 0);
     let address = heap.allocate(Stream::DEFAULT, 256, 0, 0).unwrap();
@@ -146,7 +169,7 @@ fn a_slot_that_is_live_and_about_to_be_free_is_found() {
     let class = size_class::class_of(256, 256).unwrap().index() as u32;
     let block = Freed { class, id: index.into(), bytes: 256 };
     heap.validate().unwrap();
-    heap.core.lock().limbo.push(Limbo { fences: Vec::new(), block });
+    heap.core.lock().limbo.push(Limbo { waits: Waits::default(), block });
     assert!(heap.validate().is_err());
     heap.core.lock().limbo.pop();
     heap.validate().unwrap();
@@ -260,7 +283,7 @@ fn a_false_entry_in_any_book_is_found() {
             |core| {
                 let block =
                     Freed { class: FITTED, id: u64::from(core.middle.capacity() - 1), bytes: 8 * KIB };
-                core.limbo.push(Limbo { fences: Vec::new(), block });
+                core.limbo.push(Limbo { waits: Waits::default(), block });
             },
             |core| drop(core.limbo.pop()),
         ),
@@ -268,7 +291,7 @@ fn a_false_entry_in_any_book_is_found() {
             "a block that waits twice",
             |core| {
                 let block = core.order.take_same(Stream::DEFAULT, FITTED).unwrap();
-                core.limbo.push(Limbo { fences: Vec::new(), block });
+                core.limbo.push(Limbo { waits: Waits::default(), block });
                 core.order.free(Stream::DEFAULT, block);
             },
             |core| drop(core.limbo.pop()),

@@ -1,0 +1,79 @@
+/* Threads whose only calls are in the destructors of their thread-specific values: a buffer of somebody else's is freed
+ * there, or one is taken and freed. Nothing stays at the hand of a thread that is gone. */
+#include "check.h"
+
+#include <pthread.h>
+
+#define ROUNDS 4
+#define THREADS 100
+#define BLOCKS 6
+
+static kavern_manager *manager;
+static kavern_stream *stream;
+static pthread_key_t first_key, second_key;
+
+typedef struct {
+    uint64_t blocks[BLOCKS];
+    int turn;
+} bundle;
+
+/* Each destructor has several rounds; the later ones find the thread's caches gone. */
+static void late(void *value, pthread_key_t key) {
+    bundle *all = value;
+    uint64_t own = 0;
+    OK(kavern_free(manager, all->blocks[all->turn++], stream));
+    OK(kavern_alloc(manager, 4096, 0, stream, 0, &own));
+    OK(kavern_free(manager, all->blocks[all->turn++], stream));
+    OK(kavern_free(manager, own, stream));
+    if (all->turn < BLOCKS) CHECK(pthread_setspecific(key, value) == 0);
+}
+
+static void late_first(void *value) { late(value, first_key); }
+static void late_second(void *value) { late(value, second_key); }
+
+static void *work(void *value) {
+    bundle *both = value;
+    CHECK(pthread_setspecific(first_key, &both[0]) == 0);
+    CHECK(pthread_setspecific(second_key, &both[1]) == 0);
+    return NULL;
+}
+
+static kavern_memory_statistics statistics(void) {
+    kavern_memory_statistics found = {.struct_size = sizeof found};
+    OK(kavern_memory_stats(manager, &found));
+    return found;
+}
+
+int main(void) {
+    static bundle bundles[THREADS][2];
+    manager = open_manager(test_device());
+    OK(kavern_stream_create(manager, &stream));
+    CHECK(pthread_key_create(&first_key, late_first) == 0);
+    /* The library makes its own key at the first use on some thread: one of these comes before it and one after. */
+    uint64_t begin = 0;
+    OK(kavern_alloc(manager, 4096, 0, stream, 0, &begin));
+    OK(kavern_free(manager, begin, stream));
+    CHECK(pthread_key_create(&second_key, late_second) == 0);
+    for (int round = 0; round < ROUNDS; ++round) {
+        for (int thread = 0; thread < THREADS; ++thread)
+            for (int at = 0; at < 2 * BLOCKS; ++at) {
+                bundle *all = &bundles[thread][at / BLOCKS];
+                all->turn = 0;
+                OK(kavern_alloc(manager, 4096, 0, stream, 0, &all->blocks[at % BLOCKS]));
+            }
+        uint64_t at_hand = statistics().front_cache_bytes;
+        for (int thread = 0; thread < THREADS; ++thread) {
+            pthread_t made;
+            CHECK(pthread_create(&made, NULL, work, bundles[thread]) == 0);
+            CHECK(pthread_join(made, NULL) == 0);
+            CHECK(bundles[thread][0].turn == BLOCKS && bundles[thread][1].turn == BLOCKS);
+        }
+        kavern_memory_statistics now = statistics();
+        CHECK(now.live_count == 0 && now.live_bytes == 0);
+        CHECK(now.front_cache_bytes == at_hand);
+        OK(kavern_manager_validate(manager));
+    }
+    OK(kavern_stream_destroy(&stream));
+    OK(kavern_manager_destroy(&manager));
+    return 0;
+}
