@@ -3,8 +3,8 @@
 //! A block of a class is found again fast, but each class keeps pages of its own and rounds up. So once the heap holds
 //! more than it can still get, what no free block of its class serves is cut from the pages of middle sizes to its own
 //! length, small blocks too; a page of slots is only begun for a small class of which there are many. A page of which
-//! nothing is in use can go anywhere, one of which a part is cannot: so a run of a page and more lies where it begins the
-//! fewest pages, and takes in what others leave of their first and last ones, new memory between them if need be.
+//! nothing is in use can go anywhere, one of which a part is cannot: so a run of a page and more lies where it begins
+//! the fewest pages, and takes in what others leave of its first and last ones, new memory between them if need be.
 //! What it does not: serve what the front caches or the free blocks of a class do. Such a block passes through no
 //! front cache: its length is in no class. Invariant: the run of a live block of [`FITTED`] is used in `middle`, with
 //! exactly its granules.
