@@ -16,6 +16,7 @@ use crate::sys::reserve::{Zeroed, room};
 
 mod bins;
 mod check;
+pub mod place;
 
 use bins::Bins;
 

@@ -17,8 +17,8 @@ use crate::error::Result;
 
 /// Bytes of a page of small blocks.
 pub(super) const SLAB_PAGE_BYTES: u64 = 2 << 20;
-/// Granule of middle sizes.
-pub(super) const MIDDLE_GRANULE_BYTES: u64 = 8 << 10;
+/// Granule of middle sizes: an exact length loses half of it. Its record takes a 128th of it from the host.
+pub(super) const MIDDLE_GRANULE_BYTES: u64 = 2 << 10;
 /// Every class above 256 KiB is a multiple of it, and its blocks begin at multiples of it.
 pub(super) const MIDDLE_STEP_BYTES: u64 = 32 << 10;
 /// Granule of large sizes.

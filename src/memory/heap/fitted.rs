@@ -2,15 +2,15 @@
 //!
 //! A block of a class is found again fast, but each class keeps pages of its own and rounds up. So once the heap holds
 //! more than it can still get, what no free block of its class serves is cut from the pages of middle sizes to its own
-//! length, small blocks too; a page of slots is only begun for a small class of which there are many. New pages are put
-//! where they lengthen a run that is free already.
+//! length, small blocks too; a page of slots is only begun for a small class of which there are many. A page of which
+//! nothing is in use can go anywhere, one of which a part is cannot: so a run of a page and more lies where it begins
+//! the fewest pages, and takes in what others leave of its first and last ones, new memory between them if need be.
 //! What it does not: serve what the front caches or the free blocks of a class do. Such a block passes through no
 //! front cache: its length is in no class. Invariant: the run of a live block of [`FITTED`] is used in `middle`, with
 //! exactly its granules.
 
 use std::sync::atomic::Ordering;
 
-use super::super::free_list::{FreeList, State};
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES};
 use super::super::size_class::{self, Class};
@@ -27,27 +27,17 @@ const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
 const WORTH_A_RUN: u64 = 4;
 /// A class gets a page of slots once so many bytes lie in runs of its own.
 const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
-/// Above it a request has addresses of its own where memory is short: what it leaves of its last page is little, and
-/// it breaks no run.
-const OWN_PAGES_BYTES: u64 = 16 << 20;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
-const REUNITED_SHARE: u64 = 128;
+const REUNITED_SHARE: u64 = 512;
 
 /// Used runs up to which a place is looked for from the lowest on; a walk over as many takes a few microseconds. With
 /// more of them the run comes from the lists by size, and new pages from where there are some, at a cost that does not
 /// grow.
-const WALK_MOST: u32 = 2048;
+const WALK_MOST: u32 = 8192;
 
 pub(super) fn granules(bytes: u64) -> u32 {
     bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
-}
-
-/// Where new pages go for a run: what of the gap gets memory, and where the run begins.
-struct Site {
-    first: u32,
-    pages: u32,
-    start: u32,
 }
 
 impl Heap {
@@ -68,11 +58,6 @@ impl Heap {
             self.is_squeezed.store(false, Ordering::Relaxed);
         }
         is_short
-    }
-
-    /// Whether a request that a class would hold has addresses of its own.
-    pub(super) fn has_own_pages(&self, bytes: u64) -> bool {
-        bytes > OWN_PAGES_BYTES && self.is_short()
     }
 
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
@@ -195,70 +180,43 @@ impl Heap {
         let _growing = self.growing.lock();
         self.weigh();
         let region = self.region(MIDDLE)?;
-        let mut core = self.core.lock();
-        if let Some(start) = core.take_run(count, 1)? {
-            return Ok(Some(start));
-        }
-        // Nothing that others do makes more of them.
-        let Some(site) = best_site(&core.middle, count) else { return Err(addresses_used_up()) };
-        core.middle_bare.carve(site.first / EACH, site.pages)?;
-        core.middle_bare.withdraw(site.first / EACH)?;
-        drop(core);
-        let offset = u64::from(site.first) * MIDDLE_GRANULE_BYTES;
-        let bytes = u64::from(site.pages) * LARGE_GRANULE_BYTES;
-        let last = site.first + site.pages * EACH - 1;
-        let backed = region.records.grow(last).and_then(|()| region.back(offset, bytes));
-        let mut core = self.core.lock();
-        match backed.and_then(|()| core.middle.insert(site.first, site.pages * EACH)) {
-            // Somebody may have taken the free run beside the new pages meanwhile.
-            Ok(()) => match core.middle.carve(site.start, count) {
-                Ok(()) => Ok(Some(site.start)),
-                Err(_) => core.middle.allocate(count, 1),
-            },
-            Err(error) => {
-                core.middle_bare.insert(site.first / EACH, site.pages)?;
-                Err(error)
+        let (start, bare) = {
+            let mut core = self.core.lock();
+            // Nothing that others do makes more of them.
+            let place = core.middle.place(count, EACH).ok_or_else(addresses_used_up)?;
+            if !place.is_bare {
+                core.middle.carve(place.start, count)?;
+                return Ok(Some(place.start));
+            }
+            let bare = core.middle.bare_parts(place.start, count, EACH);
+            for &(first, granules) in &bare {
+                core.middle_bare.carve(first / EACH, granules / EACH)?;
+                core.middle_bare.withdraw(first / EACH)?;
+            }
+            (place.start, bare)
+        };
+        // What got memory before one was refused is free, and goes back with the next trim.
+        let mut outcome = Ok(());
+        for (first, granules) in bare {
+            let offset = u64::from(first) * MIDDLE_GRANULE_BYTES;
+            let bytes = u64::from(granules) * MIDDLE_GRANULE_BYTES;
+            let backed = outcome
+                .and_then(|()| region.records.grow(first + granules - 1))
+                .and_then(|()| region.back(offset, bytes));
+            let mut core = self.core.lock();
+            outcome = backed.and_then(|()| core.middle.insert(first, granules));
+            if outcome.is_err() {
+                core.middle_bare.insert(first / EACH, granules / EACH)?;
             }
         }
-    }
-}
-
-/// The place where the fewest new pages make a run of that length; of equals the lowest.
-fn best_site(middle: &FreeList, count: u32) -> Option<Site> {
-    let mut best: Option<Site> = None;
-    let mut below = 0;
-    let mut ranges = middle.ranges().peekable();
-    while let Some(range) = ranges.next() {
-        match range.state {
-            State::Free => below = range.count,
-            State::Used => below = 0,
-            State::Gap => {
-                let above =
-                    ranges.peek().filter(|next| next.state == State::Free).map_or(0, |next| next.count);
-                let mut propose = |site: Site| {
-                    if best.as_ref().is_none_or(|best| site.pages < best.pages) {
-                        best = Some(site);
-                    }
-                };
-                let end = range.start + range.count;
-                let upward = (count - below.min(count)).div_ceil(EACH);
-                let downward = (count - above.min(count)).div_ceil(EACH);
-                if upward * EACH <= range.count {
-                    propose(Site { first: range.start, pages: upward, start: range.start - below });
-                }
-                if downward * EACH <= range.count {
-                    let first = end - downward * EACH;
-                    propose(Site { first, pages: downward, start: end + above - count });
-                }
-                if below + range.count + above >= count {
-                    let pages = range.count / EACH;
-                    propose(Site { first: range.start, pages, start: range.start - below });
-                }
-                below = 0;
-            }
+        outcome?;
+        let mut core = self.core.lock();
+        // Somebody may have taken what was free beside the new pages meanwhile.
+        match core.middle.carve(start, count) {
+            Ok(()) => Ok(Some(start)),
+            Err(_) => core.middle.allocate(count, 1),
         }
     }
-    best
 }
 
 /// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.
@@ -267,12 +225,18 @@ pub(super) fn rare_class(bytes: u64) -> Option<usize> {
 }
 
 impl Core {
-    /// A free run: the lowest that fits while there are few, so that the memory above it empties.
+    /// A free run: for less than a page the one that fits best, because what is left of it will hardly serve another
+    /// one; else, while there are few, one that begins as few pages as any, and none where new memory beside a free run
+    /// would begin fewer.
     fn take_run(&mut self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        match self.middle.used_ranges() > WALK_MOST {
-            true => self.middle.allocate(count, alignment),
-            false => self.middle.take_lowest(count, alignment),
+        if count < EACH || alignment > 1 || self.middle.used_ranges() > WALK_MOST {
+            return self.middle.allocate(count, alignment);
         }
+        let Some(place) = self.middle.place(count, EACH).filter(|place| !place.is_bare) else {
+            return Ok(None);
+        };
+        self.middle.carve(place.start, count)?;
+        Ok(Some(place.start))
     }
 
     /// Makes a run that the stream may have as long as it is wanted; what is behind it stays freed on the stream.

@@ -34,7 +34,9 @@ impl Sizes {
     /// Twice the memory for middle sizes and four times for large ones, so that holes in the addresses never matter.
     pub(super) fn of(total_bytes: u64) -> Self {
         let total = total_bytes.clamp(1 << 30, 1 << 42).next_power_of_two();
-        Self { small_bytes: total.min(64 << 30), middle_bytes: 2 * total, large_bytes: 4 * total }
+        // Granules of middle sizes are counted with 32 bits.
+        let middle_bytes = (2 * total).min(MIDDLE_GRANULE_BYTES << 31);
+        Self { small_bytes: total.min(64 << 30), middle_bytes, large_bytes: 4 * total }
     }
 }
 

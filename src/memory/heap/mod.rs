@@ -254,9 +254,7 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment)
-            .filter(|_| !self.has_own_pages(bytes))
-        {
+        let (region, index, class) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
