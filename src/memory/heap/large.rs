@@ -42,10 +42,13 @@ impl Heap {
         {
             return Ok(Some(block.id as u32));
         }
+        if !is_captured && !self.is_limited() && !(self.is_short() || self.weigh()) {
+            return self.reuse_large(stream, bytes);
+        }
         self.grow_large(bytes).map(Some)
     }
 
-    fn grow_large(&self, bytes: u64) -> Result<u32> {
+    pub(super) fn grow_large(&self, bytes: u64) -> Result<u32> {
         let region = {
             let _growing = self.growing.lock();
             self.region(LARGE)?

@@ -2,6 +2,7 @@
 
 mod at_hand;
 mod books;
+mod reuse;
 mod takeover;
 
 use std::collections::HashMap;
