@@ -84,7 +84,7 @@ impl Heap {
         let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
         let mut bytes = 0;
         loop {
-            let Some(block) = self.core.lock().take_oldest_idle() else { return Ok(bytes) };
+            let Some(block) = self.core.lock().take_any_idle() else { return Ok(bytes) };
             let gone = region.unback(block.id * LARGE_GRANULE_BYTES, block.bytes);
             self.core.lock().large.free(block.id as u32)?;
             bytes += gone?;
@@ -108,11 +108,8 @@ impl core::Core {
         true
     }
 
-    fn take_oldest_idle(&mut self) -> Option<Freed> {
-        if self.idle_large.is_empty() {
-            return None;
-        }
-        let block = self.idle_large.remove(0);
+    fn take_any_idle(&mut self) -> Option<Freed> {
+        let block = self.idle_large.pop()?;
         self.idle_large_bytes -= block.bytes;
         Some(block)
     }

@@ -158,9 +158,6 @@ impl core::Core {
 /// Blocks that are used in `large`, with neighbours made one; as they were from where something failed on.
 fn joined_of(large: &mut FreeList, mut blocks: Vec<Freed>, outcome: &mut Result<()>) -> Vec<Freed> {
     let end = |block: &Freed| block.id + block.bytes / LARGE_GRANULE_BYTES;
-    if !blocks.iter().any(|one| blocks.iter().any(|other| end(one) == other.id)) {
-        return blocks;
-    }
     blocks.sort_unstable_by_key(|block| block.id);
     let mut joined: Vec<Freed> = Vec::with_capacity(blocks.len());
     for block in blocks {

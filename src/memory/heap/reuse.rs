@@ -10,8 +10,7 @@
 //! held for the first time pays in what it would cost to map it page by page, and time pays in a share; each look takes
 //! out what it costs. Where the account is empty the heap grows, as if there were no looks.
 //! What it does not: wait for work in flight, but for a moment; take a block from another stream behind a wait.
-//! Invariant: a joined run is a freed run of its stream like any other. Lock order: front caches, then `core`; that of
-//! the account alone.
+//! Invariant: a joined run is a freed run of its stream like any other. Lock order: front caches, `core`, the account.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

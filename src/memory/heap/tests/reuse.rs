@@ -29,17 +29,18 @@ fn rounds(heap: &Arc<Heap>, live_bytes: u64, sizes: impl Iterator<Item = u64>) -
 
 #[test]
 fn sizes_that_change_do_not_add_up() {
-    let cases: [(&str, Vec<u64>); 3] = [
-        ("small", (1..40).map(|step| step * 6 * KIB).collect()),
-        ("middle", (0..30).map(|step| (300 + step * 77) * KIB).collect()),
-        ("large", (0..30).map(|step| (40 + step) * MIB).collect()),
+    let cases: [(&str, u64, Vec<u64>); 3] = [
+        // A look at so many small blocks empties the account; without looks it would be 39 times.
+        ("small", 16, (1..40).map(|step| step * 6 * KIB).collect()),
+        ("middle", 2, (0..30).map(|step| (300 + step * 77) * KIB).collect()),
+        ("large", 2, (0..30).map(|step| (40 + step) * MIB).collect()),
     ];
-    for (name, sizes) in cases {
+    for (name, times, sizes) in cases {
         let heap = heap(ROOMY, 0);
         let live = 256 * MIB;
         let most = rounds(&heap, live, sizes.into_iter());
         // Room for slabs, and for what lay in the front cache; without looks it is several times as much.
-        assert!(most <= 2 * live, "{name}: {} MiB backed", most / MIB);
+        assert!(most <= times * live, "{name}: {} MiB backed", most / MIB);
         heap.close();
     }
 }
