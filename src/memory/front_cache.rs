@@ -221,6 +221,14 @@ impl FrontCache {
         self.stacks.iter().map(|stack| stack.places.len()).sum()
     }
 
+    /// Takes out the blocks of the classes from one on.
+    pub(super) fn drain_from(&mut self, first: usize) -> Vec<Freed> {
+        let stacks = self.stacks.iter_mut().enumerate().skip(first);
+        let freed: Vec<Freed> = stacks.flat_map(|(class, stack)| stack.drain(class, stack.count)).collect();
+        self.bytes -= freed.iter().map(|block| block.bytes).sum::<u64>();
+        freed
+    }
+
     /// Bytes that lie here.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

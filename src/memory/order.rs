@@ -156,6 +156,60 @@ impl Order {
         Some(self.took(block))
     }
 
+    /// The smallest block of exactly this class, but of at least so many bytes and at a multiple of `alignment`, that
+    /// stands behind no event of its stream.
+    pub(super) fn take_open_run(
+        &mut self,
+        stream: Stream,
+        class: u32,
+        bytes: u64,
+        alignment: u32,
+    ) -> Option<Freed> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        let list = lane.open.get_mut(class as usize)?;
+        let (mut best, mut best_bytes) = (None, u64::MAX);
+        for (at, block) in list.iter().enumerate() {
+            if block.bytes >= bytes && block.bytes < best_bytes && block.id & u64::from(alignment - 1) == 0 {
+                (best, best_bytes) = (Some(at), block.bytes);
+                // Nearly as good as it gets, and most of the list need not be looked at.
+                if best_bytes - bytes <= bytes / 16 {
+                    break;
+                }
+            }
+        }
+        let block = list.swap_remove(best?);
+        let block = lane.left(block);
+        Some(self.took(block))
+    }
+
+    /// Blocks of a class that stand behind no event of their stream.
+    pub(super) fn open_blocks(&self, stream: Stream, class: u32) -> &[Freed] {
+        let lane = self.lanes.iter().find(|lane| lane.stream == stream);
+        lane.and_then(|lane| lane.open.get(class as usize)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes out exactly this one of them; whether it was there.
+    pub(super) fn take_open_block(&mut self, stream: Stream, block: Freed) -> bool {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return false };
+        let Some(list) = lane.open.get_mut(block.class as usize) else { return false };
+        let Some(at) = list.iter().position(|open| *open == block) else { return false };
+        let block = list.swap_remove(at);
+        let block = lane.left(block);
+        self.took(block);
+        true
+    }
+
+    /// Takes out all of them.
+    pub(super) fn take_open_blocks(&mut self, stream: Stream, class: u32) -> Vec<Freed> {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
+        let Some(list) = lane.open.get_mut(class as usize) else { return Vec::new() };
+        let blocks = std::mem::take(list);
+        let bytes = blocks.iter().map(|block| block.bytes).sum::<u64>();
+        (lane.open_count, lane.open_bytes) = (lane.open_count - blocks.len(), lane.open_bytes - bytes);
+        (self.count, self.bytes) = (self.count - blocks.len(), self.bytes - bytes);
+        blocks
+    }
+
     /// As `take_other`, the smallest block of at least so many bytes, of a class from `class` on.
     pub(super) fn take_other_run(
         &mut self,
@@ -199,6 +253,24 @@ impl Order {
         self.count -= blocks.len();
         self.bytes -= blocks.iter().map(|block| block.bytes).sum::<u64>();
         blocks
+    }
+
+    /// Takes out all blocks of a stream that are runs: of a class from `class` on, but for large ones.
+    pub(super) fn take_own_runs(&mut self, stream: Stream, class: u32) -> Vec<Freed> {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
+        let mut runs = Vec::new();
+        for list in lane.open.iter_mut().skip(class as usize) {
+            runs.extend(list.extract_if(.., |block| is_run(block, class, 0)));
+        }
+        lane.open_count -= runs.len();
+        lane.open_bytes -= runs.iter().map(|block| block.bytes).sum::<u64>();
+        for batch in &mut lane.closed {
+            runs.extend(batch.blocks.extract_if(.., |block| is_run(block, class, 0)));
+        }
+        lane.closed.retain(|batch| !batch.blocks.is_empty());
+        self.count -= runs.len();
+        self.bytes -= runs.iter().map(|block| block.bytes).sum::<u64>();
+        runs
     }
 
     /// Puts blocks behind a fence that was recorded on their stream after they were freed.
@@ -395,88 +467,5 @@ impl Lane {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::registry;
-    use crate::memory::fence::Fences;
-
-    fn block(class: u32, id: u64) -> Freed {
-        Freed { class, id, bytes: 100 * (u64::from(class) + 1) }
-    }
-
-    #[test]
-    fn a_stream_gets_back_what_it_freed_and_another_only_behind_a_fence() {
-        let device = registry::open("host").unwrap();
-        let fences = Fences::new(device.clone());
-        let [one, other] = [(); 2].map(|()| device.stream_create().unwrap());
-        let mut order = Order::default();
-        for id in 0..4 {
-            order.free(one, block((id % 2) as u32, id));
-        }
-        assert_eq!((order.count(), order.bytes()), (4, 600));
-        assert_eq!(order.take_same(one, 0).unwrap().id, 2);
-        assert_eq!(order.take_same(other, 1), None);
-        assert!(order.take_other(other, 1, 0).is_none(), "no event stands behind it yet");
-        let blocks = order.take_all_open(one);
-        assert_eq!(blocks.len(), 3);
-        order.close(one, fences.record(one).unwrap(), blocks);
-        order.validate().unwrap();
-        let (owner, fence, taken) = order.take_other(other, 1, 0).unwrap();
-        assert_eq!(owner, one);
-        fence.hold_back(other).unwrap();
-        order.free(other, taken);
-        assert_eq!(order.take_same(one, 0).unwrap().id, 0, "its own, also behind an event");
-        assert_eq!(order.count(), 2);
-        order.validate().unwrap();
-        device.synchronize().unwrap();
-        assert!(order.oldest().iter().all(|fence| fence.is_reached().unwrap()));
-        assert_eq!(order.take_reached(0).len(), 1);
-        assert_eq!(order.take_stream(other), [taken]);
-        assert_eq!((order.count(), order.bytes()), (0, 0));
-        order.validate().unwrap();
-        drop((order, fence));
-        for stream in [one, other] {
-            device.stream_destroy(stream).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_refused_wait_puts_the_block_behind_its_fence_again() {
-        let device = registry::open("host").unwrap();
-        let fences = Fences::new(device.clone());
-        let [one, other] = [(); 2].map(|()| device.stream_create().unwrap());
-        let mut order = Order::default();
-        order.free(one, block(3, 7));
-        let blocks = order.take_all_open(one);
-        order.close(one, fences.record(one).unwrap(), blocks);
-        let (owner, fence, taken) = order.take_other(other, 3, 0).unwrap();
-        assert_eq!(order.count(), 0);
-        order.put_back(owner, fence, taken);
-        order.validate().unwrap();
-        assert_eq!(order.take_same(one, 3), Some(taken));
-    }
-
-    #[test]
-    fn a_fence_is_asked_about_once_and_its_event_serves_the_next_one() {
-        let device = registry::open("host?kind=event&fail_nth=0").unwrap();
-        let fences = Fences::new(device.clone());
-        let fence = fences.record(Stream::DEFAULT).unwrap();
-        fence.wait().unwrap();
-        let calls = device.call_count();
-        assert!(fence.is_known_reached() && fence.is_reached().unwrap());
-        fence.hold_back(Stream::DEFAULT).unwrap();
-        assert_eq!(device.call_count(), calls, "create, record, wait; nothing after");
-        drop(fence);
-        fences.record(Stream::DEFAULT).unwrap();
-        assert_eq!(device.call_count(), calls + 1, "only recorded");
-    }
-
-    #[test]
-    fn a_record_that_fails_loses_no_event() {
-        let device = registry::open("host?kind=event&fail_nth=2&error=device").unwrap();
-        let fences = Fences::new(device.clone());
-        assert!(fences.record(Stream::DEFAULT).is_err());
-        fences.record(Stream::DEFAULT).unwrap();
-        assert_eq!(device.call_count(), 3, "created once, recorded twice");
-    }
-}
+#[path = "order_tests.rs"]
+mod tests;

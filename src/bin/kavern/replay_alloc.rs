@@ -84,8 +84,17 @@ Exit code: 0 done, refused requests are counted, 1 a call failed for another rea
 /// What a replay came to.
 struct Played {
     refused: u64,
-    peak_backed_bytes: u64,
+    at_peak: Held,
     seconds: f64,
+}
+
+/// What the allocator held at one time.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    backed_bytes: u64,
+    live_bytes: u64,
+    front_cache_bytes: u64,
+    ordered_bytes: u64,
 }
 
 /// How a trace is played.
@@ -116,7 +125,7 @@ impl ReplayAlloc {
         let watched = self.play(&trace, limit_bytes, Mode::Watched)?;
         let peak_live_bytes = trace.peak_live_bytes();
         let cap_bytes = match self.find_cap {
-            true => Some(self.smallest_cap(&trace, peak_live_bytes, watched.peak_backed_bytes)?),
+            true => Some(self.smallest_cap(&trace, peak_live_bytes, watched.at_peak.backed_bytes)?),
             false => None,
         };
         let operations = trace.events.len().max(1) as f64;
@@ -129,7 +138,10 @@ impl ReplayAlloc {
             limit_bytes,
             refused: timed.refused.max(watched.refused),
             peak_live_bytes,
-            peak_backed_bytes: watched.peak_backed_bytes,
+            peak_backed_bytes: watched.at_peak.backed_bytes,
+            live_at_that_bytes: watched.at_peak.live_bytes,
+            front_cache_at_that_bytes: watched.at_peak.front_cache_bytes,
+            ordered_at_that_bytes: watched.at_peak.ordered_bytes,
             cap_bytes,
             fragmentation: cap_bytes.map(|cap| cap as f64 / peak_live_bytes.max(1) as f64 - 1.0),
             ns_per_operation: timed.seconds * 1e9 / operations,
@@ -147,7 +159,7 @@ impl ReplayAlloc {
         let streams =
             (0..trace.stream_count()).map(|_| manager.create_stream()).collect::<Result<Vec<Stream>, _>>()?;
         let mut addresses = vec![0u64; trace.blocks.len()];
-        let mut played = Played { refused: 0, peak_backed_bytes: 0, seconds: 0.0 };
+        let mut played = Played { refused: 0, at_peak: Held::default(), seconds: 0.0 };
         let begin = now_ns();
         for event in &trace.events {
             match *event {
@@ -162,8 +174,15 @@ impl ReplayAlloc {
                         break;
                     }
                     if mode == Mode::Watched {
-                        let backed = manager.memory()?.backed_bytes;
-                        played.peak_backed_bytes = played.peak_backed_bytes.max(backed);
+                        let memory = manager.memory()?;
+                        if memory.backed_bytes > played.at_peak.backed_bytes {
+                            played.at_peak = Held {
+                                backed_bytes: memory.backed_bytes,
+                                live_bytes: memory.live_bytes,
+                                front_cache_bytes: memory.front_cache_bytes,
+                                ordered_bytes: memory.ordered_bytes,
+                            };
+                        }
                     }
                 }
                 Event::Free { block } => {
@@ -228,6 +247,12 @@ struct Report {
     peak_live_bytes: u64,
     /// Physical memory behind the allocator's addresses, at most.
     peak_backed_bytes: u64,
+    /// Of that, when it was reached first: asked for and not yet freed.
+    live_at_that_bytes: u64,
+    /// Freed, at the hand of threads.
+    front_cache_at_that_bytes: u64,
+    /// Freed, for the stream of the free only. What is left is free for all, or rounded up.
+    ordered_at_that_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cap_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

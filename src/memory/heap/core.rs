@@ -114,7 +114,7 @@ pub(super) struct Core {
     pub(super) middle_bare: FreeList,
     /// Addresses of the large region.
     pub(super) large: FreeList,
-    /// Large blocks that are free for all and still have their memory, oldest first.
+    /// Large blocks that are free for all and still have their memory.
     pub(super) idle_large: Vec<Freed>,
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,

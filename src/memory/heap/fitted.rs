@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES};
 use super::super::size_class::{self, Class};
-use super::core::{CLASS_ALIGNMENT, Core, FITTED, addresses_used_up};
+use super::core::{CLASS_ALIGNMENT, Core, FITTED, LARGE, addresses_used_up};
 use super::{Heap, MIDDLE};
 use crate::device::Stream;
 use crate::error::{Error, Result};
@@ -27,6 +27,9 @@ const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
 const WORTH_A_RUN: u64 = 4;
 /// A class gets a page of slots once so many bytes lie in runs of its own.
 const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
+
+/// From here on a request that a class would hold may get a part of a large block that is free.
+const LARGE_PART_BYTES: u64 = 8 << 20;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
 const REUNITED_SHARE: u64 = 512;
@@ -60,6 +63,13 @@ impl Heap {
         is_short
     }
 
+    /// Whether less can be had than the device has. Until such memory is short, blocks stay as they are: what is joined
+    /// and cut before leaves more holes among exact lengths.
+    pub(super) fn is_limited(&self) -> bool {
+        let held = self.physical.statistics().held_bytes;
+        self.physical.left_bytes().saturating_add(held) < self.total_bytes
+    }
+
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
     /// and index.
     pub(super) fn take_block(
@@ -90,12 +100,22 @@ impl Heap {
             }
             return Ok(run.map(|start| (FITTED, start)));
         }
-        let granules = (alignment / MIDDLE_GRANULE_BYTES) as u32;
-        let grown = if class.is_small() {
-            self.grow(stream, class)?
-        } else {
-            let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
-            self.grow_middle(count, granules.max(CLASS_ALIGNMENT))?
+        let granules = ((alignment / MIDDLE_GRANULE_BYTES) as u32).max(CLASS_ALIGNMENT);
+        let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+        if !is_captured && !is_short && !self.is_limited() {
+            if class.is_small() {
+                self.reuse_pages()?;
+            } else if bytes >= LARGE_PART_BYTES
+                && let Some(index) = self.reuse_part(stream, bytes)?
+            {
+                return Ok(Some((LARGE, index)));
+            } else if let Some(start) = self.reuse_run(stream, count, granules)? {
+                return Ok(Some((wanted, start)));
+            }
+        }
+        let grown = match class.is_small() {
+            true => self.grow(stream, class)?,
+            false => self.grow_middle(count, granules)?,
         };
         Ok(grown.map(|index| (wanted, index)))
     }

@@ -20,6 +20,8 @@ use crate::error::{Error, Result, Status};
 /// By how much the middle region grows while most of the memory is unused: one page of the largest size, because the
 /// driver prices pages and not bytes.
 const SLAB_BYTES: u64 = 64 << 20;
+/// So much has to be held for it; before, a page of the middle size, of which less stays unused.
+const SLAB_LEAST_BYTES: u64 = 2 << 30;
 /// And later: small pages, which go one by one when they are empty.
 const STEP_BYTES: u64 = 8 << 20;
 
@@ -119,7 +121,11 @@ impl Heap {
         let needed = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
         let held = self.physical.statistics().held_bytes;
         let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
-        let grand = if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES };
+        let grand = match held {
+            _ if held >= limit / 4 => STEP_BYTES,
+            _ if held < SLAB_LEAST_BYTES => SLAB_BYTES / 2,
+            _ => SLAB_BYTES,
+        };
         // Much while there is much, else just what is needed.
         let attempts = [needed.next_multiple_of(grand), needed];
         let first = if attempts[0] > limit / 64 { 1 } else { 0 };
@@ -189,6 +195,13 @@ impl Heap {
         }
         self.weigh();
         Ok(bytes)
+    }
+
+    /// Takes the memory away from behind all pages of slots that are empty. Bytes that went back.
+    pub(super) fn trim_small_pages(&self) -> Result<u64> {
+        let _growing = self.growing.lock();
+        let small = self.regions.iter().filter(|(number, _)| *number < MIDDLE);
+        small.map(|(number, region)| self.trim_small(number, region)).sum()
     }
 
     fn trim_small(&self, number: usize, region: &Region) -> Result<u64> {

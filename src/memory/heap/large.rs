@@ -42,10 +42,13 @@ impl Heap {
         {
             return Ok(Some(block.id as u32));
         }
+        if !is_captured && !self.is_limited() && !(self.is_short() || self.weigh()) {
+            return self.reuse_large(stream, bytes);
+        }
         self.grow_large(bytes).map(Some)
     }
 
-    fn grow_large(&self, bytes: u64) -> Result<u32> {
+    pub(super) fn grow_large(&self, bytes: u64) -> Result<u32> {
         let region = {
             let _growing = self.growing.lock();
             self.region(LARGE)?
@@ -81,7 +84,7 @@ impl Heap {
         let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
         let mut bytes = 0;
         loop {
-            let Some(block) = self.core.lock().take_oldest_idle() else { return Ok(bytes) };
+            let Some(block) = self.core.lock().take_any_idle() else { return Ok(bytes) };
             let gone = region.unback(block.id * LARGE_GRANULE_BYTES, block.bytes);
             self.core.lock().large.free(block.id as u32)?;
             bytes += gone?;
@@ -105,11 +108,8 @@ impl core::Core {
         true
     }
 
-    fn take_oldest_idle(&mut self) -> Option<Freed> {
-        if self.idle_large.is_empty() {
-            return None;
-        }
-        let block = self.idle_large.remove(0);
+    fn take_any_idle(&mut self) -> Option<Freed> {
+        let block = self.idle_large.pop()?;
         self.idle_large_bytes -= block.bytes;
         Some(block)
     }

@@ -23,12 +23,14 @@ mod mesh;
 #[cfg(test)]
 mod mesh_tests;
 mod names;
+mod parts;
 mod plain;
 mod planted;
 mod points;
 mod pressure;
 mod proof;
 mod report;
+mod reuse;
 mod squeeze;
 #[cfg(test)]
 mod squeeze_tests;
@@ -127,6 +129,8 @@ pub struct Heap {
     is_short: AtomicBool,
     /// Whether the live blocks were cut to their lengths since then; see `squeeze`.
     is_squeezed: AtomicBool,
+    /// What may be looked through before more is taken; see `reuse`.
+    looks: reuse::Looks,
     is_closed: AtomicBool,
     /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
     ticker: OnceLock<Option<Arc<Ticker>>>,
@@ -178,6 +182,7 @@ impl Heap {
             ladder: pressure::Ladder::default(),
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
+            looks: reuse::Looks::default(),
             is_closed: AtomicBool::new(false),
             ticker: OnceLock::new(),
             #[cfg(test)]
@@ -259,7 +264,7 @@ impl Heap {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
                 let (class, index) = self.climb(bytes, is_captured, attempt, || Ok(None))?;
-                let number = (class as usize).min(MIDDLE);
+                let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };
                 let region =
                     self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
                 (region, index, class as u8)
@@ -311,7 +316,8 @@ impl Heap {
                 Some(block) => Some(block.id as u32),
                 None if is_fitted => return Ok(None),
                 None if is_captured => core.take_free(class)?,
-                None => core.take_line(stream, class)?,
+                None if class.is_small() => core.take_line(stream, class)?,
+                None => core.take_run_of_class(stream, class)?,
             };
             if found.is_some() {
                 return Ok(found);

@@ -4,6 +4,7 @@ mod at_hand;
 mod books;
 mod captures;
 mod parked;
+mod reuse;
 mod takeover;
 
 use std::collections::HashMap;
