@@ -322,6 +322,51 @@ static void a_block_of_two_streams_is_reused_behind_both(uint64_t bytes, int soo
            (unsigned long long)bytes);
 }
 
+/* A stream that the default stream waits for is captured: frees and a trim meanwhile leave its capture whole. */
+static void a_capture_survives_what_others_free(void) {
+    enum { COUNT = 8 };
+    kavern_manager *manager = open_manager(test_device());
+    void *blocking = NULL, *other = own_stream(manager), *graph = NULL;
+    DRIVER(cuStreamCreate, &blocking, 0u);
+    OK(kavern_manager_stream_register(manager, blocking));
+    uint64_t target = 0, shared[COUNT], loose[COUNT], again = 0, given_back = 0;
+    OK(kavern_alloc(manager, SLOT, 0, blocking, 0, &target));
+    for (int i = 0; i < COUNT; ++i) {
+        OK(kavern_alloc(manager, SLOT, 0, NULL, 0, &shared[i]));
+        OK(kavern_record_use(manager, shared[i], i % 2 == 0 ? blocking : other));
+        OK(kavern_alloc(manager, PAGE, 0, NULL, 0, &loose[i]));
+    }
+    OK(kavern_capture_begin(manager, blocking));
+    DRIVER(cuStreamBeginCapture_v2, blocking, 0);
+    set(target, 0x42, SLOT, blocking);
+    for (int i = 0; i < COUNT; ++i) {
+        OK(kavern_free(manager, shared[i], i < COUNT / 2 ? NULL : other));
+        OK(kavern_free(manager, loose[i], NULL));
+    }
+    OK(kavern_manager_trim(manager, &given_back));
+    OK(kavern_alloc(manager, 16 * PAGE, 0, other, 0, &again));
+    set(again, 0x43, 16 * PAGE, other);
+    DRIVER(cuStreamEndCapture, blocking, &graph);
+    void *executable = instantiated(graph);
+    DRIVER(cuGraphLaunch, executable, blocking);
+    OK(kavern_stream_synchronize(manager, blocking));
+    CHECK(holds(target, 0x42, SLOT));
+    OK(kavern_free(manager, again, other));
+    OK(kavern_free(manager, target, blocking));
+    OK(kavern_stream_synchronize(manager, NULL));
+    OK(kavern_stream_synchronize(manager, other));
+    for (int i = 0; i < 3; ++i) OK(kavern_manager_trim(manager, &given_back));
+    kavern_memory_statistics left = {.struct_size = sizeof left};
+    OK(kavern_memory_stats(manager, &left));
+    CHECK(left.live_count == 0 && left.ordered_bytes == 0);
+    OK(kavern_manager_validate(manager));
+    DRIVER(cuGraphExecDestroy, executable);
+    end_stream(manager, blocking);
+    end_stream(manager, other);
+    OK(kavern_manager_destroy(&manager));
+    printf("a capture beside the default stream survived frees and a trim\n");
+}
+
 int main(void) {
     if (!has_gpu()) return 0;
     /* Streams and graphs of the program's own, in the primary context that the manager retains too. */
@@ -335,6 +380,7 @@ int main(void) {
     a_graph_finds_its_blocks_on_shared_pages();
     a_block_of_two_streams_is_reused_behind_both(SLOT, SOON, LATER);
     a_block_of_two_streams_is_reused_behind_both(UINT64_C(40) << 20, 2, 4);
+    a_capture_survives_what_others_free();
     OK(kavern_manager_destroy(&manager));
     return 0;
 }

@@ -104,6 +104,7 @@ fn scenario(device: &dyn Device, buffer: &mut [u8]) -> Result<()> {
     device.event_is_done(event)?;
     device.stream_is_idle(stream)?;
     device.stream_is_capturing(stream)?;
+    device.stream_takes_events(stream)?;
     device.event_synchronize(event)?;
     device.stream_synchronize(stream)?;
     device.synchronize()?;

@@ -155,6 +155,7 @@ fn destroying_a_stream_waits_for_its_work_and_later_use_is_refused() {
             refused(device.stream_synchronize(stream)),
             refused(device.stream_is_idle(stream)),
             refused(device.stream_is_capturing(stream)),
+            refused(device.stream_takes_events(stream)),
             refused(device.stream_wait_event(stream, event)),
             refused(device.stream_callback(stream, Box::new(|| {}))),
             refused(device.event_record(event, stream)),
@@ -174,6 +175,7 @@ fn the_default_stream_is_always_there() {
         let device = subject.open();
         assert!(device.stream_is_idle(Stream::DEFAULT).unwrap());
         assert!(!device.stream_is_capturing(Stream::DEFAULT).unwrap());
+        assert!(device.stream_takes_events(Stream::DEFAULT).unwrap());
         assert_eq!(device.stream_wrap(0).unwrap(), Stream::DEFAULT);
         refused(device.stream_destroy(Stream::DEFAULT));
         let memory = device.memory_allocate(64).unwrap();
