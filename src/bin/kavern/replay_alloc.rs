@@ -57,6 +57,11 @@ pub(crate) struct ReplayAlloc {
     #[arg(long)]
     find_cap: bool,
 
+    /// Microseconds that the program works between two events while it is watched what is held: a program that does
+    /// nothing but allocate holds more
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    pace_us: u64,
+
     /// Write the trace to a file, for other programs that replay it
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -161,7 +166,12 @@ impl ReplayAlloc {
         let mut addresses = vec![0u64; trace.blocks.len()];
         let mut played = Played { refused: 0, at_peak: Held::default(), seconds: 0.0 };
         let begin = now_ns();
-        for event in &trace.events {
+        let pace_ns = if mode == Mode::Watched { 1000 * self.pace_us } else { 0 };
+        for (event, number) in trace.events.iter().zip(1..) {
+            let due_ns = begin + pace_ns * number;
+            while pace_ns > 0 && now_ns() < due_ns {
+                std::hint::spin_loop();
+            }
             match *event {
                 Event::Allocate { block } => {
                     let at = block as usize;

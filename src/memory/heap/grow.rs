@@ -20,8 +20,6 @@ use crate::error::{Error, Result, Status};
 /// By how much the middle region grows while most of the memory is unused: one page of the largest size, because the
 /// driver prices pages and not bytes.
 const SLAB_BYTES: u64 = 64 << 20;
-/// So much has to be held for it; before, a page of the middle size, of which less stays unused.
-const SLAB_LEAST_BYTES: u64 = 2 << 30;
 /// And later: small pages, which go one by one when they are empty.
 const STEP_BYTES: u64 = 8 << 20;
 
@@ -121,11 +119,7 @@ impl Heap {
         let needed = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
         let held = self.physical.statistics().held_bytes;
         let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
-        let grand = match held {
-            _ if held >= limit / 4 => STEP_BYTES,
-            _ if held < SLAB_LEAST_BYTES => SLAB_BYTES / 2,
-            _ => SLAB_BYTES,
-        };
+        let grand = if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES };
         // Much while there is much, else just what is needed.
         let attempts = [needed.next_multiple_of(grand), needed];
         let first = if attempts[0] > limit / 64 { 1 } else { 0 };
