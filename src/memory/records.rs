@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use bytemuck::Zeroable;
+
 use crate::error::Result;
 use crate::sys::steady::Steady;
 
@@ -25,7 +27,8 @@ const STREAM: u32 = 16;
 const TAG: u32 = 48;
 
 /// One block.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Zeroable)]
+#[repr(C)]
 pub(super) struct Record {
     /// LIVE, SHARED, CAPTURED, class, stream.
     state: AtomicU32,

@@ -1,13 +1,16 @@
 //! A table that grows while others read it: its values never move, so that a look takes no lock and finds its value by
 //! one comparison and one addition.
 //!
-//! What it does: reserves addresses for all values there can be, gives memory to a prefix of them, and fills that with
-//! defaults. What it does not: shrink. Invariants: the values below `length` are initialized and stay where they are
+//! What it does: reserves addresses for all values there can be, and gives memory to a prefix of them, whose values are
+//! zero. The system gives each page when it is first touched, so that growing costs little and rarely used values cost
+//! nothing. What it does not: shrink. Invariants: the values below `length` are initialized and stay where they are
 //! until the drop; `length` only grows. Lock order: `growing` alone.
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytemuck::Zeroable;
 
 use super::shm::{Protection, Reservation};
 use crate::error::{Error, Result, Status};
@@ -33,7 +36,7 @@ unsafe impl<T: Send> Send for Steady<T> {}
 // SAFETY: others get shared references only, and growing does not touch what they can see.
 unsafe impl<T: Send + Sync> Sync for Steady<T> {}
 
-impl<T: Default> Steady<T> {
+impl<T: Zeroable> Steady<T> {
     const IS_PLAIN: () = assert!(size_of::<T>() > 0 && !std::mem::needs_drop::<T>());
 
     /// An empty table that can grow to `capacity` values.
@@ -74,12 +77,6 @@ impl<T: Default> Steady<T> {
             )?;
         }
         let count = (end / size_of::<T>()).min(self.capacity);
-        for index in length..count {
-            // SAFETY: inside the reservation, whose size was computed from the capacity.
-            let value = unsafe { self.values.add(index) };
-            // SAFETY: the memory was made writable above; nobody looks at it before `length` says so.
-            unsafe { value.write(T::default()) };
-        }
         // Release: whoever sees the length sees the values.
         self.length.store(count, Ordering::Release);
         Ok(())
@@ -98,7 +95,7 @@ impl<T> Steady<T> {
         }
         // SAFETY: below the length, so inside the reservation.
         let value = unsafe { self.values.add(index) };
-        // SAFETY: below the length values are initialized and stay; only shared references to them are given out.
+        // SAFETY: below the length memory is readable and was zero, which is a value; values stay; only shared references to them are given out.
         Some(unsafe { value.as_ref() })
     }
 
