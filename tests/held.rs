@@ -11,8 +11,8 @@ fn without_a_limit_little_more_is_held_than_is_live() {
     for (kind, most) in [("serving", 1.5), ("training", 1.5)] {
         for seed in ["1", "2"] {
             let replay = ["replay-alloc", "--generate", kind, "--seed", seed, "--device", PLENTY, "--json"];
-            // A server or a training run has some 10 us of other work for each.
-            let paced = replay.iter().chain(&["--pace-us", "10"]);
+            // A server or a training run has other work between two of them.
+            let paced = replay.iter().chain(&["--pace-us", "30"]);
             let output = Command::new(env!("CARGO_BIN_EXE_kavern")).args(paced).output().unwrap();
             let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             let of = |field: &str| report[field].as_f64().unwrap();
