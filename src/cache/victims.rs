@@ -107,7 +107,8 @@ impl Store {
         }
         let most = count.min(FETCHED) as usize;
         let (mut likely, mut found) = ([0; FETCHED as usize], 0);
-        let (blocks, origins, by_owner) = (&self.blocks, &self.origins, &self.by_owner);
+        let (blocks, origins) = (&self.blocks, &self.origins);
+        let (by_owner, by_namespace) = (&self.by_owner, &self.by_namespace);
         // Only events and the lists of children want to know where a victim came from.
         let reads_origins = shared.events.is_on() || self.children.is_some();
         let mut fetch = |victim: u32| {
@@ -120,6 +121,7 @@ impl Store {
                 prefetch::prefetch_part(origins, victim as usize, size_of::<Origin>() - 1);
             }
             by_owner.fetch(victim);
+            by_namespace.fetch(victim);
         };
         self.retention.likely_victims(most, &mut fetch);
         self.policy.likely_victims(most, &mut fetch);
@@ -127,6 +129,7 @@ impl Store {
             let block = self.block(victim);
             self.index.fetch(self.index.hash(&block.key, block.namespace()));
             self.by_owner.fetch_neighbours(victim);
+            self.by_namespace.fetch_neighbours(victim);
             if block.is_retained() {
                 self.retention.fetch(victim);
             }
