@@ -18,6 +18,7 @@ mod cache {
     mod limits;
     mod moves;
     mod moves_plans;
+    mod namespaces;
     mod ops;
     mod partial;
     mod plan_sizes;

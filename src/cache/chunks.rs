@@ -36,11 +36,11 @@ impl MatchSession<'_> {
         &mut self,
         request: &Request<'_>,
         offsets: &[u64],
-        take: impl FnMut(usize, usize, ChunkHit),
+        mut take: impl FnMut(usize, usize, ChunkHit),
     ) -> Result<Match> {
         self.state = None;
         let home = self.cache.chain.home(request)?;
-        self.state.insert(self.cache.state()).match_chunks(request, &home, offsets, take)
+        self.cache.look_up(&home, |state| state.match_chunks(request, &home, offsets, &mut take))
     }
 }
 

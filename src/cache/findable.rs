@@ -110,6 +110,7 @@ impl Store {
         self.policy.committed(index, &facts);
         let owner = owner_of(self.block(index).tenant);
         self.by_owner.push(owner, index);
+        self.by_namespace.push(as_what.namespace, index);
         if shared.namespaces.owners.get(owner).is_ordered() {
             self.by_owner.set_aside(owner, index);
         }
@@ -157,6 +158,7 @@ impl Store {
         self.clear_retention(index);
         let tenant = self.block(index).tenant;
         self.by_owner.unlink(owner_of(tenant), index);
+        self.by_namespace.unlink(namespace, index);
         let namespaces = &mut shared.namespaces;
         tally.forget((tenant, namespace), reason.is_eviction(), &mut self.by_owner, namespaces);
     }

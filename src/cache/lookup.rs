@@ -5,18 +5,14 @@
 //! Source of the chain over the smallest common block: vLLM's hash block size for hybrid models.
 
 use super::classes::Groups;
-use super::events::RemoveReason;
 use super::hash::Key;
 use super::namespace::Home;
 use super::prefix::LinkKeys;
 use super::sequence::Holder;
 use super::sizes::{Found, Look, Sizing};
 use super::state::State;
-use crate::error::{Result, Status};
+use crate::error::Result;
 use crate::types::Id;
-
-/// Most blocks that a lookup evicts to make room for a new namespace: each costs 1 us where memory is busy.
-const EVICTIONS_FOR_A_NAMESPACE: u64 = 256;
 
 /// Something beside the tokens that content depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,36 +88,7 @@ pub struct Match {
 impl State {
     pub(super) fn open_namespace(&mut self, home: &Home<'_>) -> Result<u32> {
         self.check_decides()?;
-        let opened = self.shared.namespaces.open(home);
-        match opened {
-            // A full table is mostly old tenants' content that nobody holds: that of one of them makes room.
-            Err(error) if error.status == Status::LimitReached && self.vacate_namespace() => {
-                self.shared.namespaces.open(home)
-            }
-            opened => opened,
-        }
-    }
-
-    /// Evicts all content of a namespace that is nothing but content, and not much: of several the one that was used
-    /// least recently. False if there is none; then nothing has changed.
-    fn vacate_namespace(&mut self) -> bool {
-        let may_go = |&(_, owner): &(u32, u32)| {
-            let counts = &self.shared.namespaces.owners.get(owner).counts;
-            counts.findable_blocks == counts.cached_blocks
-                && counts.cached_blocks <= EVICTIONS_FOR_A_NAMESPACE
-        };
-        let last_use =
-            |&(_, owner): &(u32, u32)| self.stores.iter().filter_map(|store| store.first_use_of(owner)).max();
-        let idle = self.shared.namespaces.idle().filter(may_go).min_by_key(last_use);
-        let Some((namespace, owner)) = idle else { return false };
-        while self.shared.namespaces.is_used(namespace) {
-            let mut stores = self.stores.iter_mut();
-            if !stores.any(|store| store.evict_oldest_of(owner, RemoveReason::Evicted, &mut self.shared)) {
-                return false;
-            }
-            self.shared.counters.evicted_blocks += 1;
-        }
-        true
+        self.shared.namespaces.open(home)
     }
 
     /// Refuses a request whose namespace names its blocks the other way.

@@ -78,6 +78,7 @@ mod table;
 mod tally;
 mod trunks;
 mod upload;
+mod vacate;
 mod write;
 
 pub use advise::{DEFAULT_ADVISOR, advisor_names};

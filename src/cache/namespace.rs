@@ -3,10 +3,12 @@
 //! An entry is one exact combination of namespace id, adapter and salt (by its digest). Blocks carry the entry's
 //! index and are found only with it, so reuse across entries is impossible by construction. An entry lives while a
 //! lease, a sequence or a findable block uses it. `uses == leases + sequences + findable blocks` of the entry.
+//! Entries without leases and sequences stand in a list in the order in which they lost the last of them.
 
 use std::collections::HashMap;
 
 use super::hash::{Key, root_key, tenant_tag};
+use super::list::List;
 use super::owners::{self, Owners};
 use crate::error::{Error, Result, Status};
 use crate::sys::reserve::{filled, room};
@@ -64,6 +66,11 @@ impl Namespace {
     pub(super) fn id(&self) -> u64 {
         self.name.id
     }
+
+    /// Its findable blocks, all groups together.
+    pub(super) fn blocks(&self) -> u64 {
+        self.uses - self.holders
+    }
 }
 
 /// The table. Its size is fixed; nothing is allocated after creation.
@@ -72,6 +79,8 @@ pub(super) struct Namespaces {
     entries: Vec<Option<Namespace>>,
     free: Vec<u32>,
     by_name: HashMap<Name, u32>,
+    /// Entries without leases and sequences, the one that was used least recently first.
+    idle: List,
     /// What each namespace id holds and may hold.
     pub(super) owners: Owners,
 }
@@ -87,7 +96,7 @@ impl Namespaces {
         entries.resize_with(most as usize, || None);
         let mut free = room(most as usize)?;
         free.extend((0..most).rev());
-        Ok(Self { secret, entries, free, by_name, owners: Owners::new(most)? })
+        Ok(Self { secret, entries, free, by_name, idle: List::new(most)?, owners: Owners::new(most)? })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -117,15 +126,14 @@ impl Namespaces {
         let Home { name, salt, mode } = *home;
         let Name { id, adapter_id, .. } = name;
         if let Some(&index) = self.by_name.get(&name) {
-            let entry = self.entries[index as usize].as_mut().expect("a named entry exists");
-            if entry.mode != mode {
+            if self.get(index).mode != mode {
                 return Err(Error::new(Status::KeyMode, OTHER_MODE));
             }
-            entry.uses += 1;
-            entry.holders += 1;
+            self.add_use(index);
             return Ok(index);
         }
-        let full = "max_namespaces namespaces hold blocks; reset one or raise the limit";
+        let full = "max_namespaces namespaces hold blocks and none that is small can go; reset one, end what runs \
+                    or is pinned in one, or raise the limit";
         let index = self.free.pop().ok_or(Error::new(Status::LimitReached, full))?;
         let root = root_key(&self.secret, id, adapter_id, salt);
         let owner = self.owners.open(id);
@@ -138,8 +146,11 @@ impl Namespaces {
 
     /// One more lease or sequence.
     pub(super) fn add_use(&mut self, index: u32) {
-        self.add_uses(index, 1);
-        self.entries[index as usize].as_mut().expect("it has uses").holders += 1;
+        let entry = self.entries[index as usize].as_mut().expect("only a used entry gets another use");
+        (entry.uses, entry.holders) = (entry.uses + 1, entry.holders + 1);
+        if entry.holders == 1 {
+            self.idle.unlink(index);
+        }
     }
 
     pub(super) fn add_uses(&mut self, index: u32, count: u64) {
@@ -148,7 +159,11 @@ impl Namespaces {
 
     /// One lease or sequence less.
     pub(super) fn drop_use(&mut self, index: u32) {
-        self.entries[index as usize].as_mut().expect("it has uses").holders -= 1;
+        let entry = self.entries[index as usize].as_mut().expect("it has uses");
+        entry.holders -= 1;
+        if entry.holders == 0 {
+            self.idle.push_newest(index);
+        }
         self.drop_uses(index, 1);
     }
 
@@ -160,6 +175,7 @@ impl Namespaces {
             self.by_name.remove(&name);
             self.owners.close(owner);
             self.entries[index as usize] = None;
+            self.idle.unlink(index);
             self.free.push(index);
         }
     }
@@ -167,6 +183,12 @@ impl Namespaces {
     /// Checks the leases and sequences of each entry against those that the caller found.
     pub(super) fn validate_holders(&self, found: &[u64]) -> Result<()> {
         let holders = self.entries.iter().map(|entry| entry.as_ref().map_or(0, |entry| entry.holders));
+        let mut idle = self.idle.validate()?;
+        idle.sort_unstable();
+        let without = |index: &u32| self.entries[*index as usize].as_ref().is_some_and(|e| e.holders == 0);
+        if !(0..self.entries.len() as u32).filter(without).eq(idle) {
+            return Err(Error::internal("the list of idle namespaces is wrong"));
+        }
         match holders.zip(found).position(|(counted, &found)| counted != found) {
             Some(index) => {
                 Err(Error::internal(format!("namespace entry {index} counts its holders wrongly")))
@@ -192,16 +214,35 @@ impl Namespaces {
         self.owners.validate(&namespaces)
     }
 
-    /// Entries that no lease and no sequence uses, with their owners.
-    pub(super) fn idle(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let entries = (0u32..).zip(&self.entries);
-        let idle = entries.filter_map(|(index, entry)| entry.as_ref().map(|entry| (index, entry)));
-        idle.filter(|(_, entry)| entry.holders == 0).map(|(index, entry)| (index, entry.owner))
+    /// The entries that no lease and no sequence uses, the one that was used least recently first: at most `MOST`, and
+    /// how many.
+    pub(super) fn oldest_idle<const MOST: usize>(&self) -> ([u32; MOST], usize) {
+        let (mut few, mut count) = ([0; MOST], 0);
+        self.idle.oldest_few(MOST, |index| {
+            few[count] = index;
+            count += 1;
+        });
+        (few, count)
     }
 
-    /// Whether something uses an entry.
-    pub(super) fn is_used(&self, index: u32) -> bool {
-        self.entries[index as usize].is_some()
+    /// Whether an entry is in use by nothing but its blocks.
+    pub(super) fn is_idle(&self, index: u32) -> bool {
+        self.idle.contains(index)
+    }
+
+    pub(super) fn idle_count(&self) -> u32 {
+        self.idle.count()
+    }
+
+    /// An idle entry takes the place of one that was used now.
+    pub(super) fn put_off(&mut self, index: u32) {
+        self.idle.unlink(index);
+        self.idle.push_newest(index);
+    }
+
+    /// Whether there is no place for another entry.
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty()
     }
 
     /// Entries in the table, used or not.

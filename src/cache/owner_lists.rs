@@ -4,7 +4,8 @@
 //! stand in the order list in the order of their publication. With a limit, a block that somebody holds is set aside
 //! and comes back as the newest when its last holder lets go, so the oldest of the order list is the next to go.
 //! Blocks that were held when the limit came stand in the order list until they are met there, once each.
-//! Invariant: each findable block stands in exactly one list, that of its owner. Every call is O(1).
+//! Invariant: each findable block stands in exactly one list, that of its owner. Every call is O(1). The same lists
+//! keep the blocks of each namespace, where none is set aside and none is counted as cached.
 
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
@@ -127,6 +128,12 @@ impl OwnerLists {
     /// The oldest of the order list.
     pub(super) fn oldest(&self, owner: u32) -> Option<u32> {
         self.owners[owner as usize][ORDER].checked_sub(1)
+    }
+
+    /// The order list from its oldest on.
+    pub(super) fn in_order(&self, owner: u32) -> impl Iterator<Item = u32> + '_ {
+        let after = |&block: &u32| self.links[block as usize][1].checked_sub(1);
+        std::iter::successors(self.oldest(owner), after)
     }
 
     /// Those set aside go back into the empty order list: some were released while the owner had no limit.

@@ -81,6 +81,7 @@ impl Store {
                 children.replace(from, to, &parent);
             }
             self.by_owner.replace(owner_of(old.tenant), from, to);
+            self.by_namespace.replace(old.namespace(), from, to);
             self.policy.moved(from, to);
             moved(CacheEventKind::Stored, RemoveReason::None, to, self, shared);
         }

@@ -33,7 +33,7 @@ impl MatchSession<'_> {
         prefix::with_scratch(|scratch| {
             let home = cache.chain.home(request)?;
             let keys = cache.prefix_keys(request, &home, scratch)?;
-            cache.state().match_one(request, &home, &keys)
+            cache.look_up(&home, |state| state.match_one(request, &home, &keys))
         })
     }
 

@@ -10,7 +10,6 @@
 //! whatever is wanted; else what the latest step started from; else a findable snapshot; else nothing, which is the
 //! state before the first token. An APPEND with lookahead keeps what its step starts from for that purpose.
 
-use super::batch::BatchEntry;
 use super::block::{Counters, Publication};
 use super::growth::{Grower, Growth};
 use super::hash::{Extras, Key};
@@ -149,21 +148,12 @@ impl State {
         (!self.is_being_written(group, found)).then_some(found)
     }
 
-    /// Whether the open step is yet to write a state: nothing of the same step can start from it.
+    /// Whether the open step is yet to write a findable state: nothing of the same step can start from it. It was
+    /// published for tokens of that step then: any other findable state is nobody's `current`, and FORK shares nothing
+    /// that the step computes.
     pub(super) fn is_being_written(&self, group: usize, state: u32) -> bool {
-        let (rows, sequences) = (&self.holders.rows[group], &self.holders.sequences);
-        let is_written = |entry: &BatchEntry| {
-            let row = entry.row as usize;
-            let holder = &sequences[row].holder;
-            entry.count > 0
-                && holder.is_live
-                && holder.generation == entry.generation
-                && rows.cell(row, 0) == state as i32
-        };
-        // One that nobody holds is nobody's current state.
-        self.stores[group].block(state).refs > 0
-            && self.shared.steps.is_open(self.batch.step)
-            && self.batch.entries.iter().any(is_written)
+        self.shared.steps.is_open(self.batch.step)
+            && self.stores[group].block(state).is_unwritten(self.batch.step)
     }
 
     /// Whether the state after the first `tokens` tokens of a row is there; refused if it is but promised to others.

@@ -138,6 +138,7 @@ impl State {
             mirrors: config.index.device,
             finds_partial: config.partial_hits,
             owners: Owners::capacity(config.max_namespaces),
+            namespaces: config.max_namespaces,
             exact_order: config.exact_order,
         };
         let trunks = Trunks::new(config.max_sequences, geometry.groups.len())?;
@@ -370,6 +371,7 @@ impl State {
 
     fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
         self.promises.validate(group, store)?;
+        store.validate_namespaces(self.shared.namespaces.capacity() as u32)?;
         let mut refs = filled(store.block_count() as usize, 0u32)?;
         self.count_row_refs(group, &mut refs)?;
         let leases =

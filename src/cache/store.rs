@@ -70,6 +70,8 @@ pub(super) struct Store {
     zero_list: Vec<i32>,
     /// Findable blocks by owner.
     pub(super) by_owner: OwnerLists,
+    /// The same by entry of the table of namespaces, in the order of their publication.
+    pub(super) by_namespace: OwnerLists,
 }
 
 impl Store {
@@ -119,6 +121,7 @@ impl Store {
             scrub: options.scrub,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
             by_owner: OwnerLists::new(blocks, options.owners)?,
+            by_namespace: OwnerLists::new(blocks, options.namespaces)?,
         };
         store.is_large = store.bytes() > SMALL_BYTES;
         Ok(store)
@@ -288,6 +291,7 @@ impl Store {
             + self.mirror.as_ref().map_or(0, Mirror::bytes)
             + self.children.as_ref().map_or(0, Children::bytes)
             + self.by_owner.bytes()
+            + self.by_namespace.bytes()
     }
 
     /// Tells the policy that the limit moved.
@@ -316,6 +320,8 @@ pub(super) struct StoreOptions {
     pub(super) finds_partial: bool,
     /// Entries of the table of owners.
     pub(super) owners: u32,
+    /// Entries of the table of namespaces.
+    pub(super) namespaces: u32,
     /// Free blocks are handed out in the order in which they were freed, not in runs.
     pub(super) exact_order: bool,
 }

@@ -41,9 +41,9 @@ impl Store {
         }
     }
 
-    /// Latest step that used the block of an owner which was published first here, if it has any.
-    pub(super) fn first_use_of(&self, owner: u32) -> Option<u64> {
-        self.by_owner.oldest(owner).map(|block| self.block(block).last_step())
+    /// Whether a listed block is cached.
+    pub(super) fn may_go(&self, index: u32) -> bool {
+        self.is_inactive(index) && !self.is_pinned(index)
     }
 
     /// Makes the oldest cached block of an owner go. False if it has none here.
@@ -53,7 +53,7 @@ impl Store {
         }
         loop {
             match self.by_owner.oldest(owner) {
-                Some(oldest) if self.is_inactive(oldest) && !self.is_pinned(oldest) => {
+                Some(oldest) if self.may_go(oldest) => {
                     self.remove(oldest, reason, shared);
                     return true;
                 }

@@ -29,6 +29,19 @@ impl Store {
         }
     }
 
+    /// Checks that exactly the findable blocks stand in the lists of the namespaces, of which there are so many.
+    pub(in crate::cache) fn validate_namespaces(&self, namespaces: u32) -> Result<()> {
+        let mut listed = filled(self.blocks.len(), u32::MAX)?;
+        for namespace in 0..namespaces {
+            self.by_namespace.validate(namespace, |block| listed[block as usize] = namespace)?;
+        }
+        let expected = |block: &Block| if block.is_findable() { block.namespace() } else { u32::MAX };
+        match self.blocks.iter().zip(listed).position(|(block, listed)| expected(block) != listed) {
+            Some(at) => Err(Error::internal(format!("block {at} is in the list of the wrong namespace"))),
+            None => Ok(()),
+        }
+    }
+
     /// The free list and the policy, for the cache's `validate`.
     pub(in crate::cache) fn validate_lists(&self) -> Result<Vec<u32>> {
         let (is_inactive, is_findable) =

@@ -38,6 +38,7 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         mirrors: true,
         finds_partial: false,
         owners: 8,
+        namespaces: 4,
         exact_order: true,
     };
     let policy = evict::make("lru", 4).unwrap();

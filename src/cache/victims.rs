@@ -119,6 +119,7 @@ impl Store {
             let block = self.block(victim);
             self.index.fetch(self.index.hash(&block.key, block.namespace()));
             self.by_owner.fetch_neighbours(victim);
+            self.by_namespace.fetch_neighbours(victim);
             if block.is_retained() {
                 self.retention.fetch(victim);
             }
@@ -135,6 +136,7 @@ impl Store {
                 self.fetch_ancestry(victim);
             }
             self.by_owner.fetch(victim);
+            self.by_namespace.fetch(victim);
         }
     }
 
@@ -165,12 +167,14 @@ impl Store {
             if fetches {
                 self.index.fetch(*hash);
                 self.by_owner.fetch_neighbours(victim);
+                self.by_namespace.fetch_neighbours(victim);
                 if block.is_retained() {
                     self.retention.fetch(victim);
                 }
             }
         }
         self.inactive -= count as u32;
+        self.leave_namespaces(victims);
         let is_eviction = reason == RemoveReason::Evicted;
         if is_eviction {
             shared.counters.evicted_blocks += count as u64;
@@ -203,6 +207,15 @@ impl Store {
     fn leave_owner(&mut self, blocks: &[u32]) {
         if let Some(&first) = blocks.first() {
             self.by_owner.unlink_all(owner_of(self.block(first).tenant), blocks);
+        }
+    }
+
+    /// Blocks stand in the lists of their namespaces no more.
+    fn leave_namespaces(&mut self, blocks: &[u32]) {
+        let Self { blocks: known, by_namespace, .. } = self;
+        let namespace_of = |block: u32| known[block as usize].namespace();
+        for of_one in blocks.chunk_by(|&one, &next| namespace_of(one) == namespace_of(next)) {
+            by_namespace.unlink_all(namespace_of(of_one[0]), of_one);
         }
     }
 

@@ -91,6 +91,34 @@ fn kvcache_is_refused(config: &CacheConfig) -> bool {
     kavern::cache::KvCache::new(&bench.memory, config).is_err()
 }
 
+/// Whether a running sequence holds it, or nobody does.
+#[test]
+fn a_state_that_the_open_step_writes_is_found_when_the_step_is_over() {
+    let tokens = prompt(1, 9);
+    for is_freed in [false, true] {
+        let mut bench = Bench::new(&config(vec![group(4), state(0, 4)], 32));
+        bench.begin();
+        let lease = bench.look(&ask(&tokens)).lease;
+        let sequence = bench.admit(lease, 8).sequence;
+        bench.commit(sequence, &tokens[..8]);
+        let target = Target::Id(Id(sequence));
+        let fork = Op::Change { target, change: Change::Fork { tokens: 8, row: -1 } };
+        assert_eq!(bench.apply(&fork).status, Status::WrongState, "a child would start from it too");
+        if is_freed {
+            bench.free(sequence);
+        }
+        let early = bench.look(&ask(&tokens));
+        assert_eq!(early.tokens, 0, "its bytes are not there; freed: {is_freed}");
+        bench.release(early.lease);
+        bench.done();
+        bench.begin();
+        let late = bench.look(&ask(&tokens));
+        assert_eq!(late.tokens, 8, "freed: {is_freed}");
+        bench.release(late.lease);
+        bench.done();
+    }
+}
+
 #[test]
 fn a_commit_after_the_next_append_still_publishes_the_snapshot() {
     let mut bench = Bench::new(&config(vec![state(1, 4)], 8));

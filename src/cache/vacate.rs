@@ -1,0 +1,160 @@
+//! A place for a new namespace in a full table: the idle one that was used least recently loses what it has cached.
+//!
+//! Idle is one without leases and sequences. It can go if it has few blocks, and all of them may be evicted: what is
+//! pinned stays, and so does what a step in flight may still read. What it does not: go over the table, or hold the
+//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large or pinned move behind
+//! the others, so that the next turn, or the next lookup, sees further; the evictions come in pieces, between which
+//! others may use the namespace: it keeps the rest then.
+//! Invariant: unless all blocks of a namespace may go, none goes.
+
+use super::events::RemoveReason;
+use super::hash::Key;
+use super::kv_cache::KvCache;
+use super::namespace::Home;
+use super::state::State;
+use crate::error::{Result, Status};
+
+/// Most blocks of a namespace that goes.
+const BLOCKS_MOST: u64 = 256;
+/// Namespaces that one turn looks at.
+const LOOK_NAMESPACES: usize = 16;
+/// Blocks that it looks at; it ends with the namespace that reaches them.
+const LOOK_BLOCKS: u64 = 512;
+/// Turns of one lookup that find nothing.
+const TURNS_MOST: usize = 8;
+/// Blocks that go under one hold of the lock: each costs 1 us where memory is busy.
+const PIECE: u32 = 32;
+/// Pieces for one lookup: of one namespace 8, and more where other threads take the places that come free.
+const PIECES_MOST: usize = 64;
+
+/// A namespace that is to go.
+#[derive(Clone, Copy)]
+struct Leaving {
+    index: u32,
+    /// Its entry is another's if this differs.
+    root: Key,
+}
+
+/// What stands against the eviction of all blocks of a namespace.
+enum Obstacle {
+    /// A step in flight.
+    Step,
+    /// A pin.
+    Pin,
+}
+
+impl State {
+    /// Whether a lookup was refused for want of a place in the table of namespaces and of nothing else.
+    fn lacks_place(&self, home: &Home<'_>) -> bool {
+        let namespaces = &self.shared.namespaces;
+        namespaces.is_full() && matches!(namespaces.find(home), Ok(None)) && self.holders.next_lease().is_ok()
+    }
+
+    /// What keeps a namespace that nobody uses; counts the blocks that it looks at.
+    fn obstacle(&self, namespace: u32, looked: &mut u64) -> Option<Obstacle> {
+        self.stores.iter().find_map(|store| {
+            store.by_namespace.in_order(namespace).find_map(|block| {
+                *looked += 1;
+                match (store.is_inactive(block), store.is_pinned(block)) {
+                    (_, true) => Some(Obstacle::Pin),
+                    (false, false) => Some(Obstacle::Step),
+                    (true, false) => None,
+                }
+            })
+        })
+    }
+
+    /// One turn: the namespace that is to go.
+    fn choose_leaving(&mut self) -> Option<Leaving> {
+        let (few, count) = self.shared.namespaces.oldest_idle::<LOOK_NAMESPACES>();
+        let mut looked = 0;
+        for &index in &few[..count] {
+            let is_large = self.shared.namespaces.get(index).blocks() > BLOCKS_MOST;
+            let obstacle = if is_large { None } else { self.obstacle(index, &mut looked) };
+            match obstacle {
+                None if !is_large => {
+                    return Some(Leaving { index, root: self.shared.namespaces.get(index).root });
+                }
+                // It ends by itself.
+                Some(Obstacle::Step) => {}
+                None | Some(Obstacle::Pin) => self.shared.namespaces.put_off(index),
+            }
+            if looked >= LOOK_BLOCKS {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Evicts a piece of what a namespace has cached. False if it is gone or cannot go any more.
+    fn evict_leaving(&mut self, leaving: Leaving) -> bool {
+        for _ in 0..PIECE {
+            let namespaces = &self.shared.namespaces;
+            if !namespaces.is_idle(leaving.index) || namespaces.get(leaving.index).root != leaving.root {
+                return false;
+            }
+            let oldest = self.stores.iter_mut().find_map(|store| {
+                let block = store.by_namespace.oldest(leaving.index)?;
+                Some((store, block))
+            });
+            let Some((store, block)) = oldest.filter(|(store, block)| store.may_go(*block)) else {
+                return false;
+            };
+            store.remove(block, RemoveReason::Evicted, &mut self.shared);
+            self.shared.counters.evicted_blocks += 1;
+        }
+        true
+    }
+}
+
+impl KvCache {
+    /// Runs a lookup under the lock; if it is refused because the table of namespaces is full, once more after another
+    /// namespace made room.
+    pub(super) fn look_up<R>(
+        &self,
+        home: &Home<'_>,
+        mut look: impl FnMut(&mut State) -> Result<R>,
+    ) -> Result<R> {
+        let found = look(&mut self.state());
+        match found {
+            Err(error) if error.status == Status::LimitReached => {
+                self.make_place(home)?;
+                look(&mut self.state())
+            }
+            found => found,
+        }
+    }
+
+    /// Has a namespace go if a lookup lacks a place for its own.
+    fn make_place(&self, home: &Home<'_>) -> Result<()> {
+        let (mut leaving, mut turns, mut has_reaped) = (None, 0, false);
+        for _ in 0..PIECES_MOST + TURNS_MOST {
+            let mut state = self.state();
+            if !state.lacks_place(home) {
+                break;
+            }
+            if let Some(chosen) = leaving {
+                if !state.evict_leaving(chosen) {
+                    leaving = None;
+                }
+                continue;
+            }
+            leaving = state.choose_leaving();
+            let sees_further = state.shared.namespaces.idle_count() as usize > LOOK_NAMESPACES;
+            drop(state);
+            if leaving.is_some() {
+                continue;
+            }
+            // Work that is over may have left blocks that only wait to be told so.
+            if !std::mem::replace(&mut has_reaped, true) {
+                drop(self.reap()?);
+                continue;
+            }
+            turns += 1;
+            if turns == TURNS_MOST || !sees_further {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

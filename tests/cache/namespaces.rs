@@ -1,0 +1,142 @@
+//! A full table of namespaces: which one makes room for another, which never does, and what that costs.
+
+use kavern::cache::{CacheConfig, Op, Request, Stretch, Target};
+use kavern::error::Status;
+use kavern::sys::clock::now_ns;
+use kavern::types::Id;
+
+use super::bench::{Bench, ask, config, group, lookup, prompt, refused};
+
+fn with_room_for(max_namespaces: u32, blocks: u64) -> Bench {
+    let settings = config(vec![group(4)], blocks);
+    let long = CacheConfig { max_sequence_tokens: 2048, max_batch_tokens: 2048, ..settings };
+    Bench::new(&CacheConfig { max_namespaces, ..long })
+}
+
+fn of(namespace_id: u64, adapter_id: u64, tokens: &[i32]) -> Request<'_> {
+    Request { namespace_id, adapter_id, ..ask(tokens) }
+}
+
+#[test]
+fn the_namespace_that_goes_is_the_least_recently_used_whatever_it_published_first() {
+    let mut bench = with_room_for(2, 64);
+    let (old, busy, other) = (prompt(1, 8), prompt(2, 8), prompt(3, 8));
+    bench.run(&of(1, 0, &old));
+    bench.run(&of(2, 0, &other));
+    (0..3).for_each(|_| _ = bench.run(&of(1, 0, &busy)));
+    assert_eq!(bench.run(&of(3, 0, &other)), 0);
+    assert_eq!(bench.hits(&of(1, 0, &busy)), 8, "it was used just now");
+    assert_eq!(bench.hits(&of(1, 0, &old)), 8);
+    assert_eq!(bench.statistics().evicted_blocks, 2);
+}
+
+#[test]
+fn adapters_of_one_id_are_judged_one_by_one() {
+    let mut bench = with_room_for(2, 512);
+    let (long, short) = (prompt(1, 600), prompt(2, 8));
+    // Together they have more blocks than a namespace that goes may have; the one that was used last began first.
+    bench.run(&of(1, 2, &short));
+    bench.run(&of(1, 1, &long));
+    bench.run(&of(1, 2, &long[..480]));
+    assert_eq!(bench.run(&of(1, 3, &short)), 0);
+    assert_eq!(bench.statistics().evicted_blocks, 150, "all of adapter 1 and nothing else");
+    assert_eq!([bench.hits(&of(1, 2, &long)), bench.hits(&of(1, 2, &short))], [480, 8]);
+}
+
+#[test]
+fn an_adapter_that_runs_keeps_no_other_of_its_id() {
+    let mut bench = with_room_for(2, 64);
+    let tokens = prompt(1, 8);
+    bench.begin();
+    let (_, sequence) = bench.start(&of(1, 1, &tokens), &tokens);
+    bench.done();
+    bench.run(&of(1, 2, &tokens));
+    assert_eq!(bench.run(&of(1, 3, &tokens)), 0);
+    assert_eq!(bench.hits(&of(1, 1, &tokens)), 8);
+    bench.begin();
+    bench.free(sequence);
+    bench.done();
+}
+
+#[test]
+fn large_and_pinned_namespaces_stand_in_nobodys_way_and_lose_nothing() {
+    let kept = 40;
+    let mut bench = with_room_for(kept + 2, 2048);
+    let (large, small) = (prompt(1, 257 * 4), prompt(2, 8));
+    bench.run(&of(1, 0, &large));
+    for id in 2..=u64::from(kept) {
+        bench.begin();
+        let (_, sequence) = bench.start(&of(id, 0, &small), &small);
+        let stretch = Stretch { target: Target::Id(Id(sequence)), offset: 0, tokens: 8 };
+        bench.good(&Op::Pin { stretch });
+        bench.free(sequence);
+        bench.done();
+    }
+    bench.run(&of(100, 0, &small));
+    bench.run(&of(101, 0, &small));
+    assert_eq!(bench.run(&of(102, 0, &small)), 0, "one lookup sees past all that stay");
+    assert_eq!(bench.hits(&of(101, 0, &small)), 8);
+    let held = [101, 102].map(|id| bench.look(&of(id, 0, &small)).lease);
+    let before = bench.statistics();
+    assert_eq!(refused(lookup(&bench.cache, &of(103, 0, &small))), Status::LimitReached);
+    assert_eq!(bench.statistics().evicted_blocks, before.evicted_blocks);
+    assert_eq!([bench.hits(&of(1, 0, &large)), bench.hits(&of(2, 0, &small))], [257 * 4, 8]);
+    held.into_iter().for_each(|lease| bench.release(lease));
+}
+
+#[test]
+fn a_lookup_notices_that_the_last_step_of_a_namespace_is_over() {
+    let mut bench = with_room_for(1, 64);
+    let tokens = prompt(1, 8);
+    let gate = bench.gate();
+    bench.begin();
+    let (_, sequence) = bench.start(&of(1, 0, &tokens), &tokens);
+    bench.free(sequence);
+    bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
+    assert_eq!(refused(lookup(&bench.cache, &of(2, 0, &tokens))), Status::LimitReached, "it still runs");
+    drop(gate);
+    bench.device.stream_synchronize(bench.stream).unwrap();
+    let hit = lookup(&bench.cache, &of(2, 0, &tokens)).unwrap();
+    assert_eq!((hit.tokens, bench.statistics().evicted_blocks), (0, 2));
+    bench.release(hit.lease);
+}
+
+#[test]
+fn a_lookup_that_lacks_a_lease_as_well_evicts_nothing() {
+    let settings = config(vec![group(4)], 64);
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: 2, max_leases: 1, ..settings });
+    let tokens = prompt(1, 8);
+    bench.run(&of(1, 0, &tokens));
+    bench.run(&of(2, 0, &tokens));
+    let lease = bench.look(&of(2, 0, &tokens)).lease;
+    assert_eq!(refused(lookup(&bench.cache, &of(3, 0, &tokens))), Status::LimitReached);
+    assert_eq!(bench.statistics().evicted_blocks, 0);
+    bench.release(lease);
+}
+
+/// What a new namespace costs in a full table of so many, at best, in nanoseconds.
+fn cost(namespaces: u32) -> u64 {
+    let blocks = u64::from(namespaces) + 8;
+    let settings = CacheConfig { metadata_only: true, ..config(vec![group(4)], blocks) };
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: namespaces, ..settings });
+    let tokens = prompt(1, 4);
+    (0..u64::from(namespaces)).for_each(|id| _ = bench.run(&of(id, 0, &tokens)));
+    let one = |id: u64| {
+        let began = now_ns();
+        let hit = lookup(&bench.cache, &of(id, 0, &tokens)).unwrap();
+        let took = now_ns() - began;
+        bench.step += 1;
+        bench.cache.step(bench.step).unwrap().apply(&Op::Release { lease: hit.lease });
+        bench.cache.step_done(bench.step, None).unwrap();
+        took
+    };
+    let first = u64::from(namespaces);
+    (first..first + 64).map(one).min().unwrap()
+}
+
+#[test]
+fn a_place_in_a_full_table_costs_the_same_however_large_it_is() {
+    let [small, large] = [64, 65_536].map(cost);
+    // A walk over the table takes a hundred times as long there; memory that is further away, a few times.
+    assert!(large < 20 * small.max(2_000), "{small} ns of 64, {large} ns of 65,536");
+}
