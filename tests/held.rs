@@ -17,8 +17,7 @@ fn without_a_limit_little_more_is_held_than_is_live() {
             let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
             let of = |field: &str| report[field].as_f64().unwrap();
             let held = of("peak_backed_bytes") / of("peak_live_bytes");
-            println!("{kind} {seed}: {held:.2} times");
-            assert!(held <= most, "{report}");
+            assert!(held <= most, "{kind} {seed}: {held:.2} times, {report}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Heap {
         {
             return Ok(Some(block.id as u32));
         }
-        if !is_captured && !self.is_limited() && !(self.is_short() || self.weigh()) {
+        if !(is_captured || self.is_limited() || self.is_short() || self.weigh()) {
             return self.reuse_large(stream, bytes);
         }
         self.grow_large(bytes).map(Some)
