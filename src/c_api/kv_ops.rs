@@ -149,8 +149,8 @@ pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<C
     })
 }
 
-/// The result of an APPEND whose sequence is ready for it: nearly all operations of a step that decodes are such. `None`
-/// for all others, which are still to be done.
+/// The result of an APPEND whose sequence is ready for it: nearly all operations of a step that decodes are such.
+/// `None` for all others, which are still to be done.
 #[inline]
 pub(super) fn append_ready(step: &mut StepSession<'_>, op: &kavern_kv_op) -> Option<OpResult> {
     let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;

@@ -25,8 +25,8 @@ const FREE_FEW: u32 = 8;
 /// Victims that are fetched together.
 const VICTIMS: u32 = 8;
 
-/// Keys made ahead, and what else that takes. A key stands beside all that it depends on but the cache's hash: parent and
-/// tokens of its link. Links with extras have none.
+/// Keys made ahead, and what else that takes. A key stands beside all that it depends on but the cache's hash: parent
+/// and tokens of its link. Links with extras have none.
 pub(super) struct Ahead {
     /// By row, as far as it goes.
     keys: [Option<(Key, Key)>; FAR],
