@@ -6,8 +6,8 @@
 //! all that was freed and is past is taken back; and pages of slots that ran empty leave their addresses.
 //!
 //! A look makes the requests after it slower, because it empties the lists in which they are found at once. A program
-//! in a steady state has what it needs in those lists, and must not pay for looks. So they have an account: time pays in
-//! a share, what is held for the first time pays what its mapping cost; each look takes out what it costs. Where the
+//! in a steady state has what it needs in those lists, and must not pay for looks. So they have an account: time pays
+//! in a share, what is held for the first time pays what its mapping cost; each look takes out what it costs. Where the
 //! account is empty the heap grows, as if there were no looks: a program that does nothing but allocate grows fast, one
 //! that works between its allocations holds little.
 //! What it does not: wait for work in flight, but for a moment; take a block from another stream behind a wait.
