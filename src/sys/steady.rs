@@ -95,8 +95,8 @@ impl<T> Steady<T> {
         }
         // SAFETY: below the length, so inside the reservation.
         let value = unsafe { self.values.add(index) };
-        // SAFETY: below the length memory is readable and was zero, which is a value; values stay; only shared references
-        // to them are given out.
+        // SAFETY: below the length memory is readable and was zero, which is a value; values stay, and only shared
+        // references to them are given out.
         Some(unsafe { value.as_ref() })
     }
 
