@@ -82,26 +82,28 @@ type TakeOut = fn(&Arc<Heap>, (Key, &'static AtomicU64), [u64; 2]);
 
 #[test]
 fn what_leaves_a_front_cache_is_in_order_before_anybody_can_find_the_cache_without_it() {
-    let ways: [(&str, TakeOut); 4] = [
-        ("the thread ends", |_, _, _| ()),
-        ("everything is taken out", |heap, _, _| heap.flush(None)),
-        ("the stream goes", |heap, _, _| heap.flush(Some(Stream::DEFAULT))),
-        ("a stack is full", |heap, key, more| {
+    // A lane of its own: what a thread leaves on other streams stays where it is, for the next thread.
+    let lane = Stream(1 << 63 | 9);
+    let ways: [(&str, Stream, TakeOut); 4] = [
+        ("the thread ends", lane, |_, _, _| ()),
+        ("everything is taken out", Stream::DEFAULT, |heap, _, _| heap.flush(None)),
+        ("the stream goes", Stream::DEFAULT, |heap, _, _| heap.flush(Some(Stream::DEFAULT))),
+        ("a stack is full", Stream::DEFAULT, |heap, key, more| {
             more.into_iter().for_each(|address| free(heap, key, Stream::DEFAULT, address));
         }),
     ];
     let mut lost = Vec::new();
-    for (what, take_out) in ways {
+    for (what, stream, take_out) in ways {
         let heap = heap("host", 0);
         let (ready, is_ready) = channel();
         let (go, may_go) = channel::<()>();
         std::thread::scope(|scope| {
             let its = Arc::clone(&heap);
             scope.spawn(move || {
-                let key = key(Stream::DEFAULT);
-                let blocks = [(); 6].map(|()| allocate(&its, key, Stream::DEFAULT, MIB));
+                let key = key(stream);
+                let blocks = [(); 6].map(|()| allocate(&its, key, stream, MIB));
                 // The stack has room for one more.
-                blocks[..4].iter().for_each(|&address| free(&its, key, Stream::DEFAULT, address));
+                blocks[..4].iter().for_each(|&address| free(&its, key, stream, address));
                 ready.send(()).unwrap();
                 may_go.recv().unwrap();
                 take_out(&its, key, [blocks[4], blocks[5]]);
