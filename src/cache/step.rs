@@ -57,7 +57,8 @@ impl State {
         let Sequence { holder, ready, last_step, refused_in_call, .. } = *sequence;
         let is_ready = holder.generation == id.generation()
             && holder.is_live
-            && tokens.saturating_add(lookahead.into()) <= u64::from(ready)
+            // One of nothing looks: it may be to a sequence that does not run.
+            && (1..=u64::from(ready)).contains(&tokens.saturating_add(lookahead.into()))
             && refused_in_call != *call
             && last_step != batch.step
             && batch.has_room(tokens, true)

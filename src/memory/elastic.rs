@@ -112,7 +112,11 @@ impl Elastic {
     /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit and in its sums.
     pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Arc<Self>> {
         let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
-        let mut elastic = Self::of(memory.physical()?, config, Holder { tenant: 0, payer: None, largest })?;
+        let mut elastic = Self::of(
+            memory.physical()?,
+            config,
+            Holder { tenant: 0, payer: None, largest, takes_passed: true },
+        )?;
         elastic.memory = Some(Arc::clone(memory));
         let elastic = Arc::new(elastic);
         memory.add_elastic(&elastic);

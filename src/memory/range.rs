@@ -42,6 +42,8 @@ pub(super) struct Holder {
     pub(super) payer: Option<Arc<dyn Payer>>,
     /// Largest pages that are used.
     pub(super) largest: PageClass,
+    /// Whether it takes pages that others have given up before they are unmapped there.
+    pub(super) takes_passed: bool,
 }
 
 /// Called with ranges that have memory which another tenant had, or the device has just made, before they are used.

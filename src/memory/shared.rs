@@ -252,7 +252,7 @@ impl SharedPool {
         };
         let payer = Arc::new(ModelPayer { shares: Arc::clone(&self.shares), id });
         let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
-        let holder = Holder { tenant: id, payer: Some(payer), largest };
+        let holder = Holder { tenant: id, payer: Some(payer), largest, takes_passed: true };
         let model = Arc::new(Model {
             id,
             name: name.to_owned(),

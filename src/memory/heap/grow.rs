@@ -56,7 +56,9 @@ impl Heap {
             }
         };
         // A step more on either side: no other region shares a step, and slabs lie at multiples of their size.
-        let holder = Holder { tenant: 0, payer: None, largest: self.largest_page(number) };
+        // Pages on their way between ranges fit worse at a limit: fragmentation of 8 instead of 3 % was seen.
+        let largest = self.largest_page(number);
+        let holder = Holder { tenant: 0, payer: None, largest, takes_passed: false };
         let range = Range::new(Arc::clone(&self.physical), bytes + 2 * DIRECTORY_STEP, holder)?;
         let lead = DIRECTORY_STEP;
         let base = range.slice().address() + lead;

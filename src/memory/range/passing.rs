@@ -19,7 +19,10 @@ impl Range {
             |backed: &Result<u64>| backed.as_ref().is_err_and(|error| error.status == Status::OutOfMemory);
         // What others have given up may be a step away from the pool; no lock is held here.
         let skipped = Skipped { address: self.slice.address(), pages: (first, end) };
-        if is_short(&backed) && self.physical.pass_on(self.lack_bytes(first, end), skipped) > 0 {
+        if is_short(&backed)
+            && self.holder.takes_passed
+            && self.physical.pass_on(self.lack_bytes(first, end), skipped) > 0
+        {
             backed = self.try_back(first, end, prepare);
             drop(awaited);
             self.physical.tidy();
