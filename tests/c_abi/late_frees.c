@@ -11,7 +11,7 @@
 
 static kavern_manager *manager;
 static kavern_stream *stream;
-static pthread_key_t first_key, second_key;
+static pthread_key_t first_key, second_key, only_key;
 
 typedef struct {
     uint64_t blocks[BLOCKS];
@@ -31,6 +31,14 @@ static void late(void *value, pthread_key_t key) {
 
 static void late_first(void *value) { late(value, first_key); }
 static void late_second(void *value) { late(value, second_key); }
+
+static void late_only(void *value) { OK(kavern_free(manager, (uint64_t)(uintptr_t)value, stream)); }
+
+/* Its one call is a free in a destructor. */
+static void *free_only(void *value) {
+    CHECK(pthread_setspecific(only_key, value) == 0);
+    return NULL;
+}
 
 static void *work(void *value) {
     bundle *both = value;
@@ -53,6 +61,23 @@ static uint64_t resident_bytes(void) {
     return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Threads whose one call is such a free: whatever it takes to serve it goes with the thread, or to the next one. */
+static void free_late_only(void) {
+    uint64_t first_front_bytes = 0, first_bytes = 0;
+    for (int thread = 0; thread < ROUNDS * THREADS; ++thread) {
+        uint64_t block = 0;
+        OK(kavern_alloc(manager, 4096, 0, stream, 0, &block));
+        pthread_t made;
+        CHECK(pthread_create(&made, NULL, free_only, (void *)(uintptr_t)block) == 0);
+        CHECK(pthread_join(made, NULL) == 0);
+        if (thread > 0) continue;
+        first_front_bytes = statistics().front_cache_bytes;
+        first_bytes = resident_bytes();
+    }
+    CHECK(statistics().live_count == 0 && statistics().front_cache_bytes <= first_front_bytes);
+    CHECK(resident_bytes() < first_bytes + (8 << 20));
+}
+
 int main(void) {
     static bundle bundles[THREADS][2];
     manager = open_manager(test_device());
@@ -63,6 +88,8 @@ int main(void) {
     OK(kavern_alloc(manager, 4096, 0, stream, 0, &begin));
     OK(kavern_free(manager, begin, stream));
     CHECK(pthread_key_create(&second_key, late_second) == 0);
+    CHECK(pthread_key_create(&only_key, late_only) == 0);
+    free_late_only();
     for (int round = 0; round < ROUNDS; ++round) {
         for (int thread = 0; thread < THREADS; ++thread)
             for (int at = 0; at < 2 * BLOCKS; ++at) {
@@ -84,6 +111,7 @@ int main(void) {
         CHECK(now_bytes < first_bytes + (8 << 20));
         OK(kavern_manager_validate(manager));
     }
+    OK(kavern_manager_validate(manager));
     OK(kavern_stream_destroy(&stream));
     OK(kavern_manager_destroy(&manager));
     return 0;

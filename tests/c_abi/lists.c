@@ -2,7 +2,9 @@
    of up to 60, the other in lists of one. Only what depends on a refused operation of its list answers
    KAVERN_ERR_DEPENDENCY, also where that one was refused before it reached the cache.
    usage: lists [ROUNDS [SEED]] */
+#define _POSIX_C_SOURCE 200809L
 #include "objects.h"
+#include "two_caches.h"
 
 enum { SEQUENCES = 24, BLOCKS = 160, LONGEST = 250, LIST = 60, KINDS = 4 };
 
@@ -19,13 +21,6 @@ typedef struct {
     int32_t ids[LIST][LONGEST];
     int count;
 } list;
-
-static uint64_t state;
-
-static uint64_t below(uint64_t limit) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    return state % limit;
-}
 
 /* Few different tokens, so that prompts and answers are found again. */
 static int32_t any_token(void) { return below(6) == 0 ? (int32_t)below(3) : 0; }
@@ -62,10 +57,6 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t hash, int kind) {
     return cache;
 }
 
-static kavern_kv_op op(uint32_t kind, uint64_t target, uint64_t tokens) {
-    return (kavern_kv_op){.struct_size = sizeof(kavern_kv_op), .kind = kind, .target = target, .tokens = tokens, .row = -1};
-}
-
 static void admit(kavern_kv_cache *const caches[2], uint64_t step, sequence *new) {
     uint64_t length = 1 + below(60), leases[2];
     for (uint64_t at = 0; at < length; ++at) new->tokens[at] = any_token();
@@ -76,9 +67,9 @@ static void admit(kavern_kv_cache *const caches[2], uint64_t step, sequence *new
     for (int side = 0; side < 2; ++side) {
         OK(kavern_kv_match(caches[side], 1, &request, &found[side]));
         leases[side] = found[side].lease;
-        kavern_kv_op what = op(KAVERN_OP_ADMIT, leases[side], length - found[side].hit_tokens);
+        kavern_kv_op what = operation(KAVERN_OP_ADMIT, leases[side], length - found[side].hit_tokens);
         if (kavern_kv_step(caches[side], step, 1, &what, &result[side]) != KAVERN_OK) {
-            what = op(KAVERN_OP_RELEASE, leases[side], 0);
+            what = operation(KAVERN_OP_RELEASE, leases[side], 0);
             kavern_kv_op_result released;
             OK(kavern_kv_step(caches[side], step, 1, &what, &released));
         }
@@ -102,7 +93,7 @@ static void list_one(list *ops, sequence *planned, int at, bool may_roll_back) {
     case 0: case 1: case 2: case 3:
         if (open == 0) return;
         count = below(3) == 0 ? 1 + below(open) : open;
-        *what = op(KAVERN_OP_COMMIT, planned->id, count);
+        *what = operation(KAVERN_OP_COMMIT, planned->id, count);
         memcpy(ops->ids[ops->count], planned->tokens + planned->committed, 4 * count);
         what->token_ids = ops->ids[ops->count];
         planned->committed += count;
@@ -110,7 +101,7 @@ static void list_one(list *ops, sequence *planned, int at, bool may_roll_back) {
     case 4: case 5: case 6: case 7: case 8:
         count = below(4);
         if (planned->length + count + 5 > LONGEST) return;
-        *what = op(KAVERN_OP_APPEND, planned->id, count);
+        *what = operation(KAVERN_OP_APPEND, planned->id, count);
         what->lookahead = below(4) == 0 ? (uint32_t)below(5) : 0;
         for (uint64_t i = 0; i < count; ++i) planned->tokens[planned->length + i] = any_token();
         planned->length += count;
@@ -118,17 +109,17 @@ static void list_one(list *ops, sequence *planned, int at, bool may_roll_back) {
     case 9:
         if (!may_roll_back) return;
         count = below(planned->length < 6 ? planned->length : 6);
-        *what = op(KAVERN_OP_ROLLBACK, planned->id, planned->length - count);
+        *what = operation(KAVERN_OP_ROLLBACK, planned->id, planned->length - count);
         planned->length -= count;
         if (planned->committed > planned->length) planned->committed = planned->length;
         break;
     case 10:
-        *what = op(KAVERN_OP_FREE, planned->id, 0);
+        *what = operation(KAVERN_OP_FREE, planned->id, 0);
         planned->is_live = false;
         break;
     default:
         if (below(3) != 0) return;
-        *what = op(below(2) == 0 ? KAVERN_OP_APPEND : KAVERN_OP_COMMIT, planned->id, 1);
+        *what = operation(below(2) == 0 ? KAVERN_OP_APPEND : KAVERN_OP_COMMIT, planned->id, 1);
         *is_malformed = true;
         if (what->kind == KAVERN_OP_COMMIT) {
             what->token_ids = below(2) == 0 ? NULL : ops->ids[ops->count];
@@ -226,7 +217,7 @@ static void run(kavern_manager *manager, uint32_t hash, int kind, int rounds) {
 
 int main(int argc, char **argv) {
     int rounds = argc > 1 ? atoi(argv[1]) : 1000;
-    state = 88172645463325252ull + (argc > 2 ? strtoull(argv[2], NULL, 10) : 0);
+    random_state += (argc > 2 ? strtoull(argv[2], NULL, 10) : 0);
     kavern_manager *manager = open_manager("host");
     for (int kind = 0; kind < KINDS; ++kind) {
         run(manager, KAVERN_HASH_BLAKE3, kind, rounds);
