@@ -382,17 +382,19 @@ impl KvCache {
         let plan = Plan::read(message, &self.shape)?;
         // First what only one thread can have: nothing is taken over that another one keeps from being uploaded.
         let mut uploader = self.borrow_uploader()?;
-        self.grow_as_told(&plan)?;
+        self.resize_as_told(&plan)?;
         self.state.lock().take_plan(&plan)?;
         let answer = self.tables_by(uploader.get(), plan.info.step, stream, read)?;
         let PlanInfo { scheduler, number, .. } = plan.info;
         self.state.lock().plans = PlanChain { scheduler, number, ..PlanChain::default() };
-        self.shrink_as_told(&plan)?;
         Ok(answer)
     }
 
-    /// Puts memory behind the blocks that a plan may name. Blocks, may ask others for memory.
-    fn grow_as_told(&self, plan: &Plan<'_>) -> Result<()> {
+    /// Gives up what no step names any more, and puts memory behind the blocks that the plan may name. What is given
+    /// up goes when the steps so far are over; so a worker that comes late has it for the classes that grew, and where
+    /// the plan is refused after all, less is held that its scheduler has left anyway. Blocks, may ask others for
+    /// memory.
+    fn resize_as_told(&self, plan: &Plan<'_>) -> Result<()> {
         if !self.geometry.tells_sizes() {
             return Ok(());
         }
@@ -403,21 +405,16 @@ impl KvCache {
         };
         // A plan whose turn it is not changes nothing.
         self.state.lock().check_chain(&plan.info)?;
-        // First what other classes have left since: their memory is what this one gets.
+        let told = (0..).zip(plan.sizes().into_iter().flatten());
+        for (group, size) in told.filter(|&(group, size)| size < self.resizer.target(group)) {
+            self.resize_unasked(group, None, size)?;
+        }
+        // What was left before, too, is what the others get.
         self.advance_resizes()?;
         for (group, size) in (0..).zip(sizes).filter(|&(group, size)| size > self.resizer.target(group)) {
             let missing_bytes = self.pools[group as usize].missing_bytes(size);
             self.memory.with_help(missing_bytes, || self.resize_unasked(group, None, size))?;
             self.memory.relax();
-        }
-        Ok(())
-    }
-
-    /// Gives up blocks that no step names any more; their memory goes when the steps so far are over.
-    fn shrink_as_told(&self, plan: &Plan<'_>) -> Result<()> {
-        let sizes = plan.sizes().filter(|_| self.geometry.tells_sizes()).into_iter().flatten();
-        for (group, size) in (0..).zip(sizes).filter(|&(group, size)| size < self.resizer.target(group)) {
-            self.resize_unasked(group, None, size)?;
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 //!
 //! Idle is one without leases and sequences. It can go if it has few blocks, and all of them may be evicted: what is
 //! pinned stays, and so does what a step in flight may still read. What it does not: go over the table, or hold the
-//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large or pinned move behind
-//! the others, so that the next turn, or the next lookup, sees further; the evictions come in pieces, between which
+//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step move
+//! behind the others, so that the next turn, or the next lookup, sees further; the evictions come in pieces, between which
 //! others may use the namespace: it keeps the rest then.
 //! Invariant: unless all blocks of a namespace may go, none goes.
 
@@ -35,14 +35,6 @@ struct Leaving {
     root: Key,
 }
 
-/// What stands against the eviction of all blocks of a namespace.
-enum Obstacle {
-    /// A step in flight.
-    Step,
-    /// A pin.
-    Pin,
-}
-
 impl State {
     /// Whether a lookup was refused for want of a place in the table of namespaces and of nothing else.
     fn lacks_place(&self, home: &Home<'_>) -> bool {
@@ -50,16 +42,13 @@ impl State {
         namespaces.is_full() && matches!(namespaces.find(home), Ok(None)) && self.holders.next_lease().is_ok()
     }
 
-    /// What keeps a namespace that nobody uses; counts the blocks that it looks at.
-    fn obstacle(&self, namespace: u32, looked: &mut u64) -> Option<Obstacle> {
-        self.stores.iter().find_map(|store| {
-            store.by_namespace.in_order(namespace).find_map(|block| {
+    /// Whether a pin or a step in flight keeps a block of a namespace that nobody uses; counts the blocks that it looks
+    /// at.
+    fn is_kept(&self, namespace: u32, looked: &mut u64) -> bool {
+        self.stores.iter().any(|store| {
+            store.by_namespace.in_order(namespace).any(|block| {
                 *looked += 1;
-                match (store.is_inactive(block), store.is_pinned(block)) {
-                    (_, true) => Some(Obstacle::Pin),
-                    (false, false) => Some(Obstacle::Step),
-                    (true, false) => None,
-                }
+                store.is_pinned(block) || !store.is_inactive(block)
             })
         })
     }
@@ -69,16 +58,12 @@ impl State {
         let (few, count) = self.shared.namespaces.oldest_idle::<LOOK_NAMESPACES>();
         let mut looked = 0;
         for &index in &few[..count] {
-            let is_large = self.shared.namespaces.get(index).blocks() > BLOCKS_MOST;
-            let obstacle = if is_large { None } else { self.obstacle(index, &mut looked) };
-            match obstacle {
-                None if !is_large => {
-                    return Some(Leaving { index, root: self.shared.namespaces.get(index).root });
-                }
-                // It ends by itself.
-                Some(Obstacle::Step) => {}
-                None | Some(Obstacle::Pin) => self.shared.namespaces.put_off(index),
+            let namespace = self.shared.namespaces.get(index);
+            let (root, is_large) = (namespace.root, namespace.blocks() > BLOCKS_MOST);
+            if !is_large && !self.is_kept(index, &mut looked) {
+                return Some(Leaving { index, root });
             }
+            self.shared.namespaces.put_off(index);
             if looked >= LOOK_BLOCKS {
                 break;
             }

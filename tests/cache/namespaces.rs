@@ -10,7 +10,7 @@ use super::bench::{Bench, ask, config, group, lookup, prompt, refused};
 fn with_room_for(max_namespaces: u32, blocks: u64) -> Bench {
     let settings = config(vec![group(4)], blocks);
     let long = CacheConfig { max_sequence_tokens: 2048, max_batch_tokens: 2048, ..settings };
-    Bench::new(&CacheConfig { max_namespaces, ..long })
+    Bench::new(&CacheConfig { max_namespaces, max_sequences: 32, ..long })
 }
 
 fn of(namespace_id: u64, adapter_id: u64, tokens: &[i32]) -> Request<'_> {
@@ -82,6 +82,29 @@ fn large_and_pinned_namespaces_stand_in_nobodys_way_and_lose_nothing() {
     assert_eq!(bench.statistics().evicted_blocks, before.evicted_blocks);
     assert_eq!([bench.hits(&of(1, 0, &large)), bench.hits(&of(2, 0, &small))], [257 * 4, 8]);
     held.into_iter().for_each(|lease| bench.release(lease));
+}
+
+#[test]
+fn namespaces_that_wait_for_a_step_stand_in_nobodys_way() {
+    let waiting = 20;
+    let mut bench = with_room_for(waiting + 1, 64);
+    let tokens = prompt(1, 8);
+    bench.run(&of(1, 0, &tokens));
+    bench.begin();
+    for id in 100..100 + u64::from(waiting) {
+        let (_, sequence) = bench.start(&of(id, 0, &tokens), &tokens);
+        bench.free(sequence);
+    }
+    // Idle for a shorter time than the others, and the only one that may go.
+    let hit = lookup(&bench.cache, &of(1, 0, &tokens)).unwrap();
+    assert_eq!(hit.tokens, 8);
+    bench.release(hit.lease);
+    let hit = lookup(&bench.cache, &of(7, 0, &tokens)).unwrap();
+    bench.release(hit.lease);
+    bench.done();
+    for id in 100..100 + u64::from(waiting) {
+        assert_eq!(bench.hits(&of(id, 0, &tokens)), 8, "namespace {id}");
+    }
 }
 
 #[test]

@@ -241,7 +241,11 @@ fn a_worker_that_comes_late_has_the_sizes_of_a_full_plan() {
     let message = pair.export(false);
     pair.apply(&message).unwrap();
     let full = pair.export(true);
-    let late = Bench::of(memory(0), &CacheConfig { worker: true, ..settings(128) });
+    // No more memory than the other one, and all of it in the classes of the beginning.
+    let memory = memory(LIMIT_PAGES);
+    let late = Bench::of(memory, &CacheConfig { worker: true, ..settings(128) });
+    let others = LIMIT_PAGES * PAGE - late.memory.held_bytes().0 - 3 * SLAB;
+    let _others = late.memory.allocate(others, "others").unwrap();
     late.cache.apply_plan(late.stream, &full, |_| Ok(())).unwrap();
     let blocks = [0, 1, 2].map(|group| late.cache.describe(group).unwrap().blocks);
     assert_eq!((blocks, pair.worker_blocks()), (sizes, sizes));
