@@ -329,7 +329,7 @@ fn bad_files_are_named() {
 
 #[test]
 fn bad_arguments_are_named() {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 13] = [
         (&["replay", "--generate", "chat", "--policy", "best"], "best"),
         (&["replay", "--generate", "chat", "--device", "abacus"], "abacus"),
         (&["replay", "--generate", "chat", "--blocks", "0"], "0"),
@@ -341,6 +341,7 @@ fn bad_arguments_are_named() {
         (&["replay", "--generate", "chat", "--timed"], "--timed"),
         (&["replay", "--generate", "chat", "--plot", "x.svg", "--capacities", "0"], "--capacities"),
         (&["replay", "--generate", "chat", "--plot", "x.svg", "--policies", "best"], "best"),
+        (&["replay", "--generate", "chat", "--plot", "x.png"], "x.png: expected a name that ends"),
         (&["juggle"], "juggle"),
     ];
     for (arguments, word) in cases {

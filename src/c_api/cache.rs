@@ -244,7 +244,7 @@ pub unsafe extern "C" fn kavern_kv_reset(
 ///
 /// `evicted` (may be null) receives how many it were.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; holds the cache's lock meanwhile.
+/// Threads: any; takes the cache's lock for 32 blocks at a time, so that steps go on between.
 /// Since: 0.1
 ///
 /// # Safety

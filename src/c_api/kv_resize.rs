@@ -30,6 +30,8 @@ impl From<Resized> for kavern_kv_resize_result {
 /// block_ids were asked for, or of chunks, stays until the lease ends; other ids hold until the next tables. The memory
 /// of the highest blocks goes back in whole pages when no step in flight and no work of kavern_kv_fill_pattern and
 /// kavern_kv_check_pattern can reach them, if the cache was made with max_blocks; addresses stay.
+/// In a metadata-only cache with size classes the memory is that of the workers: sizes from before the first plan reach
+/// them with it, later ones count as done when a step is over whose plan told them.
 /// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
 /// call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
 /// such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,

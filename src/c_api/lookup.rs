@@ -134,7 +134,9 @@ pub unsafe extern "C" fn kavern_kv_block_hashes(
 /// flags of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`),
 /// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
 /// KAVERN_ERR_INVALID_HANDLE; then no lease is held.
-/// Threads: any; host only, never waits for the device; takes the cache's lock once.
+/// In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
+/// Threads: any; host only, never waits for the device; takes the cache's lock once, and for each 32 blocks that are
+/// evicted.
 /// Owner: the lease is to be given to RELEASE.
 /// Since: 0.1
 ///

@@ -27,8 +27,9 @@ const FEW: usize = 4;
 /// Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
 /// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
 /// counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+/// In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
 /// Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
-/// each request.
+/// each request, and for each 32 blocks that are evicted.
 /// Owner: each lease is to be given to ADMIT or RELEASE.
 /// Since: 0.1
 ///

@@ -423,7 +423,8 @@ impl KvCache {
 
     /// Proves every invariant by walking everything; slow.
     pub fn validate(&self) -> Result<()> {
-        self.state.lock().validate()
+        self.state.lock().validate()?;
+        self.validate_sizes()
     }
 }
 

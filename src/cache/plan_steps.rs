@@ -132,8 +132,9 @@ impl State {
         }
     }
 
-    /// A worker's lengths are those of its rows; there is nothing else to prove.
+    /// A worker's lengths are those of its rows, and its blocks are free or retired.
     pub(super) fn validate_worker(&self) -> Result<()> {
+        self.stores.iter().try_for_each(|store| store.validate_limit())?;
         let rows = self.holders.sequences.iter().zip(&self.batch.lengths);
         match rows.clone().all(|(sequence, &length)| sequence.length == length as u64) {
             true => Ok(()),

@@ -304,6 +304,31 @@ impl KvCache {
         Ok(Some(self.advance(group, &mut progress).0))
     }
 
+    /// Proves that each block which may be handed out, or is in somebody's hands, has memory.
+    pub(super) fn validate_sizes(&self) -> Result<()> {
+        for group in 0..self.group_count() as usize {
+            let Some(backing) = self.backing(group) else { continue };
+            let progress = self.resizer.groups[group].lock();
+            let state = self.state.lock();
+            let (store, usable, committed) = (&state.stores[group], backing.usable(), progress.committed);
+            let is_lacking = match backing {
+                Backing::Own(pool) => pool.missing_bytes(committed) > 0,
+                Backing::OfWorkers(workers) => workers.committed.load(Ordering::SeqCst) != committed,
+            };
+            let limit = store.limit();
+            if limit > usable || usable > committed || is_lacking {
+                let text = format!("group {group}: {limit} blocks, {usable} usable, {committed} with memory");
+                return Err(Error::internal(text));
+            }
+            if let Some(block) = (usable..store.block_count()).find(|&block| !store.is_retired(block)) {
+                return Err(Error::internal(format!(
+                    "block {block} of group {group} has no memory and is in use"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether nothing was left to do in a group when somebody went on with its resize last.
     pub(super) fn is_resized(&self, group: u32) -> bool {
         self.resizer.are_done[group as usize].load(Ordering::Acquire)

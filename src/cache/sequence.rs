@@ -224,6 +224,9 @@ impl Rows {
         match rows.clone().find(|&row| is_wrong(row)) {
             Some(row) => Err(Error::internal(format!("row {row} shows other holes than it has"))),
             None if holes != self.holes => Err(Error::internal("the sum of holes is wrong")),
+            None if self.counts.iter().filter(|&&count| count > 0).count() as u64 != self.in_use => {
+                Err(Error::internal("the count of rows in use is wrong"))
+            }
             None => Ok(()),
         }
     }

@@ -171,9 +171,10 @@ fn objects(line: &str) -> Vec<u32> {
 }
 
 /// Hits of a replay block by block: a hit becomes the newest, a miss takes the place of the oldest.
-fn replay(requests: &[Vec<u32>], blocks: u64) -> u64 {
+fn replay(requests: &[Vec<u32>], blocks: u64, policy: &str) -> u64 {
     let one = CacheConfig {
         index: CHUNKS,
+        policy: policy.to_owned(),
         metadata_only: true,
         max_sequence_tokens: 4,
         ..config(vec![group(4)], blocks)
@@ -203,8 +204,19 @@ fn objects_of_the_retrieval_trace_hit_exactly_as_in_the_reference() {
     for (blocks, hits, percent) in
         [(300, 31_241, "43.64"), (1000, 38_973, "54.44"), (3000, 45_274, "63.25"), (10_000, 49_092, "68.58")]
     {
-        assert_eq!(replay(&requests, blocks), hits, "{blocks} blocks");
+        assert_eq!(replay(&requests, blocks, "lru"), hits, "{blocks} blocks");
         assert_eq!(format!("{:.2}", 100.0 * hits as f64 / total as f64), percent);
+    }
+}
+
+#[test]
+fn the_default_policy_never_falls_under_lru_or_fifo_on_the_retrieval_trace() {
+    let Some(requests) = retrieval() else { return };
+    let touches: usize = requests.iter().map(Vec::len).sum();
+    for blocks in [300, 1000, 3000, 10_000] {
+        let [own, lru, fifo] = ["adaptive", "lru", "fifo"].map(|policy| replay(&requests, blocks, policy));
+        assert!(own + touches as u64 * 3 / 1000 >= lru, "{own} hits of {blocks} blocks, {lru} with lru");
+        assert!(own >= fifo, "{own} hits of {blocks} blocks, {fifo} with fifo");
     }
 }
 

@@ -45,7 +45,8 @@ pub(crate) struct Replay {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) blocks: Option<u64>,
 
-    /// Which block goes when room is needed
+    /// Which block goes when room is needed: lru, as the reference answers of traces have it, unless told otherwise;
+    /// a cache that an engine makes learns (adaptive) unless told otherwise
     #[arg(long, default_value = "lru", value_parser = PossibleValuesParser::new(policy_names()))]
     pub(crate) policy: String,
 
@@ -151,6 +152,15 @@ impl Replay {
                 return Err(Failure::Input(text.into()));
             }
             return scale::run(self, &manager, self.limit.unwrap_or(u64::MAX).min(self.requests));
+        }
+        if let Some(path) =
+            self.plot.as_ref().filter(|path| !path.extension().is_some_and(|kind| kind == "svg"))
+        {
+            let text = format!(
+                "--plot {}: expected a name that ends in .svg, the form of the picture",
+                path.display()
+            );
+            return Err(Failure::Input(text));
         }
         let workload = self.workload()?;
         if let Some(path) = &self.plot {

@@ -100,7 +100,8 @@ struct Report {
 /// Plays the workload and shows what it came to.
 pub(crate) fn run(options: &Replay, manager: &Manager, workload: &Workload) -> Result<(), Failure> {
     if workload.arrivals().len() != workload.requests() {
-        let text = "--timed needs to know when requests arrive; expected JSON lines with rising timestamps";
+        let text = "--timed needs requests that arrive one after another and name their blocks; expected JSON lines \
+                    with rising timestamps (a CSV has lengths alone)";
         return Err(Failure::Input(text.into()));
     }
     let mut engine = Engine::new(options, manager, workload)?;
