@@ -259,6 +259,13 @@ fn a_worker_in_another_process_follows_the_sizes_of_classes_and_holds_what_one_c
 }
 
 #[test]
+fn sizes_of_classes_change_under_steps_in_flight_without_a_race() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("plan_sim", &["plan_sim.c"])));
+    }
+}
+
+#[test]
 fn memory_comes_and_goes_behind_addresses_that_stay() {
     if let Some(mut program) = build_with_asan("elastic_asan", &["elastic.c"]) {
         run(&mut program);
