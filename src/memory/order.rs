@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use super::fence::Fence;
 use super::heap::is_of_a_thread;
+use super::region::LARGE_GRANULE_BYTES;
 use super::size_class;
+use super::stretches::{Stretch, Stretches};
 use crate::device::Stream;
 use crate::error::{Error, Result};
 
@@ -45,6 +47,8 @@ struct Lane {
     stream: Stream,
     /// Not yet behind an event, by class.
     open: Vec<Vec<Freed>>,
+    /// Those of the class [`LARGE`], where the owner has such.
+    large: Option<Box<Stretches>>,
     open_count: usize,
     open_bytes: u64,
     /// Oldest first. If one has not been reached, neither has any later one.
@@ -57,11 +61,18 @@ struct Lane {
 #[derive(Default)]
 pub(super) struct Order {
     lanes: Vec<Lane>,
+    /// Whether blocks of the class [`LARGE`] are told apart by their bytes.
+    has_large: bool,
     count: usize,
     bytes: u64,
 }
 
 impl Order {
+    /// For a heap, whose large blocks have a region of their own.
+    pub(super) fn of_heap() -> Self {
+        Self { has_large: true, ..Self::default() }
+    }
+
     /// Blocks in all lists.
     pub(super) fn count(&self) -> usize {
         self.count
@@ -94,13 +105,19 @@ impl Order {
     pub(super) fn free(&mut self, stream: Stream, block: Freed) {
         self.count += 1;
         self.bytes += block.bytes;
+        let is_large = self.has_large && block.class == LARGE;
         let lane = self.lane(stream);
+        lane.open_count += 1;
+        lane.open_bytes += block.bytes;
+        if is_large {
+            let new = || Box::new(Stretches::new(LARGE, LARGE_GRANULE_BYTES));
+            lane.large.get_or_insert_with(new).insert(block);
+            return;
+        }
         let class = block.class as usize;
         if lane.open.len() <= class {
             lane.open.resize_with(class + 1, Vec::new);
         }
-        lane.open_count += 1;
-        lane.open_bytes += block.bytes;
         lane.open[class].push(block);
     }
 
@@ -126,14 +143,16 @@ impl Order {
     /// As `take_same`, for a class of blocks that only stand in for each other if they have the same size.
     pub(super) fn take_same_sized(&mut self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
         let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
-        let open = lane.open.get_mut(class as usize);
-        let at = open.as_ref().and_then(|list| list.iter().rposition(|block| block.bytes == bytes));
-        let block = match (open, at) {
-            (Some(list), Some(at)) => {
-                let block = list.swap_remove(at);
-                lane.left(block)
-            }
-            _ => lane.take_closed(class, bytes)?.1,
+        let open = match &mut lane.large {
+            Some(large) if class == LARGE => large.take_sized(bytes),
+            _ => lane.open.get_mut(class as usize).and_then(|list| {
+                let at = list.iter().rposition(|block| block.bytes == bytes)?;
+                Some(list.swap_remove(at))
+            }),
+        };
+        let block = match open {
+            Some(block) => lane.left(block),
+            None => lane.take_closed(class, bytes)?.1,
         };
         Some(self.took(block))
     }
@@ -182,32 +201,22 @@ impl Order {
         Some(self.took(block))
     }
 
-    /// Blocks of a class that stand behind no event of their stream.
-    pub(super) fn open_blocks(&self, stream: Stream, class: u32) -> &[Freed] {
-        let lane = self.lanes.iter().find(|lane| lane.stream == stream);
-        lane.and_then(|lane| lane.open.get(class as usize)).map_or(&[], Vec::as_slice)
+    /// The large blocks that stand behind no event of their stream.
+    pub(super) fn large(&mut self, stream: Stream) -> Option<&mut Stretches> {
+        let lane = self.lanes.iter_mut().find(|lane| lane.stream == stream)?;
+        lane.large.as_deref_mut()
     }
 
-    /// Takes out exactly this one of them; whether it was there.
-    pub(super) fn take_open_block(&mut self, stream: Stream, block: Freed) -> bool {
-        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return false };
-        let Some(list) = lane.open.get_mut(block.class as usize) else { return false };
-        let Some(at) = list.iter().position(|open| *open == block) else { return false };
-        let block = list.swap_remove(at);
-        let block = lane.left(block);
-        self.took(block);
-        true
-    }
-
-    /// Takes out all of them.
-    pub(super) fn take_open_blocks(&mut self, stream: Stream, class: u32) -> Vec<Freed> {
+    /// Takes the first of them in a stretch, as far as so many bytes need.
+    pub(super) fn take_first_large(&mut self, stream: Stream, stretch: Stretch, bytes: u64) -> Vec<Freed> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
-        let Some(list) = lane.open.get_mut(class as usize) else { return Vec::new() };
-        let blocks = std::mem::take(list);
-        let bytes = blocks.iter().map(|block| block.bytes).sum::<u64>();
-        (lane.open_count, lane.open_bytes) = (lane.open_count - blocks.len(), lane.open_bytes - bytes);
-        (self.count, self.bytes) = (self.count - blocks.len(), self.bytes - bytes);
-        blocks
+        let first = lane.large.as_mut().map_or_else(Vec::new, |large| large.take_first(stretch, bytes));
+        for &block in &first {
+            lane.left(block);
+            self.count -= 1;
+            self.bytes -= block.bytes;
+        }
+        first
     }
 
     /// As `take_other`, the smallest block of at least so many bytes, of a class from `class` on.
@@ -249,7 +258,8 @@ impl Order {
     pub(super) fn take_all_open(&mut self, stream: Stream) -> Vec<Freed> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) else { return Vec::new() };
         (lane.open_count, lane.open_bytes) = (0, 0);
-        let blocks: Vec<Freed> = lane.open.iter_mut().flat_map(|class| class.drain(..)).collect();
+        let mut blocks: Vec<Freed> = lane.open.iter_mut().flat_map(|class| class.drain(..)).collect();
+        blocks.extend(lane.large.iter_mut().flat_map(|large| large.take_all()));
         self.count -= blocks.len();
         self.bytes -= blocks.iter().map(|block| block.bytes).sum::<u64>();
         blocks
@@ -335,7 +345,8 @@ impl Order {
         self.count -= reached.len();
         self.bytes -= reached.iter().map(|block| block.bytes).sum::<u64>();
         // The next blocks of a stream find their lists, but threads come and go.
-        let may_stay = |lane: &Lane| !lane.open.is_empty() && !is_of_a_thread(lane.stream);
+        let has_lists = |lane: &Lane| !lane.open.is_empty() || lane.large.is_some();
+        let may_stay = |lane: &Lane| has_lists(lane) && !is_of_a_thread(lane.stream);
         self.lanes.retain(|lane| lane.open_count > 0 || !lane.closed.is_empty() || may_stay(lane));
         reached
     }
@@ -360,9 +371,9 @@ impl Order {
     }
 
     /// All blocks, in no order.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &Freed> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Freed> {
         self.lanes.iter().flat_map(|lane| {
-            lane.open.iter().flatten().chain(lane.closed.iter().flat_map(|batch| &batch.blocks))
+            lane.open_blocks().chain(lane.closed.iter().flat_map(|batch| batch.blocks.iter().copied()))
         })
     }
 
@@ -371,8 +382,9 @@ impl Order {
         let mut count = 0;
         let mut bytes = 0;
         for lane in &self.lanes {
-            let open: usize = lane.open.iter().map(Vec::len).sum();
-            let open_bytes: u64 = lane.open.iter().flatten().map(|block| block.bytes).sum();
+            lane.large.as_ref().map_or(Ok(()), |large| large.validate())?;
+            let open = lane.open_blocks().count();
+            let open_bytes: u64 = lane.open_blocks().map(|block| block.bytes).sum();
             if (open, open_bytes) != (lane.open_count, lane.open_bytes) {
                 return Err(Error::internal(format!(
                     "{open} open blocks of {open_bytes} bytes, {} of {} counted",
@@ -387,11 +399,10 @@ impl Order {
             if lane.closed.iter().any(|batch| batch.blocks.is_empty()) {
                 return Err(Error::internal("a batch without blocks"));
             }
-            let blocks = lane.open.iter().flatten().chain(lane.closed.iter().flat_map(|batch| &batch.blocks));
-            for block in blocks {
-                count += 1;
-                bytes += block.bytes;
-            }
+        }
+        for block in self.blocks() {
+            count += 1;
+            bytes += block.bytes;
         }
         if (count, bytes) != (self.count, self.bytes) {
             return Err(Error::internal(format!(
@@ -413,11 +424,17 @@ impl Lane {
         Self {
             stream,
             open: Vec::new(),
+            large: None,
             open_count: 0,
             open_bytes: 0,
             closed: VecDeque::new(),
             is_over: false,
         }
+    }
+
+    fn open_blocks(&self) -> impl Iterator<Item = Freed> {
+        let large = self.large.iter().flat_map(|large| large.blocks());
+        self.open.iter().flatten().copied().chain(large)
     }
 
     /// Notes that a block has left the open ones.

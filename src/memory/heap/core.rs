@@ -13,6 +13,7 @@ use super::super::records::LINE;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
+use super::super::stretches::Stretches;
 use super::points::Waits;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -115,7 +116,7 @@ pub(super) struct Core {
     /// Addresses of the large region.
     pub(super) large: FreeList,
     /// Large blocks that are free for all and still have their memory.
-    pub(super) idle_large: Vec<Freed>,
+    pub(super) idle_large: Stretches,
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,
     pub(super) limbo: Vec<Limbo>,
@@ -146,9 +147,9 @@ impl Core {
             middle,
             middle_bare,
             large,
-            idle_large: Vec::new(),
+            idle_large: Stretches::new(LARGE, LARGE_GRANULE_BYTES),
             idle_large_bytes: 0,
-            order: Order::default(),
+            order: Order::of_heap(),
             limbo: Vec::new(),
             rare: [0; size_class::SMALL_CLASS_COUNT],
             small_region_bytes,
@@ -207,7 +208,7 @@ impl Core {
         }
         let Some(class) = Class::at(block.class as usize) else {
             self.idle_large_bytes += block.bytes;
-            self.idle_large.push(block);
+            self.idle_large.insert(block);
             return Ok(());
         };
         if class.is_small() {
@@ -239,6 +240,7 @@ impl Core {
     /// Proves what can be proved here.
     pub(super) fn validate(&self) -> Result<()> {
         self.order.validate()?;
+        self.idle_large.validate()?;
         self.middle.validate()?;
         self.middle_bare.validate()?;
         self.large.validate()?;
