@@ -75,6 +75,9 @@ const MIDDLE: usize = size_class::SMALL_CLASS_COUNT;
 const LARGE: usize = MIDDLE + 1;
 const _: () = assert!(LARGE < REGIONS_MAX - 1);
 
+/// Blocks that are free for all from now on and are given back under one lock.
+const COLLECTED_MOST: usize = 256;
+
 /// What a caller may set.
 #[derive(Clone, Copy, Debug)]
 pub struct HeapConfig {
@@ -371,17 +374,25 @@ impl Heap {
         if !any && !self.has(Mistake::FenceTaken) {
             return Ok(false);
         }
-        let mut core = self.core.lock();
         let too_many = if self.has(Mistake::FenceTaken) {
             usize::MAX
         } else {
             usize::from(self.has(Mistake::NextBatchToo))
         };
-        let mut blocks = core.order.take_reached(too_many);
-        blocks.extend(core.take_limbo(self.has(Mistake::AnyUser)));
-        let is_any = !blocks.is_empty();
-        Self::give_all(&mut core, blocks)?;
-        Ok(is_any)
+        let mut is_any = false;
+        loop {
+            // Whoever waits for the lock has it in between.
+            let mut core = self.core.lock();
+            let (blocks, is_all) = core.order.take_reached(too_many, COLLECTED_MOST);
+            is_any |= !blocks.is_empty();
+            Self::give_all(&mut core, blocks)?;
+            if is_all {
+                let blocks = core.take_limbo(self.has(Mistake::AnyUser));
+                is_any |= !blocks.is_empty();
+                Self::give_all(&mut core, blocks)?;
+                return Ok(is_any);
+            }
+        }
     }
 
     fn give_all(core: &mut Core, blocks: Vec<Freed>) -> Result<()> {
