@@ -27,6 +27,7 @@ pub(super) struct Fences {
 pub(super) struct Fence {
     fences: Arc<Fences>,
     event: Event,
+    stream: Stream,
     is_reached: AtomicBool,
     /// Counted before and after it was recorded: threads may record on one stream at the same time.
     numbers: (u64, u64),
@@ -53,7 +54,8 @@ impl Fences {
         // The fence owns the event from here on, whatever the next call answers.
         let begun = self.next.fetch_add(1, Ordering::AcqRel);
         let is_reached = AtomicBool::new(false);
-        let mut fence = Fence { fences: Arc::clone(self), event, is_reached, numbers: (begun, begun) };
+        let mut fence =
+            Fence { fences: Arc::clone(self), event, stream, is_reached, numbers: (begun, begun) };
         self.device.event_record(event, stream)?;
         fence.numbers.1 = self.next.fetch_add(1, Ordering::AcqRel);
         Ok(Arc::new(fence))
@@ -70,6 +72,11 @@ impl Drop for Fences {
 }
 
 impl Fence {
+    /// On which it was recorded.
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// No other one's, and larger than that of a fence whose record had returned before.
     pub(super) fn number(&self) -> u64 {
         self.numbers.1

@@ -269,22 +269,31 @@ impl Order {
         self.lanes.keys().map(|&stream| Stream(stream)).collect()
     }
 
-    /// Takes out blocks whose fences are known to be reached, `most` at most: any stream may have them; whether these
-    /// were all. The blocks of `too_many` fences more are taken of each stream for a test that plants that mistake;
-    /// else it is 0.
-    pub(super) fn take_reached(&mut self, too_many: usize, most: usize) -> (Vec<Freed>, bool) {
-        let (mut reached, mut is_all) = (Vec::new(), true);
-        let streams: Vec<u64> = self.closed.iter().copied().collect();
-        for stream in streams {
-            let Some(lane) = self.lanes.get_mut(&stream) else { continue };
-            is_all &= lane.closed.take_reached(too_many, most, &mut reached);
+    /// Takes out blocks whose fences are known to be reached, of the streams from `from` on: any stream may have them.
+    /// Of so many blocks and streams at most, and then the stream to go on with. The blocks of `too_many` fences more
+    /// are taken of each stream for a test that plants that mistake; else it is 0.
+    pub(super) fn take_reached(
+        &mut self,
+        from: Stream,
+        too_many: usize,
+        most: usize,
+    ) -> (Vec<Freed>, Option<Stream>) {
+        let (mut reached, mut next) = (Vec::new(), Some(from.0));
+        for _ in 0..most {
+            let Some(stream) = next.and_then(|from| self.closed.range(from..).next().copied()) else {
+                next = None;
+                break;
+            };
+            let lane = self.lanes.get_mut(&stream);
+            let is_all = lane.is_none_or(|lane| lane.closed.take_reached(too_many, most, &mut reached));
             self.note_closed(stream);
-            if reached.len() >= most {
-                is_all = false;
+            if !is_all {
+                next = Some(stream);
                 break;
             }
+            next = stream.checked_add(1);
         }
-        (self.took_all(reached), is_all)
+        (self.took_all(reached), next.map(Stream))
     }
 
     /// Takes out everything of a stream that is about to go, without a fence: the caller has waited for the stream.

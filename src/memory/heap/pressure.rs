@@ -248,7 +248,7 @@ impl Heap {
             let core = self.core.lock();
             let youngest = core.order.youngest().into_iter();
             // What several streams used waits for all of them.
-            youngest.chain(core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned())).collect()
+            youngest.chain(core.limbo.fences()).collect()
         };
         let plain = self.plain.as_ref().map(PlainBlocks::fences).unwrap_or_default();
         let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);

@@ -98,10 +98,11 @@ impl Core {
         ensure(idle_bytes == self.idle_large_bytes, || {
             format!("{idle_bytes} bytes of idle large blocks, {} counted", self.idle_large_bytes)
         })?;
-        let limbo = self.limbo.iter().map(|limbo| limbo.block);
         let mut freed = HashSet::new();
         let captured = captured.iter().copied();
-        for block in self.idle_large.blocks().chain(limbo).chain(self.order.blocks()).chain(captured) {
+        for block in
+            self.idle_large.blocks().chain(self.limbo.blocks()).chain(self.order.blocks()).chain(captured)
+        {
             ensure(freed.insert(place(&block)), || format!("freed twice: {block:?}"))?;
             ensure(self.is_used(&block), || format!("freed, and free for all as well: {block:?}"))?;
         }

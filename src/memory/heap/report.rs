@@ -114,8 +114,7 @@ impl Heap {
                 free_bytes += small.slab.free_slots() * size_class::bytes_of(class);
             }
         }
-        let ordered_bytes =
-            core.order.bytes() + core.limbo.iter().map(|limbo| limbo.block.bytes).sum::<u64>();
+        let ordered_bytes = core.order.bytes() + core.limbo.bytes();
         HeapStatistics {
             // Below zero only where a block went from a cache that was visited early to one visited late.
             live_bytes: counts.allocated_bytes.saturating_sub(counts.freed_bytes),
