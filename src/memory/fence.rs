@@ -6,7 +6,7 @@
 //! taken alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::device::{Device, Event, Stream};
 use crate::error::Result;
@@ -19,19 +19,24 @@ const SPARE_MAX: usize = 1024;
 pub(super) struct Fences {
     device: Arc<dyn Device>,
     spare: Mutex<Vec<Event>>,
+    /// Of the next fence.
+    next: AtomicU64,
 }
 
 /// All work that was enqueued on one stream before a certain moment.
 pub(super) struct Fence {
     fences: Arc<Fences>,
     event: Event,
+    stream: Stream,
     is_reached: AtomicBool,
+    /// Counted before and after it was recorded: threads may record on one stream at the same time.
+    numbers: (u64, u64),
 }
 
 impl Fences {
     /// An empty stock.
     pub(super) fn new(device: Arc<dyn Device>) -> Arc<Self> {
-        Arc::new(Self { device, spare: Mutex::default() })
+        Arc::new(Self { device, spare: Mutex::default(), next: AtomicU64::new(0) })
     }
 
     /// The device below.
@@ -47,8 +52,12 @@ impl Fences {
             None => self.device.event_create()?,
         };
         // The fence owns the event from here on, whatever the next call answers.
-        let fence = Fence { fences: Arc::clone(self), event, is_reached: AtomicBool::new(false) };
+        let begun = self.next.fetch_add(1, Ordering::AcqRel);
+        let is_reached = AtomicBool::new(false);
+        let mut fence =
+            Fence { fences: Arc::clone(self), event, stream, is_reached, numbers: (begun, begun) };
         self.device.event_record(event, stream)?;
+        fence.numbers.1 = self.next.fetch_add(1, Ordering::AcqRel);
         Ok(Arc::new(fence))
     }
 }
@@ -63,6 +72,21 @@ impl Drop for Fences {
 }
 
 impl Fence {
+    /// On which it was recorded.
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// No other one's, and larger than that of a fence whose record had returned before.
+    pub(super) fn number(&self) -> u64 {
+        self.numbers.1
+    }
+
+    /// A fence of the same stream with a smaller number than this was recorded before.
+    pub(super) fn begun(&self) -> u64 {
+        self.numbers.0
+    }
+
     /// Whether it is known to be reached; asks nobody.
     pub(super) fn is_known_reached(&self) -> bool {
         self.is_reached.load(Ordering::Acquire)

@@ -32,6 +32,7 @@ mod shared;
 mod shares;
 pub mod size_class;
 pub mod slab;
+mod stretches;
 mod upkeep;
 
 use std::sync::{Arc, Weak};

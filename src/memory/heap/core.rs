@@ -13,7 +13,8 @@ use super::super::records::LINE;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
-use super::points::Waits;
+use super::super::stretches::Stretches;
+use super::limbo::Limbos;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -99,12 +100,6 @@ impl Small {
     }
 }
 
-/// A block that several streams used: free when all of them are past it.
-pub(super) struct Limbo {
-    pub(super) waits: Waits,
-    pub(super) block: Freed,
-}
-
 /// Everything under the lock.
 pub(super) struct Core {
     pub(super) small: Vec<Option<Small>>,
@@ -115,10 +110,10 @@ pub(super) struct Core {
     /// Addresses of the large region.
     pub(super) large: FreeList,
     /// Large blocks that are free for all and still have their memory.
-    pub(super) idle_large: Vec<Freed>,
+    pub(super) idle_large: Stretches,
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,
-    pub(super) limbo: Vec<Limbo>,
+    pub(super) limbo: Limbos,
     /// Live blocks of small requests that are cut to their length, by the class of their bytes.
     pub(super) rare: [u32; size_class::SMALL_CLASS_COUNT],
     small_region_bytes: u64,
@@ -146,10 +141,10 @@ impl Core {
             middle,
             middle_bare,
             large,
-            idle_large: Vec::new(),
+            idle_large: Stretches::new(LARGE, LARGE_GRANULE_BYTES),
             idle_large_bytes: 0,
-            order: Order::default(),
-            limbo: Vec::new(),
+            order: Order::of_heap(),
+            limbo: Limbos::default(),
             rare: [0; size_class::SMALL_CLASS_COUNT],
             small_region_bytes,
         })
@@ -207,7 +202,7 @@ impl Core {
         }
         let Some(class) = Class::at(block.class as usize) else {
             self.idle_large_bytes += block.bytes;
-            self.idle_large.push(block);
+            self.idle_large.insert(block);
             return Ok(());
         };
         if class.is_small() {
@@ -218,27 +213,11 @@ impl Core {
         self.middle.free(block.id as u32).map(drop)
     }
 
-    /// Blocks of `limbo` whose streams are all known to be past them.
-    pub(super) fn take_limbo(&mut self, is_any_enough: bool) -> Vec<Freed> {
-        let mut free = Vec::new();
-        self.limbo.retain(|limbo| {
-            let mut fences = limbo.waits.fences.iter();
-            let is_over = if is_any_enough {
-                fences.any(|fence| fence.is_known_reached())
-            } else {
-                limbo.waits.unmarked.is_empty() && fences.all(|fence| fence.is_known_reached())
-            };
-            if is_over {
-                free.push(limbo.block);
-            }
-            !is_over
-        });
-        free
-    }
-
     /// Proves what can be proved here.
     pub(super) fn validate(&self) -> Result<()> {
         self.order.validate()?;
+        self.limbo.validate()?;
+        self.idle_large.validate()?;
         self.middle.validate()?;
         self.middle_bare.validate()?;
         self.large.validate()?;

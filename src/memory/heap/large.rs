@@ -95,21 +95,22 @@ impl Heap {
 impl core::Core {
     /// A large block of exactly this size that is free for all: the one freed last.
     fn take_idle_large(&mut self, bytes: u64) -> Option<Freed> {
-        let at = self.idle_large.iter().rposition(|block| block.bytes == bytes)?;
+        let block = self.idle_large.take_sized(bytes)?;
         self.idle_large_bytes -= bytes;
-        Some(self.idle_large.remove(at))
+        Some(block)
     }
 
     /// Exactly this one; whether it was there.
     pub(super) fn take_idle(&mut self, block: Freed) -> bool {
-        let Some(at) = self.idle_large.iter().position(|idle| *idle == block) else { return false };
-        self.idle_large_bytes -= block.bytes;
-        self.idle_large.remove(at);
-        true
+        let is_there = self.idle_large.take(block);
+        if is_there {
+            self.idle_large_bytes -= block.bytes;
+        }
+        is_there
     }
 
     fn take_any_idle(&mut self) -> Option<Freed> {
-        let block = self.idle_large.pop()?;
+        let block = self.idle_large.take_any()?;
         self.idle_large_bytes -= block.bytes;
         Some(block)
     }

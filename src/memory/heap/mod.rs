@@ -19,6 +19,7 @@ mod grow;
 mod lane;
 mod large;
 mod leases;
+mod limbo;
 mod mesh;
 #[cfg(test)]
 mod mesh_tests;
@@ -44,7 +45,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use self::core::{Core, Limbo};
+use self::core::Core;
+use self::limbo::Limbo;
 use self::names::Names;
 use self::planted::Mistake;
 use self::points::Waits;
@@ -74,6 +76,9 @@ pub use self::report::{HeapStatistics, LiveBlock};
 const MIDDLE: usize = size_class::SMALL_CLASS_COUNT;
 const LARGE: usize = MIDDLE + 1;
 const _: () = assert!(LARGE < REGIONS_MAX - 1);
+
+/// Blocks that go from one list to another while `core` stays locked; others may have the lock before the next ones.
+const MOVED_MOST: usize = 256;
 
 /// What a caller may set.
 #[derive(Clone, Copy, Debug)]
@@ -351,36 +356,55 @@ impl Heap {
         }
         self.mark_late();
         self.close_ended()?;
-        let (fences, has_limbo) = {
+        let (oldest, mut of_several) = {
             let core = self.core.lock();
             if core.order.count() == 0 && core.limbo.is_empty() {
                 return Ok(false);
             }
-            let limbo = core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned());
-            let fences: Vec<Arc<Fence>> = core.order.oldest().into_iter().chain(limbo).collect();
-            (fences, !core.limbo.is_empty())
+            (core.order.oldest(), core.limbo.oldest())
         };
-        let mut any = has_limbo;
-        for fence in &fences {
-            any |= match fence.is_reached() {
-                // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
-                Err(error) if error.status == Status::WrongState => false,
-                answer => answer?,
-            };
+        let mut is_any = self.are_any_reached(&oldest)? || self.has(Mistake::FenceTaken);
+        if is_any {
+            is_any = self.take_reached()?;
         }
-        if !any && !self.has(Mistake::FenceTaken) {
-            return Ok(false);
+        // Each of these points is another one's, and the next of its stream is asked about once it was reached.
+        loop {
+            let is_next = self.are_any_reached(&of_several)?;
+            let mut core = self.core.lock();
+            let blocks = core.limbo.take_past(self.has(Mistake::AnyUser));
+            is_any |= !blocks.is_empty();
+            Self::give_all(&mut core, blocks)?;
+            if !is_next {
+                return Ok(is_any);
+            }
+            of_several = core.limbo.oldest();
         }
-        let mut core = self.core.lock();
+    }
+
+    fn are_any_reached(&self, fences: &[Arc<Fence>]) -> Result<bool> {
+        fences.iter().try_fold(false, |is_any, fence| match fence.is_reached() {
+            // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
+            Err(error) if error.status == Status::WrongState => Ok(is_any),
+            answer => Ok(answer? || is_any),
+        })
+    }
+
+    /// Gives back what stands behind fences that are known to be reached; whether anything did.
+    fn take_reached(&self) -> Result<bool> {
         let too_many = if self.has(Mistake::FenceTaken) {
             usize::MAX
         } else {
             usize::from(self.has(Mistake::NextBatchToo))
         };
-        let mut blocks = core.order.take_reached(too_many);
-        blocks.extend(core.take_limbo(self.has(Mistake::AnyUser)));
-        let is_any = !blocks.is_empty();
-        Self::give_all(&mut core, blocks)?;
+        let (mut is_any, mut next) = (false, Some(Stream(0)));
+        while let Some(from) = next {
+            // Whoever waits for the lock has it in between.
+            let mut core = self.core.lock();
+            let (blocks, rest) = core.order.take_reached(from, too_many, MOVED_MOST);
+            is_any |= !blocks.is_empty();
+            Self::give_all(&mut core, blocks)?;
+            next = rest;
+        }
         Ok(is_any)
     }
 

@@ -1,19 +1,24 @@
 //! Parts of large blocks that are free: for other sizes than the one that was freed.
 //!
 //! While there is plenty of memory, a large block that was freed serves any shorter request; what is left stays free,
-//! and neighbours become one again. Where no block is long enough, the longest gets new memory behind its end: sizes
-//! that follow the length of a batch hold the longest of them together, and not their sum.
+//! and neighbours serve as one. Where they are not long enough, the longest get new memory behind their end: sizes that
+//! follow the length of a batch hold the longest of them together, and not their sum. No cost grows with what is held,
+//! but that of a search by size.
 //! What it does not: move pages; `takeover` does, where memory is short. Blocks of middle sizes lie elsewhere, so that
 //! none of them stands for long where a large one has to fit.
 //! Invariant: a part and the rest are blocks like any other: used in `core.large`, with whole granules and memory
 //! behind them. A failed call leaves all as it was.
 
-use super::super::free_list::{FreeList, State};
+use super::super::free_list::State;
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
+use super::super::stretches::{Stretch, Stretches};
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::Result;
+
+/// Of so many stretches, the longest ones that are too short, it is asked whether there is room behind them.
+const LONGEST_MOST: usize = 64;
 
 impl Heap {
     /// A part of a large block that is free.
@@ -74,31 +79,32 @@ impl Heap {
     }
 }
 
+/// A stretch of free large blocks, and whether they are the stream's own.
+struct Found {
+    stretch: Stretch,
+    is_own: bool,
+}
+
+impl Found {
+    /// As one block.
+    fn block(&self) -> Freed {
+        Freed { class: core::LARGE, id: self.stretch.id, bytes: self.stretch.bytes }
+    }
+}
+
 impl core::Core {
-    /// The beginning of a longer block that was freed on the stream or is free for all, of the shortest that will do.
+    /// The beginning of a stretch that was freed on the stream or is free for all, of the shortest that will do.
     fn take_part(&mut self, stream: Stream, bytes: u64) -> Result<Option<u32>> {
-        self.join_large(stream)?;
-        let idle = self.idle_large.iter().filter(|block| block.bytes >= bytes);
-        let idle = idle.min_by_key(|block| block.bytes).copied();
-        let own = self.order.take_open_run(stream, core::LARGE, bytes, 1);
-        let (block, is_own) = match (own, idle) {
-            (Some(own), Some(idle)) if idle.bytes < own.bytes => {
-                self.order.free(stream, own);
-                (idle, false)
-            }
-            (Some(own), _) => (own, true),
-            (None, Some(idle)) => (idle, false),
+        let own = self.order.large(stream).and_then(|large| large.shortest(bytes));
+        let idle = self.idle_large.shortest(bytes);
+        let found = match (own, idle) {
+            (Some(own), Some(idle)) if idle.bytes < own.bytes => Found { stretch: idle, is_own: false },
+            (Some(stretch), _) => Found { stretch, is_own: true },
+            (None, Some(stretch)) => Found { stretch, is_own: false },
             (None, None) => return Ok(None),
         };
-        if !is_own {
-            self.take_idle(block);
-        }
+        let block = self.take_first(stream, &found, bytes)?;
         if block.bytes > bytes {
-            // What can fail comes before anything is free for a moment, and nobody's any more.
-            if let Err(error) = self.large.reserve_nodes(4) {
-                self.give_large(stream, is_own, block)?;
-                return Err(error);
-            }
             let (start, count) = (block.id as u32, (bytes / LARGE_GRANULE_BYTES) as u32);
             let rest = (block.bytes / LARGE_GRANULE_BYTES) as u32 - count;
             self.large.free(start)?;
@@ -106,32 +112,52 @@ impl core::Core {
             self.large.carve(start + count, rest)?;
             let id = u64::from(start + count);
             let rest = Freed { class: core::LARGE, id, bytes: block.bytes - bytes };
-            self.give_large(stream, is_own, rest)?;
+            self.give_large(stream, found.is_own, rest)?;
         }
         Ok(Some(block.id as u32))
     }
 
-    /// The longest block that was freed on the stream or is free for all, out of circulation, together with the
-    /// addresses behind it that make it so long; whether it was the stream's.
+    /// The longest stretch that was freed on the stream or is free for all, out of circulation as one block, together
+    /// with the addresses behind it that make it so long; whether it was the stream's.
     fn take_extensible(&mut self, stream: Stream, bytes: u64) -> Result<Option<(Freed, bool)>> {
-        let end = |block: &Freed| (block.id + block.bytes / LARGE_GRANULE_BYTES) as u32;
-        let has_room = |large: &FreeList, block: &Freed| {
-            let behind = large.range_at(end(block));
-            let missing = (bytes - block.bytes) / LARGE_GRANULE_BYTES;
+        let large = &self.large;
+        let end = |stretch: &Stretch| (stretch.id + stretch.bytes / LARGE_GRANULE_BYTES) as u32;
+        let has_room = |stretch: &Stretch| {
+            let behind = large.range_at(end(stretch));
+            let missing = (bytes - stretch.bytes) / LARGE_GRANULE_BYTES;
             behind.is_some_and(|range| range.state == State::Free && u64::from(range.count) >= missing)
         };
-        let own = self.order.open_blocks(stream, core::LARGE).iter().map(|block| (*block, true));
-        let all = own.chain(self.idle_large.iter().map(|block| (*block, false)));
-        let fitting = all.filter(|(block, _)| block.bytes < bytes && has_room(&self.large, block));
-        let Some((block, is_own)) = fitting.max_by_key(|(block, _)| block.bytes) else { return Ok(None) };
-        self.large.reserve_nodes(6)?;
-        self.large.carve(end(&block), ((bytes - block.bytes) / LARGE_GRANULE_BYTES) as u32)?;
-        let is_there = match is_own {
-            true => self.order.take_open_block(stream, block),
-            false => self.take_idle(block),
+        let longest = |all: &mut Stretches| all.longest_below(bytes).take(LONGEST_MOST).find(has_room);
+        let own = self.order.large(stream).and_then(longest).map(|stretch| Found { stretch, is_own: true });
+        let idle = longest(&mut self.idle_large).map(|stretch| Found { stretch, is_own: false });
+        let Some(found) = own.into_iter().chain(idle).max_by_key(|found| found.stretch.bytes) else {
+            return Ok(None);
         };
-        debug_assert!(is_there, "it was found just now");
-        Ok(Some((block, is_own)))
+        let missing = (bytes - found.stretch.bytes) / LARGE_GRANULE_BYTES;
+        self.large.reserve_nodes(8)?;
+        self.large.carve(end(&found.stretch), missing as u32)?;
+        let block = self.take_first(stream, &found, found.stretch.bytes)?;
+        Ok(Some((block, found.is_own)))
+    }
+
+    /// So many bytes of a stretch and what is left of its last block, out of circulation as one block. With room for
+    /// the nodes of one that is cut.
+    fn take_first(&mut self, stream: Stream, found: &Found, bytes: u64) -> Result<Freed> {
+        // What can fail comes before anything is free for a moment, and nobody's any more.
+        self.large.reserve_nodes(6)?;
+        let blocks = match found.is_own {
+            true => self.order.take_first_large(stream, found.stretch, bytes),
+            false => self.idle_large.take_first(found.stretch, bytes),
+        };
+        let whole = Freed { bytes: blocks.iter().map(|block| block.bytes).sum(), ..found.block() };
+        if !found.is_own {
+            self.idle_large_bytes -= whole.bytes;
+        }
+        if blocks.len() > 1 {
+            blocks.iter().try_for_each(|block| self.large.free(block.id as u32).map(drop))?;
+            self.large.carve(whole.id as u32, (whole.bytes / LARGE_GRANULE_BYTES) as u32)?;
+        }
+        Ok(whole)
     }
 
     fn give_large(&mut self, stream: Stream, is_own: bool, block: Freed) -> Result<()> {
@@ -141,41 +167,4 @@ impl core::Core {
         }
         self.give_free(block)
     }
-
-    /// Makes one block of those side by side that the stream freed, and of those that are free for all.
-    fn join_large(&mut self, stream: Stream) -> Result<()> {
-        let own = self.order.take_open_blocks(stream, core::LARGE);
-        let mut joined = Ok(());
-        for block in joined_of(&mut self.large, own, &mut joined) {
-            self.order.free(stream, block);
-        }
-        let idle = std::mem::take(&mut self.idle_large);
-        self.idle_large = joined_of(&mut self.large, idle, &mut joined);
-        joined
-    }
-}
-
-/// Blocks that are used in `large`, with neighbours made one; as they were from where something failed on.
-fn joined_of(large: &mut FreeList, mut blocks: Vec<Freed>, outcome: &mut Result<()>) -> Vec<Freed> {
-    let end = |block: &Freed| block.id + block.bytes / LARGE_GRANULE_BYTES;
-    blocks.sort_unstable_by_key(|block| block.id);
-    let mut joined: Vec<Freed> = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        match joined.last_mut().filter(|last| end(last) == block.id && outcome.is_ok()) {
-            Some(last) => {
-                let count = ((last.bytes + block.bytes) / LARGE_GRANULE_BYTES) as u32;
-                *outcome = large.reserve_nodes(4);
-                if outcome.is_err() {
-                    joined.push(block);
-                    continue;
-                }
-                *outcome = [last.id, block.id].iter().try_for_each(|&id| large.free(id as u32).map(drop));
-                *outcome =
-                    std::mem::replace(outcome, Ok(())).and_then(|()| large.carve(last.id as u32, count));
-                last.bytes += block.bytes;
-            }
-            None => joined.push(block),
-        }
-    }
-    joined
 }

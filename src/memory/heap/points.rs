@@ -6,14 +6,12 @@
 //! What it does: records points, or says that none can be had now. What it does not: decide who needs one.
 //! Invariant: a fence that `mark` gives was recorded outside of any capture.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::fence::Fence;
-use super::Heap;
-use super::core::Limbo;
 use super::lane::is_gone_lane;
 use super::planted::Mistake;
+use super::{Heap, MOVED_MOST};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -81,24 +79,21 @@ impl Heap {
 
     /// Records what could not be recorded when blocks were freed.
     pub(super) fn mark_late(&self) {
-        let is_late = |limbo: &mut Limbo| !limbo.waits.unmarked.is_empty();
-        let mut late: Vec<Limbo> = self.core.lock().limbo.extract_if(.., is_late).collect();
-        if late.is_empty() {
-            return;
+        let mut from = 0;
+        loop {
+            // What is freed from here on is not behind the point.
+            let Some((lane, until)) = self.core.lock().limbo.next_unmarked(from) else { return };
+            match self.mark(lane) {
+                Ok(Some(fence)) => self.core.lock().limbo.mark(lane, until, Some(&fence)),
+                Err(error) if is_gone(&error) && self.outlasts_gone() => {
+                    self.core.lock().limbo.mark(lane, until, None);
+                }
+                // It has to be tried again.
+                Ok(None) | Err(_) => {}
+            }
+            let Some(next) = lane.0.checked_add(1) else { return };
+            from = next;
         }
-        // One point of a lane serves all of them, which were freed before it. Nothing where it has to be tried again.
-        let mut points: HashMap<u64, Option<Vec<Arc<Fence>>>> = HashMap::new();
-        for Waits { fences, unmarked } in late.iter_mut().map(|limbo| &mut limbo.waits) {
-            unmarked.retain(|lane| {
-                let point = points.entry(lane.0).or_insert_with(|| match self.mark(*lane) {
-                    Ok(point) => point.map(|fence| vec![fence]),
-                    Err(error) => (is_gone(&error) && self.outlasts_gone()).then(Vec::new),
-                });
-                fences.extend(point.iter().flatten().cloned());
-                point.is_none()
-            });
-        }
-        self.core.lock().limbo.append(&mut late);
     }
 
     /// Puts what threads left that have ended behind points. Not at their end: a driver may be gone from them already.
@@ -119,7 +114,11 @@ impl Heap {
             return Ok(());
         }
         match self.mark(if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { lane }) {
-            Ok(Some(fence)) => self.core.lock().order.close(lane, fence, blocks),
+            Ok(Some(fence)) => {
+                // Whoever waits for the lock has it in between.
+                let parts = blocks.chunks(MOVED_MOST);
+                parts.for_each(|part| self.core.lock().order.close(lane, Arc::clone(&fence), part.to_vec()));
+            }
             Err(error) if is_gone(&error) && self.outlasts_gone() => {
                 Self::give_all(&mut self.core.lock(), blocks)?;
             }

@@ -246,10 +246,9 @@ impl Heap {
     fn wait_for_streams(&self) -> Result<()> {
         let fences: Vec<Arc<Fence>> = {
             let core = self.core.lock();
-            let lanes = core.order.streams();
-            let youngest = lanes.into_iter().filter_map(|stream| core.order.youngest(stream));
+            let youngest = core.order.youngest().into_iter();
             // What several streams used waits for all of them.
-            youngest.chain(core.limbo.iter().flat_map(|limbo| limbo.waits.fences.iter().cloned())).collect()
+            youngest.chain(core.limbo.fences()).collect()
         };
         let plain = self.plain.as_ref().map(PlainBlocks::fences).unwrap_or_default();
         let deadline_ns = clock::now_ns().saturating_add(self.config.patience_ns);

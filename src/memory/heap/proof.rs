@@ -94,15 +94,17 @@ impl Heap {
 impl Core {
     /// Everything that is freed and not free is in use for everybody else, and in one list.
     fn prove_freed(&self, captured: &[Freed]) -> Result<HashSet<Place>> {
-        let idle_bytes: u64 = self.idle_large.iter().map(|block| block.bytes).sum();
+        let idle_bytes: u64 = self.idle_large.blocks().map(|block| block.bytes).sum();
         ensure(idle_bytes == self.idle_large_bytes, || {
             format!("{idle_bytes} bytes of idle large blocks, {} counted", self.idle_large_bytes)
         })?;
-        let limbo = self.limbo.iter().map(|limbo| &limbo.block);
         let mut freed = HashSet::new();
-        for block in self.idle_large.iter().chain(limbo).chain(self.order.blocks()).chain(captured) {
-            ensure(freed.insert(place(block)), || format!("freed twice: {block:?}"))?;
-            ensure(self.is_used(block), || format!("freed, and free for all as well: {block:?}"))?;
+        let captured = captured.iter().copied();
+        for block in
+            self.idle_large.blocks().chain(self.limbo.blocks()).chain(self.order.blocks()).chain(captured)
+        {
+            ensure(freed.insert(place(&block)), || format!("freed twice: {block:?}"))?;
+            ensure(self.is_used(&block), || format!("freed, and free for all as well: {block:?}"))?;
         }
         Ok(freed)
     }

@@ -104,9 +104,9 @@ impl Heap {
         let plain = self.plain.as_ref().map(PlainBlocks::counts);
         let of_plain = |of: fn(&PlainCounts) -> u64| plain.as_ref().map_or(0, of);
         let backed_bytes = self.backed_bytes();
-        let core = self.core.lock();
+        let mut core = self.core.lock();
         let middle = u64::from(core.middle.largest_free()) * MIDDLE_GRANULE_BYTES;
-        let idle = core.idle_large.iter().map(|block| block.bytes).max().unwrap_or(0);
+        let idle = core.idle_large.longest_bytes();
         let mut free_bytes =
             u64::from(core.middle.free_granules()) * MIDDLE_GRANULE_BYTES + core.idle_large_bytes;
         for (class, small) in core.small.iter().enumerate() {
@@ -114,8 +114,7 @@ impl Heap {
                 free_bytes += small.slab.free_slots() * size_class::bytes_of(class);
             }
         }
-        let ordered_bytes =
-            core.order.bytes() + core.limbo.iter().map(|limbo| limbo.block.bytes).sum::<u64>();
+        let ordered_bytes = core.order.bytes() + core.limbo.bytes();
         HeapStatistics {
             // Below zero only where a block went from a cache that was visited early to one visited late.
             live_bytes: counts.allocated_bytes.saturating_sub(counts.freed_bytes),

@@ -20,7 +20,7 @@ use super::super::region::{MIDDLE_GRANULE_BYTES, SLAB_PAGE_BYTES};
 use super::super::size_class::{self, Class};
 use super::core::{CLASS_ALIGNMENT, Core, FITTED};
 use super::fitted::granules;
-use super::{Heap, MIDDLE};
+use super::{Heap, MIDDLE, MOVED_MOST};
 use crate::device::Stream;
 use crate::error::Result;
 use crate::sync::Mutex;
@@ -36,7 +36,7 @@ const PAID_IN_TIMELESS_NS: u64 = 2 * MAPPING_NS;
 const TIME_SHARE: u64 = 64;
 /// More is never in the account: a program that was idle must not pay for it later.
 const MOST_NS: i64 = 100_000_000;
-/// To have a front cache from its thread, and to put its blocks elsewhere.
+/// To have a front cache from its thread, and to put its blocks elsewhere; to put what a stream freed behind an event.
 const VISIT_NS: u64 = 5_000;
 /// For each block that is taken out of its list: the next request of its size is served more slowly.
 const BLOCK_NS: u64 = 300;
@@ -133,10 +133,9 @@ impl Heap {
             if drains {
                 self.drain(stream);
             }
-            let mut core = self.core.lock();
-            let count_joined = core.join(stream)?;
-            self.looks.spend(BLOCK_NS * count_joined);
-            if let Some(start) = core.take_own_run(stream, count, alignment)? {
+            let joined = self.join(stream)?;
+            self.looks.spend(BLOCK_NS * joined);
+            if let Some(start) = self.core.lock().take_own_run(stream, count, alignment)? {
                 return Ok(Some(start));
             }
         }
@@ -178,10 +177,32 @@ impl Heap {
         }
     }
 
+    /// Makes one run of all that were freed on the stream side by side; how many there were.
+    fn join(&self, stream: Stream) -> Result<u64> {
+        let mut runs = self.core.lock().order.take_own_runs(stream, MIDDLE as u32);
+        runs.sort_unstable_by_key(|run| run.id);
+        let end = |run: &Freed| run.id + u64::from(granules(run.bytes));
+        let mut outcome = Ok(runs.len() as u64);
+        // Whoever waits for the lock has it in between.
+        for part in runs.chunks(MOVED_MOST) {
+            let mut core = self.core.lock();
+            for side_by_side in part.chunk_by(|one, next| end(one) == next.id) {
+                match outcome {
+                    Ok(count) => outcome = core.join(stream, side_by_side).map(|()| count),
+                    Err(_) => side_by_side.iter().for_each(|&run| core.order.free(stream, run)),
+                }
+            }
+        }
+        outcome
+    }
+
     /// Takes back all that was freed, as far as it is past or will be in a moment.
     pub(super) fn gather(&self) -> Result<()> {
         self.flush(None);
-        let count = self.core.lock().order.count() as u64;
+        let (count, lanes) = {
+            let core = self.core.lock();
+            (core.order.count() as u64, core.order.streams_with(0).len() as u64)
+        };
         self.close_lanes()?;
         // What a simulated device does must not depend on a clock.
         let moment_ns = if self.device.simulator().is_none() { MOMENT_NS } else { 0 };
@@ -194,7 +215,7 @@ impl Heap {
             }
             std::hint::spin_loop();
         }
-        self.looks.spend(2 * VISIT_NS + BLOCK_NS * count);
+        self.looks.spend((2 + lanes) * VISIT_NS + BLOCK_NS * count);
         Ok(())
     }
 }
@@ -218,28 +239,18 @@ impl Core {
         }
     }
 
-    /// Makes one run of all that were freed on the stream side by side; how many there were.
-    fn join(&mut self, stream: Stream) -> Result<u64> {
-        let mut runs = self.order.take_own_runs(stream, MIDDLE as u32);
-        runs.sort_unstable_by_key(|run| run.id);
-        let end = |run: &Freed| run.id + u64::from(granules(run.bytes));
-        let mut outcome = Ok(runs.len() as u64);
-        for side_by_side in runs.chunk_by(|one, next| end(one) == next.id) {
-            // What can fail comes before anything is free for a moment, and nobody's any more.
-            let is_joined = outcome.is_ok() && {
-                outcome = outcome.and_then(|count| self.middle.reserve_nodes(4).map(|()| count));
-                outcome.is_ok()
-            };
-            if !is_joined {
-                side_by_side.iter().for_each(|&run| self.order.free(stream, run));
-                continue;
-            }
-            let id = side_by_side[0].id;
-            let bytes = side_by_side.iter().map(|run| run.bytes).sum();
-            side_by_side.iter().try_for_each(|run| self.middle.free(run.id as u32).map(drop))?;
-            self.middle.carve(id as u32, granules(bytes))?;
-            self.order.free(stream, Freed { class: FITTED, id, bytes });
+    /// Makes one run of some that were freed side by side.
+    fn join(&mut self, stream: Stream, side_by_side: &[Freed]) -> Result<()> {
+        let [first, ..] = side_by_side else { return Ok(()) };
+        // What can fail comes before anything is free for a moment, and nobody's any more.
+        if let Err(error) = self.middle.reserve_nodes(4) {
+            side_by_side.iter().for_each(|&run| self.order.free(stream, run));
+            return Err(error);
         }
-        outcome
+        let bytes = side_by_side.iter().map(|run| run.bytes).sum();
+        side_by_side.iter().try_for_each(|run| self.middle.free(run.id as u32).map(drop))?;
+        self.middle.carve(first.id as u32, granules(bytes))?;
+        self.order.free(stream, Freed { class: FITTED, id: first.id, bytes });
+        Ok(())
     }
 }

@@ -170,7 +170,7 @@ impl Claims<'_> {
     fn gather_blocks(&mut self, count: u64) {
         let heap = self.heap;
         let Some(region) = heap.regions.get(LARGE) else { return };
-        let idle = heap.core.lock().idle_large.clone();
+        let idle: Vec<Freed> = heap.core.lock().idle_large.blocks().collect();
         for block in idle {
             if self.count == count || !heap.core.lock().take_idle(block) {
                 continue;

@@ -10,8 +10,7 @@ fn allocate_all(heap: &Arc<Heap>, stream: Stream, count: usize) -> Vec<u64> {
 /// What waits in `limbo`, and how much of it without a point.
 fn waiting(heap: &Heap) -> (usize, usize) {
     let core = heap.core.lock();
-    let unmarked = core.limbo.iter().filter(|limbo| !limbo.waits.unmarked.is_empty());
-    (core.limbo.len(), unmarked.count())
+    core.limbo.counts()
 }
 
 #[test]
