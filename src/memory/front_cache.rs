@@ -296,7 +296,7 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
     answer
 }
 
-/// Makes room in a stack.
+/// Makes room in a stack, and where all are too many bytes.
 #[cold]
 #[inline(never)]
 fn push_out(key: Key, class: usize) {

@@ -98,7 +98,8 @@ impl Heap {
         for class in (0..size_class::CLASS_COUNT).filter_map(Class::at) {
             // Blocks of a class lie in its region.
             let Some(region) = self.region_of_class(class) else { continue };
-            for _ in 0..cache.room(class) {
+            let room = if cache.is_half_full() { 0 } else { cache.room(class) };
+            for _ in 0..room {
                 let Some(block) = core.order.take_open(stream, class.index() as u32) else { break };
                 cache.put(class, region.block(block.id as u32));
             }

@@ -72,6 +72,48 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
     assert_eq!(guests[0].with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
 }
 
+#[test]
+fn a_thread_that_changes_its_sizes_has_the_new_ones_at_hand_too() {
+    const TURNS: usize = 1000;
+    let heap = heap("host", 0);
+    let key = key(Stream::DEFAULT);
+    let left_bytes = || 32 * MIB - heap.statistics().front_cache_bytes;
+    let take = |bytes| allocate(&heap, key, Stream::DEFAULT, bytes);
+    let give = |address| free(&heap, key, Stream::DEFAULT, address);
+    // What it did before: blocks of 1 to 4 MiB and powers of two, which fill the cache to the last byte.
+    let powers: Vec<u64> = (8..22).rev().map(|power| 1 << power).collect();
+    let mut before: Vec<(u64, u64)> = powers.iter().map(|&bytes| (take(bytes), bytes)).collect();
+    let large: Vec<u64> = (4..=16).flat_map(|quarters| [quarters * (MIB / 4); 4]).map(take).collect();
+    large.into_iter().for_each(give);
+    before.retain(|&(address, bytes)| {
+        let fits = bytes <= left_bytes();
+        if fits {
+            give(address);
+        }
+        !fits
+    });
+    assert!(left_bytes() < 256, "{}", left_bytes());
+    for bytes in [3 << 8, 3 << 10, 3 << 13, 3 << 15, 3 << 18] {
+        let mut at_hand = 0;
+        for _ in 0..TURNS {
+            let address = take(bytes);
+            match front_cache::free_at_hand(key.0, address) {
+                Some(()) => at_hand += 1,
+                None => give(address),
+            }
+        }
+        assert!(at_hand >= TURNS - 20, "of {bytes} bytes {at_hand} frees of {TURNS}");
+    }
+    // Blocks of a small size that stay come many at a time.
+    let slow = || heap.slow.allocations.load(Ordering::Relaxed);
+    let start = slow();
+    let blocks: Vec<u64> = (0..TURNS).map(|_| take(5 << 10)).collect();
+    assert!(slow() - start <= TURNS as u64 / 16, "{} of {TURNS} one by one", slow() - start);
+    blocks.into_iter().chain(before.into_iter().map(|(address, _)| address)).for_each(give);
+    assert!(heap.statistics().front_cache_bytes <= 32 * MIB);
+    heap.validate().unwrap();
+}
+
 /// As many as 4 MiB of blocks, but 4 to 128, and one more.
 fn front_cache_places(bytes: u64) -> usize {
     ((4 * MIB / bytes).clamp(4, 128) + 1) as usize
