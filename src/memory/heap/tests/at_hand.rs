@@ -58,7 +58,7 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
     let key = key(Stream::DEFAULT);
     let places = || -> usize {
         let guests = heap.leases.lock().clone();
-        guests.iter().map(|guest| guest.with(|leased| leased.cache.places())).sum()
+        guests.iter().map(|(_, guest)| guest.with(|leased| leased.cache.places())).sum()
     };
     let most = front_cache_places(4096) + front_cache_places(MIB);
     for bytes in [4096, MIB] {
@@ -69,7 +69,7 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
     assert_eq!(places(), most, "for two classes out of a hundred");
     let guests = heap.leases.lock().clone();
     heap.close();
-    assert_eq!(guests[0].with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
+    assert_eq!(guests[0].1.with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
 }
 
 #[test]
@@ -114,6 +114,28 @@ fn a_thread_that_changes_its_sizes_has_the_new_ones_at_hand_too() {
     heap.validate().unwrap();
 }
 
+#[test]
+fn a_stream_that_goes_does_not_wait_for_the_caches_of_others() {
+    let heap = heap("host", 0);
+    let [gone, other] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    for stream in [gone, other] {
+        let key = key(stream);
+        let address = allocate(&heap, key, stream, 4096);
+        free(&heap, key, stream, address);
+    }
+    let guests = heap.caches_of(other);
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        let heap = &heap;
+        guests[0].with(|_| {
+            scope.spawn(move || tell.send(heap.forget_stream(gone)).unwrap());
+            told.recv_timeout(Duration::from_secs(5)).expect("nobody is inside of its own caches").unwrap();
+        });
+    });
+    assert_eq!((heap.caches_of(gone).len(), heap.caches_of(other).len()), (0, 1));
+    heap.validate().unwrap();
+}
+
 /// As many as 4 MiB of blocks, but 4 to 128, and one more.
 fn front_cache_places(bytes: u64) -> usize {
     ((4 * MIB / bytes).clamp(4, 128) + 1) as usize
@@ -151,7 +173,7 @@ fn what_leaves_a_front_cache_is_in_order_before_anybody_can_find_the_cache_witho
                 take_out(&its, key, [blocks[4], blocks[5]]);
             });
             is_ready.recv().unwrap();
-            let guest = heap.leases.lock()[0].clone();
+            let guest = heap.leases.lock()[0].1.clone();
             let held_bytes = guest.with(|leased| leased.cache.bytes());
             assert!(held_bytes >= 4 * MIB, "{what}");
             // Nobody can put anything in order now.
