@@ -2,10 +2,10 @@
 //!
 //! What it does: keeps blocks, gives out the one kept last of a class or of the next, and lets the oldest go. What it
 //! does not: know whose turn it is; whoever calls has the lease. Invariant: `bytes` is the sum over the stacks.
-//! Where all together are too many bytes, those that hold much let go in turn, not the one that just grew: a thread that
-//! changes its sizes would keep those of yesterday for good, and nothing of today's. That its turn comes costs a stack in
-//! use no more than its older half. To know which are in use would cost each call a store; to look for the one that
-//! holds most is 120 lines of memory, a seventh of all time where sizes are mixed.
+//! Where all together are too many bytes, those that hold much let go in turn, not the one that just grew: a thread
+//! that changes its sizes would keep those of yesterday for good, and nothing of today's. That its turn comes costs a
+//! stack in use no more than its older half. To know which are in use would cost each call a store; to look for the one
+//! that holds most is 120 lines of memory, a seventh of all time where sizes are mixed.
 
 use std::sync::Arc;
 
