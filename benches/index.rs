@@ -8,9 +8,7 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Reach, Request, Target,
-};
+use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Target};
 use kavern::device::registry;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
@@ -29,13 +27,7 @@ const SAMPLES: u64 = 300;
 fn cache(blocks: u64, hash: HashKind) -> KvCache {
     let tokens = blocks.min(PROMPT_BLOCKS) * u64::from(BLOCK_TOKENS);
     let config = CacheConfig {
-        groups: vec![GroupConfig {
-            content: Content::Opaque { block_bytes: 64 },
-            block_tokens: BLOCK_TOKENS,
-            capacity_blocks: 0,
-            region: None,
-            reach: Reach::All,
-        }],
+        groups: vec![GroupConfig::new(Content::Opaque { block_bytes: 64 }, BLOCK_TOKENS)],
         hash,
         max_sequence_tokens: tokens,
         max_batch_tokens: tokens as u32,

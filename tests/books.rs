@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Scrub};
+use kavern::cache::{CacheConfig, Content, GroupConfig, KvCache};
 use kavern::device::Stream;
 use kavern::error::Status;
 use kavern::event::NoSink;
@@ -13,40 +13,8 @@ use kavern::memory::{Elastic, ElasticConfig, Limits};
 const PAGE: u64 = 2 << 20;
 
 fn cache(manager: &Arc<Manager>, max_blocks: u64) -> KvCache {
-    let group = GroupConfig {
-        content: Content::Opaque { block_bytes: PAGE },
-        reach: Reach::All,
-        block_tokens: 16,
-        capacity_blocks: 0,
-        region: None,
-    };
-    let config = CacheConfig {
-        name: "books".to_owned(),
-        groups: vec![group],
-        capacity_blocks: 16,
-        capacity_bytes: 0,
-        max_sequences: 8,
-        max_sequence_tokens: 512,
-        max_batch_tokens: 1024,
-        max_leases: 8,
-        max_namespaces: 16,
-        steps_in_flight: 4,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [7; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        index: IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        max_blocks,
-        adaptive: None,
-    };
+    let group = GroupConfig::new(Content::Opaque { block_bytes: PAGE }, 16);
+    let config = CacheConfig { max_blocks, ..CacheConfig::new(vec![group], 16) };
     KvCache::new(manager.memory(), &config).unwrap()
 }
 

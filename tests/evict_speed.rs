@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Stretch, Target,
+    CacheConfig, Content, GroupConfig, KvCache, Naming, Op, Request, Scrub, Stretch, Target,
 };
 use kavern::device::registry;
 use kavern::error::Status;
@@ -46,37 +46,17 @@ const CALIBRATING: usize = 500;
 
 fn cache(blocks: u64, policy: &str) -> KvCache {
     let config = CacheConfig {
-        name: "evict".to_owned(),
-        groups: vec![GroupConfig {
-            reach: kavern::cache::Reach::All,
-            content: Content::Opaque { block_bytes: 16 },
-            block_tokens: 1,
-            capacity_blocks: 0,
-            region: None,
-        }],
-        capacity_blocks: blocks,
-        capacity_bytes: 0,
         max_sequences: 4,
         max_sequence_tokens: PROMPT as u64,
         max_batch_tokens: 2 * PROMPT as u32,
         max_leases: 4,
-        max_namespaces: 16,
         steps_in_flight: 1,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
         scrub: Scrub::TenantChange,
         event_capacity: 1 << 12,
         policy: policy.to_owned(),
-        hash_secret: [1; 32],
         metadata_only: true,
-        ragged: false,
-        require_salt: false,
-        index: kavern::cache::IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
         exact_order: false,
-        adaptive: None,
-        max_blocks: 0,
+        ..CacheConfig::new(vec![GroupConfig::new(Content::Opaque { block_bytes: 16 }, 1)], blocks)
     };
     let device = registry::open("host").expect("the host opens");
     let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));

@@ -28,7 +28,7 @@ use std::sync::mpsc::{Sender, channel};
 use fastrand::Rng;
 use kavern::cache::{
     AdaptiveBlocks, CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
-    OpResult, Reach, Request, ResetScope, Scrub, Sizing, Target,
+    OpResult, Request, ResetScope, Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Error, Status};
@@ -110,55 +110,42 @@ const MAX_BATCH: u32 = 96;
 const STEPS_IN_FLIGHT: u32 = 3;
 
 fn make(variant: &Variant, device: &Arc<dyn Device>) -> KvCache {
-    let group = |&block_tokens: &u32| GroupConfig {
-        content: match variant.keys {
-            true => Content::Opaque { block_bytes: 64 },
-            false => Content::Attention(BlockShape {
-                layers: 1,
-                kv_heads: 1,
-                head_dim: 4,
-                dtype: Dtype::F16,
-                block_tokens,
-                layout: Layout::Nhd,
-            }),
-        },
-        block_tokens,
-        reach: Reach::All,
-        capacity_blocks: 0,
-        region: None,
+    let group = |&block_tokens: &u32| {
+        GroupConfig::new(
+            match variant.keys {
+                true => Content::Opaque { block_bytes: 64 },
+                false => Content::Attention(BlockShape {
+                    layers: 1,
+                    kv_heads: 1,
+                    head_dim: 4,
+                    dtype: Dtype::F16,
+                    block_tokens,
+                    layout: Layout::Nhd,
+                }),
+            },
+            block_tokens,
+        )
     };
     let config = CacheConfig {
-        name: "model".to_owned(),
-        groups: variant.block_tokens.iter().map(group).collect(),
-        capacity_blocks: variant.blocks,
-        capacity_bytes: 0,
         max_sequences: MAX_SEQUENCES,
         max_sequence_tokens: MAX_TOKENS as u64,
         max_batch_tokens: MAX_BATCH,
         max_leases: MAX_LEASES,
-        max_namespaces: 16,
         steps_in_flight: STEPS_IN_FLIGHT,
-        hash_block_tokens: 0,
         hash: variant.hash,
         scrub: Scrub::TenantChange,
         event_capacity: 64,
         policy: variant.policy.to_owned(),
-        hash_secret: [3; 32],
-        metadata_only: false,
         ragged: variant.ragged,
-        require_salt: false,
         // Its image is held against the index whenever the cache is validated.
         index: IndexOptions { device: true, chunks: false },
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
         adaptive: variant.is_adaptive.then(|| AdaptiveBlocks {
             classes: (1..=variant.block_tokens.len() as u32).collect(),
             advisor: "reactive".to_owned(),
             waste_permille: 50,
             table_permille: 20,
         }),
-        max_blocks: 0,
+        ..CacheConfig::new(variant.block_tokens.iter().map(group).collect(), variant.blocks)
     };
     let memory = Memory::new(Arc::clone(device), Limits::default(), Arc::new(NoSink));
     until_ok(|| KvCache::new(&memory, &config))

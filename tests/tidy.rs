@@ -4,7 +4,7 @@
 //! where it must be silent, and on a small made-up input, where it must speak. Text is scanned, not parsed: comments
 //! and strings are blanked first, `use` groups are expanded. docs/architecture.md says why the rules are as they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Rooms from the ground up; those in one line do not see each other, except on the ground.
@@ -71,12 +71,16 @@ fn sources() -> Vec<File> {
     found
 }
 
-/// The C and C++ of the examples.
-fn examples() -> Vec<File> {
+/// The C and C++ below a folder.
+fn c_sources(prefix: &str) -> Vec<File> {
     let is_source = |path: &str| [".c", ".cpp", ".h"].iter().any(|end| path.ends_with(end));
-    let found: Vec<File> = texts("examples/").into_iter().filter(|(path, _)| is_source(path)).collect();
-    assert!(found.len() > 5, "only {} examples found: the scan itself is broken", found.len());
+    let found: Vec<File> = texts(prefix).into_iter().filter(|(path, _)| is_source(path)).collect();
+    assert!(found.len() > 5, "only {} sources in {prefix}: the scan itself is broken", found.len());
     found
+}
+
+fn examples() -> Vec<File> {
+    c_sources("examples/")
 }
 
 fn silent(complaints: &[String]) {
@@ -304,6 +308,60 @@ fn front_doors(files: &[File]) -> Vec<String> {
     complaints
 }
 
+/// Words in backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// What the map's table of a room names, as paths without ending: in a cell, what stands behind `folder/` lies in it.
+fn mapped(table: &str, room: &str) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
+    for cell in table.lines().filter_map(|line| line.strip_prefix('|')?.split('|').next()) {
+        let mut folder = String::new();
+        for word in quoted(cell) {
+            match word.ends_with('/') {
+                true => folder = word.to_string(),
+                false => drop(named.insert(format!("src/{room}/{folder}{word}"))),
+            }
+        }
+    }
+    named
+}
+
+/// The map names every room, and each file of those that it has a table of; it names no other.
+fn map_and_sources(files: &[File], map: &str) -> Vec<String> {
+    let drawing =
+        map.split("## ").find(|section| section.starts_with("Rooms and arrows")).unwrap_or_default();
+    let mut rooms: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, _) in library(files).filter(|(path, _)| !path.contains("tests")) {
+        let room = module_of(path)[0].clone();
+        let own = rooms.entry(room.clone()).or_default();
+        let is_door = path.ends_with("/mod.rs") || path == format!("src/{room}.rs");
+        if !is_door {
+            own.insert(path.trim_end_matches(".rs").to_string());
+        }
+    }
+    let mut complaints = Vec::new();
+    for (room, files) in rooms {
+        if !has_word(drawing, &room) {
+            complaints.push(format!("room {room} is not in the drawing of the map"));
+        }
+        let title = format!("The {room} room");
+        let Some(table) = map.split("## ").find(|section| section.lines().next() == Some(&title)) else {
+            if !files.is_empty() && room != "c_api" && layer_of(&room) != Some(0) {
+                complaints.push(format!("the map has no table of room {room}"));
+            }
+            continue;
+        };
+        let named = mapped(table, &room);
+        let missing = files.difference(&named);
+        complaints.extend(missing.map(|path| format!("{path} is not in the map")));
+        let strange = named.difference(&files).filter(|path| !path.ends_with("/mod"));
+        complaints.extend(strange.map(|path| format!("the map names {path}, which is not there")));
+    }
+    complaints
+}
+
 /// Complains of each file that has `word` in its code and does not lie in one of `homes`.
 fn wall(files: &[File], word: &str, homes: &[&str]) -> Vec<String> {
     let outside = files.iter().filter(|(path, _)| !homes.iter().any(|home| path.starts_with(home)));
@@ -408,6 +466,19 @@ fn wide_lines(files: &[File]) -> Vec<String> {
     complaints
 }
 
+/// Prose that is read as text too; a row of a table cannot be broken.
+fn wide_prose(files: &[File]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (path, text) in files.iter().filter(|(path, _)| path.ends_with(".md")) {
+        for (number, line) in text.lines().enumerate() {
+            if line.chars().count() > 130 && !line.starts_with('|') && !line.contains("://") {
+                complaints.push(format!("{path}:{}: wider than 130", number + 1));
+            }
+        }
+    }
+    complaints
+}
+
 fn machine_paths(files: &[File]) -> Vec<String> {
     let roots = [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
     let absolute = |line: &str, root: &str| {
@@ -436,6 +507,12 @@ fn rooms_use_only_rooms_below_them() {
 #[test]
 fn a_room_is_used_only_through_its_front_door() {
     silent(&front_doors(&sources()));
+}
+
+#[test]
+fn the_map_and_the_sources_name_the_same_files() {
+    let map = texts("docs/architecture.md");
+    silent(&map_and_sources(&sources(), &map[0].1));
 }
 
 #[test]
@@ -509,8 +586,8 @@ fn no_big_blob_is_tracked() {
 
 #[test]
 fn no_source_line_is_wider_than_120() {
-    silent(&wide_lines(&sources()));
-    silent(&wide_lines(&examples()));
+    [sources(), examples(), c_sources("tests/")].iter().for_each(|files| silent(&wide_lines(files)));
+    silent(&wide_prose(&texts("")));
 }
 
 #[test]
@@ -564,6 +641,26 @@ fn the_front_door_rule_sees_a_private_module() {
 }
 
 #[test]
+fn the_rule_about_the_map_sees_what_is_missing_on_either_side() {
+    let map = "## Rooms and arrows\nerror, memory\n\n## The memory room\n\n| file | what it is |\n|---|---|\n\
+               | `mod` | the front |\n| `range`, `heap/`: `core`, `plain/leaving` | see `validate` |\n";
+    let with = |more: &[&str]| {
+        let known =
+            ["mod", "range", "heap/mod", "heap/core", "heap/plain/leaving", "heap/tests/a", "range_tests"];
+        let paths = known.iter().map(|name| format!("src/memory/{name}.rs"));
+        let paths = paths.chain(["src/error.rs".into()]).chain(more.iter().map(|path| (*path).into()));
+        map_and_sources(&paths.map(|path| (path, String::new())).collect::<Vec<_>>(), map)
+    };
+    silent(&with(&[]));
+    speaks(&with(&["src/memory/heap/range.rs"]), "src/memory/heap/range is not in the map");
+    speaks(&with(&["src/memory/core.rs"]), "src/memory/core is not in the map");
+    speaks(&with(&["src/cache/mod.rs"]), "room cache is not in the drawing");
+    speaks(&with(&["src/cache/mod.rs", "src/cache/step.rs"]), "no table of room cache");
+    let gone = made_up(&[("src/memory/mod.rs", ""), ("src/memory/range.rs", "")]);
+    speaks(&map_and_sources(&gone, map), "names src/memory/heap/core, which is not there");
+}
+
+#[test]
 fn the_walls_see_words_but_not_comments_or_lints() {
     let guilty = made_up(&[("src/memory/pool.rs", "fn f() { unsafe { g() } }")]);
     speaks(&wall(&guilty, "unsafe", UNSAFE_HOMES), "src/memory/pool.rs");
@@ -604,6 +701,9 @@ fn the_rules_about_one_file_see_what_they_forbid() {
     let table = format!("#[rustfmt::skip]\nstatic A: &[B] = &[\n{0}\n];\n{0}\n", "x".repeat(121));
     assert_eq!(wide_lines(&one(&table)).len(), 1, "only the line behind the table");
     silent(&wide_lines(&one(&format!("// https://{}", "x".repeat(120)))));
+    let page = |line: String| made_up(&[("docs/a.md", &line)]);
+    speaks(&wide_prose(&page("x".repeat(131))), "a.md:1");
+    silent(&wide_prose(&page(format!("| {}", "x".repeat(131)))));
     speaks(&machine_paths(&one(concat!("let a = \"/ho", "me/someone/a\";"))), "a path of one machine");
     silent(&machine_paths(&one(concat!("let a = \"data/ho", "me/a\";"))));
 }

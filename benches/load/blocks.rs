@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{
-    CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Request, Scrub, Target,
-};
+use kavern::cache::{CacheConfig, Content, GroupConfig, KvCache, Naming, Op, Request, Scrub, Target};
 use kavern::device::registry;
 use kavern::error::Status;
 use kavern::event::NoSink;
@@ -18,37 +16,15 @@ pub(crate) struct Blocks {
 
 pub(crate) fn config(blocks: u64) -> CacheConfig {
     CacheConfig {
-        name: "bench".to_owned(),
-        groups: vec![GroupConfig {
-            content: Content::Opaque { block_bytes: 64 },
-            reach: kavern::cache::Reach::All,
-            block_tokens: 1,
-            capacity_blocks: 0,
-            region: None,
-        }],
-        capacity_blocks: blocks,
-        capacity_bytes: 0,
         max_sequences: 4,
         max_sequence_tokens: blocks,
         max_batch_tokens: blocks as u32,
         max_leases: 4,
-        max_namespaces: 16,
         steps_in_flight: 2,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
         scrub: Scrub::TenantChange,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [1; 32],
         metadata_only: true,
-        ragged: false,
-        require_salt: false,
-        index: IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
         exact_order: false,
-        adaptive: None,
-        max_blocks: 0,
+        ..CacheConfig::new(vec![GroupConfig::new(Content::Opaque { block_bytes: 64 }, 1)], blocks)
     }
 }
 

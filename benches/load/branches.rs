@@ -47,13 +47,7 @@ impl Branches {
             block_tokens: BLOCK_TOKENS,
             layout: Layout::Nhd,
         };
-        let group = GroupConfig {
-            content: Content::Attention(shape),
-            block_tokens: BLOCK_TOKENS,
-            capacity_blocks: 0,
-            region: None,
-            reach: kavern::cache::Reach::All,
-        };
+        let group = GroupConfig::new(Content::Attention(shape), BLOCK_TOKENS);
         let config = CacheConfig {
             groups: vec![group],
             max_sequence_tokens: TOKENS + 1024,

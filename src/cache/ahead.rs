@@ -173,9 +173,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::cache::{
-        CacheConfig, Content, GroupConfig, HashKind, IndexOptions, KvCache, Reach, Request, Scrub,
-    };
+    use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Request};
     use crate::error::Status;
     use crate::event::NoSink;
     use crate::memory::{Limits, Memory};
@@ -184,34 +182,16 @@ mod tests {
 
     fn cache(hash: HashKind) -> KvCache {
         let content = Content::Opaque { block_bytes: 16 };
-        let group =
-            GroupConfig { content, block_tokens: EACH, capacity_blocks: 0, region: None, reach: Reach::All };
+        let group = GroupConfig::new(content, EACH);
         let config = CacheConfig {
-            name: "ahead".to_owned(),
-            groups: vec![group],
-            capacity_blocks: 64,
-            capacity_bytes: 0,
             max_sequences: 4,
-            max_sequence_tokens: 512,
             max_batch_tokens: 512,
             max_leases: 4,
             max_namespaces: 4,
             steps_in_flight: 2,
-            hash_block_tokens: 0,
             hash,
-            scrub: Scrub::None,
-            event_capacity: 0,
-            policy: "lru".to_owned(),
-            hash_secret: [7; 32],
             metadata_only: true,
-            ragged: false,
-            require_salt: false,
-            worker: false,
-            exact_order: true,
-            adaptive: None,
-            max_blocks: 0,
-            index: IndexOptions::default(),
-            partial_hits: false,
+            ..CacheConfig::new(vec![group], 64)
         };
         let device = crate::device::registry::open("host").unwrap();
         KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config).unwrap()

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cache::group::Reach;
-use crate::cache::{AdaptiveBlocks, Content, GroupConfig, HashKind, IndexOptions, Scrub};
+use crate::cache::{AdaptiveBlocks, Content, GroupConfig};
 use crate::device::registry;
 use crate::event::NoSink;
 use crate::memory::{Limits, Memory};
@@ -15,35 +14,14 @@ const PAGES: u64 = 128;
 
 /// Three classes of equally much memory, whose blocks are a sixteenth of a page, a quarter, and one.
 fn cache() -> KvCache {
-    let group = |block_tokens: u32| GroupConfig {
-        content: Content::Opaque { block_bytes: u64::from(block_tokens) * PAGE / 64 },
-        block_tokens,
-        capacity_blocks: 0,
-        region: None,
-        reach: Reach::All,
+    let group = |block_tokens: u32| {
+        GroupConfig::new(Content::Opaque { block_bytes: u64::from(block_tokens) * PAGE / 64 }, block_tokens)
     };
     let config = CacheConfig {
-        name: "balance".to_owned(),
-        groups: vec![group(4), group(16), group(64)],
-        capacity_blocks: 0,
         capacity_bytes: 3 * PAGES * PAGE,
-        max_sequences: 8,
         max_sequence_tokens: 1024,
-        max_batch_tokens: 1024,
         max_leases: 4,
-        max_namespaces: 16,
         steps_in_flight: 2,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [7; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        worker: false,
-        exact_order: true,
         max_blocks: 3 * 16 * PAGES,
         adaptive: Some(AdaptiveBlocks {
             classes: vec![1, 2, 3],
@@ -51,8 +29,7 @@ fn cache() -> KvCache {
             waste_permille: 50,
             table_permille: 35,
         }),
-        index: IndexOptions::default(),
-        partial_hits: false,
+        ..CacheConfig::new(vec![group(4), group(16), group(64)], 0)
     };
     let device = registry::open(&format!("host?page_bytes={PAGE}")).unwrap();
     KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config).unwrap()

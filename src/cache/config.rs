@@ -41,6 +41,13 @@ pub struct GroupConfig {
     pub region: Option<DeviceSlice>,
 }
 
+impl GroupConfig {
+    /// A group that reaches all of the past, with the cache's number of blocks in memory of the library's.
+    pub fn new(content: Content, block_tokens: u32) -> Self {
+        Self { content, reach: Reach::All, block_tokens, capacity_blocks: 0, region: None }
+    }
+}
+
 /// Which hash chains the blocks of a token namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HashKind {
@@ -249,6 +256,38 @@ fn snapshot_tokens(groups: &[GroupGeometry]) -> u64 {
 }
 
 impl CacheConfig {
+    /// Modest limits and the plainest of each choice; who wants another one names it. The hash chain has no secret: a
+    /// cache that strangers ask gets a random one, or they could work out keys of others.
+    pub fn new(groups: Vec<GroupConfig>, capacity_blocks: u64) -> Self {
+        Self {
+            name: "kv".to_owned(),
+            groups,
+            capacity_blocks,
+            max_blocks: 0,
+            capacity_bytes: 0,
+            max_sequences: 8,
+            max_sequence_tokens: 512,
+            max_batch_tokens: 1024,
+            max_leases: 8,
+            max_namespaces: 16,
+            steps_in_flight: 4,
+            hash_block_tokens: 0,
+            hash: HashKind::Blake3,
+            scrub: Scrub::None,
+            event_capacity: 0,
+            policy: "lru".to_owned(),
+            hash_secret: [0; 32],
+            metadata_only: false,
+            ragged: false,
+            require_salt: false,
+            index: IndexOptions::default(),
+            partial_hits: false,
+            worker: false,
+            exact_order: true,
+            adaptive: None,
+        }
+    }
+
     /// Checks everything that needs no device and works out the sizes.
     pub(super) fn geometry(&self) -> Result<Geometry> {
         if self.worker && self.metadata_only {

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::cache::group::Reach;
 use crate::cache::kv_cache::KvCache;
 use crate::cache::lookup::{Naming, Request};
-use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, Op, Scrub, Target};
+use crate::cache::{CacheConfig, Content, GroupConfig, Op, Target};
 use crate::device::registry;
 use crate::event::NoSink;
 use crate::memory::{Limits, Memory};
@@ -17,33 +16,15 @@ const GOAL_NS: u64 = 1_000_000;
 
 fn cache(blocks: u64) -> KvCache {
     let content = Content::Opaque { block_bytes: 16 };
-    let group = GroupConfig { content, block_tokens: 1, capacity_blocks: 0, region: None, reach: Reach::All };
+    let group = GroupConfig::new(content, 1);
     let config = CacheConfig {
-        name: "moves".to_owned(),
-        groups: vec![group],
-        capacity_blocks: blocks,
-        capacity_bytes: 0,
         max_sequences: 64,
         max_sequence_tokens: blocks,
         max_batch_tokens: blocks as u32,
         max_leases: 4,
-        max_namespaces: 16,
         steps_in_flight: 2,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [7; 32],
         metadata_only: true,
-        ragged: false,
-        require_salt: false,
-        worker: false,
-        exact_order: true,
-        max_blocks: 0,
-        adaptive: None,
-        index: IndexOptions::default(),
-        partial_hits: false,
+        ..CacheConfig::new(vec![group], blocks)
     };
     let memory = Memory::new(registry::open("host").unwrap(), Limits::default(), Arc::new(NoSink));
     KvCache::new(&memory, &config).unwrap()

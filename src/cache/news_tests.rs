@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cache::group::Reach;
 use crate::cache::lookup::{Naming, Request};
 use crate::cache::namespace::{Home, KeyMode};
 use crate::cache::prefix::LinkKeys;
 use crate::cache::steps::StepState;
-use crate::cache::{CacheConfig, Content, GroupConfig, HashKind, IndexOptions, Op, Scrub, Target};
+use crate::cache::{CacheConfig, Content, GroupConfig, Op, Target};
 use crate::event::NoSink;
 use crate::memory::{Limits, Memory};
 use crate::sys::clock::thread_ns;
@@ -20,33 +19,16 @@ const GOAL_NS: u64 = 100_000;
 
 fn config(blocks: u64) -> CacheConfig {
     let content = Content::Opaque { block_bytes: 16 };
-    let group = GroupConfig { content, block_tokens: 1, capacity_blocks: 0, region: None, reach: Reach::All };
+    let group = GroupConfig::new(content, 1);
     CacheConfig {
-        name: "pieces".to_owned(),
-        groups: vec![group],
-        capacity_blocks: blocks,
-        capacity_bytes: 0,
         max_sequences: 4,
         max_sequence_tokens: blocks,
         max_batch_tokens: blocks as u32,
         max_leases: 4,
-        max_namespaces: 16,
         steps_in_flight: 2,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
         event_capacity: 1 << 20,
-        policy: "lru".to_owned(),
-        hash_secret: [7; 32],
         metadata_only: true,
-        ragged: false,
-        require_salt: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
-        max_blocks: 0,
-        index: IndexOptions::default(),
-        partial_hits: false,
+        ..CacheConfig::new(vec![group], blocks)
     }
 }
 

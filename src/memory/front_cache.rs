@@ -296,7 +296,7 @@ pub fn free<R>(key: Key, address: u64, then: impl FnOnce() -> R) -> Answer<R> {
     answer
 }
 
-/// Makes room in a stack.
+/// Makes room in a stack, and where all are too many bytes.
 #[cold]
 #[inline(never)]
 fn push_out(key: Key, class: usize) {
@@ -328,7 +328,7 @@ pub(super) fn adopt(
         heap.fill(&mut cache);
         let (its, home) = (Some(Arc::clone(heap)), Arc::downgrade(heap));
         let (owner, guest) = lease(Leased { heap: its, home, is_alive, is_closed: false, cache });
-        heap.lease_began(guest);
+        heap.lease_began(stream, guest);
         owner
     });
     let former = LEASES.try_with(|leases| leases.put(key.words(), owner, LEASES_MAX)).ok().flatten();

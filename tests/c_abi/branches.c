@@ -1,5 +1,6 @@
 /* Fork, accept, rollback, edit, preempt, resume and cancel through the C functions, on the host, whose pool the program
-   reads and writes itself: what a step copies is told and done, and fields that an operation does not use are refused. */
+   reads and writes itself: what a step copies is told and done, and fields that an operation does not use are
+   refused. */
 #include "objects.h"
 
 enum { BLOCK_TOKENS = 4, PROMPT = 10 };
@@ -49,7 +50,8 @@ int main(void) {
     OK(kavern_kv_describe(cache, 0, &shape));
     int32_t ids[PROMPT];
     for (int i = 0; i < PROMPT; ++i) ids[i] = 100 + i;
-    kavern_kv_request request = {.struct_size = sizeof request, .tokens = ids, .token_count = PROMPT, .namespace_id = 1};
+    kavern_kv_request request = {.struct_size = sizeof request, .tokens = ids, .token_count = PROMPT,
+        .namespace_id = 1};
     kavern_kv_match_result found;
     OK(kavern_kv_match(cache, 1, &request, &found));
     kavern_kv_op_result parent = one(KAVERN_OK, op(KAVERN_OP_ADMIT, found.lease, PROMPT));

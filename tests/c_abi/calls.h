@@ -1,6 +1,6 @@
 /* Every guarded function once: ON_NONE(name, arguments), ON_MANAGER(...), ON_CACHE(...), ON_POOL(...), ON_ELASTIC(...)
- * and ON_SHARED(...) say on which object. The arguments besides the handle are null or zero; the guard answers before it
- * looks at them. tests/c_abi.rs compares the list with the header. */
+ * and ON_SHARED(...) say on which object. The arguments besides the handle are null or zero; the guard answers before
+ * it looks at them. tests/c_abi.rs compares the list with the header. */
 #ifndef CALLS_H
 #define CALLS_H
 

@@ -1,5 +1,5 @@
-/* Calls of the CUDA driver, found at run time, for the C programs that play an engine on a GPU. Without prototypes: each
- * argument has the exact type that the driver's function takes. */
+/* Calls of the CUDA driver, found at run time, for the C programs that play an engine on a GPU. Without prototypes:
+ * each argument has the exact type that the driver's function takes. */
 #ifndef DRIVER_H
 #define DRIVER_H
 

@@ -1,5 +1,6 @@
 /* faults <how>: the first, second, third ... call of the device fails (how: oom, device, lost or panic) while a program
- * runs a cache for two steps and moves pages about. Each run ends in a known status, and destroying leaves no memory behind. */
+ * runs a cache for two steps and moves pages about. Each run ends in a known status, and destroying leaves no memory
+ * behind. */
 #include "objects.h"
 
 static const char *how;

@@ -1,5 +1,5 @@
-/* A list of operations does what the same operations do one by one: two caches get the same random traffic, one in lists
-   of up to 60, the other in lists of one. Only what depends on a refused operation of its list answers
+/* A list of operations does what the same operations do one by one: two caches get the same random traffic, one in
+   lists of up to 60, the other in lists of one. Only what depends on a refused operation of its list answers
    KAVERN_ERR_DEPENDENCY, also where that one was refused before it reached the cache.
    usage: lists [ROUNDS [SEED]] */
 #define _POSIX_C_SOURCE 200809L
@@ -37,7 +37,8 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t hash, int kind) {
     }
     if (kind == 2) {
         groups[1] = (kavern_kv_group){.struct_size = sizeof groups[1], .kind = KAVERN_GROUP_SLIDING, .layers = 1,
-            .kv_heads = 1, .head_dim = 8, .dtype = KAVERN_F16, .block_tokens = 4, .layout = KAVERN_NHD, .window_tokens = 12};
+            .kv_heads = 1, .head_dim = 8, .dtype = KAVERN_F16, .block_tokens = 4, .layout = KAVERN_NHD,
+            .window_tokens = 12};
     }
     if (kind == 3) groups[1].kind = KAVERN_GROUP_STATE;
     kavern_kv_cache_config config;
@@ -157,7 +158,9 @@ static void play(kavern_kv_cache *const caches[2], uint64_t step, const list *op
         int whose = ops->whose[at];
         kavern_kv_op_result alone;
         if (is_refused[whose] && ops->ops[at].kind != KAVERN_OP_FREE) {
-            CHECK(ops->is_malformed[at] ? results[at].status != KAVERN_OK : results[at].status == KAVERN_ERR_DEPENDENCY);
+            const int is_right = ops->is_malformed[at] ? results[at].status != KAVERN_OK
+                                                       : results[at].status == KAVERN_ERR_DEPENDENCY;
+            CHECK(is_right);
             ++dependent;
         } else {
             kavern_kv_step(caches[1], step, 1, &ops->ops[at], &alone);
@@ -203,7 +206,9 @@ static void run(kavern_manager *manager, uint32_t hash, int kind, int rounds) {
             /* A state cannot go back to just any token. */
             if (planned[at].is_live) list_one(&ops, &planned[at], at, kind != 3);
         }
-        for (int at = 0; at < SEQUENCES; ++at) memcpy(sequences[at].tokens, planned[at].tokens, sizeof planned[at].tokens);
+        for (int at = 0; at < SEQUENCES; ++at) {
+            memcpy(sequences[at].tokens, planned[at].tokens, sizeof planned[at].tokens);
+        }
         play(caches, step, &ops, sequences);
         if (round % 3 == 0) compare_tables(caches, step);
         for (int side = 0; side < 2; ++side) {

@@ -1,5 +1,5 @@
-/* Lookups as an engine makes them: a prompt is stored and found by a match, a probe, on the device and as chunks. Runs on
- * the host's memory, or on a GPU through its driver. */
+/* Lookups as an engine makes them: a prompt is stored and found by a match, a probe, on the device and as chunks. Runs
+ * on the host's memory, or on a GPU through its driver. */
 #include "driver.h"
 
 enum { TOKENS = 24, BLOCK_TOKENS = 4, BLOCKS = TOKENS / BLOCK_TOKENS };

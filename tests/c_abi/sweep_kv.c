@@ -188,7 +188,9 @@ static void match(void) {
     refused(kavern_kv_match(CACHE(3), n, given, output(4)));
 }
 
-static uint64_t bad_id(void) { return one_in(3) ? some_u64() & ~(UINT64_C(0xFF) << 56) : UINT64_C(0x51) << 56 | below(1 << 24); }
+static uint64_t bad_id(void) {
+    return one_in(3) ? some_u64() & ~(UINT64_C(0xFF) << 56) : UINT64_C(0x51) << 56 | below(1 << 24);
+}
 
 static void bad_op(kavern_kv_op *op, size_t index) {
     memset(op, 0, sizeof *op);

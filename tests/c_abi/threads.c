@@ -1,5 +1,5 @@
-/* Eight threads make, use and destroy the same handles and their own: each call succeeds, or says that somebody else was
- * first. */
+/* Eight threads make, use and destroy the same handles and their own: each call succeeds, or says that somebody else
+ * was first. */
 #include "objects.h"
 
 #include <pthread.h>
@@ -66,7 +66,8 @@ static void with_shared_caches(uint64_t random) {
     if (found.lease == 0) return;
     kavern_kv_op op = {.struct_size = sizeof op, .kind = KAVERN_OP_RELEASE, .target = found.lease};
     kavern_kv_op_result result = {0};
-    /* Step ids rise, so the threads count on together; one of them may be overtaken before its call, and tries again. */
+    /* Step ids rise, so the threads count on together; one of them may be overtaken before its call, and tries
+     * again. */
     static _Atomic uint64_t step;
     do {
         uint64_t id = atomic_fetch_add(&step, 1) + 1;

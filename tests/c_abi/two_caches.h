@@ -52,7 +52,8 @@ static inline kavern_kv_op operation(uint32_t kind, uint64_t target, uint64_t to
 }
 
 /* One step's operations, the same on every cache; answers what the first result said and checks the second's. */
-static inline kavern_kv_op_result both(kavern_kv_cache **caches, uint64_t step, kavern_kv_op op, const uint64_t *leases) {
+static inline kavern_kv_op_result both(
+    kavern_kv_cache **caches, uint64_t step, kavern_kv_op op, const uint64_t *leases) {
     kavern_kv_op_result results[2];
     for (int i = 0; i < 2; ++i) {
         if (leases != NULL) op.target = leases[i];

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use kavern::cache::{
-    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op,
-    OpResult, Reach, Request, Scrub, Target,
+    CacheConfig, CacheStatistics, Content, Extra, GroupConfig, KvCache, Naming, Op, OpResult, Request, Target,
 };
 use kavern::device::{Device, DeviceSlice, Stream, registry};
 use kavern::error::{Result, Status};
@@ -27,54 +26,16 @@ pub(super) fn group(block_tokens: u32) -> GroupConfig {
 }
 
 pub(super) fn shaped(shape: BlockShape) -> GroupConfig {
-    GroupConfig {
-        content: Content::Attention(shape),
-        block_tokens: shape.block_tokens,
-        reach: Reach::All,
-        capacity_blocks: 0,
-        region: None,
-    }
+    GroupConfig::new(Content::Attention(shape), shape.block_tokens)
 }
 
 pub(super) fn opaque(block_tokens: u32, block_bytes: u64) -> GroupConfig {
-    GroupConfig {
-        content: Content::Opaque { block_bytes },
-        reach: Reach::All,
-        block_tokens,
-        capacity_blocks: 0,
-        region: None,
-    }
+    GroupConfig::new(Content::Opaque { block_bytes }, block_tokens)
 }
 
 /// Modest limits; tests change what they are about.
 pub(super) fn config(groups: Vec<GroupConfig>, blocks: u64) -> CacheConfig {
-    CacheConfig {
-        name: "test".to_owned(),
-        groups,
-        capacity_blocks: blocks,
-        capacity_bytes: 0,
-        max_sequences: 8,
-        max_sequence_tokens: 512,
-        max_batch_tokens: 1024,
-        max_leases: 8,
-        max_namespaces: 16,
-        steps_in_flight: 4,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [7; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        index: IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
-        max_blocks: 0,
-    }
+    CacheConfig::new(groups, blocks)
 }
 
 /// The request of a prompt in namespace 1.

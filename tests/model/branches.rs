@@ -38,46 +38,32 @@ const SHAPE: [usize; 3] = [2, 2, 4];
 
 fn config(block_tokens: &[u32], hash: HashKind, layout: Layout) -> CacheConfig {
     let [layers, kv_heads, bytes] = SHAPE.map(|number| number as u32);
-    let group = |&block_tokens: &u32| GroupConfig {
-        content: Content::Attention(BlockShape {
-            layers,
-            kv_heads,
-            head_dim: bytes / 2,
-            dtype: Dtype::F16,
+    let group = |&block_tokens: &u32| {
+        GroupConfig::new(
+            Content::Attention(BlockShape {
+                layers,
+                kv_heads,
+                head_dim: bytes / 2,
+                dtype: Dtype::F16,
+                block_tokens,
+                layout,
+            }),
             block_tokens,
-            layout,
-        }),
-        block_tokens,
-        reach: kavern::cache::Reach::All,
-        capacity_blocks: 0,
-        region: None,
+        )
     };
     CacheConfig {
-        name: "branches".to_owned(),
-        groups: block_tokens.iter().map(group).collect(),
-        capacity_blocks: BLOCKS,
-        capacity_bytes: 0,
         max_sequences: 10,
         max_sequence_tokens: MAX_TOKENS as u64,
         max_batch_tokens: 128,
         max_leases: 4,
         max_namespaces: 8,
         steps_in_flight: 3,
-        hash_block_tokens: 0,
         hash,
         scrub: Scrub::TenantChange,
         event_capacity: 256,
-        policy: "lru".to_owned(),
-        hash_secret: [9; 32],
-        metadata_only: false,
         ragged: true,
-        require_salt: false,
         index: IndexOptions { device: true, chunks: false },
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
-        max_blocks: 0,
+        ..CacheConfig::new(block_tokens.iter().map(group).collect(), BLOCKS)
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, CacheEventKind, Change, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache,
-    Naming, Op, OpResult, PreemptMode, Reach, Request, Scrub, Target,
+    CacheConfig, CacheEventKind, Change, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op,
+    OpResult, PreemptMode, Reach, Request, Scrub, Target,
 };
 use kavern::device::{Device, Stream, registry};
 use kavern::error::Status;
@@ -65,36 +65,25 @@ fn group_config(index: usize, &(reach, block_tokens): &Kind) -> GroupConfig {
             layout: Layout::Nhd,
         }),
     };
-    GroupConfig { content, reach, block_tokens, capacity_blocks: 0, region: None }
+    GroupConfig { reach, ..GroupConfig::new(content, block_tokens) }
 }
 
 fn config(hash: HashKind, groups: &[Kind]) -> CacheConfig {
     CacheConfig {
-        name: "kinds".to_owned(),
-        groups: groups.iter().enumerate().map(|(index, kind)| group_config(index, kind)).collect(),
-        capacity_blocks: BLOCKS,
-        capacity_bytes: 0,
         max_sequences: 9,
         max_sequence_tokens: MAX_TOKENS as u64,
         max_batch_tokens: 128,
         max_leases: 4,
         max_namespaces: 8,
         steps_in_flight: 3,
-        hash_block_tokens: 0,
         hash,
         scrub: Scrub::TenantChange,
         event_capacity: 256,
-        policy: "lru".to_owned(),
-        hash_secret: [9; 32],
-        metadata_only: false,
         ragged: true,
-        require_salt: false,
-        index: IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        max_blocks: 0,
-        adaptive: None,
+        ..CacheConfig::new(
+            groups.iter().enumerate().map(|(index, kind)| group_config(index, kind)).collect(),
+            BLOCKS,
+        )
     }
 }
 

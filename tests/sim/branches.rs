@@ -33,39 +33,16 @@ fn config() -> CacheConfig {
         block_tokens: BLOCK_TOKENS as u32,
         layout: Layout::Nhd,
     };
-    let group = GroupConfig {
-        content: Content::Attention(shape),
-        block_tokens: BLOCK_TOKENS as u32,
-        reach: kavern::cache::Reach::All,
-        capacity_blocks: 0,
-        region: None,
-    };
+    let group = GroupConfig::new(Content::Attention(shape), BLOCK_TOKENS as u32);
     CacheConfig {
-        name: "branches".to_owned(),
-        groups: vec![group],
-        capacity_blocks: BLOCKS,
-        capacity_bytes: 0,
         max_sequences: 12,
         max_sequence_tokens: MAX_TOKENS,
         max_batch_tokens: 256,
-        max_leases: 8,
         max_namespaces: 8,
-        steps_in_flight: 4,
-        hash_block_tokens: 0,
         hash: HashKind::Xxh3,
         scrub: Scrub::TenantChange,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [3; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
         index: kavern::cache::IndexOptions { device: true, chunks: false },
-        max_blocks: 0,
+        ..CacheConfig::new(vec![group], BLOCKS)
     }
 }
 

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, Extra, GroupConfig, HashKind, IndexOptions, KvCache, Naming, Op, Reach, Request,
-    Scrub, Sizing, Target,
+    CacheConfig, Content, Extra, GroupConfig, HashKind, KvCache, Naming, Op, Request, Scrub, Sizing, Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, Stream, registry};
 use kavern::error::Status;
@@ -22,39 +21,16 @@ const STEPS: u64 = 2000;
 const MAX_BLOCKS: u64 = 1024;
 
 pub(super) fn config(max_blocks: u64) -> CacheConfig {
-    let group = GroupConfig {
-        content: Content::Opaque { block_bytes: BLOCK_BYTES },
-        block_tokens: BLOCK_TOKENS,
-        reach: Reach::All,
-        capacity_blocks: 0,
-        region: None,
-    };
+    let group = GroupConfig::new(Content::Opaque { block_bytes: BLOCK_BYTES }, BLOCK_TOKENS);
     CacheConfig {
-        name: "simulated".to_owned(),
-        groups: vec![group],
-        capacity_blocks: 40,
-        capacity_bytes: 0,
-        max_sequences: 8,
         max_sequence_tokens: 64,
         max_batch_tokens: 256,
-        max_leases: 8,
         max_namespaces: 8,
         steps_in_flight: 3,
-        hash_block_tokens: 0,
         hash: HashKind::Xxh3,
         scrub: Scrub::TenantChange,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [3; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        index: IndexOptions::default(),
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
         max_blocks,
+        ..CacheConfig::new(vec![group], 40)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Size classes on simulated streams: memory moves from one class to another while steps that read both are in flight,
 //! and an engine that says too early that a step is over is found where that memory went.
 
-use kavern::cache::{AdaptiveBlocks, CacheConfig, Content, GroupConfig, Reach, advisor_names};
+use kavern::cache::{AdaptiveBlocks, CacheConfig, Content, GroupConfig, advisor_names};
 use kavern::device::{FindingKind, Report};
 
 use super::cache::{Engine, config, play_on};
@@ -17,12 +17,8 @@ const STEPS: u64 = 2000;
 const PHASE: u64 = 350;
 
 fn classes(advisor: &str) -> CacheConfig {
-    let group = |block_tokens: u32| GroupConfig {
-        content: Content::Opaque { block_bytes: TOKEN_BYTES * u64::from(block_tokens) },
-        block_tokens,
-        reach: Reach::All,
-        capacity_blocks: 0,
-        region: None,
+    let group = |block_tokens: u32| {
+        GroupConfig::new(Content::Opaque { block_bytes: TOKEN_BYTES * u64::from(block_tokens) }, block_tokens)
     };
     CacheConfig {
         groups: [4, 8, 16].map(group).to_vec(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, Content, DeviceLookup, GroupConfig, HashKind, IndexOptions, KvCache, LookupMode, Naming, Op,
-    Reach, Request, Scrub, Target,
+    CacheConfig, Content, DeviceLookup, GroupConfig, IndexOptions, KvCache, LookupMode, Naming, Op, Request,
+    Target,
 };
 use kavern::device::{Device, DeviceSlice, Report, registry};
 use kavern::error::Status;
@@ -20,37 +20,14 @@ const LINKS: usize = 12;
 
 fn config() -> CacheConfig {
     CacheConfig {
-        name: "simulated".to_owned(),
-        groups: vec![GroupConfig {
-            content: Content::Opaque { block_bytes: 64 },
-            block_tokens: 4,
-            capacity_blocks: 0,
-            region: None,
-            reach: Reach::All,
-        }],
-        capacity_blocks: 40,
-        capacity_bytes: 0,
         max_sequences: 4,
         max_sequence_tokens: 64,
         max_batch_tokens: 256,
         max_leases: 4,
         max_namespaces: 4,
         steps_in_flight: 3,
-        hash_block_tokens: 0,
-        hash: HashKind::Blake3,
-        scrub: Scrub::None,
-        event_capacity: 0,
-        policy: "lru".to_owned(),
-        hash_secret: [3; 32],
-        metadata_only: false,
-        ragged: false,
-        require_salt: false,
-        partial_hits: false,
-        worker: false,
-        exact_order: true,
-        adaptive: None,
-        max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },
+        ..CacheConfig::new(vec![GroupConfig::new(Content::Opaque { block_bytes: 64 }, 4)], 40)
     }
 }
 

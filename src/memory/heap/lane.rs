@@ -38,6 +38,11 @@ pub(in crate::memory) fn is_of_a_thread(lane: Stream) -> bool {
     lane.0 & THREAD_LANE != 0
 }
 
+/// Whether a stream may be many lanes.
+pub(super) fn has_lanes_of_threads(stream: Stream) -> bool {
+    stream.0 == PER_THREAD
+}
+
 /// A lane for what a stream leaves that is gone: its value may be another stream's from now on.
 pub(super) fn gone_lane() -> Stream {
     Stream(GONE_LANE | NEXT.fetch_add(1, Ordering::Relaxed))
@@ -50,15 +55,14 @@ pub(super) fn is_gone_lane(lane: Stream) -> bool {
 impl Heap {
     /// The lane of a stream that this thread uses.
     pub(super) fn lane(&self, stream: Stream) -> Stream {
-        let is_per_thread = stream.0 == PER_THREAD && self.device.description().backend == "cuda";
+        let is_per_thread = has_lanes_of_threads(stream) && self.device.description().backend == "cuda";
         if is_per_thread { Stream(THREAD_LANE | thread_number()) } else { stream }
     }
 
     /// All lanes of a stream that have a front cache.
     pub(super) fn lanes_of(&self, stream: Stream) -> Vec<Stream> {
-        let guests = self.leases.lock().clone();
-        let lanes = guests.iter().map(|guest| guest.with(|leased| leased.cache.stream));
-        lanes.filter(|lane| self.enqueued(*lane) == stream).collect()
+        let leases = self.leases.lock();
+        leases.iter().map(|(lane, _)| *lane).filter(|lane| self.enqueued(*lane) == stream).collect()
     }
 
     /// Where an event for a lane is recorded.

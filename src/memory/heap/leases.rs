@@ -98,15 +98,22 @@ impl Heap {
         for class in (0..size_class::CLASS_COUNT).filter_map(Class::at) {
             // Blocks of a class lie in its region.
             let Some(region) = self.region_of_class(class) else { continue };
-            for _ in 0..cache.room(class) {
+            let room = if cache.is_half_full() { 0 } else { cache.room(class) };
+            for _ in 0..room {
                 let Some(block) = core.order.take_open(stream, class.index() as u32) else { break };
                 cache.put(class, region.block(block.id as u32));
             }
         }
     }
 
-    pub(in crate::memory) fn lease_began(&self, guest: Guest<Leased>) {
-        self.leases.lock().push(guest);
+    pub(in crate::memory) fn lease_began(&self, lane: Stream, guest: Guest<Leased>) {
+        self.leases.lock().push((lane, guest));
+    }
+
+    /// The front caches of a lane. None of another is visited: each visit interrupts all processors of the program.
+    pub(super) fn caches_of(&self, lane: Stream) -> Vec<Guest<Leased>> {
+        let leases = self.leases.lock();
+        leases.iter().filter(|(its, _)| *its == lane).map(|(_, guest)| guest.clone()).collect()
     }
 
     /// Keeps a front cache that no thread uses, with its blocks, for the next thread that comes to its stream.
@@ -147,7 +154,7 @@ impl Heap {
         {
             let mut leases = self.leases.lock();
             let before = leases.len();
-            leases.retain(|other| !other.is_same(guest));
+            leases.retain(|(_, other)| !other.is_same(guest));
             // The thread that gives a cache up and whoever closes it may both come here with the same counts.
             if leases.len() < before {
                 self.ended.lock().add(&counts);
@@ -174,13 +181,13 @@ impl Heap {
 
     /// Takes everything out of the front caches; those of a stream that goes are closed.
     pub(super) fn flush(&self, gone: Option<Stream>) {
-        let guests = self.leases.lock().clone();
-        for guest in guests {
-            match gone {
-                None => guest.with(|leased| self.take_freed(leased.cache.stream, leased.cache.drain())),
-                Some(gone) if guest.with(|leased| leased.cache.stream) == gone => self.end_lease(&guest),
-                Some(_) => {}
-            }
+        if let Some(gone) = gone {
+            self.caches_of(gone).iter().for_each(|guest| self.end_lease(guest));
+            return;
+        }
+        let leases = self.leases.lock().clone();
+        for (lane, guest) in leases {
+            guest.with(|leased| self.take_freed(lane, leased.cache.drain()));
         }
     }
 
@@ -238,8 +245,8 @@ impl Heap {
     /// Ends the heap: every front cache is closed, so that no thread allocates any more.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
-        let guests = self.leases.lock().clone();
-        guests.iter().for_each(|guest| self.end_lease(guest));
+        let leases = self.leases.lock().clone();
+        leases.iter().for_each(|(_, guest)| self.end_lease(guest));
         let live = self.live_blocks();
         if !live.is_empty() && self.sink.wants(Level::Warn) {
             let bytes: u64 = live.iter().map(|block| block.bytes).sum();

@@ -115,7 +115,8 @@ pub struct Heap {
     regions: Regions,
     core: Mutex<Core>,
     growing: Mutex<()>,
-    leases: Mutex<Vec<Guest<Leased>>>,
+    /// All front caches, by lane.
+    leases: Mutex<Vec<(Stream, Guest<Leased>)>>,
     /// Those of `leases` that no thread uses, by stream, the one left last at the end.
     parked: Mutex<Vec<(Stream, Parked<Leased>)>>,
     /// What ended front caches did.

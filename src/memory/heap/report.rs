@@ -79,7 +79,7 @@ impl Heap {
             leases.clone()
         };
         let mut cached = 0;
-        for guest in guests {
+        for (_, guest) in guests {
             let (visited, bytes) = guest.with(|leased| (leased.cache.counts, leased.cache.bytes()));
             counts.add(&visited);
             cached += bytes;

@@ -166,14 +166,10 @@ impl Heap {
 
     /// Takes the blocks of middle classes out of the front caches of a stream.
     fn drain(&self, stream: Stream) {
-        let guests = self.leases.lock().clone();
+        let guests = self.caches_of(stream);
         self.looks.spend(VISIT_NS * guests.len() as u64);
         for guest in guests {
-            let freed = guest.with(|leased| {
-                let is_own = leased.cache.stream == stream;
-                is_own.then(|| leased.cache.drain_from(MIDDLE))
-            });
-            self.take_freed(stream, freed.unwrap_or_default());
+            guest.with(|leased| self.take_freed(stream, leased.cache.drain_from(MIDDLE)));
         }
     }
 

@@ -53,7 +53,7 @@ impl Heap {
         }
         found.iter().for_each(|(_, record)| record.share());
         let guests = self.leases.lock().clone();
-        guests.iter().for_each(|guest| guest.with(|_| ()));
+        guests.iter().for_each(|(_, guest)| guest.with(|_| ()));
         for (start, record) in found {
             let names = self.names.read();
             let mut core = self.core.lock();

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Heap;
-use super::lane::is_of_a_thread;
+use super::lane::{has_lanes_of_threads, is_of_a_thread};
 use super::names::NAMES_MAX;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -109,6 +109,10 @@ impl Heap {
 
     /// Nobody allocates on a stream any more.
     pub(super) fn retire_lanes_of(&self, stream: Stream) {
+        // Only this one may have others than itself.
+        if !has_lanes_of_threads(stream) {
+            return self.retire(stream);
+        }
         let known = self.names.read().streams.streams();
         known.into_iter().filter(|lane| self.enqueued(*lane) == stream).for_each(|lane| self.retire(lane));
     }

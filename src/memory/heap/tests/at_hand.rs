@@ -58,7 +58,7 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
     let key = key(Stream::DEFAULT);
     let places = || -> usize {
         let guests = heap.leases.lock().clone();
-        guests.iter().map(|guest| guest.with(|leased| leased.cache.places())).sum()
+        guests.iter().map(|(_, guest)| guest.with(|leased| leased.cache.places())).sum()
     };
     let most = front_cache_places(4096) + front_cache_places(MIB);
     for bytes in [4096, MIB] {
@@ -69,7 +69,71 @@ fn a_front_cache_has_places_only_for_the_classes_that_were_used() {
     assert_eq!(places(), most, "for two classes out of a hundred");
     let guests = heap.leases.lock().clone();
     heap.close();
-    assert_eq!(guests[0].with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
+    assert_eq!(guests[0].1.with(|leased| leased.cache.places()), 0, "one that was closed keeps nothing");
+}
+
+#[test]
+fn a_thread_that_changes_its_sizes_has_the_new_ones_at_hand_too() {
+    const TURNS: usize = 1000;
+    let heap = heap("host", 0);
+    let key = key(Stream::DEFAULT);
+    let left_bytes = || 32 * MIB - heap.statistics().front_cache_bytes;
+    let take = |bytes| allocate(&heap, key, Stream::DEFAULT, bytes);
+    let give = |address| free(&heap, key, Stream::DEFAULT, address);
+    // What it did before: blocks of 1 to 4 MiB and powers of two, which fill the cache to the last byte.
+    let powers: Vec<u64> = (8..22).rev().map(|power| 1 << power).collect();
+    let mut before: Vec<(u64, u64)> = powers.iter().map(|&bytes| (take(bytes), bytes)).collect();
+    let large: Vec<u64> = (4..=16).flat_map(|quarters| [quarters * (MIB / 4); 4]).map(take).collect();
+    large.into_iter().for_each(give);
+    before.retain(|&(address, bytes)| {
+        let fits = bytes <= left_bytes();
+        if fits {
+            give(address);
+        }
+        !fits
+    });
+    assert!(left_bytes() < 256, "{}", left_bytes());
+    for bytes in [3 << 8, 3 << 10, 3 << 13, 3 << 15, 3 << 18] {
+        let mut at_hand = 0;
+        for _ in 0..TURNS {
+            let address = take(bytes);
+            match front_cache::free_at_hand(key.0, address) {
+                Some(()) => at_hand += 1,
+                None => give(address),
+            }
+        }
+        assert!(at_hand >= TURNS - 20, "of {bytes} bytes {at_hand} frees of {TURNS}");
+    }
+    // Blocks of a small size that stay come many at a time.
+    let slow = || heap.slow.allocations.load(Ordering::Relaxed);
+    let start = slow();
+    let blocks: Vec<u64> = (0..TURNS).map(|_| take(5 << 10)).collect();
+    assert!(slow() - start <= TURNS as u64 / 16, "{} of {TURNS} one by one", slow() - start);
+    blocks.into_iter().chain(before.into_iter().map(|(address, _)| address)).for_each(give);
+    assert!(heap.statistics().front_cache_bytes <= 32 * MIB);
+    heap.validate().unwrap();
+}
+
+#[test]
+fn a_stream_that_goes_does_not_wait_for_the_caches_of_others() {
+    let heap = heap("host", 0);
+    let [gone, other] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    for stream in [gone, other] {
+        let key = key(stream);
+        let address = allocate(&heap, key, stream, 4096);
+        free(&heap, key, stream, address);
+    }
+    let guests = heap.caches_of(other);
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        let heap = &heap;
+        guests[0].with(|_| {
+            scope.spawn(move || tell.send(heap.forget_stream(gone)).unwrap());
+            told.recv_timeout(Duration::from_secs(5)).expect("nobody is inside of its own caches").unwrap();
+        });
+    });
+    assert_eq!((heap.caches_of(gone).len(), heap.caches_of(other).len()), (0, 1));
+    heap.validate().unwrap();
 }
 
 /// As many as 4 MiB of blocks, but 4 to 128, and one more.
@@ -109,7 +173,7 @@ fn what_leaves_a_front_cache_is_in_order_before_anybody_can_find_the_cache_witho
                 take_out(&its, key, [blocks[4], blocks[5]]);
             });
             is_ready.recv().unwrap();
-            let guest = heap.leases.lock()[0].clone();
+            let guest = heap.leases.lock()[0].1.clone();
             let held_bytes = guest.with(|leased| leased.cache.bytes());
             assert!(held_bytes >= 4 * MIB, "{what}");
             // Nobody can put anything in order now.
