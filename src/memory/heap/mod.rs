@@ -259,25 +259,25 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+        let (class, index) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
-                let (class, index) = self.climb(bytes, is_captured, attempt, || Ok(None))?;
-                let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };
-                let region =
-                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, class as u8)
+                self.climb(bytes, is_captured, attempt, || Ok(None))?
             }
             None => {
                 let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
-                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
-                let region =
-                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, core::LARGE as u8)
+                (core::LARGE, self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?)
             }
         };
-        let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;
+        let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };
+        let region = self.regions.get(number);
+        let Some((region, record)) = region.and_then(|region| Some((region, region.records.get(index)?)))
+        else {
+            self.take_freed_back((stream, stream_number), is_captured, self.block(class, index)?);
+            return Err(Error::internal("a block without a record"));
+        };
+        let class = class as u8;
         let born = self.tick();
         record.open(&Facts { class, stream: stream_number, bytes, tag, born, is_shared: false, is_captured });
         self.slow.allocations.fetch_add(1, Ordering::Relaxed);
@@ -286,6 +286,25 @@ impl Heap {
             self.rooms.relax();
         }
         Ok(region.address_of(index))
+    }
+
+    /// A block that is somebody's, with its length.
+    fn block(&self, class: u32, index: u32) -> Result<Freed> {
+        let bytes = match Class::at(class as usize) {
+            Some(class) => size_class::bytes_of(class),
+            None if class == core::FITTED => self.run_bytes(index)?,
+            None => self.large_bytes(index)?,
+        };
+        Ok(Freed { class, id: index.into(), bytes })
+    }
+
+    /// Takes back a block that was never given out.
+    fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
+        if is_captured {
+            self.captured.lock().entry(number).or_default().push(block);
+        } else {
+            self.core.lock().order.free(stream, block);
+        }
     }
 
     /// A block of the class out of what is there.
@@ -402,12 +421,7 @@ impl Heap {
     fn try_free(&self, stream: Stream, address: u64) -> Result<bool> {
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
-        let bytes = match Class::at(facts.class.into()) {
-            Some(class) => size_class::bytes_of(class),
-            None if class == core::FITTED => self.run_bytes(index)?,
-            None => self.large_bytes(index)?,
-        };
-        let block = Freed { class, id: index.into(), bytes };
+        let block = self.block(class, index)?;
         if facts.is_shared {
             self.check_unpinned(address)?;
         }
