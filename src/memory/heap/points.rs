@@ -125,7 +125,11 @@ impl Heap {
             }
             refused => {
                 self.take_freed(lane, blocks);
-                return refused.map(drop);
+                return match refused {
+                    // They stay where they are until the device can be waited for: that is nobody else's failure.
+                    Err(error) if is_gone(&error) => Ok(()),
+                    refused => refused.map(drop),
+                };
             }
         }
         Ok(())

@@ -169,6 +169,31 @@ fn the_next_stream_of_the_same_value_gets_nothing_that_was_not_waited_for() {
     heap.validate().unwrap();
 }
 
+#[test]
+fn what_a_stream_left_that_went_without_a_wait_fails_nobody_else() {
+    let heap = heap("sim?capture=1", 64 * MIB);
+    let simulator = heap.device.simulator().unwrap();
+    let [stream, captured, other] = [(); 3].map(|()| heap.device.stream_create().unwrap());
+    let left = allocate_all(&heap, stream, 30);
+    left.iter().for_each(|&block| heap.free(stream, block).unwrap());
+    // A capture refuses the wait, and another one that the device is waited for.
+    simulator.capture(stream, true).unwrap();
+    assert!(heap.forget_stream(stream).is_err());
+    assert!(simulator.capture(stream, false).is_err());
+    heap.allocate(captured, MIB, 0, 0).unwrap();
+    simulator.capture(captured, true).unwrap();
+    heap.close_lanes().unwrap();
+    // The whole ladder: it ends with what is there, not with what is wrong with the stream.
+    let taken = allocate_all(&heap, other, 30);
+    assert!(!taken.iter().any(|block| left.contains(block)), "its work was not waited for");
+    assert_eq!(heap.allocate(other, 60 * MIB, 0, 0).unwrap_err().status, Status::OutOfMemory);
+    heap.validate().unwrap();
+    simulator.capture(captured, false).expect("nothing broke the capture");
+    taken.iter().for_each(|&block| heap.free(other, block).unwrap());
+    heap.allocate(other, 60 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+}
+
 fn class_of_mib() -> u32 {
     crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
