@@ -39,8 +39,16 @@ impl Heap {
         Some(blocks.swap_remove(at))
     }
 
-    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at.
+    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at, and
+    /// whoever must not disturb a capture knows the stream.
     pub fn capture_begins(&self, stream: Stream) {
+        self.close_caches(stream);
+        // Without a number it can have no memory either.
+        let _ = self.stream_number(self.lane(stream));
+    }
+
+    /// Closes the front caches of a stream.
+    pub fn close_caches(&self, stream: Stream) {
         self.flush(Some(self.lane(stream)));
     }
 

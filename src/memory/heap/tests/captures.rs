@@ -194,6 +194,22 @@ fn what_a_stream_left_that_went_without_a_wait_fails_nobody_else() {
     heap.validate().unwrap();
 }
 
+#[test]
+fn a_capture_that_was_announced_is_not_disturbed_though_nothing_was_allocated_on_its_stream() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let [stream, captured] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    let block = allocate_all(&heap, stream, 1)[0];
+    heap.free(stream, block).unwrap();
+    simulator.capture(stream, true).unwrap();
+    assert!(heap.forget_stream(stream).is_err());
+    assert!(simulator.capture(stream, false).is_err());
+    heap.capture_begins(captured);
+    simulator.capture(captured, true).unwrap();
+    heap.close_lanes().unwrap();
+    simulator.capture(captured, false).expect("nobody waited for the device");
+}
+
 fn class_of_mib() -> u32 {
     crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
