@@ -9,7 +9,7 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
+//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
 //! after.
 //! No driver call under `core`.
 
@@ -115,6 +115,9 @@ pub struct Heap {
     parked: Mutex<Vec<(Stream, Parked<Leased>)>>,
     /// What ended front caches did.
     ended: Mutex<Counts>,
+    /// Shared by whoever has something in hand that will name a lane again: a stream that goes is found wherever it is
+    /// named once nobody has.
+    lanes: RwLock<()>,
     slow: SlowCounts,
     names: RwLock<Names>,
     tag_count: AtomicU32,
@@ -137,6 +140,9 @@ pub struct Heap {
     /// Which mistake a test planted.
     #[cfg(test)]
     mistake: AtomicU32,
+    /// Whether streams are as those of a device that has a default stream for each thread.
+    #[cfg(test)]
+    has_thread_streams: AtomicBool,
 }
 
 fn no_such_block(address: u64) -> Error {
@@ -173,6 +179,7 @@ impl Heap {
             leases: Mutex::default(),
             parked: Mutex::default(),
             ended: Mutex::default(),
+            lanes: RwLock::new(()),
             slow: SlowCounts::default(),
             names: RwLock::new(Names { tags: vec!["".into()], streams: StreamNumbers::default() }),
             tag_count: AtomicU32::new(1),
@@ -187,6 +194,8 @@ impl Heap {
             ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
+            #[cfg(test)]
+            has_thread_streams: AtomicBool::new(false),
         }))
     }
 
@@ -427,6 +436,7 @@ impl Heap {
         }
         // What a graph keeps waits for nobody before the graph is given up.
         let is_shared = facts.is_shared && !facts.is_captured && !self.has(Mistake::UsersForgotten);
+        let _lanes = is_shared.then(|| self.lanes.read());
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
         let freeing = Some(stream).filter(|_| !self.has(Mistake::OwnerForgotten));
         let waits = users.map_or_else(|| Ok(Waits::default()), |users| self.waits(users, freeing))?;

@@ -210,6 +210,38 @@ fn a_capture_that_was_announced_is_not_disturbed_though_nothing_was_allocated_on
     simulator.capture(captured, false).expect("nobody waited for the device");
 }
 
+#[test]
+fn a_user_that_goes_before_it_has_a_point_is_waited_for_and_nobody_else_is_taken_for_it() {
+    for is_refused in [false, true] {
+        let heap = heap("sim?seed=5&capture=1", 0);
+        let simulator = heap.device.simulator().unwrap();
+        let [owner, user] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+        let block = allocate_all(&heap, owner, 1)[0];
+        heap.record_use(block, user).unwrap();
+        simulator.declare(user, &[], &[slice_of(&heap, block, MIB)]).unwrap();
+        simulator.capture(user, true).unwrap();
+        heap.free(owner, block).unwrap();
+        assert_eq!(waiting(&heap), (1, 1));
+        if !is_refused {
+            simulator.capture(user, false).unwrap();
+        }
+        assert_eq!(heap.forget_stream(user).is_err(), is_refused);
+        let named: Vec<Stream> =
+            heap.core.lock().limbo.iter().flat_map(|limbo| limbo.waits.unmarked.clone()).collect();
+        assert_eq!(named.len(), usize::from(is_refused));
+        // The driver gives the value to the next stream, on which nothing of this is.
+        assert!(!named.contains(&user));
+        if is_refused {
+            assert!(simulator.capture(user, false).is_err(), "the wait that was refused broke it");
+        }
+        heap.collect().unwrap();
+        heap.device.synchronize().unwrap();
+        heap.collect().unwrap();
+        assert_eq!(waiting(&heap), (0, 0));
+        heap.validate().unwrap();
+    }
+}
+
 fn class_of_mib() -> u32 {
     crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
