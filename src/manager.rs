@@ -444,6 +444,13 @@ impl OwnStream {
     pub fn manager(&self) -> &Arc<Manager> {
         &self.manager
     }
+
+    /// Closes the front caches that serve it.
+    pub fn close_caches(&self) {
+        if let Some(heap) = self.manager.heap.get() {
+            heap.close_caches(self.stream);
+        }
+    }
 }
 
 impl Drop for OwnStream {

@@ -443,7 +443,7 @@ pub(super) unsafe fn destroy<H: Handle>(slot: *mut *mut H, what: &str) -> Result
         let object = handle::remove(handle.cast_const())?;
         // Nulled first, so that a panic in the object's drop does not leave a dead handle behind.
         slot.write(std::ptr::null_mut());
-        drop(object);
+        H::end(object);
     }
     Ok(Status::Ok)
 }

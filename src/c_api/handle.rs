@@ -61,6 +61,11 @@ pub(super) trait Handle {
     const KIND: Kind;
     /// The object.
     type Object: Send + Sync + 'static;
+
+    /// The handle leads nowhere any more; others may keep the object.
+    fn end(object: Arc<Self::Object>) {
+        drop(object);
+    }
 }
 
 type AnyObject = Arc<dyn Any + Send + Sync>;

@@ -18,6 +18,11 @@ use crate::types::Id;
 impl Handle for kavern_stream {
     const KIND: Kind = Kind::Stream;
     type Object = OwnStream;
+
+    fn end(object: Arc<OwnStream>) {
+        // Another manager may have it registered; by this handle no thread is served from its cache any more.
+        object.close_caches();
+    }
 }
 
 fn own(stream: *mut c_void) -> Result<Arc<OwnStream>> {

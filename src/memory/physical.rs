@@ -88,6 +88,8 @@ pub(super) struct Core {
     stale: AtomicU64,
     passed_on: AtomicU64,
     failed_unmaps: AtomicU64,
+    /// What passes over deferred changes ever freed of its old addresses.
+    unmapped_bytes: AtomicU64,
     /// Changes that somebody waits for; the upkeep makes none beside them, until it is overdue.
     pub(super) awaited: AtomicU32,
     pub(super) is_overdue: AtomicBool,
@@ -337,6 +339,7 @@ impl Physical {
             stale: AtomicU64::new(0),
             passed_on: AtomicU64::new(0),
             failed_unmaps: AtomicU64::new(0),
+            unmapped_bytes: AtomicU64::new(0),
             awaited: AtomicU32::new(0),
             is_overdue: AtomicBool::new(false),
         });

@@ -443,8 +443,10 @@ impl Chore for Range {
             let is_last = ripe.len() < BATCH;
             // A page that has moved stays where it is now.
             let going = ripe.iter().filter(|(_, page)| Arc::strong_count(page) == 1);
-            bytes += going.map(|(_, page)| page.class().pages() * self.page_bytes).sum::<u64>();
+            let going_bytes = going.map(|(_, page)| page.class().pages() * self.page_bytes).sum::<u64>();
             self.unmap(ripe);
+            self.physical.note_unmapped(going_bytes);
+            bytes += going_bytes;
             if is_last {
                 return Collected { bytes, is_waiting: table.is_waiting() };
             }

@@ -142,7 +142,14 @@ static void foreign_streams(void) {
     OK(kavern_stream_synchronize(there, theirs));
     /* Registered at the end: the manager forgets it by itself. */
     OK(kavern_manager_stream_register(here, theirs));
+    /* What the front cache of a thread holds for a handle goes with the handle, though the stream lives on. */
+    uint64_t address = 0;
+    kavern_stream *stale = theirs;
+    OK(kavern_alloc(there, 65536, 0, theirs, 0, &address));
+    OK(kavern_free(there, address, theirs));
     OK(kavern_stream_destroy(&theirs));
+    EXPECT(KAVERN_ERR_INVALID_HANDLE, kavern_alloc(there, 65536, 0, stale, 0, &address));
+    OK(kavern_stream_synchronize(here, stale));
     OK(kavern_manager_destroy(&there));
     OK(kavern_manager_destroy(&here));
 }

@@ -174,6 +174,22 @@ fn pages_of_the_wrong_size_go_through_the_device_after_they_are_unmapped() {
 }
 
 #[test]
+fn what_the_upkeep_unmaps_just_before_it_is_asked_for_is_not_refused() {
+    each(|memory, unit| {
+        let limits = Limits { device_limit_bytes: 64 * unit, ..Limits::default() };
+        let memory = Memory::new(Arc::clone(memory.device()), limits, Arc::new(NoSink));
+        let (slabs, single) = (range(&memory, 64, true), range(&memory, 64, false));
+        for turn in 0..steps(2000, 20_000) {
+            let owner = if turn % 2 == 0 { &slabs } else { &single };
+            owner.commit(0, 64 * unit).unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+            owner.decommit(0, 64 * unit, Some(Stream::DEFAULT)).unwrap();
+            memory.device().stream_synchronize(Stream::DEFAULT).unwrap();
+        }
+        memory.validate().unwrap();
+    });
+}
+
+#[test]
 fn the_upkeep_does_not_wait_for_ever_for_somebody_who_waits_for_a_stream() {
     if std::env::var_os("KAVERN_TEST_DEVICE").is_some() {
         return;

@@ -55,8 +55,19 @@ pub(super) fn is_gone_lane(lane: Stream) -> bool {
 impl Heap {
     /// The lane of a stream that this thread uses.
     pub(super) fn lane(&self, stream: Stream) -> Stream {
-        let is_per_thread = has_lanes_of_threads(stream) && self.device.description().backend == "cuda";
-        if is_per_thread { Stream(THREAD_LANE | thread_number()) } else { stream }
+        if has_lanes_of_threads(stream) && self.has_thread_streams() {
+            Stream(THREAD_LANE | thread_number())
+        } else {
+            stream
+        }
+    }
+
+    fn has_thread_streams(&self) -> bool {
+        #[cfg(test)]
+        if self.has_thread_streams.load(Ordering::Relaxed) {
+            return true;
+        }
+        self.device.description().backend == "cuda"
     }
 
     /// All lanes of a stream that have a front cache.

@@ -2,10 +2,11 @@
 //!
 //! What it does: finds addresses, backs them, keeps freed ones with their memory for a request of the same size. What
 //! it does not: cut pages; a large block has whole ones.
-//! Invariant: what `core.large` holds as used is backed, or is being backed or taken away by whoever holds it.
+//! Invariant: what `core.large` holds as used is backed, or is being backed or taken away by whoever holds it; each
+//! granule of it has a record.
 
 use super::super::order::Freed;
-use super::super::region::LARGE_GRANULE_BYTES;
+use super::super::region::{LARGE_GRANULE_BYTES, Region};
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -55,7 +56,7 @@ impl Heap {
         };
         let start = self.large_addresses(bytes)?;
         let offset = u64::from(start) * LARGE_GRANULE_BYTES;
-        let backed = region.records.grow(start).and_then(|()| region.back(offset, bytes));
+        let backed = grow_records(region, start, bytes).and_then(|()| region.back(offset, bytes));
         match backed {
             Ok(()) => Ok(start),
             Err(error) => {
@@ -90,6 +91,11 @@ impl Heap {
             bytes += gone?;
         }
     }
+}
+
+/// Records for every granule of a block: a part of it may begin at each of them.
+pub(super) fn grow_records(region: &Region, start: u32, bytes: u64) -> Result<()> {
+    region.records.grow(start + (bytes / LARGE_GRANULE_BYTES) as u32 - 1)
 }
 
 impl core::Core {

@@ -39,8 +39,16 @@ impl Heap {
         Some(blocks.swap_remove(at))
     }
 
-    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at.
+    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at, and
+    /// whoever must not disturb a capture knows the stream.
     pub fn capture_begins(&self, stream: Stream) {
+        self.close_caches(stream);
+        // Without a number it can have no memory either.
+        let _ = self.stream_number(self.lane(stream));
+    }
+
+    /// Closes the front caches of a stream.
+    pub fn close_caches(&self, stream: Stream) {
         self.flush(Some(self.lane(stream)));
     }
 
@@ -196,12 +204,16 @@ impl Heap {
         let lanes = self.lanes_of(stream);
         lanes.iter().for_each(|&lane| self.flush(Some(lane)));
         self.retire_lanes_of(stream);
-        let known: Vec<Stream> = self.core.lock().order.streams();
+        let known: Vec<Stream> = {
+            let _nobody_else = self.lanes.write();
+            self.core.lock().order.streams()
+        };
         let known: Vec<Stream> = known.into_iter().filter(|lane| self.enqueued(*lane) == stream).collect();
         let mut refused = Ok(());
         for lane in known {
             let is_awaited = !self.has(Mistake::StreamNotAwaited);
             let waited = if is_awaited { self.device.stream_synchronize(self.marked(lane)) } else { Ok(()) };
+            let _nobody_else = self.lanes.write();
             let mut core = self.core.lock();
             match waited {
                 Ok(()) => {
@@ -218,11 +230,16 @@ impl Heap {
         refused.and(self.forget_user(stream))
     }
 
-    /// Takes a stream that goes out of the lists of those that used a block: its free could not ask it any more.
+    /// Takes a stream that goes out of the lists of those that used a block: nobody could ask it any more, and whoever
+    /// gets its value has nothing to do with the block.
     fn forget_user(&self, stream: Stream) -> Result<()> {
-        let is_known = match &self.plain {
-            Some(plain) => plain.is_used_by(stream),
-            None => self.shared.lock().values().flatten().any(|lane| self.enqueued(*lane) == stream),
+        let is_it = |lane: &Stream| self.enqueued(*lane) == stream;
+        let is_known = {
+            let _nobody_else = self.lanes.write();
+            let is_in_plain = self.plain.as_ref().is_some_and(|plain| plain.is_used_by(is_it));
+            let is_in_live = self.shared.lock().values().flatten().any(is_it);
+            let core = self.core.lock();
+            is_in_plain || is_in_live || core.limbo.is_any_late(is_it)
         };
         if !is_known {
             return Ok(());
@@ -232,13 +249,15 @@ impl Heap {
         let heir = waited.is_err().then(gone_lane);
         let forget = |users: &mut Vec<Stream>| {
             let count = users.len();
-            users.retain(|lane| self.enqueued(*lane) != stream);
+            users.retain(|lane| !is_it(lane));
             users.extend(heir.filter(|_| users.len() < count));
         };
-        match &self.plain {
-            Some(plain) => plain.change_users(forget),
-            None => self.shared.lock().values_mut().for_each(forget),
+        let _nobody_else = self.lanes.write();
+        if let Some(plain) = &self.plain {
+            plain.change_users(forget);
         }
+        self.shared.lock().values_mut().for_each(forget);
+        self.core.lock().limbo.change_late(forget);
         waited
     }
 

@@ -132,6 +132,20 @@ impl Limbos {
         }
     }
 
+    /// Whether a block waits for a point of such a lane to be recorded.
+    pub(super) fn is_any_late(&self, is_it: impl FnMut(&Stream) -> bool) -> bool {
+        self.late().flat_map(|(_, limbo)| &limbo.waits.unmarked).any(is_it)
+    }
+
+    /// Changes the lanes whose points blocks wait for.
+    pub(super) fn change_late(&mut self, mut change: impl FnMut(&mut Vec<Stream>)) {
+        let late = std::mem::take(&mut self.unmarked);
+        for (_, mut limbo) in late.into_values().flatten() {
+            change(&mut limbo.waits.unmarked);
+            self.place(limbo);
+        }
+    }
+
     /// All blocks, in no order.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Freed> {
         let behind = self.points.values().flat_map(BTreeMap::values).flat_map(|(_, limbos)| limbos);

@@ -9,7 +9,7 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
+//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
 //! after.
 //! No driver call under `core`.
 
@@ -121,6 +121,9 @@ pub struct Heap {
     parked: Mutex<Vec<(Stream, Parked<Leased>)>>,
     /// What ended front caches did.
     ended: Mutex<Counts>,
+    /// Shared by whoever has something in hand that will name a lane again: a stream that goes is found wherever it is
+    /// named once nobody has.
+    lanes: RwLock<()>,
     slow: SlowCounts,
     names: RwLock<Names>,
     tag_count: AtomicU32,
@@ -143,6 +146,9 @@ pub struct Heap {
     /// Which mistake a test planted.
     #[cfg(test)]
     mistake: AtomicU32,
+    /// Whether streams are as those of a device that has a default stream for each thread.
+    #[cfg(test)]
+    has_thread_streams: AtomicBool,
 }
 
 fn no_such_block(address: u64) -> Error {
@@ -179,6 +185,7 @@ impl Heap {
             leases: Mutex::default(),
             parked: Mutex::default(),
             ended: Mutex::default(),
+            lanes: RwLock::new(()),
             slow: SlowCounts::default(),
             names: RwLock::new(Names { tags: vec!["".into()], streams: StreamNumbers::default() }),
             tag_count: AtomicU32::new(1),
@@ -193,6 +200,8 @@ impl Heap {
             ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
+            #[cfg(test)]
+            has_thread_streams: AtomicBool::new(false),
         }))
     }
 
@@ -265,25 +274,25 @@ impl Heap {
         let stream = self.lane(stream);
         let stream_number = self.stream_number(stream)?;
         let is_captured = self.is_capturing(stream)?;
-        let (region, index, class) = match size_class::class_of(bytes, alignment) {
+        let (class, index) = match size_class::class_of(bytes, alignment) {
             Some(class) => {
                 let wanted = (bytes, class);
                 let attempt = |may_wait| self.take_block(stream, wanted, alignment, is_captured, may_wait);
-                let (class, index) = self.climb(bytes, is_captured, attempt, || Ok(None))?;
-                let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };
-                let region =
-                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, class as u8)
+                self.climb(bytes, is_captured, attempt, || Ok(None))?
             }
             None => {
                 let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
-                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
-                let region =
-                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, core::LARGE as u8)
+                (core::LARGE, self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?)
             }
         };
-        let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;
+        let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };
+        let region = self.regions.get(number);
+        let Some((region, record)) = region.and_then(|region| Some((region, region.records.get(index)?)))
+        else {
+            self.take_freed_back((stream, stream_number), is_captured, self.block(class, index)?);
+            return Err(Error::internal("a block without a record"));
+        };
+        let class = class as u8;
         let born = self.tick();
         record.open(&Facts { class, stream: stream_number, bytes, tag, born, is_shared: false, is_captured });
         self.slow.allocations.fetch_add(1, Ordering::Relaxed);
@@ -292,6 +301,25 @@ impl Heap {
             self.rooms.relax();
         }
         Ok(region.address_of(index))
+    }
+
+    /// A block that is somebody's, with its length.
+    fn block(&self, class: u32, index: u32) -> Result<Freed> {
+        let bytes = match Class::at(class as usize) {
+            Some(class) => size_class::bytes_of(class),
+            None if class == core::FITTED => self.run_bytes(index)?,
+            None => self.large_bytes(index)?,
+        };
+        Ok(Freed { class, id: index.into(), bytes })
+    }
+
+    /// Takes back a block that was never given out.
+    fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
+        if is_captured {
+            self.captured.lock().entry(number).or_default().push(block);
+        } else {
+            self.core.lock().order.free(stream, block);
+        }
     }
 
     /// A block of the class out of what is there.
@@ -427,17 +455,13 @@ impl Heap {
     fn try_free(&self, stream: Stream, address: u64) -> Result<bool> {
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
-        let bytes = match Class::at(facts.class.into()) {
-            Some(class) => size_class::bytes_of(class),
-            None if class == core::FITTED => self.run_bytes(index)?,
-            None => self.large_bytes(index)?,
-        };
-        let block = Freed { class, id: index.into(), bytes };
+        let block = self.block(class, index)?;
         if facts.is_shared {
             self.check_unpinned(address)?;
         }
         // What a graph keeps waits for nobody before the graph is given up.
         let is_shared = facts.is_shared && !facts.is_captured && !self.has(Mistake::UsersForgotten);
+        let _lanes = is_shared.then(|| self.lanes.read());
         let users = if is_shared { self.shared.lock().get(&address).cloned() } else { None };
         let freeing = Some(stream).filter(|_| !self.has(Mistake::OwnerForgotten));
         let waits = users.map_or_else(|| Ok(Waits::default()), |users| self.waits(users, freeing))?;

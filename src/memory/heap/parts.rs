@@ -13,6 +13,7 @@ use super::super::free_list::State;
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
 use super::super::stretches::{Stretch, Stretches};
+use super::large::grow_records;
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::Result;
@@ -24,15 +25,7 @@ impl Heap {
     /// A part of a large block that is free.
     pub(super) fn reuse_part(&self, stream: Stream, bytes: u64) -> Result<Option<u32>> {
         let bytes = bytes.next_multiple_of(LARGE_GRANULE_BYTES);
-        let Some(region) = self.regions.get(LARGE) else { return Ok(None) };
-        let Some(index) = self.core.lock().take_part(stream, bytes)? else { return Ok(None) };
-        // It may begin where no block began before.
-        if let Err(error) = region.records.grow(index) {
-            let block = Freed { class: core::LARGE, id: index.into(), bytes };
-            self.core.lock().order.free(stream, block);
-            return Err(error);
-        }
-        Ok(Some(index))
+        self.core.lock().take_part(stream, bytes)
     }
 
     /// A part of a longer block that is free, else one that is made longer, else a new one.
@@ -60,7 +53,8 @@ impl Heap {
             let Some((block, is_own)) = core.take_extensible(stream, bytes)? else { return Ok(None) };
             (block, is_own)
         };
-        let backed = region.back((block.id * LARGE_GRANULE_BYTES) + block.bytes, bytes - block.bytes);
+        let backed = grow_records(region, block.id as u32, bytes)
+            .and_then(|()| region.back((block.id * LARGE_GRANULE_BYTES) + block.bytes, bytes - block.bytes));
         let mut core = self.core.lock();
         let end = (block.id + block.bytes / LARGE_GRANULE_BYTES) as u32;
         match backed {

@@ -30,7 +30,7 @@ struct Block {
     tag: u16,
     stream: u16,
     born: u32,
-    /// Streams that used it beside the one that will free it.
+    /// Lanes that used it beside the one that will free it.
     users: Vec<Stream>,
 }
 
@@ -152,9 +152,9 @@ impl PlainBlocks {
         self.with(address, |_| ())
     }
 
-    /// Whether a stream is noted as a user of any block.
-    pub(super) fn is_used_by(&self, stream: Stream) -> bool {
-        self.blocks.lock().values().any(|block| block.users.contains(&stream))
+    /// Whether one of these lanes is noted as a user of any block.
+    pub(super) fn is_used_by(&self, is_one: impl Fn(&Stream) -> bool) -> bool {
+        self.blocks.lock().values().any(|block| block.users.iter().any(&is_one))
     }
 
     /// Changes the users of all blocks.
@@ -162,7 +162,7 @@ impl PlainBlocks {
         self.blocks.lock().values_mut().for_each(|block| change(&mut block.users));
     }
 
-    /// Notes that a stream uses a block.
+    /// Notes that a lane uses a block.
     pub(super) fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
         self.with(address, |block| {
             if !block.users.contains(&stream) {
@@ -229,18 +229,19 @@ impl Heap {
     }
 
     pub(super) fn free_plain(&self, plain: &PlainBlocks, stream: Stream, address: u64) -> Result<()> {
+        let (freeing, _lanes) = (self.lane(stream), self.lanes.read());
         let users = plain.with(address, |block| block.users.clone())?;
         let mut fences = Vec::with_capacity(users.len() + 1);
-        for user in users.into_iter().chain(Some(stream)) {
+        for user in users.into_iter().chain(Some(freeing)) {
             match self.mark(user) {
-                Ok(Some(fence)) => fences.push((self.lane(user), fence)),
+                Ok(Some(fence)) => fences.push((user, fence)),
                 Ok(None) => {
                     let text =
                         "a block of a device that cannot map memory is not freed while a graph is captured";
                     return Err(Error::new(Status::WrongState, text));
                 }
                 // A user that is gone cannot be asked, but the device can be waited for.
-                Err(error) if is_gone(&error) && user != stream && self.outlasts_gone() => {}
+                Err(error) if is_gone(&error) && user != freeing && self.outlasts_gone() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -285,6 +286,7 @@ mod tests {
     use super::super::tests::heap;
     use crate::device::Stream;
     use crate::sys::clock;
+    use std::sync::atomic::Ordering;
     use std::sync::mpsc::channel;
 
     #[test]
@@ -313,6 +315,36 @@ mod tests {
         assert!(many < 8 * few, "{few} ns for 200 frees beside few that wait, {many} beside {BLOCKS}");
         drop(open);
         heap.device.stream_synchronize(still).unwrap();
+        heap.collect().unwrap();
+        assert_eq!(heap.statistics().plain_count, 0);
+    }
+
+    #[test]
+    fn a_thread_that_used_a_block_on_its_own_default_stream_is_waited_for_by_another_one() {
+        let heap = heap("host?virtual=0", 0);
+        heap.has_thread_streams.store(true, Ordering::Relaxed);
+        let address = heap.allocate(Stream::DEFAULT, 4096, 0, 0).unwrap();
+        let per_thread = Stream(2);
+        std::thread::scope(|scope| {
+            let used = scope.spawn(|| {
+                heap.record_use(address, per_thread).unwrap();
+                heap.lane(per_thread)
+            });
+            let used = used.join().unwrap();
+            // So that the free leaves it there to be looked at.
+            let (open, gate) = channel::<()>();
+            let hold = Box::new(move || {
+                let _ = gate.recv();
+            });
+            heap.device.stream_callback(Stream::DEFAULT, hold).unwrap();
+            heap.free(per_thread, address).unwrap();
+            let points = heap.plain.as_ref().unwrap().leaving.lock().several();
+            let lanes: Vec<Stream> = points.iter().map(|(lane, _)| *lane).collect();
+            drop(open);
+            assert_eq!(lanes, [used, heap.lane(per_thread)]);
+            assert_ne!(lanes[0], lanes[1]);
+        });
+        heap.device.synchronize().unwrap();
         heap.collect().unwrap();
         assert_eq!(heap.statistics().plain_count, 0);
     }

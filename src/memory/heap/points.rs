@@ -4,7 +4,8 @@
 //! So does an event on the default stream while a stream that it waits for is captured. A block that needs a point
 //! there waits without one; it is recorded when the capture is over.
 //! What it does: records points, or says that none can be had now. What it does not: decide who needs one.
-//! Invariant: a fence that `mark` gives was recorded outside of any capture.
+//! Invariants: a fence that `mark` gives was recorded outside of any capture; whoever names a lane again after `mark`
+//! shares `lanes` from before.
 
 use std::sync::Arc;
 
@@ -79,6 +80,7 @@ impl Heap {
 
     /// Records what could not be recorded when blocks were freed.
     pub(super) fn mark_late(&self) {
+        let _lanes = self.lanes.read();
         let mut from = 0;
         loop {
             // What is freed from here on is not behind the point.
@@ -109,6 +111,7 @@ impl Heap {
             Err(error) if !is_gone(&error) => return Err(error),
             Ok(true) | Err(_) => {}
         }
+        let _lanes = self.lanes.read();
         let blocks = self.core.lock().order.take_all_open(lane);
         if blocks.is_empty() {
             return Ok(());
@@ -124,7 +127,11 @@ impl Heap {
             }
             refused => {
                 self.take_freed(lane, blocks);
-                return refused.map(drop);
+                return match refused {
+                    // They stay where they are until the device can be waited for: that is nobody else's failure.
+                    Err(error) if is_gone(&error) => Ok(()),
+                    refused => refused.map(drop),
+                };
             }
         }
         Ok(())

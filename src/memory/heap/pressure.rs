@@ -206,6 +206,7 @@ impl Heap {
         if !self.may_hold_back(stream)? {
             return Ok(None);
         }
+        let _lanes = self.lanes.read();
         let taken = self.core.lock().order.take_other(stream, class, bytes);
         taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
     }
@@ -215,6 +216,7 @@ impl Heap {
         if !self.may_hold_back(stream)? {
             return Ok(None);
         }
+        let _lanes = self.lanes.read();
         let taken = self.core.lock().order.take_other_run(stream, MIDDLE as u32, bytes);
         taken.map_or(Ok(None), |taken| self.hold_back(stream, taken).map(Some))
     }

@@ -15,6 +15,7 @@ use super::super::physical::PhysicalPage;
 use super::super::range::Movable;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES};
 use super::super::size_class::{self, Class};
+use super::large::grow_records;
 use super::{Heap, LARGE, MIDDLE};
 use crate::error::{Result, Status};
 
@@ -118,7 +119,8 @@ impl Heap {
     fn put_behind(&self, region: &Region, bytes: u64, pages: &[Arc<PhysicalPage>]) -> Result<Option<u32>> {
         let start = self.large_addresses(bytes)?;
         let (first, end) = region.pages(u64::from(start) * LARGE_GRANULE_BYTES, bytes);
-        let backed = region.records.grow(start).and_then(|()| region.range.back_with(first, end, pages));
+        let backed = grow_records(region, start, bytes);
+        let backed = backed.and_then(|()| region.range.back_with(first, end, pages));
         if !matches!(backed, Ok(true)) {
             self.core.lock().large.free(start)?;
         }

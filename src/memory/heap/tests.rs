@@ -3,6 +3,7 @@
 mod at_hand;
 mod books;
 mod captures;
+mod cut;
 mod many;
 mod parked;
 mod reuse;

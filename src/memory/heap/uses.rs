@@ -13,7 +13,7 @@ impl Heap {
     /// Says that work on another stream uses the memory too: its free waits for that work as well.
     pub fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
         if let Some(plain) = &self.plain {
-            return plain.record_use(address, stream);
+            return plain.record_use(address, self.lane(stream));
         }
         let (_, _, record, facts) = self.live(address)?;
         let stream = self.lane(stream);

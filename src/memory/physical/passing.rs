@@ -79,4 +79,14 @@ impl Physical {
     pub(in crate::memory) fn note_failed_unmap(&self) {
         self.core.failed_unmaps.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Counts what is free of its old addresses by a deferred change, after it is back in the pool.
+    pub(in crate::memory) fn note_unmapped(&self, bytes: u64) {
+        self.core.unmapped_bytes.fetch_add(bytes, Ordering::Release);
+    }
+
+    /// All that was ever counted so. Where it has grown, what was refused before may be had now.
+    pub(in crate::memory) fn unmapped_bytes(&self) -> u64 {
+        self.core.unmapped_bytes.load(Ordering::Acquire)
+    }
 }

@@ -13,6 +13,7 @@ use crate::memory::chores::{Passed, Skipped};
 impl Range {
     /// Puts memory behind all pages of `[first, end)`; returns how many had none, or had given it up.
     pub(in crate::memory) fn back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
+        let unmapped_bytes = self.physical.unmapped_bytes();
         let awaited = self.physical.await_change();
         let mut backed = self.try_back(first, end, prepare);
         let is_short =
@@ -27,9 +28,13 @@ impl Range {
             drop(awaited);
             self.physical.tidy();
         }
-        // As much as may wait is waiting, or it is of the wrong sizes, which go through the device.
-        if is_short(&backed) && self.physical.collect() > 0 {
-            backed = self.try_back(first, end, prepare);
+        // As much as may wait is waiting, or it is of the wrong sizes, which go through the device. The upkeep may have
+        // been faster.
+        if is_short(&backed) {
+            self.physical.collect();
+            if self.physical.unmapped_bytes() != unmapped_bytes {
+                backed = self.try_back(first, end, prepare);
+            }
         }
         backed
     }

@@ -168,6 +168,79 @@ fn the_next_stream_of_the_same_value_gets_nothing_that_was_not_waited_for() {
     heap.validate().unwrap();
 }
 
+#[test]
+fn what_a_stream_left_that_went_without_a_wait_fails_nobody_else() {
+    let heap = heap("sim?capture=1", 64 * MIB);
+    let simulator = heap.device.simulator().unwrap();
+    let [stream, captured, other] = [(); 3].map(|()| heap.device.stream_create().unwrap());
+    let left = allocate_all(&heap, stream, 30);
+    left.iter().for_each(|&block| heap.free(stream, block).unwrap());
+    // A capture refuses the wait, and another one that the device is waited for.
+    simulator.capture(stream, true).unwrap();
+    assert!(heap.forget_stream(stream).is_err());
+    assert!(simulator.capture(stream, false).is_err());
+    heap.allocate(captured, MIB, 0, 0).unwrap();
+    simulator.capture(captured, true).unwrap();
+    heap.close_lanes().unwrap();
+    // The whole ladder: it ends with what is there, not with what is wrong with the stream.
+    let taken = allocate_all(&heap, other, 30);
+    assert!(!taken.iter().any(|block| left.contains(block)), "its work was not waited for");
+    assert_eq!(heap.allocate(other, 60 * MIB, 0, 0).unwrap_err().status, Status::OutOfMemory);
+    heap.validate().unwrap();
+    simulator.capture(captured, false).expect("nothing broke the capture");
+    taken.iter().for_each(|&block| heap.free(other, block).unwrap());
+    heap.allocate(other, 60 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+}
+
+#[test]
+fn a_capture_that_was_announced_is_not_disturbed_though_nothing_was_allocated_on_its_stream() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let [stream, captured] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    let block = allocate_all(&heap, stream, 1)[0];
+    heap.free(stream, block).unwrap();
+    simulator.capture(stream, true).unwrap();
+    assert!(heap.forget_stream(stream).is_err());
+    assert!(simulator.capture(stream, false).is_err());
+    heap.capture_begins(captured);
+    simulator.capture(captured, true).unwrap();
+    heap.close_lanes().unwrap();
+    simulator.capture(captured, false).expect("nobody waited for the device");
+}
+
+#[test]
+fn a_user_that_goes_before_it_has_a_point_is_waited_for_and_nobody_else_is_taken_for_it() {
+    for is_refused in [false, true] {
+        let heap = heap("sim?seed=5&capture=1", 0);
+        let simulator = heap.device.simulator().unwrap();
+        let [owner, user] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+        let block = allocate_all(&heap, owner, 1)[0];
+        heap.record_use(block, user).unwrap();
+        simulator.declare(user, &[], &[slice_of(&heap, block, MIB)]).unwrap();
+        simulator.capture(user, true).unwrap();
+        heap.free(owner, block).unwrap();
+        assert_eq!(waiting(&heap), (1, 1));
+        if !is_refused {
+            simulator.capture(user, false).unwrap();
+        }
+        assert_eq!(heap.forget_stream(user).is_err(), is_refused);
+        let named: Vec<Stream> =
+            heap.core.lock().limbo.iter().flat_map(|limbo| limbo.waits.unmarked.clone()).collect();
+        assert_eq!(named.len(), usize::from(is_refused));
+        // The driver gives the value to the next stream, on which nothing of this is.
+        assert!(!named.contains(&user));
+        if is_refused {
+            assert!(simulator.capture(user, false).is_err(), "the wait that was refused broke it");
+        }
+        heap.collect().unwrap();
+        heap.device.synchronize().unwrap();
+        heap.collect().unwrap();
+        assert_eq!(waiting(&heap), (0, 0));
+        heap.validate().unwrap();
+    }
+}
+
 fn class_of_mib() -> u32 {
     crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
