@@ -12,7 +12,7 @@ use crate::device::{Device, Event, Stream};
 use crate::error::Result;
 use crate::sync::Mutex;
 
-/// Events that wait in the stock at most; more are given back to the device.
+/// Events that wait in the stock; more are given back to the device as others are recorded.
 const SPARE_MAX: usize = 1024;
 
 /// A device's stock of events.
@@ -46,7 +46,15 @@ impl Fences {
 
     /// Marks the end of what the stream has been given so far.
     pub(super) fn record(self: &Arc<Self>, stream: Stream) -> Result<Arc<Fence>> {
-        let spare = self.spare.lock().pop();
+        let (spare, surplus) = {
+            let mut events = self.spare.lock();
+            let surplus = if events.len() > SPARE_MAX { events.pop() } else { None };
+            (events.pop(), surplus)
+        };
+        if let Some(event) = surplus {
+            // One that the device does not take back costs nobody anything.
+            let _ = self.device.event_destroy(event);
+        }
         let event = match spare {
             Some(event) => event,
             None => self.device.event_create()?,
@@ -121,12 +129,7 @@ impl Fence {
 impl Drop for Fence {
     fn drop(&mut self) {
         // A wait that was enqueued for the event is a wait for this record, also after the next one.
-        let mut spare = self.fences.spare.lock();
-        if spare.len() < SPARE_MAX {
-            spare.push(self.event);
-            return;
-        }
-        drop(spare);
-        let _ = self.fences.device.event_destroy(self.event);
+        // No call here: fences go under locks under which no device is called.
+        self.fences.spare.lock().push(self.event);
     }
 }

@@ -76,6 +76,19 @@ fn a_fence_is_asked_about_once_and_its_event_serves_the_next_one() {
 }
 
 #[test]
+fn fences_that_go_under_a_lock_call_nobody_and_the_stock_shrinks_later() {
+    let device = registry::open("host?kind=event&fail_nth=0").unwrap();
+    let fences = Fences::new(device.clone());
+    let many: Vec<Arc<Fence>> = (0..1500).map(|_| fences.record(Stream::DEFAULT).unwrap()).collect();
+    let calls = device.call_count();
+    drop(many);
+    assert_eq!(device.call_count(), calls);
+    // Each of them gives one back beside the one that it needs, until there are no more than are kept.
+    (0..1000).for_each(|_| drop(fences.record(Stream::DEFAULT).unwrap()));
+    assert_eq!(device.call_count(), calls + 1000 + (1500 - 1024));
+}
+
+#[test]
 fn a_record_that_fails_loses_no_event() {
     let device = registry::open("host?kind=event&fail_nth=2&error=device").unwrap();
     let fences = Fences::new(device.clone());

@@ -1,9 +1,9 @@
 //! Freed blocks of one region, of any lengths: by place, by length, and as the stretches that neighbours make.
 //!
-//! What it does: finds the block of a length that came last, the shortest stretch that is long enough, the longest that
-//! are not. Each call is O(log n), whatever is held; a block that is taken again soon after it came has been in no tree.
-//! What it does not: make one block of several. Who takes from a stretch gets the blocks it is made of, and until then
-//! each of them still serves a request of its own length.
+//! What it does: finds the block of a length that came last, the shortest stretch that is long enough, the longest
+//! that are not. Each call is O(log n), whatever is held; a block that is taken again soon after it came has been in no
+//! tree. What it does not: make one block of several. Who takes from a stretch gets the blocks it is made of, and until
+//! then each of them still serves a request of its own length.
 //! Invariants, checked by `validate()`: a block is among the recent ones or in both trees of blocks; the stretches are
 //! the longest rows of side by side blocks in these trees, and no two of them touch. Lock order: none, the owner locks.
 

@@ -1,7 +1,8 @@
 //! What was freed on one stream: open, and behind fences.
 //!
-//! What it does: the open blocks, by class, and by length where the class does not say it. What it does not: count over
-//! all streams; that is `order`'s. Invariant, checked by `validate()`: `count` and `bytes` are those of the open blocks.
+//! What it does: the open blocks, by class, and by length where the class does not say it. What it does not: count
+//! over all streams; that is `order`'s. Invariant, checked by `validate()`: `count` and `bytes` are those of the open
+//! blocks.
 
 use std::collections::BTreeSet;
 
