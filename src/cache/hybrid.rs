@@ -102,8 +102,12 @@ impl State {
             length = self.longest(&mut search, length - 1);
         }
         if self.stores.iter().any(|store| store.promised > 0) {
-            length = self.longest(&mut search, self.promised_bound(lease, length));
-            let mut counted = search.found.map(|_| Counted::default());
+            let bound = self.promised_bound(lease, length);
+            // Nearly always all of it can be held, and has been found.
+            if bound < length {
+                length = self.longest(&mut search, bound);
+            }
+            let mut counted = [Counted::default(); GROUPS_MAX];
             while length > 0 && !self.fits(&search, &mut counted) {
                 length = self.longest(&mut search, length - 1);
             }

@@ -27,7 +27,8 @@ use crate::sys::reserve::{filled, room};
 pub(super) const MOVES_MOST: usize = 64;
 /// Most bytes that a step moves, but one block at least: a fraction of a millisecond on a GPU.
 const BYTES_MOST: u64 = 128 << 20;
-/// Most cells of a group that a step looks at: some tens of microseconds.
+/// Most cells of a group that a step looks at: some tens of microseconds. The last block looked at is looked for in all
+/// rows, so that with more rows than this a step takes one walk over them.
 const LOOK: usize = 1 << 17;
 /// Most blocks among which a step looks for pinned ones that nobody holds.
 const PINNED_LOOK: u32 = 1024;

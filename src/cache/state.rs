@@ -359,6 +359,9 @@ impl State {
         };
         let slots: u64 = self.stores.iter().zip(&self.holders.rows).map(of_group).sum();
         let scheduled: u64 = self.batch.entries.iter().map(|entry| u64::from(entry.count)).sum();
+        if self.batch.entries.iter().any(|entry| entry.told.max(entry.packed) > entry.count) {
+            return Err(Error::internal("more of a sequence's tokens were told than are scheduled"));
+        }
         let counted = [self.batch.used_tokens, self.batch.used_slots, self.batch.tokens.into()];
         match counted == [tokens, slots, scheduled] {
             true => Ok(()),

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
 use clap::builder::PossibleValuesParser;
+use clap::{ArgGroup, Args};
 use kavern::cache::policy_names;
 
 use crate::abi::{Manager, Refusal};
@@ -25,10 +25,11 @@ const DEFAULT_BLOCKS: u64 = 20_000;
 
 /// Replay request traffic against a cache and report hits, evictions, speed, and whether every byte was right
 #[derive(Args, Clone)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(group = ArgGroup::new("source").args(["trace", "generate"]).required(true))]
 pub(crate) struct Replay {
     /// Trace file: Mooncake JSON lines or Azure CSV, plain or zstd
-    #[arg(value_name = "TRACE", required_unless_present = "generate", conflicts_with = "generate")]
+    #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
 
     /// Make traffic instead of reading a trace

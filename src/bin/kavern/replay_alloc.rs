@@ -8,14 +8,14 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use kavern::sys::clock::now_ns;
 use serde::Serialize;
 
 use crate::abi::{Manager, Stream};
 use crate::alloc_generate::{self, Kind};
 use crate::alloc_trace::{AllocationTrace, Event};
-use crate::failure::Failure;
+use crate::failure::{Failure, unwritable};
 use crate::replay::unusable;
 use crate::screen;
 use crate::summary::{bytes, grouped};
@@ -25,10 +25,11 @@ const STEP_BYTES: u64 = 2 << 20;
 
 /// Replay allocations and report the memory that they take, and the least that they could live in
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(group = ArgGroup::new("source").args(["trace", "generate"]).required(true))]
 pub(crate) struct ReplayAlloc {
     /// Trace file: lines "a ID BYTES STREAM" and "f ID"
-    #[arg(value_name = "TRACE", required_unless_present = "generate", conflicts_with = "generate")]
+    #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
 
     /// Make a trace instead of reading one
@@ -122,8 +123,7 @@ impl ReplayAlloc {
             (None, None) => return Err(Failure::Input("expected a trace file or --generate".into())),
         };
         if let Some(path) = &self.write {
-            std::fs::write(path, trace.text())
-                .map_err(|error| Failure::Input(format!("--write {}: {error}", path.display())))?;
+            std::fs::write(path, trace.text()).map_err(|error| unwritable("--write", path, &error))?;
         }
         let limit_bytes = self.limit.unwrap_or(0);
         let timed = self.play(&trace, limit_bytes, Mode::Timed)?;
