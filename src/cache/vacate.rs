@@ -53,7 +53,7 @@ impl State {
     /// What keeps a namespace that nobody uses; counts the blocks that it looks at.
     fn obstacle(&self, namespace: u32, looked: &mut u64) -> Option<Obstacle> {
         self.stores.iter().find_map(|store| {
-            store.by_namespace.in_order(namespace).find_map(|block| {
+            store.by_owner.in_order(namespace).find_map(|block| {
                 *looked += 1;
                 match (store.is_inactive(block), store.is_pinned(block)) {
                     (_, true) => Some(Obstacle::Pin),
@@ -94,7 +94,7 @@ impl State {
                 return false;
             }
             let oldest = self.stores.iter_mut().find_map(|store| {
-                let block = store.by_namespace.oldest(leaving.index)?;
+                let block = store.by_owner.oldest_in(leaving.index)?;
                 Some((store, block))
             });
             let Some((store, block)) = oldest.filter(|(store, block)| store.may_go(*block)) else {
