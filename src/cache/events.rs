@@ -112,10 +112,12 @@ impl Events {
         self.next = if self.next + 1 == self.capacity { 0 } else { self.next + 1 };
     }
 
-    /// Has fetched where so many of the next events will be written.
-    pub(super) fn fetch_next(&self, count: usize) {
-        let end = (self.next + count).min(self.ring.len());
-        (self.next..end).for_each(|at| prefetch::prefetch(&self.ring, at));
+    /// Has fetched where the event after so many others will be written.
+    #[inline]
+    pub(super) fn fetch_next(&self, others: usize) {
+        let at = self.next + others;
+        prefetch::prefetch(&self.ring, at);
+        prefetch::prefetch_part(&self.ring, at, prefetch::LINE_BYTES);
     }
 
     /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap.

@@ -109,8 +109,7 @@ impl Store {
         };
         self.policy.committed(index, &facts);
         let owner = owner_of(self.block(index).tenant);
-        self.by_owner.push(owner, index);
-        self.by_namespace.push(as_what.namespace, index);
+        self.by_owner.push(owner, as_what.namespace, index);
         if shared.namespaces.owners.get(owner).is_ordered() {
             self.by_owner.set_aside(owner, index);
         }
@@ -130,6 +129,19 @@ impl Store {
         reason: RemoveReason,
         namespaces: &Namespaces,
     ) -> CacheEvent {
+        let namespace_id = namespaces.get(self.block(index).namespace()).id();
+        self.event_in(namespace_id, index, kind, reason)
+    }
+
+    /// The same; the caller knows the namespace's id.
+    #[inline]
+    pub(super) fn event_in(
+        &self,
+        namespace_id: u64,
+        index: u32,
+        kind: CacheEventKind,
+        reason: RemoveReason,
+    ) -> CacheEvent {
         let (block, ancestry) = (self.block(index), self.ancestry(index));
         CacheEvent {
             number: 0,
@@ -137,7 +149,7 @@ impl Store {
             reason,
             group: self.group,
             block: index as i32,
-            namespace_id: namespaces.get(block.namespace()).id(),
+            namespace_id,
             token_offset: ancestry.position * u64::from(self.block_tokens),
             key: block.key,
             parent_key: ancestry.parent_key,
@@ -157,28 +169,31 @@ impl Store {
         self.tell_gone(index, reason, shared);
         self.clear_retention(index);
         let tenant = self.block(index).tenant;
-        self.by_owner.unlink(owner_of(tenant), index);
-        self.by_namespace.unlink(namespace, index);
+        self.by_owner.unlink(owner_of(tenant), namespace, index);
         let namespaces = &mut shared.namespaces;
-        tally.forget((tenant, namespace), reason.is_eviction(), &mut self.by_owner, namespaces);
+        tally.forget((tenant, namespace), 1, reason.is_eviction(), &mut self.by_owner, namespaces);
     }
 
     /// A block is in the index no more: tells the events, the lists of children, the copy on the device and the block.
-    #[inline]
-    pub(super) fn tell_gone(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
+    fn tell_gone(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
         if shared.events.is_on() {
             let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
             shared.events.push(event);
         }
+        self.tell_kin_gone(index, &shared.namespaces);
+        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+    }
+
+    /// The part of the lists of children and of the copy on the device.
+    pub(super) fn tell_kin_gone(&mut self, index: u32, namespaces: &Namespaces) {
         if self.children.is_some() {
             let parent = self.parent_of(index);
             self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
         }
         if let Some(mirror) = &mut self.mirror {
             let block = &self.blocks[index as usize];
-            mirror.remove(BlockHash::of(shared.namespaces.get(block.namespace()), block), index);
+            mirror.remove(BlockHash::of(namespaces.get(block.namespace()), block), index);
         }
-        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
     }
 
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.

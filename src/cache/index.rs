@@ -21,6 +21,9 @@ pub(super) struct Index {
 /// An empty cell.
 pub(super) struct Place(u32);
 
+/// How far beyond its home the walk over a block's cell to the next empty one nearly always ends, at half load.
+const CELLS_BEYOND: usize = 7;
+
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
@@ -90,6 +93,14 @@ impl Index {
     /// Has the cell at which this hash is looked for fetched.
     pub(super) fn fetch(&self, hash: u32) {
         prefetch::prefetch(&self.cells, (hash & self.mask) as usize);
+    }
+
+    /// Has fetched what `remove` of a block under this hash looks at: from its cell on to the next empty one.
+    #[inline]
+    pub(super) fn fetch_around(&self, hash: u32) {
+        let at = hash & self.mask;
+        prefetch::prefetch(&self.cells, at as usize);
+        prefetch::prefetch(&self.cells, at as usize + CELLS_BEYOND);
     }
 
     /// Adds a block that is not there.

@@ -33,8 +33,8 @@ use crate::types::Id;
 
 /// Most steps in flight.
 const STEPS_MAX: usize = 64;
-/// Blocks that are evicted at a caller's wish under one hold of the lock: each costs 1 us where memory is busy.
-const EVICT_PIECE: u64 = 32;
+/// Blocks that are evicted at a caller's wish under one hold of the lock: as many as go together.
+const EVICT_PIECE: u64 = 64;
 
 /// What an engine needs to write the slots of a group itself.
 #[derive(Clone, Copy, Debug)]

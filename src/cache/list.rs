@@ -2,6 +2,8 @@
 //!
 //! Invariant: walking `next` from the head visits each linked block once and ends at the tail.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
 use crate::sys::reserve::filled;
@@ -136,6 +138,20 @@ impl List {
         }
         self.count -= count as u32;
         count
+    }
+
+    /// Has the links of the oldest blocks fetched, at most so many, if those lie in a row, as they do that came and
+    /// went together; answers that row.
+    #[inline]
+    pub(in crate::cache) fn fetch_row(&self, most: usize) -> Option<Range<usize>> {
+        let oldest = self.oldest()? as usize;
+        let row = match self.links[oldest].next as usize {
+            next if next == oldest + 1 => oldest..(oldest + most).min(self.links.len()),
+            next if next + 1 == oldest => (oldest + 1).saturating_sub(most)..oldest + 1,
+            _ => return None,
+        };
+        prefetch::prefetch_all(&self.links, row.clone());
+        Some(row)
     }
 
     pub(in crate::cache) fn bytes(&self) -> u64 {

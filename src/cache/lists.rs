@@ -3,6 +3,8 @@
 //! Every call is O(1) and allocates nothing. The caller remembers in which list a block is, because it has the
 //! reason for that anyway. Invariant: walking `next` from a head visits each block of that list once.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
 use crate::sys::reserve::filled;
@@ -62,6 +64,20 @@ impl Lists {
     /// Has the links of a block fetched.
     pub(in crate::cache) fn fetch(&self, block: u32) {
         prefetch::prefetch(&self.links, block as usize);
+    }
+
+    /// Has the links of the oldest blocks of a list fetched, at most so many, if those lie in a row, as they do that
+    /// came and went together; answers that row.
+    #[inline]
+    pub(in crate::cache) fn fetch_row(&self, list: usize, most: usize) -> Option<Range<usize>> {
+        let oldest = self.oldest(list)? as usize;
+        let row = match self.links[oldest].next as usize {
+            next if next == oldest + 1 => oldest..(oldest + most).min(self.links.len()),
+            next if next + 1 == oldest => (oldest + 1).saturating_sub(most)..oldest + 1,
+            _ => return None,
+        };
+        prefetch::prefetch_all(&self.links, row.clone());
+        Some(row)
     }
 
     pub(in crate::cache) fn push_newest(&mut self, list: usize, block: u32) {

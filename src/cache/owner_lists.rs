@@ -1,127 +1,192 @@
-//! The findable blocks of one group by owner, so that a wipe or a limit touches nobody else's.
+//! The findable blocks of one group by owner, so that a wipe or a limit touches nobody else's, and by namespace.
 //!
 //! Two lists for each owner: the order list, oldest first, and those set aside. Blocks of an owner without a limit
 //! stand in the order list in the order of their publication. With a limit, a block that somebody holds is set aside
 //! and comes back as the newest when its last holder lets go, so the oldest of the order list is the next to go.
-//! Blocks that were held when the limit came stand in the order list until they are met there, once each.
-//! Invariant: each findable block stands in exactly one list, that of its owner. Every call is O(1). The same lists
-//! keep the blocks of each namespace, where none is set aside and none is counted as cached.
+//! Blocks that were held when the limit came stand in the order list until they are met there, once each. One list for
+//! each namespace, in the order of publication. A block's links in both lie together: it comes and goes in both.
+//! Invariant: each findable block stands in exactly one list of its owner and in that of its namespace. Every call is
+//! O(1), or O(blocks that it is given).
 
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
-use crate::sys::reserve::{Zeroed, filled};
+use crate::sys::reserve::{Zeroed, filled, room};
 
 /// First of the two ends of the order list among an owner's words; ends are block + 1, 0 for none.
 const ORDER: usize = 0;
 /// First of the two ends of the list of those set aside.
 const ASIDE: usize = 2;
+/// Words of an owner that are ends.
+const ENDS: usize = 4;
 /// Blocks that the policy may evict.
 const CACHED: usize = 4;
 
-/// The lists of all owners.
+/// Most blocks that leave their lists together.
+pub(super) const LEAVING_MOST: usize = 64;
+
+/// Which of a block's links: those in a list of its owner, or those in the list of its namespace.
+const OWNER: usize = 0;
+const NAMESPACE: usize = 1;
+
+/// Neighbours of a block, by list: + 1, 0 for none.
+#[derive(Clone, Copy)]
+struct Links {
+    before: [u32; 2],
+    after: [u32; 2],
+}
+
+const UNLISTED: Links = Links { before: [0; 2], after: [0; 2] };
+
+/// A stretch of both lists: its first and its last block in each, + 1.
+#[derive(Clone, Copy)]
+struct Piece {
+    front: [u32; 2],
+    back: [u32; 2],
+}
+
+/// The lists of all owners and namespaces.
 pub(super) struct OwnerLists {
     /// Pages come as owners do.
     owners: Zeroed<[u32; 5]>,
-    /// By block: the one before and the one after, + 1.
-    links: Vec<[u32; 2]>,
+    /// By namespace: the two ends of its list.
+    namespaces: Zeroed<[u32; 2]>,
+    links: Vec<Links>,
+    /// What is about to leave its lists.
+    leaving: Vec<Piece>,
+}
+
+/// Puts a block at the end of a list, of which these are the two ends.
+#[inline]
+fn append(links: &mut [Links], side: usize, ends: &mut [u32], block: u32) {
+    let tail = std::mem::replace(&mut ends[1], block + 1);
+    match tail {
+        0 => ends[0] = block + 1,
+        tail => links[tail as usize - 1].after[side] = block + 1,
+    }
+    let own = &mut links[block as usize];
+    (own.before[side], own.after[side]) = (tail, 0);
+}
+
+/// Closes the gap that a stretch from `front` to `back` leaves in one of the lists with these ends, or puts a block
+/// there.
+#[inline]
+fn close(links: &mut [Links], side: usize, ends: &mut [u32], (front, back): (u32, u32), new: Option<u32>) {
+    let (before, after) = (links[front as usize - 1].before[side], links[back as usize - 1].after[side]);
+    // Only an end of a list tells which list it is, and only there it matters: the first one, or else the last.
+    let last_list = ends.len() - 2;
+    match before {
+        0 if ends[0] == front => ends[0] = new.unwrap_or(after),
+        0 => ends[last_list] = new.unwrap_or(after),
+        before => links[before as usize - 1].after[side] = new.unwrap_or(after),
+    }
+    match after {
+        0 if ends[1] == back => ends[1] = new.unwrap_or(before),
+        0 => ends[last_list + 1] = new.unwrap_or(before),
+        after => links[after as usize - 1].before[side] = new.unwrap_or(before),
+    }
 }
 
 impl OwnerLists {
-    pub(super) fn new(blocks: u32, owners: u32) -> Result<Self> {
-        Ok(Self { owners: Zeroed::new(owners as usize)?, links: filled(blocks as usize, [0; 2])? })
+    pub(super) fn new(blocks: u32, owners: u32, namespaces: u32) -> Result<Self> {
+        Ok(Self {
+            owners: Zeroed::new(owners as usize)?,
+            namespaces: Zeroed::new(namespaces as usize)?,
+            links: filled(blocks as usize, UNLISTED)?,
+            leaving: room(LEAVING_MOST)?,
+        })
     }
 
-    #[inline]
+    /// Takes a block out of the list of its owner in which it is.
+    fn unlink_from_owner(&mut self, owner: u32, block: u32) {
+        let ends = &mut self.owners[owner as usize][..ENDS];
+        close(&mut self.links, OWNER, ends, (block + 1, block + 1), None);
+    }
+
     fn push_to(&mut self, owner: u32, list: usize, block: u32) {
         let ends = &mut self.owners[owner as usize][list..list + 2];
-        let tail = ends[1];
-        ends[1] = block + 1;
-        match tail {
-            0 => ends[0] = block + 1,
-            tail => self.links[tail as usize - 1][1] = block + 1,
-        }
-        self.links[block as usize] = [tail, 0];
+        append(&mut self.links, OWNER, ends, block);
     }
 
-    /// Takes a block out of the list in which it is.
-    pub(super) fn unlink(&mut self, owner: u32, block: u32) {
-        let [before, after] = std::mem::take(&mut self.links[block as usize]);
-        let ends = &mut self.owners[owner as usize];
-        // Only an end of a list tells which list it is, and only there it matters.
-        match before {
-            0 if ends[ORDER] == block + 1 => ends[ORDER] = after,
-            0 => ends[ASIDE] = after,
-            before => self.links[before as usize - 1][1] = after,
-        }
-        match after {
-            0 if ends[ORDER + 1] == block + 1 => ends[ORDER + 1] = before,
-            0 => ends[ASIDE + 1] = before,
-            after => self.links[after as usize - 1][0] = before,
-        }
+    /// Takes a block out of the lists in which it is.
+    pub(super) fn unlink(&mut self, owner: u32, namespace: u32, block: u32) {
+        let both = [block + 1; 2];
+        self.cut(owner, namespace, &Piece { front: both, back: both });
     }
 
-    /// Takes several blocks out of the lists in which they are. Those of which each stood beside the one before it go
-    /// as one piece.
-    pub(super) fn unlink_all(&mut self, owner: u32, mut blocks: &[u32]) {
-        while let [first, rest @ ..] = blocks {
-            let [mut before, mut after] = self.links[*first as usize];
-            let (mut front, mut back) = (first + 1, first + 1);
-            blocks = rest;
-            while let [next, rest @ ..] = blocks {
-                if before == next + 1 {
-                    (front, before) = (before, self.links[*next as usize][0]);
-                } else if after == next + 1 {
-                    (back, after) = (after, self.links[*next as usize][1]);
+    fn cut(&mut self, owner: u32, namespace: u32, piece: &Piece) {
+        let of_owner = &mut self.owners[owner as usize][..ENDS];
+        close(&mut self.links, OWNER, of_owner, (piece.front[OWNER], piece.back[OWNER]), None);
+        let of_namespace = &mut self.namespaces[namespace as usize];
+        close(
+            &mut self.links,
+            NAMESPACE,
+            of_namespace,
+            (piece.front[NAMESPACE], piece.back[NAMESPACE]),
+            None,
+        );
+    }
+
+    /// Several blocks of one owner and namespace, at most [`LEAVING_MOST`], are about to leave their lists: those of
+    /// which each stands beside the one before it, in both lists, as one piece. Has fetched what `leave` then reads.
+    pub(super) fn prepare_to_leave(&mut self, blocks: &[u32]) {
+        let mut blocks = blocks.iter();
+        let mut next = blocks.next();
+        while let Some(&first) = next {
+            let Links { mut before, mut after } = self.links[first as usize];
+            let (mut front, mut back) = ([first + 1; 2], [first + 1; 2]);
+            next = blocks.next();
+            while let Some(&block) = next {
+                let (place, links) = ([block + 1; 2], &self.links[block as usize]);
+                if before == place {
+                    (front, before) = (place, links.before);
+                } else if after == place {
+                    (back, after) = (place, links.after);
+                } else if before[OWNER] == block + 1 && after[NAMESPACE] == block + 1 {
+                    (front[OWNER], before[OWNER]) = (block + 1, links.before[OWNER]);
+                    (back[NAMESPACE], after[NAMESPACE]) = (block + 1, links.after[NAMESPACE]);
+                } else if after[OWNER] == block + 1 && before[NAMESPACE] == block + 1 {
+                    (back[OWNER], after[OWNER]) = (block + 1, links.after[OWNER]);
+                    (front[NAMESPACE], before[NAMESPACE]) = (block + 1, links.before[NAMESPACE]);
                 } else {
                     break;
                 }
-                blocks = rest;
+                next = blocks.next();
             }
-            let ends = &mut self.owners[owner as usize];
-            match before {
-                0 if ends[ORDER] == front => ends[ORDER] = after,
-                0 => ends[ASIDE] = after,
-                before => self.links[before as usize - 1][1] = after,
-            }
-            match after {
-                0 if ends[ORDER + 1] == back => ends[ORDER + 1] = before,
-                0 => ends[ASIDE + 1] = before,
-                after => self.links[after as usize - 1][0] = before,
-            }
+            before.into_iter().chain(after).for_each(|at| self.fetch_place(at));
+            self.leaving.push(Piece { front, back });
+        }
+    }
+
+    /// Takes the blocks that were prepared for it out of the lists in which they are.
+    pub(super) fn leave(&mut self, owner: u32, namespace: u32) {
+        while let Some(piece) = self.leaving.pop() {
+            self.cut(owner, namespace, &piece);
         }
     }
 
     /// Puts a block that is in no list in the place of one that is.
-    pub(super) fn replace(&mut self, owner: u32, from: u32, to: u32) {
-        let [before, after] = std::mem::take(&mut self.links[from as usize]);
-        self.links[to as usize] = [before, after];
-        let ends = &mut self.owners[owner as usize];
-        match before {
-            0 if ends[ORDER] == from + 1 => ends[ORDER] = to + 1,
-            0 => ends[ASIDE] = to + 1,
-            before => self.links[before as usize - 1][1] = to + 1,
-        }
-        match after {
-            0 if ends[ORDER + 1] == from + 1 => ends[ORDER + 1] = to + 1,
-            0 => ends[ASIDE + 1] = to + 1,
-            after => self.links[after as usize - 1][0] = to + 1,
-        }
+    pub(super) fn replace(&mut self, owner: u32, namespace: u32, from: u32, to: u32) {
+        self.links[to as usize] = self.links[from as usize];
+        let (place, new) = ((from + 1, from + 1), Some(to + 1));
+        close(&mut self.links, OWNER, &mut self.owners[owner as usize][..ENDS], place, new);
+        close(&mut self.links, NAMESPACE, &mut self.namespaces[namespace as usize], place, new);
     }
 
     /// A block becomes findable.
-    pub(super) fn push(&mut self, owner: u32, block: u32) {
+    pub(super) fn push(&mut self, owner: u32, namespace: u32, block: u32) {
         self.push_to(owner, ORDER, block);
+        append(&mut self.links, NAMESPACE, &mut self.namespaces[namespace as usize], block);
     }
 
     /// A listed block is held: it is not to be met in the order list.
     pub(super) fn set_aside(&mut self, owner: u32, block: u32) {
-        self.unlink(owner, block);
+        self.unlink_from_owner(owner, block);
         self.push_to(owner, ASIDE, block);
     }
 
-    /// A listed block becomes the newest.
+    /// A listed block becomes the newest of its owner.
     pub(super) fn renew(&mut self, owner: u32, block: u32) {
-        self.unlink(owner, block);
+        self.unlink_from_owner(owner, block);
         self.push_to(owner, ORDER, block);
     }
 
@@ -130,10 +195,15 @@ impl OwnerLists {
         self.owners[owner as usize][ORDER].checked_sub(1)
     }
 
-    /// The order list from its oldest on.
-    pub(super) fn in_order(&self, owner: u32) -> impl Iterator<Item = u32> + '_ {
-        let after = |&block: &u32| self.links[block as usize][1].checked_sub(1);
-        std::iter::successors(self.oldest(owner), after)
+    /// The oldest of a namespace.
+    pub(super) fn oldest_in(&self, namespace: u32) -> Option<u32> {
+        self.namespaces[namespace as usize][0].checked_sub(1)
+    }
+
+    /// The blocks of a namespace from its oldest on.
+    pub(super) fn in_order(&self, namespace: u32) -> impl Iterator<Item = u32> + '_ {
+        let after = |&block: &u32| self.links[block as usize].after[NAMESPACE].checked_sub(1);
+        std::iter::successors(self.oldest_in(namespace), after)
     }
 
     /// Those set aside go back into the empty order list: some were released while the owner had no limit.
@@ -159,40 +229,60 @@ impl OwnerLists {
         *cached = cached.wrapping_add_signed(count as i32);
     }
 
-    /// Has what `unlink` reads of a block fetched.
+    /// Has the links of a block fetched.
     pub(super) fn fetch(&self, block: u32) {
         prefetch::prefetch(&self.links, block as usize);
     }
 
-    /// The same of its neighbours, once its own is there.
+    /// The same of several that lie in a row.
+    pub(super) fn fetch_all(&self, blocks: std::ops::Range<usize>) {
+        prefetch::prefetch_all(&self.links, blocks);
+    }
+
+    /// The same of its neighbours, once its own are there.
     pub(super) fn fetch_neighbours(&self, block: u32) {
-        self.links[block as usize].iter().for_each(|&at| {
-            prefetch::prefetch(&self.links, (at as usize).wrapping_sub(1));
-        });
+        let Links { before, after } = self.links[block as usize];
+        before.into_iter().chain(after).for_each(|at| self.fetch_place(at));
+    }
+
+    #[inline]
+    fn fetch_place(&self, at: u32) {
+        prefetch::prefetch(&self.links, (at as usize).wrapping_sub(1));
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.links.len() as u64 * 8 + self.owners.len() as u64 * 20
+        let ends = size_of_val(&*self.owners) + size_of_val(&*self.namespaces);
+        (self.links.len() * size_of::<Links>() + ends) as u64
     }
 
     /// Walks both lists of an owner, giving each block to `visit`.
     pub(super) fn validate(&self, owner: u32, mut visit: impl FnMut(u32)) -> Result<()> {
-        let ends = &self.owners[owner as usize];
-        for list in [ORDER, ASIDE] {
-            let (mut at, mut before, mut seen) = (ends[list], 0, 0);
-            while at != 0 {
-                seen += 1;
-                if seen > self.links.len() || self.links[at as usize - 1][0] != before {
-                    return Err(Error::internal(format!("the list of owner {owner} is broken")));
-                }
-                visit(at - 1);
-                (before, at) = (at, self.links[at as usize - 1][1]);
+        let ends = &self.owners[owner as usize][..ENDS];
+        ends.chunks_exact(2).try_for_each(|ends| {
+            self.validate_list(OWNER, ends, &mut visit)
+                .ok_or_else(|| Error::internal(format!("a list of owner {owner} is broken")))
+        })
+    }
+
+    /// Walks the list of a namespace, giving each block to `visit`.
+    pub(super) fn validate_in(&self, namespace: u32, mut visit: impl FnMut(u32)) -> Result<()> {
+        self.validate_list(NAMESPACE, &self.namespaces[namespace as usize], &mut visit)
+            .ok_or_else(|| Error::internal(format!("the list of namespace {namespace} is broken")))
+    }
+
+    /// Nothing if a list is broken or does not end at its tail.
+    fn validate_list(&self, side: usize, ends: &[u32], visit: &mut impl FnMut(u32)) -> Option<()> {
+        let (mut at, mut before, mut seen) = (ends[0], 0, 0);
+        while at != 0 {
+            seen += 1;
+            let links = &self.links[at as usize - 1];
+            if seen > self.links.len() || links.before[side] != before {
+                return None;
             }
-            if ends[list + 1] != before {
-                return Err(Error::internal(format!("the list of owner {owner} does not end at its tail")));
-            }
+            visit(at - 1);
+            (before, at) = (at, links.after[side]);
         }
-        Ok(())
+        (ends[1] == before).then_some(())
     }
 }
 
@@ -200,20 +290,40 @@ impl OwnerLists {
 mod tests {
     use super::*;
 
-    /// Pieces of lists, out of order, over both lists and over their ends, against single blocks.
+    /// All that stands in the lists of owner 1, and of namespaces 0 and 1.
+    fn listed(lists: &OwnerLists) -> [Vec<u32>; 3] {
+        let mut found = [const { Vec::new() }; 3];
+        lists.validate(1, |block| found[0].push(block)).unwrap();
+        for namespace in 0..2 {
+            lists.validate_in(namespace, |block| found[1 + namespace as usize].push(block)).unwrap();
+        }
+        found
+    }
+
+    /// Pieces of lists, out of order, over both lists of an owner and over their ends, in two namespaces, in lists of
+    /// owners that stand in the other order than those of namespaces, against single blocks.
     #[test]
     fn several_blocks_leave_their_lists_as_single_ones_do() {
         let mut random = fastrand::Rng::with_seed(3);
-        for _ in 0..2000 {
+        for _ in 0..4000 {
             let count = random.u32(1..24);
-            let [mut one, mut other] = [(); 2].map(|()| OwnerLists::new(24, 2).unwrap());
+            let [mut one, mut other] = [(); 2].map(|()| OwnerLists::new(24, 2, 2).unwrap());
+            let (mut namespaces, often) = (Vec::new(), random.u8(1..9));
             for block in 0..count {
                 let is_aside = random.u8(0..4) == 0;
+                namespaces.push(u32::from(random.u8(0..often) == 0));
                 for lists in [&mut one, &mut other] {
-                    lists.push(1, block);
+                    lists.push(1, namespaces[block as usize], block);
                     if is_aside {
                         lists.set_aside(1, block);
                     }
+                }
+            }
+            if random.bool() {
+                // Released leaf first by an owner with a limit.
+                for block in (0..count).rev() {
+                    one.renew(1, block);
+                    other.renew(1, block);
                 }
             }
             let mut gone: Vec<u32> = (0..count).filter(|_| random.u8(0..3) > 0).collect();
@@ -222,12 +332,30 @@ mod tests {
                 1 => random.shuffle(&mut gone),
                 _ => {}
             }
-            gone.iter().for_each(|&block| one.unlink(1, block));
-            other.unlink_all(1, &gone);
-            let [mut left, mut also] = [Vec::new(), Vec::new()];
-            one.validate(1, |block| left.push(block)).unwrap();
-            other.validate(1, |block| also.push(block)).unwrap();
-            assert_eq!(left, also, "without {gone:?} of {count}");
+            gone.iter().for_each(|&block| one.unlink(1, namespaces[block as usize], block));
+            for of_one in gone.chunk_by(|&a, &b| namespaces[a as usize] == namespaces[b as usize]) {
+                other.prepare_to_leave(of_one);
+                other.leave(1, namespaces[of_one[0] as usize]);
+            }
+            assert_eq!(listed(&one), listed(&other), "without {gone:?} of {count}");
+            assert_eq!(listed(&one)[0].len() + gone.len(), count as usize);
+        }
+    }
+
+    #[test]
+    fn blocks_that_go_in_a_row_are_one_piece_whichever_way_their_lists_run() {
+        for is_renewed in [false, true] {
+            let mut lists = OwnerLists::new(24, 2, 2).unwrap();
+            (0..20).for_each(|block| lists.push(1, 0, block));
+            if is_renewed {
+                (0..20).rev().for_each(|block| lists.renew(1, block));
+            }
+            for row in [[5, 6, 7, 8], [16, 15, 14, 13]] {
+                lists.prepare_to_leave(&row);
+                assert_eq!(lists.leaving.len(), 1);
+                lists.leave(1, 0);
+            }
+            assert_eq!(listed(&lists)[1], [0, 1, 2, 3, 4, 9, 10, 11, 12, 17, 18, 19]);
         }
     }
 }

@@ -80,8 +80,7 @@ impl Store {
             if let Some(children) = &mut self.children {
                 children.replace(from, to, &parent);
             }
-            self.by_owner.replace(owner_of(old.tenant), from, to);
-            self.by_namespace.replace(old.namespace(), from, to);
+            self.by_owner.replace(owner_of(old.tenant), old.namespace(), from, to);
             self.policy.moved(from, to);
             moved(CacheEventKind::Stored, RemoveReason::None, to, self, shared);
         }

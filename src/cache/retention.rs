@@ -171,6 +171,11 @@ impl Retention {
         self.victims_of(u128::MAX, places)
     }
 
+    /// Whether victims come from priorities below the ordinary.
+    pub(super) fn has_victims_below(&self) -> bool {
+        self.is_used & ((1 << ORDINARY) - 1) != 0
+    }
+
     /// Gives the next victims of the lowest priority below the ordinary, if there are any.
     pub(super) fn likely_victims(&self, most: usize, each: impl FnMut(u32)) {
         let priorities = self.is_used & ((1 << ORDINARY) - 1);

@@ -61,6 +61,8 @@ pub(super) struct Store {
     /// Only where hits may end inside a block.
     pub(super) children: Option<Children>,
     policy: Box<dyn Policy>,
+    /// So many of the latest victims that went together lay in a row.
+    latest_row: usize,
     pub(super) ages: Ages,
     pub(super) retention: Retention,
     pub(super) inactive: u32,
@@ -68,10 +70,8 @@ pub(super) struct Store {
     scrub: Scrub,
     /// Blocks to fill with zeros before the next step's work; each at most once.
     zero_list: Vec<i32>,
-    /// Findable blocks by owner.
+    /// Findable blocks by owner, and by entry of the table of namespaces.
     pub(super) by_owner: OwnerLists,
-    /// The same by entry of the table of namespaces, in the order of their publication.
-    pub(super) by_namespace: OwnerLists,
 }
 
 impl Store {
@@ -114,14 +114,14 @@ impl Store {
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
+            latest_row: 0,
             ages: Ages::default(),
             retention: Retention::new(blocks, blocks / PINNED_SHARE)?,
             inactive: 0,
             waiting: 0,
             scrub: options.scrub,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
-            by_owner: OwnerLists::new(blocks, options.owners)?,
-            by_namespace: OwnerLists::new(blocks, options.namespaces)?,
+            by_owner: OwnerLists::new(blocks, options.owners, options.namespaces)?,
         };
         store.is_large = store.bytes() > SMALL_BYTES;
         Ok(store)
@@ -291,7 +291,6 @@ impl Store {
             + self.mirror.as_ref().map_or(0, Mirror::bytes)
             + self.children.as_ref().map_or(0, Children::bytes)
             + self.by_owner.bytes()
-            + self.by_namespace.bytes()
     }
 
     /// Tells the policy that the limit moved.

@@ -33,7 +33,7 @@ impl Store {
     pub(in crate::cache) fn validate_namespaces(&self, namespaces: u32) -> Result<()> {
         let mut listed = filled(self.blocks.len(), u32::MAX)?;
         for namespace in 0..namespaces {
-            self.by_namespace.validate(namespace, |block| listed[block as usize] = namespace)?;
+            self.by_owner.validate_in(namespace, |block| listed[block as usize] = namespace)?;
         }
         let expected = |block: &Block| if block.is_findable() { block.namespace() } else { u32::MAX };
         match self.blocks.iter().zip(listed).position(|(block, listed)| expected(block) != listed) {

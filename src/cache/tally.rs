@@ -37,17 +37,12 @@ impl Tally {
         }
     }
 
-    /// Whether blocks of another tenant were added last, or none.
-    #[inline]
-    pub(super) fn is_of_another(&self, tenant: u64) -> bool {
-        self.tenant != tenant
-    }
-
-    /// A block of this tenant and namespace stops being findable.
+    /// Blocks of this tenant and namespace, so many, stop being findable.
     #[inline]
     pub(super) fn forget(
         &mut self,
         (tenant, namespace): (u64, u32),
+        count: u32,
         is_eviction: bool,
         by_owner: &mut OwnerLists,
         namespaces: &mut Namespaces,
@@ -57,8 +52,8 @@ impl Tally {
         }
         self.turn(tenant, by_owner, namespaces);
         self.namespace = namespace;
-        self.gone += 1;
-        self.evicted += u64::from(is_eviction);
+        self.gone += u64::from(count);
+        self.evicted += u64::from(if is_eviction { count } else { 0 });
     }
 
     /// Tells the counters.

@@ -46,7 +46,7 @@ impl State {
     /// at.
     fn is_kept(&self, namespace: u32, looked: &mut u64) -> bool {
         self.stores.iter().any(|store| {
-            store.by_namespace.in_order(namespace).any(|block| {
+            store.by_owner.in_order(namespace).any(|block| {
                 *looked += 1;
                 store.is_pinned(block) || !store.is_inactive(block)
             })
@@ -79,7 +79,7 @@ impl State {
                 return false;
             }
             let oldest = self.stores.iter_mut().find_map(|store| {
-                let block = store.by_namespace.oldest(leaving.index)?;
+                let block = store.by_owner.oldest_in(leaving.index)?;
                 Some((store, block))
             });
             let Some((store, block)) = oldest.filter(|(store, block)| store.may_go(*block)) else {

@@ -2,9 +2,12 @@
 //!
 //! Priorities and pins (`retention`) come before the policy. Part of `store`, whose invariants hold here too.
 
+use std::ops::Range;
+
 use super::{PINNED_SHARE, Store};
-use crate::cache::block::{RETAINED, Shared};
-use crate::cache::events::RemoveReason;
+use crate::cache::block::{FINDABLE, NAMESPACE_MASK, RETAINED, Shared};
+use crate::cache::events::{CacheEventKind, RemoveReason};
+use crate::cache::owner_lists::LEAVING_MOST;
 use crate::cache::owners::owner_of;
 use crate::cache::retention::Pinner;
 use crate::cache::tally::Tally;
@@ -12,13 +15,33 @@ use crate::error::Result;
 use crate::sys::prefetch;
 
 /// Victims that go together: what they read is fetched for all of them before any of them goes.
-const TOGETHER: usize = 32;
+const TOGETHER: usize = LEAVING_MOST;
 /// Fewer are not worth it.
 const FETCH_LEAST: usize = 4;
+/// So many are fetched as likely to lie in a row, or as many as did of the latest victims.
+const ROW_LEAST: usize = 4;
 /// Requests of fewer blocks are not worth headroom.
 const RUN_LEAST: u32 = 8;
 /// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
 const HEADROOM_SHARE: u32 = 64;
+
+/// Gives each stretch of blocks whose ids follow each other, up or down.
+#[inline]
+fn for_each_row(blocks: &[u32], mut each: impl FnMut(Range<usize>)) {
+    let Some((&first, others)) = blocks.split_first() else { return };
+    let (mut first, mut end) = (first, first + 1);
+    for &block in others {
+        if block == end {
+            end += 1;
+        } else if block + 1 == first {
+            first = block;
+        } else {
+            each(first as usize..end as usize);
+            (first, end) = (block, block + 1);
+        }
+    }
+    each(first as usize..end as usize);
+}
 
 impl Store {
     /// Hands out several blocks, in runs of ascending ids where that can be, the first beside `near`. The caller has
@@ -90,6 +113,9 @@ impl Store {
                 break;
             }
         }
+        if evicted >= FETCH_LEAST as u64 && self.is_large {
+            self.policy.fetch_next(self.latest_row);
+        }
         evicted
     }
 
@@ -114,29 +140,22 @@ impl Store {
         };
         self.retention.likely_victims(most, &mut note);
         self.policy.likely_victims(most, &mut note);
-        self.fetch_gone(&likely[..found], shared);
+        // Only events and the lists of children want to know what a victim follows.
+        let reads_ancestry = shared.events.is_on() || self.children.is_some();
+        for_each_row(&likely[..found], |row| {
+            prefetch::prefetch_all(&self.blocks, row.clone());
+            if reads_ancestry {
+                prefetch::prefetch_all(&self.ancestries, row.clone());
+            }
+            self.by_owner.fetch_all(row);
+        });
         for &victim in &likely[..found] {
             let block = self.block(victim);
             self.index.fetch(self.index.hash(&block.key, block.namespace()));
             self.by_owner.fetch_neighbours(victim);
-            self.by_namespace.fetch_neighbours(victim);
             if block.is_retained() {
                 self.retention.fetch(victim);
             }
-        }
-    }
-
-    /// Has fetched what lies at the indices of blocks that are about to go.
-    fn fetch_gone(&self, victims: &[u32], shared: &Shared) {
-        // Only events and the lists of children want to know what a victim follows.
-        let reads_ancestry = shared.events.is_on() || self.children.is_some();
-        for &victim in victims {
-            prefetch::prefetch(&self.blocks, victim as usize);
-            if reads_ancestry {
-                self.fetch_ancestry(victim);
-            }
-            self.by_owner.fetch(victim);
-            self.by_namespace.fetch(victim);
         }
     }
 
@@ -151,72 +170,97 @@ impl Store {
         all
     }
 
-    /// Evicts the next victims, as many as may go and as there are places; answers how many.
+    /// Evicts the next victims, as many as may go and as there are places, at most [`TOGETHER`]; answers how many.
     fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
+        // Blocks that came together go together: the next ones are asked for before they are known.
+        let mut likely = 0..0;
+        if places.len() >= FETCH_LEAST && self.is_large && !self.retention.has_victims_below() {
+            likely = self.policy.fetch_next(places.len().min(self.latest_row)).unwrap_or(likely);
+            prefetch::prefetch_all(&self.blocks, likely.clone());
+        }
         let count = self.choose_victims(places);
         let victims = &places[..count];
         let fetches = count >= FETCH_LEAST && self.is_large;
         if fetches {
-            self.fetch_gone(victims, shared);
-            shared.events.fetch_next(count);
+            self.latest_row = ROW_LEAST;
+            for_each_row(victims, |row| {
+                self.latest_row = self.latest_row.max(row.len());
+                if row.start < likely.start || row.end > likely.end {
+                    prefetch::prefetch_all(&self.blocks, row);
+                }
+            });
         }
+        // What is asked for in each loop is read in a later one, so that no loop waits for what it asked for itself.
+        let reads_ancestry = shared.events.is_on() || self.children.is_some();
         let mut hashes = [0; TOGETHER];
         for (&victim, hash) in victims.iter().zip(&mut hashes) {
             let block = self.block(victim);
             *hash = self.index.hash(&block.key, block.namespace());
             if fetches {
-                self.index.fetch(*hash);
-                self.by_owner.fetch_neighbours(victim);
-                self.by_namespace.fetch_neighbours(victim);
+                self.index.fetch_around(*hash);
+                self.by_owner.fetch(victim);
+                if reads_ancestry {
+                    self.fetch_ancestry(victim);
+                }
                 if block.is_retained() {
                     self.retention.fetch(victim);
                 }
             }
         }
         self.inactive -= count as u32;
-        self.leave_namespaces(victims);
-        let is_eviction = reason == RemoveReason::Evicted;
-        if is_eviction {
+        if reason == RemoveReason::Evicted {
             shared.counters.evicted_blocks += count as u64;
         }
-        let (mut tally, mut of_owner) = (Tally::NONE, 0);
-        for (at, (&victim, &hash)) in victims.iter().zip(&hashes).enumerate() {
-            let block = self.block(victim);
-            let (tenant, namespace) = (block.tenant, block.namespace());
-            if is_eviction {
-                self.ages.note(block.last_step, shared.steps.newest());
-            }
-            let has_expired = is_eviction && self.has_expired(victim);
-            self.index.remove(hash, victim);
-            self.tell_gone(victim, if has_expired { RemoveReason::Expired } else { reason }, shared);
-            self.clear_retention(victim);
-            if tally.is_of_another(tenant) {
-                self.leave_owner(&victims[of_owner..at]);
-                of_owner = at;
-            }
-            let of_block = (tenant, namespace);
-            tally.forget(of_block, reason.is_eviction(), &mut self.by_owner, &mut shared.namespaces);
-            tally.cached -= 1;
+        let (mut left, mut hashes) = (victims, &hashes[..count]);
+        while let Some(&first) = left.first() {
+            let of_one = left.iter().take_while(|&&victim| self.whose(victim) == self.whose(first)).count();
+            let (of_first, of_others) = left.split_at(of_one);
+            self.forget_all(of_first, &hashes[..of_one], reason, shared);
+            (left, hashes) = (of_others, &hashes[of_one..]);
         }
-        self.leave_owner(&victims[of_owner..]);
-        tally.settle(&mut self.by_owner, &mut shared.namespaces);
         count
     }
 
-    /// Blocks of one owner stand in its lists no more.
-    fn leave_owner(&mut self, blocks: &[u32]) {
-        if let Some(&first) = blocks.first() {
-            self.by_owner.unlink_all(owner_of(self.block(first).tenant), blocks);
-        }
+    /// The tenant and the namespace of a findable block.
+    fn whose(&self, index: u32) -> (u64, u32) {
+        let block = self.block(index);
+        (block.tenant, block.namespace())
     }
 
-    /// Blocks stand in the lists of their namespaces no more.
-    fn leave_namespaces(&mut self, blocks: &[u32]) {
-        let Self { blocks: known, by_namespace, .. } = self;
-        let namespace_of = |block: u32| known[block as usize].namespace();
-        for of_one in blocks.chunk_by(|&one, &next| namespace_of(one) == namespace_of(next)) {
-            by_namespace.unlink_all(namespace_of(of_one[0]), of_one);
+    /// Takes victims of one tenant and namespace out of the index, where they stand under these hashes; the policy has
+    /// already let them go.
+    fn forget_all(&mut self, victims: &[u32], hashes: &[u32], reason: RemoveReason, shared: &mut Shared) {
+        let Some(&first) = victims.first() else { return };
+        let ((tenant, namespace), owner) = (self.whose(first), owner_of(self.block(first).tenant));
+        for (at, (&victim, &hash)) in victims.iter().zip(hashes).enumerate() {
+            shared.events.fetch_next(at);
+            self.index.remove(hash, victim);
         }
+        self.by_owner.prepare_to_leave(victims);
+        if self.children.is_some() || self.mirror.is_some() {
+            victims.iter().for_each(|&victim| self.tell_kin_gone(victim, &shared.namespaces));
+        }
+        let (is_eviction, newest) = (reason == RemoveReason::Evicted, shared.steps.newest());
+        let namespace_id = shared.namespaces.get(namespace).id();
+        for &victim in victims {
+            if shared.events.is_on() {
+                let has_expired = is_eviction && self.has_expired(victim);
+                let reason = if has_expired { RemoveReason::Expired } else { reason };
+                shared.events.push(self.event_in(namespace_id, victim, CacheEventKind::Removed, reason));
+            }
+            self.clear_retention(victim);
+            let block = &mut self.blocks[victim as usize];
+            block.namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+            if is_eviction {
+                self.ages.note(block.last_step, newest);
+            }
+        }
+        self.by_owner.leave(owner, namespace);
+        let mut tally = Tally::NONE;
+        let (of_all, count) = ((tenant, namespace), victims.len() as u32);
+        tally.forget(of_all, count, reason.is_eviction(), &mut self.by_owner, &mut shared.namespaces);
+        tally.cached -= i64::from(count);
+        tally.settle(&mut self.by_owner, &mut shared.namespaces);
     }
 
     /// Pins the findable ones of these held blocks, each once for every time that it is named; none if one cannot be.

@@ -12,6 +12,9 @@
 //! Sources: hit density over age and class (Beckmann et al., LHD, NSDI 2018), ghosts (Megiddo and Modha, ARC, FAST
 //! 2003). docs/decisions/0011 has what was measured and what else was tried.
 
+use std::cmp::Ordering;
+use std::ops::Range;
+
 use super::ghosts::Ghosts;
 use super::odds::{CLASSES, Odds};
 use super::{Facts, Policy};
@@ -106,13 +109,36 @@ impl Adaptive {
         };
     }
 
+    /// The class of the next victim, as far as classes are judged.
+    fn next_class(&self) -> usize {
+        (1..CLASSES).fold(0, |least, class| match self.judged[class] < self.judged[least] {
+            true => class,
+            false => least,
+        })
+    }
+
+    /// Has fetched what the choice of so many victims of a class reads, if they lie in a row.
+    #[inline]
+    fn fetch_row(&self, class: usize, most: usize) -> Option<Range<usize>> {
+        let row = self.lists.fetch_row(class, most)?;
+        prefetch::prefetch_all(&self.entries, row.clone());
+        Some(row)
+    }
+
+    fn judge_all(&mut self) {
+        if !self.is_judged {
+            (0..CLASSES).for_each(|class| self.judge(class));
+            self.is_judged = true;
+        }
+    }
+
     /// Takes the oldest of one class out, as many as there are places and as long as no other class has a block that
     /// goes first; answers how many.
     fn take_oldest(&mut self, class: usize, places: &mut [u32]) -> usize {
         let others = (0..CLASSES).filter(|&other| other != class).map(|other| self.judged[other]);
         let least_other = others.min().unwrap_or(NO_RANK);
-        // Blocks of one slot promise the same.
-        let (mut promised, mut until, mut count) = (0, 0, 0);
+        // Blocks of one slot promise the same: those up to one of them go before any other class's.
+        let (mut promised, mut until, mut goes_until, mut count) = (0, 0, 0, 0);
         let Self { lists, entries, ghosts, pending, odds, .. } = self;
         let mut next = NO_RANK;
         lists.pop_while(class, |oldest| {
@@ -122,12 +148,16 @@ impl Adaptive {
                 let promise;
                 (promise, until) = odds.promise(class, stamp);
                 promised = order(promise);
+                goes_until = match promised.cmp(&((least_other >> 64) as u64)) {
+                    Ordering::Less => until,
+                    Ordering::Equal => until.min((least_other as u64).saturating_add(1)),
+                    Ordering::Greater => 0,
+                };
             }
-            next = rank(promised, stamp);
-            if count == places.len() || next > least_other {
+            if count == places.len() || stamp >= goes_until {
+                next = rank(promised, stamp);
                 return false;
             }
-            next = NO_RANK;
             if pending.len() == PENDING_MOST {
                 write_ghost(pending, ghosts, odds.now());
             }
@@ -213,16 +243,10 @@ impl Policy for Adaptive {
     }
 
     fn victims(&mut self, places: &mut [u32]) -> usize {
-        if !self.is_judged {
-            (0..CLASSES).for_each(|class| self.judge(class));
-            self.is_judged = true;
-        }
+        self.judge_all();
         let mut count = 0;
         while count < places.len() {
-            let class = (1..CLASSES).fold(0, |least, class| match self.judged[class] < self.judged[least] {
-                true => class,
-                false => least,
-            });
+            let class = self.next_class();
             if self.judged[class] == NO_RANK {
                 break;
             }
@@ -240,6 +264,11 @@ impl Policy for Adaptive {
                 each(block);
             });
         }
+    }
+
+    fn fetch_next(&mut self, most: usize) -> Option<Range<usize>> {
+        self.judge_all();
+        self.fetch_row(self.next_class(), most)
     }
 
     fn fetch(&self, block: u32) {

@@ -2,6 +2,8 @@
 //!
 //! The store releases a path leaf first, so its root is newest and an ancestor never goes before its descendants.
 
+use std::ops::Range;
+
 use super::{Facts, Policy};
 use crate::cache::list::List;
 use crate::error::{Error, Result};
@@ -44,6 +46,10 @@ impl Policy for Lru {
 
     fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
         self.released.oldest_few(most, each);
+    }
+
+    fn fetch_next(&mut self, most: usize) -> Option<Range<usize>> {
+        self.released.fetch_row(most)
     }
 
     fn fetch(&self, block: u32) {

@@ -20,6 +20,8 @@ mod ranks;
 mod runs;
 mod s3fifo;
 
+use std::ops::Range;
+
 use super::hash::Key;
 use crate::error::{Error, Result, Status};
 
@@ -76,6 +78,10 @@ pub(super) trait Policy: Send {
     /// Gives blocks that are likely to go next, about `most` of them. A guess that changes no victim: what evictions of
     /// them read is fetched ahead.
     fn likely_victims(&mut self, _most: usize, _each: &mut dyn FnMut(u32)) {}
+    /// Has fetched what the choice of so many victims reads, if they are likely to lie in a row; answers that row.
+    fn fetch_next(&mut self, _most: usize) -> Option<Range<usize>> {
+        None
+    }
     /// Has fetched what `acquired` and `released` read of a block.
     fn fetch(&self, _block: u32) {}
     /// Has fetched what `committed` reads for that content.

@@ -283,10 +283,10 @@ impl Odds {
     }
 
     /// What a block of this class promises that was let go at this stamp: hits for each slot of waiting, or, when lru
-    /// is followed, its age. Answers too before which later stamp that holds.
+    /// is followed, what all others do. Answers too before which later stamp that holds.
     pub(super) fn promise(&mut self, class: usize, stamp: u64) -> (f64, u64) {
         if !self.trusts_itself {
-            return (-((self.now - stamp) as f64), stamp + 1);
+            return (0.0, u64::MAX);
         }
         let slot = self.slot_touches.divide(stamp);
         let bin = self.bin(slot);
