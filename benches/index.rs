@@ -6,6 +6,7 @@
 //! cell or block is in the processor's caches. `--most N` leaves out larger pools.
 #![expect(clippy::disallowed_macros, reason = "a program that prints its result")]
 
+use std::hint::black_box;
 use std::sync::Arc;
 
 use kavern::cache::{
@@ -154,7 +155,18 @@ fn pool(blocks: u64) -> String {
     )
 }
 
-/// Microseconds of a warm match of 128 Ki tokens with the release of its lease.
+/// Microseconds of a call, the median and the least.
+fn sample(mut work: impl FnMut()) -> (f64, f64) {
+    let mut spent = || {
+        let start = clock::now_ns();
+        work();
+        (clock::now_ns() - start) as f64 / 1e3
+    };
+    sum_up((0..SAMPLES).map(|_| spent()).collect())
+}
+
+/// Microseconds of a warm match of 128 Ki tokens with the release of its lease; of the walk without a lease, and of the
+/// keys alone.
 fn long_prompt(name: &str) -> String {
     let tokens = PROMPT_BLOCKS * u64::from(BLOCK_TOKENS);
     let hash = if name == "xxh3" { HashKind::Xxh3 } else { HashKind::Blake3 };
@@ -168,18 +180,17 @@ fn long_prompt(name: &str) -> String {
     let mut bench = Bench { cache: cache(2 * PROMPT_BLOCKS, hash), step: 0 };
     bench.store(&request);
     let visits = (0..4 * SAMPLES).map(|_| bench.visit(&request) as f64 / 1e3).collect();
-    let (probe, _) = sum_up(
-        (0..SAMPLES)
-            .map(|_| {
-                let start = clock::now_ns();
-                assert_eq!(bench.cache.probe(&request).expect("a valid request"), tokens);
-                (clock::now_ns() - start) as f64 / 1e3
-            })
-            .collect(),
-    );
+    let (probe, probe_least) =
+        sample(|| assert_eq!(bench.cache.probe(&request).expect("a valid request"), tokens));
+    let mut last = 0;
+    let (chain, chain_least) = sample(|| {
+        bench.cache.keys(&request, |_, key| last ^= key.0[0]).expect("a valid request");
+    });
+    black_box(last);
     let (middle, least) = sum_up(visits);
     format!(
-        "{{\"keys\": \"{name}\", \"match_release_us\": [{middle:.1}, {least:.1}], \"probe_us\": {probe:.1}}}"
+        "{{\"keys\": \"{name}\", \"match_release_us\": [{middle:.1}, {least:.1}], \"probe_us\": [{probe:.1}, {probe_least:.1}], \
+         \"keys_us\": [{chain:.1}, {chain_least:.1}]}}"
     )
 }
 

@@ -129,9 +129,15 @@ impl Scratch {
             Error::new(Status::OutOfHostMemory, text)
         };
         let each = chain.link_tokens as usize;
-        self.keys.try_reserve(to - self.keys.len()).map_err(out_of_memory)?;
-        self.marks.try_reserve(extras.len() - self.extras_seen).map_err(out_of_memory)?;
+        let from = self.keys.len();
+        self.keys.try_reserve(to - from).map_err(out_of_memory)?;
         let mut key = *self.keys.last().unwrap_or(root);
+        if extras.is_empty() {
+            let keys = &mut self.keys;
+            hash::chain(chain.hash, key, &tokens[from * each..to * each], each, |key| keys.push(key));
+            return Ok(());
+        }
+        self.marks.try_reserve(extras.len() - self.extras_seen).map_err(out_of_memory)?;
         let mut folded = self.marks.last().map_or(Extras::NONE, |mark| mark.1);
         for link in self.keys.len()..to {
             let end = ((link + 1) * each) as u64;
