@@ -82,20 +82,18 @@ pub(super) fn chain(
     link_tokens: usize,
     mut take: impl FnMut(Key),
 ) {
-    let links = tokens.chunks_exact(link_tokens);
-    // One loop for each kind: what an iteration finds in registers decides how fast the chain goes.
-    let mut key = parent;
-    match kind {
-        HashKind::Xxh3 if link_tokens == USUAL_LINK_TOKENS => {
-            links.for_each(|link| {
-                key = xxh3_link(&key, bytemuck::cast_slice(link), &Extras::NONE);
-                take(key);
-            });
+    if kind == HashKind::Xxh3 && link_tokens == USUAL_LINK_TOKENS {
+        let [mut first, mut second, ..] = parent.0;
+        for link in tokens.as_chunks().0 {
+            [first, second] = usual_link([first, second], link);
+            take(Key([first, second, 0, 0]));
         }
-        _ => links.for_each(|tokens| {
-            key = link(kind, &key, tokens, &Extras::NONE);
-            take(key);
-        }),
+        return;
+    }
+    let mut key = parent;
+    for tokens in tokens.chunks_exact(link_tokens) {
+        key = link(kind, &key, tokens, &Extras::NONE);
+        take(key);
     }
 }
 
@@ -112,20 +110,20 @@ pub(super) fn link(kind: HashKind, parent: &Key, tokens: &[i32], extras: &Extras
             hasher.update(message).update(bytemuck::bytes_of(&extras.0));
             Key(bytemuck::cast(*hasher.finalize().as_bytes()))
         }
-        HashKind::Xxh3 => xxh3_link(parent, message, extras),
+        HashKind::Xxh3 => match tokens.try_into() {
+            Ok(tokens) if *extras == Extras::NONE => {
+                let [first, second] = usual_link([parent.0[0], parent.0[1]], tokens);
+                Key([first, second, 0, 0])
+            }
+            _ => xxh3_link(parent, message, extras),
+        },
     }
 }
 
-#[inline]
 fn xxh3_link(parent: &Key, message: &[u8], extras: &Extras) -> Key {
     // The parent stands in front of the message; its first word also seeds, so that the root's secret acts on
     // every multiplication of the hash.
     let seed = parent.0[0];
-    if let Ok(message) = <&[u8; USUAL_LINK_TOKENS * 4]>::try_from(message)
-        && *extras == Extras::NONE
-    {
-        return usual_link(parent, message);
-    }
     let hash = if *extras == Extras::NONE && message.len() <= SHORT_LINK_TOKENS * 4 {
         let mut buffer = [0u8; 16 + SHORT_LINK_TOKENS * 4];
         buffer[..16].copy_from_slice(bytemuck::bytes_of(&[parent.0[0], parent.0[1]]));
@@ -163,20 +161,15 @@ const SECRET: [u64; 12] = [
     0xd8ac_dea9_46ef_1938,
 ];
 
-/// XXH3 of the parent's two words and one link of 16 tokens.
+/// XXH3 of the parent's two words and one link of 16 tokens, without extras.
 ///
 /// Each link waits for the one before it, so what counts is how soon a link's hash follows from its parent's. Written
-/// for this one length, the words stay in registers and the parent meets the sums of the tokens last.
-#[inline]
-fn usual_link(parent: &Key, message: &[u8; USUAL_LINK_TOKENS * 4]) -> Key {
+/// for this one length, all of it stays in registers and the parent meets the sums of the tokens last.
+#[inline(always)]
+fn usual_link([seed, second]: [u64; 2], tokens: &[i32; USUAL_LINK_TOKENS]) -> [u64; 2] {
     const BYTES: u64 = 16 + USUAL_LINK_TOKENS as u64 * 4;
-    let [seed, second, ..] = parent.0;
-    let word = |at: usize| {
-        let bytes =
-            message[at * 8..].first_chunk().expect("a link has 8 words, and each asked for is one of them");
-        u64::from_le_bytes(*bytes)
-    };
-    // The sixteen bytes after so many words, with the secret from there on.
+    let words: [u64; USUAL_LINK_TOKENS / 2] = bytemuck::cast(*tokens);
+    let [a, b, c, d, e, f, g, h] = words.map(u64::from_le);
     let mix = |low: u64, high: u64, secret: usize| {
         let low = low ^ SECRET[secret].wrapping_add(seed);
         let product = u128::from(low) * u128::from(high ^ SECRET[secret + 1].wrapping_sub(seed));
@@ -188,16 +181,16 @@ fn usual_link(parent: &Key, message: &[u8; USUAL_LINK_TOKENS * 4]) -> Key {
         low = low.wrapping_add(mix(first[0], first[1], secret)) ^ last[0].wrapping_add(last[1]);
         high = high.wrapping_add(mix(last[0], last[1], secret + 2)) ^ first[0].wrapping_add(first[1]);
     };
-    add([word(2), word(3)], [word(2), word(3)], 8);
-    add([word(0), word(1)], [word(4), word(5)], 4);
-    add([seed, second], [word(6), word(7)], 0);
+    add([c, d], [c, d], 8);
+    add([a, b], [e, f], 4);
+    add([seed, second], [g, h], 0);
     let last = |value: u64| {
         let mixed = (value ^ value >> 37).wrapping_mul(LAST_MULTIPLIER);
         mixed ^ mixed >> 32
     };
     let sum = low.wrapping_mul(PRIME_1).wrapping_add(high.wrapping_mul(PRIME_4));
     let length = BYTES.wrapping_sub(seed).wrapping_mul(PRIME_2);
-    Key([last(low.wrapping_add(high)), last(sum.wrapping_add(length)).wrapping_neg(), 0, 0])
+    [last(low.wrapping_add(high)), last(sum.wrapping_add(length)).wrapping_neg()]
 }
 
 #[cfg(test)]
