@@ -3,11 +3,29 @@
 //! What it does: one hint, on processors that are known to have it; nothing on others. What it does not: read the
 //! value, or change any. Invariant: a hint never faults, and a wrong index asks for nothing.
 
+use std::ops::Range;
+
+/// Bytes of a line of the processor's cache.
+pub const LINE_BYTES: usize = 64;
+
 /// Asks for the value at `index`, if there is one.
 #[inline(always)]
 pub fn prefetch<T>(values: &[T], index: usize) {
     let Some(value) = values.get(index) else { return };
     fetch(std::ptr::from_ref(value).cast());
+}
+
+/// Asks for all lines of the values in a range, if there are so many.
+#[inline(always)]
+pub fn prefetch_all<T>(values: &[T], range: Range<usize>) {
+    let Some(values) = values.get(range) else { return };
+    let Range { start, end } = values.as_ptr_range();
+    // From the beginning of a line: the last value may begin in one of its own.
+    let mut at = start.cast::<u8>().wrapping_sub(start.addr() % LINE_BYTES);
+    while at < end.cast() {
+        fetch(at);
+        at = at.wrapping_add(LINE_BYTES);
+    }
 }
 
 /// Asks for the line of cache that lies `bytes` after the start of a value, for values of several lines.
@@ -39,6 +57,8 @@ mod tests {
             prefetch(&values, index);
             prefetch_part(&values, index, 64);
             prefetch_part(&values, index, usize::MAX);
+            prefetch_all(&values, 0..index);
+            prefetch_all(&values, index..0);
         }
         assert_eq!(values, [[1; 16], [2; 16]]);
     }
