@@ -6,6 +6,7 @@
 //! cell or block is in the processor's caches. `--most N` leaves out larger pools.
 #![expect(clippy::disallowed_macros, reason = "a program that prints its result")]
 
+use std::hint::black_box;
 use std::sync::Arc;
 
 use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Target};
@@ -146,8 +147,36 @@ fn pool(blocks: u64) -> String {
     )
 }
 
-/// Microseconds of a warm match of 128 Ki tokens with the release of its lease.
-fn long_prompt(name: &str) -> String {
+/// Microseconds of a call, the median and the least.
+fn sample(mut work: impl FnMut()) -> (f64, f64) {
+    let mut spent = || {
+        let start = clock::now_ns();
+        work();
+        (clock::now_ns() - start) as f64 / 1e3
+    };
+    sum_up((0..SAMPLES).map(|_| spent()).collect())
+}
+
+/// Fills a cache with blocks that go in random order, so that what is stored next lies in blocks all over the pool.
+fn scatter(bench: &mut Bench, blocks: u64, name: &str) {
+    let mut visit = |block: u64, is_new: bool| {
+        let (bytes, ids) = (keys(block + 2, 1), [block as i32; BLOCK_TOKENS as usize]);
+        let naming = match name {
+            "given_keys" => Naming::Keys { bytes: &bytes, key_bytes: KEY_BYTES as u32 },
+            _ => Naming::Tokens(&ids, &[]),
+        };
+        let request = request(naming, BLOCK_TOKENS.into());
+        if is_new { bench.store(&request) } else { bench.visit(&request) }
+    };
+    let mut order: Vec<u64> = (0..blocks).collect();
+    order.iter().for_each(|&block| _ = visit(block, true));
+    fastrand::Rng::with_seed(4).shuffle(&mut order);
+    order.iter().for_each(|&block| _ = visit(block, false));
+}
+
+/// Microseconds of a warm match of 128 Ki tokens with the release of its lease; of the walk without a lease, and of the
+/// keys alone. The prompt's blocks lie one behind the other or scattered over the pool.
+fn long_prompt(name: &str, is_scattered: bool) -> String {
     let tokens = PROMPT_BLOCKS * u64::from(BLOCK_TOKENS);
     let hash = if name == "xxh3" { HashKind::Xxh3 } else { HashKind::Blake3 };
     let ids: Vec<i32> = (0..tokens as i32).map(|i| i.wrapping_mul(2_654_435)).collect();
@@ -158,20 +187,22 @@ fn long_prompt(name: &str) -> String {
     };
     let request = request(naming, tokens);
     let mut bench = Bench { cache: cache(2 * PROMPT_BLOCKS, hash), step: 0 };
+    if is_scattered {
+        scatter(&mut bench, 2 * PROMPT_BLOCKS, name);
+    }
     bench.store(&request);
     let visits = (0..4 * SAMPLES).map(|_| bench.visit(&request) as f64 / 1e3).collect();
-    let (probe, _) = sum_up(
-        (0..SAMPLES)
-            .map(|_| {
-                let start = clock::now_ns();
-                assert_eq!(bench.cache.probe(&request).expect("a valid request"), tokens);
-                (clock::now_ns() - start) as f64 / 1e3
-            })
-            .collect(),
-    );
+    let (probe, probe_least) =
+        sample(|| assert_eq!(bench.cache.probe(&request).expect("a valid request"), tokens));
+    let mut last = 0;
+    let (chain, chain_least) = sample(|| {
+        bench.cache.keys(&request, |_, key| last ^= key.0[0]).expect("a valid request");
+    });
+    black_box(last);
     let (middle, least) = sum_up(visits);
     format!(
-        "{{\"keys\": \"{name}\", \"match_release_us\": [{middle:.1}, {least:.1}], \"probe_us\": {probe:.1}}}"
+        "{{\"keys\": \"{name}\", \"is_scattered\": {is_scattered}, \"match_release_us\": [{middle:.1}, {least:.1}], \"probe_us\": [{probe:.1}, {probe_least:.1}], \
+         \"keys_us\": [{chain:.1}, {chain_least:.1}]}}"
     )
 }
 
@@ -181,7 +212,10 @@ fn main() {
     let most: u64 = most.and_then(|text| text.parse().ok()).unwrap_or(10_000_000);
     let sizes = [1000, 10_000, 100_000, 1_000_000, 10_000_000];
     let pools: Vec<String> = sizes.into_iter().filter(|&blocks| blocks <= most).map(pool).collect();
-    let prompts: Vec<String> = ["given_keys", "xxh3", "blake3"].into_iter().map(long_prompt).collect();
+    let prompts: Vec<String> = [false, true]
+        .into_iter()
+        .flat_map(|is_scattered| ["given_keys", "xxh3", "blake3"].map(|name| long_prompt(name, is_scattered)))
+        .collect();
     println!(
         "{{\"samples\": {SAMPLES}, \"median_and_least\": true, \"pools\": [\n  {}\n], \"prompt_of_128k_tokens\": [\n  {}\n]}}",
         pools.join(",\n  "),

@@ -8,10 +8,10 @@ use super::Store;
 use crate::cache::block::{Shared, WAITING};
 use crate::cache::events::RemoveReason;
 use crate::cache::owners::owner_of;
-use crate::cache::prefix::AHEAD;
 use crate::cache::retention::Retention;
 use crate::cache::steps::{NONE, Waiting};
 use crate::cache::tally::Tally;
+use crate::cache::walk::AHEAD;
 
 impl Store {
     /// One more holder of a findable block.
@@ -23,7 +23,7 @@ impl Store {
     pub(in crate::cache) fn acquire_all(&mut self, blocks: &[i32], shared: &mut Shared) {
         let mut tally = Tally::NONE;
         for (at, &block) in blocks.iter().enumerate() {
-            self.fetch_block(blocks.get(at + AHEAD).copied());
+            self.fetch_block(blocks.get(at + AHEAD).copied(), blocks.get(at + AHEAD - 1).copied());
             self.acquire_one(block as u32, shared, &mut tally);
         }
         tally.settle(&mut self.by_owner, &mut shared.namespaces);
@@ -70,7 +70,8 @@ impl Store {
         // The list of the step for which the latest one waits: the others nearly always wait for the same.
         let (mut step, mut list) = (0, Waiting { head: NONE, tail: NONE });
         for (at, &index) in blocks.iter().enumerate().rev() {
-            self.fetch_block(at.checked_sub(AHEAD).map(|before| blocks[before]));
+            let (ahead, after) = (at.wrapping_sub(AHEAD), at.wrapping_sub(AHEAD - 1));
+            self.fetch_block(blocks.get(ahead).copied(), blocks.get(after).copied());
             let block = &mut self.blocks[index as usize];
             block.refs -= 1;
             block.note_use(last_step);

@@ -28,11 +28,13 @@ const VICTIMS: u32 = 8;
 /// Keys made ahead, and what else that takes. A key stands beside all that it depends on but the cache's hash: parent
 /// and tokens of its link. Links with extras have none.
 pub(super) struct Ahead {
-    /// By row, as far as it goes.
-    keys: [Option<(Key, Key)>; FAR],
+    /// In the order in which they were made, round and round: row, parent and key. A row has a place however the others
+    /// are numbered, and keeps it for more operations than lie between its key and its COMMIT.
+    keys: [Option<(u32, Key, Key)>; FAR],
     /// `[FAR][link_tokens]`: their tokens.
     links: Vec<i32>,
     link_tokens: usize,
+    next: usize,
     /// By group: rows that were about to grow while hardly a block was free.
     growths: [u32; GROUPS_MAX],
 }
@@ -44,16 +46,34 @@ impl Ahead {
             keys: [None; FAR],
             links: filled(FAR * link_tokens, 0)?,
             link_tokens,
+            next: 0,
             growths: [0; GROUPS_MAX],
         })
     }
 
-    fn link(&self, row: usize) -> &[i32] {
-        &self.links[row % FAR * self.link_tokens..][..self.link_tokens]
+    fn link(&self, place: usize) -> &[i32] {
+        &self.links[place * self.link_tokens..][..self.link_tokens]
     }
 
-    fn link_mut(&mut self, row: usize) -> &mut [i32] {
-        &mut self.links[row % FAR * self.link_tokens..][..self.link_tokens]
+    /// Tokens of the link whose key is made next, to be written; what was there is forgotten.
+    fn next_link(&mut self) -> &mut [i32] {
+        self.keys[self.next] = None;
+        &mut self.links[self.next * self.link_tokens..][..self.link_tokens]
+    }
+
+    /// Keeps the key of the link that was written.
+    fn keep(&mut self, row: usize, parent: &Key, key: &Key) {
+        self.keys[self.next] = Some((row as u32, *parent, *key));
+        self.next = (self.next + 1) % FAR;
+    }
+
+    /// The key of this link, if it was made.
+    fn find(&self, row: usize, parent: &Key, tokens: &[i32]) -> Option<Key> {
+        let is_it = |&(place, &kept): &(usize, &Option<(u32, Key, Key)>)| {
+            kept.is_some_and(|(of, after, _)| of == row as u32 && after == *parent)
+                && self.link(place) == tokens
+        };
+        self.keys.iter().enumerate().find(is_it).and_then(|(_, kept)| kept.map(|(.., key)| key))
     }
 }
 
@@ -149,27 +169,25 @@ impl State {
         let link = self.link_tokens as usize;
         let offset = (committed % link as u64) as usize;
         let part = ids.get(..link - offset)?;
-        let tokens = self.ahead.link_mut(row);
+        let tokens = self.ahead.next_link();
         tokens[..offset].copy_from_slice(&self.holders.open_tokens(row)[..offset]);
         tokens[offset..].copy_from_slice(part);
         let key = hash::link(self.hash, &holder.key, tokens, &holder.extras);
-        self.ahead.keys[row % FAR] = Some((holder.key, key)).filter(|_| holder.extras == Extras::NONE);
+        if holder.extras == Extras::NONE {
+            self.ahead.keep(row, &holder.key, &key);
+        }
         Some(key)
     }
 
-    /// The key of a whole link: the one made ahead, if it is of this link.
-    pub(super) fn link_key(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
-        match self.ahead.keys[row % FAR] {
-            Some((of, key)) if of == *parent && *extras == Extras::NONE && self.ahead.link(row) == tokens => {
-                key
-            }
-            _ => hash::link(self.hash, parent, tokens, extras),
-        }
+    /// The key of the first link that a COMMIT completes: the one made ahead, if it is of this link.
+    pub(super) fn first_link_key(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
+        let made = if *extras == Extras::NONE { self.ahead.find(row, parent, tokens) } else { None };
+        made.unwrap_or_else(|| hash::link(self.hash, parent, tokens, extras))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -178,26 +196,28 @@ mod tests {
     use crate::event::NoSink;
     use crate::memory::{Limits, Memory};
 
-    const EACH: u32 = 16;
+    pub(in crate::cache) const EACH: u32 = 16;
 
-    fn cache(hash: HashKind) -> KvCache {
+    /// A cache of so many blocks, of which a sequence takes half.
+    pub(in crate::cache) fn cache(hash: HashKind, blocks: u64) -> KvCache {
         let content = Content::Opaque { block_bytes: 16 };
         let group = GroupConfig::new(content, EACH);
         let config = CacheConfig {
             max_sequences: 4,
-            max_batch_tokens: 512,
+            max_sequence_tokens: blocks / 2 * u64::from(EACH),
+            max_batch_tokens: blocks as u32 / 2 * EACH,
             max_leases: 4,
             max_namespaces: 4,
             steps_in_flight: 2,
             hash,
             metadata_only: true,
-            ..CacheConfig::new(vec![group], 64)
+            ..CacheConfig::new(vec![group], blocks)
         };
         let device = crate::device::registry::open("host").unwrap();
         KvCache::new(&Memory::new(device, Limits::default(), Arc::new(NoSink)), &config).unwrap()
     }
 
-    fn request(tokens: &[i32]) -> Request<'_> {
+    pub(in crate::cache) fn request(tokens: &[i32]) -> Request<'_> {
         Request {
             namespace_id: 1,
             adapter_id: 0,
@@ -214,7 +234,7 @@ mod tests {
 
     /// Commits `parts` in turn, each announced as said by `guesses`; answers the tokens found of what was committed.
     fn found_after(hash: HashKind, parts: &[&[i32]], guesses: &[&[i32]]) -> u64 {
-        let cache = cache(hash);
+        let cache = cache(hash, 64);
         let lease = cache.lookups().find(&request(&[])).unwrap().lease;
         let all = parts.concat();
         let tokens = all.len() as u64;
@@ -252,8 +272,28 @@ mod tests {
     }
 
     #[test]
+    fn keys_made_ahead_are_kept_for_rows_of_any_number() {
+        let mut ahead = Ahead::new(2).unwrap();
+        let key = |word: usize| Key([word as u64; 4]);
+        let (parent, link) = (key(1), |row: usize| [row as i32, 7]);
+        // Rows that agree in their last bits, more than there is room for.
+        let rows: Vec<usize> = (0..FAR + 3).map(|at| at * FAR).collect();
+        for &row in &rows {
+            ahead.next_link().copy_from_slice(&link(row));
+            ahead.keep(row, &parent, &key(row));
+        }
+        let (gone, kept) = rows.split_at(3);
+        assert!(gone.iter().all(|&row| ahead.find(row, &parent, &link(row)).is_none()));
+        for &row in kept {
+            assert_eq!(ahead.find(row, &parent, &link(row)), Some(key(row)));
+            assert_eq!(ahead.find(row, &key(2), &link(row)), None);
+            assert_eq!(ahead.find(row, &parent, &link(row + 1)), None);
+        }
+    }
+
+    #[test]
     fn announcing_what_does_not_exist_changes_nothing() {
-        let cache = cache(HashKind::Xxh3);
+        let cache = cache(HashKind::Xxh3, 64);
         let mut step = cache.step(1).unwrap();
         for target in
             [Id(0), Id(u64::MAX), Id::new(IdKind::Sequence, 1, 3), Id::new(IdKind::Sequence, 1, 1 << 23)]

@@ -10,10 +10,11 @@ use super::hash::{Extras, Key};
 use super::lookup::{Match, Naming, Request};
 use super::namespace::Home;
 use super::outcomes::Outcomes;
-use super::prefix::{AHEAD, LinkKeys};
+use super::prefix::LinkKeys;
 use super::sequence::Holder;
 use super::session::MatchSession;
 use super::state::State;
+use super::walk::AHEAD;
 use crate::error::{Error, Result, Status};
 
 /// One block of one group that a lookup found, or did not.

@@ -4,7 +4,9 @@
 //! memory ahead of all three. What it does not: change who holds a block.
 
 use super::Store;
-use crate::cache::block::{Ancestry, Counters, NAMED, NO_SERIAL, Origin, Publication};
+use crate::cache::block::{
+    Ancestry, Block, Counters, FINDABLE, NAMED, NAMESPACE_MASK, NO_SERIAL, Origin, Publication,
+};
 use crate::cache::children::Parent;
 use crate::cache::evict::Facts;
 use crate::cache::hash::{Extras, Key};
@@ -14,6 +16,9 @@ use crate::sys::prefetch;
 const TOKENS_OF_LINE: usize = 16;
 /// Lines of a block's tokens that are asked for ahead; reading on in order, the processor asks for the rest itself.
 const LINES_MOST: usize = 4;
+/// Blocks of which one asks for what the policy keeps of all: not more than a line of the processor's cache.
+const NEIGHBOURS: u32 = 4;
+
 /// What proves that a block found by its key is the wanted content.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::cache) enum Proof {
@@ -53,6 +58,17 @@ impl Store {
         }
         self.fetch_tokens(block);
         Some(block)
+    }
+
+    /// Has all fetched that is read of so many blocks that lie one behind the other.
+    #[inline]
+    pub(in crate::cache) fn fetch_run(&self, first: u32, count: usize) {
+        let (blocks, each) = (first as usize..first as usize + count, self.block_tokens as usize);
+        prefetch::prefetch_all(&self.blocks, blocks.clone());
+        if self.proof != Proof::Key {
+            prefetch::prefetch_all(&self.tokens, blocks.start * each..blocks.end * each);
+            prefetch::prefetch_all(&self.origins, blocks);
+        }
     }
 
     /// Has all of a block's origin fetched, which may lie in two lines.
@@ -103,12 +119,16 @@ impl Store {
         prefetch::prefetch(&self.origins, block as usize);
     }
 
-    /// Has a block fetched that is acquired or released soon.
-    pub(in crate::cache) fn fetch_block(&self, block: Option<i32>) {
+    /// Has a block fetched that is acquired or released soon, after this other one.
+    #[inline]
+    pub(in crate::cache) fn fetch_block(&self, block: Option<i32>, after: Option<i32>) {
         let Some(block) = block else { return };
         if self.is_large {
             prefetch::prefetch(&self.blocks, block as usize);
-            self.policy.fetch(block as u32);
+            // What a policy keeps of neighbours lies in one line.
+            if block as u32 % NEIGHBOURS == 0 || after.is_none_or(|after| block.abs_diff(after) != 1) {
+                self.policy.fetch(block as u32);
+            }
         }
     }
 
@@ -120,8 +140,7 @@ impl Store {
 
     /// Whether a block is findable under this key, whatever came before it.
     pub(in crate::cache) fn has(&self, key: &Key, namespace: u32) -> bool {
-        let is_it = |block: u32| self.block(block).namespace() == namespace && self.block(block).key == *key;
-        self.index.find(self.index.hash(key, namespace), is_it).is_some()
+        self.find_named(key, namespace).is_some()
     }
 
     /// The findable block with this key, if it is proved to be this content with these tokens.
@@ -133,39 +152,40 @@ impl Store {
         counters: &mut Counters,
     ) -> Option<u32> {
         let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
-        self.prove(found, wanted, tokens, counters)
+        let is_it = !self.compares(wanted)
+            || self.prove(found, wanted.parent_serial, &wanted.extras, tokens, counters).is_some();
+        is_it.then_some(found)
     }
 
-    /// The same, of which `fetch_found` answered this block: it is nearly always the one.
+    /// Whether a block, if there is one with this id, is the one that is findable under this key.
     #[inline]
-    pub(in crate::cache) fn find_from(
-        &self,
-        first: u32,
-        hash: u32,
-        wanted: &Publication,
-        tokens: &[i32],
-        counters: &mut Counters,
-    ) -> Option<u32> {
-        match self.has_key(first, wanted) {
-            true => self.prove(first, wanted, tokens, counters),
-            false => self.find(hash, wanted, tokens, counters),
-        }
+    pub(in crate::cache) fn is_named(&self, block: u32, key: &Key, namespace: u32) -> bool {
+        let is_it = |block: &Block| {
+            block.namespace_and_flags & (FINDABLE | NAMESPACE_MASK) == FINDABLE | namespace
+                && block.key == *key
+        };
+        self.blocks.get(block as usize).is_some_and(is_it)
     }
 
-    #[inline]
-    fn prove(
+    /// The block that is findable under this key, whatever it holds.
+    pub(in crate::cache) fn find_named(&self, key: &Key, namespace: u32) -> Option<u32> {
+        self.index.find(self.index.hash(key, namespace), |block| self.is_named(block, key, namespace))
+    }
+
+    /// The identity of a found block's content, if it is these tokens and extras after that parent.
+    #[inline(always)]
+    pub(in crate::cache) fn prove(
         &self,
         found: u32,
-        wanted: &Publication,
+        parent_serial: u64,
+        extras: &Extras,
         tokens: &[i32],
         counters: &mut Counters,
-    ) -> Option<u32> {
-        if !self.compares(wanted) {
-            return Some(found);
-        }
-        let has_tokens = self.is_filled_with(found, tokens, wanted.extras);
+    ) -> Option<u64> {
+        let has_tokens = self.is_filled_with(found, tokens, extras);
         counters.collisions += u64::from(!has_tokens);
-        (has_tokens && self.parent_serial(found) == wanted.parent_serial).then_some(found)
+        let origin = self.origins.get(found as usize)?;
+        (has_tokens && origin.parent_serial == parent_serial).then_some(origin.serial)
     }
 
     /// Whether found content is proved by its ancestors too.
@@ -189,10 +209,6 @@ impl Store {
         block.namespace() == wanted.namespace && block.key == wanted.key
     }
 
-    fn parent_serial(&self, block: u32) -> u64 {
-        self.origins.get(block as usize).map_or(NO_SERIAL, |origin| origin.parent_serial)
-    }
-
     /// Identity of a block's content, if that is kept.
     #[inline]
     pub(in crate::cache) fn serial(&self, block: u32) -> u64 {
@@ -204,8 +220,8 @@ impl Store {
         self.proof != Proof::Key && wanted.has_tokens
     }
 
-    #[inline]
-    pub(super) fn is_filled_with(&self, block: u32, tokens: &[i32], extras: Extras) -> bool {
+    #[inline(always)]
+    pub(super) fn is_filled_with(&self, block: u32, tokens: &[i32], extras: &Extras) -> bool {
         let has_extras = || self.origins.get(block as usize).is_some_and(|origin| origin.extras == extras.0);
         match self.proof {
             Proof::Key | Proof::Anchor => true,

@@ -45,7 +45,7 @@ impl Store {
         if let &Ok(taken) = &found {
             let compares = self.compares(as_what);
             let origin = self.origin(taken);
-            if compares && !self.is_filled_with(taken, self.kept_tokens(index), as_what.extras) {
+            if compares && !self.is_filled_with(taken, self.kept_tokens(index), &as_what.extras) {
                 shared.counters.collisions += 1;
                 return Published::Refused;
             }

@@ -79,6 +79,7 @@ mod tally;
 mod trunks;
 mod upload;
 mod vacate;
+mod walk;
 mod write;
 
 pub use advise::{DEFAULT_ADVISOR, advisor_names};

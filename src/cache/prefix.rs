@@ -3,27 +3,23 @@
 //! Hashing needs only what never changes: the secret, the kind of hash, the tokens of a link. So it runs outside of the
 //! lock, into memory of the thread that is kept, in windows that double: after each window one question under the
 //! lock tells whether its last link is there at all. If no group has it, the prefix ends before it, and what follows
-//! is not hashed. That question never decides a hit: evictions may have taken ancestors, so the walk looks at every
-//! link from the first one on. It asks for the cells, then the blocks of links ahead, so that many are fetched at
-//! once. Reads of different links overlap; nothing is allocated under the lock.
+//! is not hashed. That question never decides a hit: evictions may have taken ancestors, so the walk (`walk`) looks at
+//! every link from the first one on. Nothing is allocated under the lock.
 
 use std::cell::RefCell;
 
-use super::block::{Counters, Publication, ROOT_SERIAL};
 use super::classes::Groups;
 use super::config::HashKind;
 use super::hash::{self, Extras, Key};
 use super::hybrid::ChainLink;
 use super::lookup::{Extra, Naming, Request};
 use super::namespace::{Home, KeyMode};
-use super::sequence::Rows;
 use super::sizes::Look;
 use super::state::State;
 use super::store::Store;
+use super::walk::{AHEAD, Search};
 use crate::error::{Error, Result, Status};
 
-/// Links between the fetch of a cell and of its block, and from there to their use.
-pub(super) const AHEAD: usize = 16;
 /// Links that are walked at a time where one group has all of a prefix; else another may end it after a few.
 const STRETCH: usize = 1024;
 /// Links that are hashed before the first question.
@@ -89,14 +85,13 @@ impl LinkKeys<'_> {
 
     /// Digest of all extras up to the end of a link.
     #[inline]
-    pub(super) fn extras(&self, link: usize) -> Extras {
-        let Self::Chained(Scratch { marks, .. }) = self else { return Extras::NONE };
-        if marks.is_empty() {
-            return Extras::NONE;
-        }
-        match marks.partition_point(|mark| mark.0 <= link) {
-            0 => Extras::NONE,
-            after => marks[after - 1].1,
+    pub(super) fn extras(&self, link: usize) -> &Extras {
+        match self {
+            Self::Chained(Scratch { marks, .. }) if !marks.is_empty() => {
+                let after = marks.partition_point(|mark| mark.0 <= link);
+                after.checked_sub(1).map_or(&Extras::NONE, |at| &marks[at].1)
+            }
+            _ => &Extras::NONE,
         }
     }
 }
@@ -106,7 +101,7 @@ impl LinkKeys<'_> {
     pub(super) fn extras_before(&self, request: &Request<'_>, token: u64, link_tokens: u32) -> Extras {
         let Naming::Tokens(_, all) = request.naming else { return Extras::NONE };
         let links = (token / u64::from(link_tokens)) as usize;
-        let mut extras = links.checked_sub(1).map_or(Extras::NONE, |last| self.extras(last));
+        let mut extras = links.checked_sub(1).map_or(Extras::NONE, |last| *self.extras(last));
         let from = links as u64 * u64::from(link_tokens);
         let inside = all.iter().filter(|extra| (from..token).contains(&extra.token_offset));
         inside.for_each(|extra| extras.fold(&extra.id, extra.token_offset));
@@ -115,6 +110,10 @@ impl LinkKeys<'_> {
 }
 
 impl Scratch {
+    pub(super) fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
     /// Chains on until `to` links are there.
     fn extend(
         &mut self,
@@ -129,9 +128,15 @@ impl Scratch {
             Error::new(Status::OutOfHostMemory, text)
         };
         let each = chain.link_tokens as usize;
-        self.keys.try_reserve(to - self.keys.len()).map_err(out_of_memory)?;
-        self.marks.try_reserve(extras.len() - self.extras_seen).map_err(out_of_memory)?;
+        let from = self.keys.len();
+        self.keys.try_reserve(to - from).map_err(out_of_memory)?;
         let mut key = *self.keys.last().unwrap_or(root);
+        if extras.is_empty() {
+            let keys = &mut self.keys;
+            hash::chain(chain.hash, key, &tokens[from * each..to * each], each, |key| keys.push(key));
+            return Ok(());
+        }
+        self.marks.try_reserve(extras.len() - self.extras_seen).map_err(out_of_memory)?;
         let mut folded = self.marks.last().map_or(Extras::NONE, |mark| mark.1);
         for link in self.keys.len()..to {
             let end = ((link + 1) * each) as u64;
@@ -202,84 +207,6 @@ pub(super) fn key_mode(request: &Request<'_>) -> Result<KeyMode> {
         Naming::Tokens(..) => Ok(KeyMode::Tokens),
         Naming::Keys { key_bytes, .. } => Ok(KeyMode::Keys(key_bytes)),
         Naming::Chunks { key_bytes, .. } => Ok(KeyMode::Chunks(key_bytes)),
-    }
-}
-
-/// What is looked up, and the row that receives what is found.
-struct Search<'a> {
-    request: &'a Request<'a>,
-    keys: &'a LinkKeys<'a>,
-    namespace: u32,
-    row: usize,
-}
-
-impl Search<'_> {
-    /// Pushes blocks of one group until the row has `to` of them or one is missing; answers whether it has.
-    fn take_blocks(
-        &self,
-        store: &Store,
-        rows: &mut Rows,
-        links_each: usize,
-        to: usize,
-        counters: &mut Counters,
-    ) -> bool {
-        let (key, parent_key) = (Key::default(), Key::default());
-        let Self { namespace, .. } = *self;
-        let mut wanted = Publication {
-            key,
-            namespace,
-            parent_key,
-            parent_serial: ROOT_SERIAL,
-            extras: Extras::NONE,
-            position: 0,
-            has_tokens: matches!(self.request.naming, Naming::Tokens(..)),
-        };
-        let first = rows.count(self.row);
-        let link_of = |position: usize| (position + 1) * links_each - 1;
-        if let Some(&parent) = rows.row(self.row).last() {
-            wanted.parent_serial = store.serial(parent as u32);
-        }
-        let (tokens, each): (&[i32], _) = match self.request.naming {
-            Naming::Tokens(tokens, _) => (tokens, store.block_tokens as usize),
-            Naming::Keys { .. } | Naming::Chunks { .. } => (&[], 0),
-        };
-        // Takes the block at a position, of which the first one under its hash is known; answers whether it is there.
-        let mut take = |position: usize, first: Option<u32>, hash: u32| {
-            let Some(first) = first else { return false };
-            wanted.key = self.keys.key(link_of(position));
-            wanted.extras = self.keys.extras(link_of(position));
-            let tokens = &tokens[position * each..][..each];
-            let Some(block) = store.find_from(first, hash, &wanted, tokens, counters) else { return false };
-            rows.push(self.row, block);
-            wanted.parent_serial = store.serial(block);
-            true
-        };
-        if !store.is_large {
-            // All of it is near: what is looked up beyond the end of the prefix would be for nothing.
-            return (first..to).all(|position| {
-                let hash = store.index.hash(&self.keys.key(link_of(position)), namespace);
-                take(position, store.fetch_found(hash), hash)
-            });
-        }
-        // Each block is met three times: its cell is asked for, then the block that the cell names, then both are read.
-        let (mut hashes, mut blocks) = ([0; 2 * AHEAD], [None; AHEAD]);
-        for at in first..to + 2 * AHEAD {
-            if let Some(position) = at.checked_sub(2 * AHEAD).filter(|&position| position >= first)
-                && !take(position, blocks[position % AHEAD], hashes[position % hashes.len()])
-            {
-                return false;
-            }
-            let near = at.checked_sub(AHEAD).filter(|near| (first..to).contains(near));
-            if let Some(near) = near {
-                blocks[near % AHEAD] = store.fetch_found(hashes[near % hashes.len()]);
-            }
-            if at < to {
-                let hash = store.index.hash(&self.keys.key(link_of(at)), self.namespace);
-                hashes[at % hashes.len()] = hash;
-                store.index.fetch(hash);
-            }
-        }
-        true
     }
 }
 

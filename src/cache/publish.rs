@@ -9,10 +9,10 @@ use super::group::Reach;
 use super::hash::{Extras, Key};
 use super::hybrid::input_of;
 use super::lookup::Extra;
-use super::prefix::AHEAD;
 use super::sequence::{Holder, LetGo, Rows};
 use super::state::State;
 use super::store::Store;
+use super::walk::AHEAD;
 
 /// Identity of the content that ends at token `end`, as the group knows it whose ancestors are never let go.
 pub(super) fn anchor_serial(

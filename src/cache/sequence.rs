@@ -166,6 +166,14 @@ impl Rows {
         self.set_count(row, count as u32 + 1);
     }
 
+    /// The same for several.
+    #[inline]
+    pub(super) fn push_all(&mut self, row: usize, blocks: &[i32]) {
+        let count = self.counts[row] as usize;
+        self.cells[row * self.row_cells + count..][..blocks.len()].copy_from_slice(blocks);
+        self.set_count(row, (count + blocks.len()) as u32);
+    }
+
     /// Writes cells of a row.
     pub(super) fn set_cells(&mut self, row: usize, first: usize, cells: impl Iterator<Item = i32>) {
         let target = &mut self.cells[row * self.row_cells + first..(row + 1) * self.row_cells];

@@ -5,7 +5,7 @@
 
 use super::classes::Groups;
 use super::growth::{Grower, Growth};
-use super::hash::Key;
+use super::hash::{self, Key};
 use super::lookup::{Extra, Naming};
 use super::namespace::KeyMode;
 pub use super::op::{Op, Target};
@@ -429,7 +429,7 @@ impl State {
     fn commit_tokens(&mut self, row: usize, mut ids: &[i32], mut extras: &[Extra]) -> u32 {
         let link = self.link_tokens as usize;
         let mut at = self.holders.sequences[row].committed;
-        let mut blocks = 0;
+        let (mut blocks, mut is_first) = (0, true);
         while !ids.is_empty() {
             let offset = (at % link as u64) as usize;
             let count = ids.len().min(link - offset);
@@ -443,12 +443,15 @@ impl State {
             extras = &extras[here..];
             if offset + count == link {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;
-                let key = if offset == 0 {
-                    self.link_key(row, &parent, part, &folded)
-                } else {
+                let key = if offset > 0 {
                     self.holders.open_tokens_mut(row)[offset..].copy_from_slice(part);
-                    self.link_key(row, &parent, self.holders.open_tokens(row), &folded)
+                    self.first_link_key(row, &parent, self.holders.open_tokens(row), &folded)
+                } else if is_first {
+                    self.first_link_key(row, &parent, part, &folded)
+                } else {
+                    hash::link(self.hash, &parent, part, &folded)
                 };
+                is_first = false;
                 let key_at = |at: usize| Some(key).filter(|_| at == 0);
                 blocks += self.complete_links(row, at / link as u64, key_at, true);
             } else {
