@@ -329,16 +329,21 @@ fn bad_files_are_named() {
 
 #[test]
 fn bad_arguments_are_named() {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["replay", "--generate", "chat", "--policy", "best"], "best"),
         (&["replay", "--generate", "chat", "--device", "abacus"], "abacus"),
         (&["replay", "--generate", "chat", "--blocks", "0"], "0"),
         (&["replay", "--generate", "chat", "--blocks", "-3"], "-3"),
         (&["replay", "--generate", "poems"], "poems"),
         (&["replay", "--generate", "chat", "--block-bytes", "17"], "17"),
-        (&["replay"], "TRACE"),
+        (&["replay"], "--generate"),
+        (
+            &["replay", "trace.jsonl", "--blocks", "-1"],
+            "'-1' for '--blocks <N>': expected a whole number from 1",
+        ),
         (&["replay", "trace.jsonl"], "--blocks"),
         (&["replay", "--generate", "chat", "--timed"], "--timed"),
+        (&["replay", "--generate", "chat", "--plot", "no/such/x.svg"], "a file that can be written"),
         (&["replay", "--generate", "chat", "--plot", "x.svg", "--capacities", "0"], "--capacities"),
         (&["replay", "--generate", "chat", "--plot", "x.svg", "--policies", "best"], "best"),
         (&["juggle"], "juggle"),
@@ -368,6 +373,10 @@ fn version_and_help_are_for_strangers() {
     let version = kavern(&["--version"]);
     assert!(version.status.success());
     assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+    // On a device that is full, what was asked for did not come.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let lost = Command::new(env!("CARGO_BIN_EXE_kavern")).arg("--help").stdout(full).output().unwrap();
+    assert_eq!(lost.status.code(), Some(1), "{}", String::from_utf8_lossy(&lost.stderr));
     let help = String::from_utf8_lossy(&kavern(&["replay", "--help"]).stdout).into_owned();
     for word in ["Examples:", "--generate mixed", "hash_ids", "Exit code"] {
         assert!(help.contains(word), "{word} in {help}");
@@ -428,8 +437,8 @@ fn unusable_allocations_are_named() {
     let cases: [(&[&str], &str); 9] = [
         (&[&bad], "bad.txt:2: block 2 is not live"),
         (&[&empty], "no allocation"),
-        (&["none.txt"], "No such file"),
-        (&[], "TRACE"),
+        (&["none.txt"], "No such file or directory (os error 2); expected \"a ID"),
+        (&[], "--generate"),
         (&["--generate", "poems"], "poems"),
         (&["--generate", "serving", "--peak-mib", "8"], "8"),
         (&["--generate", "serving", "--limit", "1", "--find-cap"], "--find-cap"),

@@ -97,7 +97,8 @@ impl AllocationTrace {
     /// Reads a file of such lines.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
-        let bytes = std::fs::read(path).map_err(|error| Failure::Input(format!("{shown}: {error}")))?;
+        let bytes =
+            std::fs::read(path).map_err(|error| Failure::Input(format!("{shown}: {error}; {EXPECTED}")))?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Failure::Input(format!("{shown}: this is no text; {EXPECTED}")))?;
         let trace = Self::parse(&text, &shown.to_string())?;
@@ -124,7 +125,7 @@ impl AllocationTrace {
                 ["a", id, bytes, stream] => {
                     let (id, bytes, stream) = (number(id)?, number(bytes)?, number(stream)?);
                     if bytes == 0 || bytes >> 47 != 0 {
-                        return Err(wrong(format!("{bytes} bytes; expected 1 to 2^47")));
+                        return Err(wrong(format!("{bytes} bytes; expected 1 to 2^47 - 1")));
                     }
                     if stream >= STREAMS_MAX.into() {
                         return Err(wrong(format!("stream {stream}; expected less than {STREAMS_MAX}")));

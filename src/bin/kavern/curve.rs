@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::abi::Manager;
 use crate::bound;
-use crate::failure::Failure;
+use crate::failure::{Failure, unwritable};
 use crate::player::Player;
 use crate::replay::Replay;
 use crate::screen;
@@ -58,6 +58,9 @@ pub(crate) fn run(
     workload: &Workload,
     path: &Path,
 ) -> Result<(), Failure> {
+    // A run takes minutes: whether the picture can be written is found out before it.
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    file.map_err(|error| unwritable("--plot", path, &error))?;
     let unique = workload.unique_blocks() as u64;
     let capacities = match options.capacities.is_empty() {
         true => spread(unique),
@@ -119,8 +122,7 @@ impl Report {
         let title = Path::new(&self.workload).file_name().map(|name| name.to_string_lossy().into_owned());
         self.paint(&mut picture, &title.unwrap_or_else(|| self.workload.clone()))
             .map_err(|error| Failure::Run(format!("the picture cannot be drawn: {error}")))?;
-        let refuse = |error| Failure::Input(format!("--plot {}: {error}", path.display()));
-        std::fs::write(path, picture).map_err(refuse)
+        std::fs::write(path, picture).map_err(|error| unwritable("--plot", path, &error))
     }
 
     fn paint(&self, picture: &mut String, title: &str) -> Result<(), Box<dyn std::error::Error>> {

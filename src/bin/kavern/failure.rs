@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What ends a verb early.
@@ -16,6 +17,11 @@ pub(crate) enum Failure {
     Run(String),
     /// Nobody reads our output any more.
     Quiet,
+}
+
+/// A file of results that an option names and that cannot be written.
+pub(crate) fn unwritable(option: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::Input(format!("{option} {}: {error}; expected a file that can be written", path.display()))
 }
 
 impl Failure {

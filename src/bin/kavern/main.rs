@@ -14,6 +14,7 @@ mod failure;
 mod generate;
 mod internet;
 mod keys;
+mod number;
 mod player;
 mod prefix_tree;
 mod replay;
@@ -50,10 +51,14 @@ fn main() -> ExitCode {
     // Made once and needed to the end; the parser takes only constants.
     let version: &'static str = Box::leak(format!("{version}\n{build}").into_boxed_str());
     let command = Cli::command().version(version);
-    let outcome = match Cli::from_arg_matches(&command.get_matches()) {
+    let outcome = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(Cli { verb: Verb::Replay(replay) }) => replay.run(),
         Ok(Cli { verb: Verb::ReplayAlloc(replay) }) => replay.run(),
-        Err(error) => error.exit(),
+        // Help and the version are results too; a complaint that nobody can read stays one.
+        Err(text) => match text.print() {
+            Err(error) if !text.use_stderr() => Err(error.into()),
+            _ => return ExitCode::from(if text.use_stderr() { 2 } else { 0 }),
+        },
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

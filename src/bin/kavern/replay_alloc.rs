@@ -8,14 +8,15 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use kavern::sys::clock::now_ns;
 use serde::Serialize;
 
 use crate::abi::{Manager, Stream};
 use crate::alloc_generate::{self, Kind};
 use crate::alloc_trace::{AllocationTrace, Event};
-use crate::failure::Failure;
+use crate::failure::{Failure, unwritable};
+use crate::number::whole;
 use crate::replay::unusable;
 use crate::screen;
 use crate::summary::{bytes, grouped};
@@ -25,10 +26,11 @@ const STEP_BYTES: u64 = 2 << 20;
 
 /// Replay allocations and report the memory that they take, and the least that they could live in
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(group = ArgGroup::new("source").args(["trace", "generate"]).required(true))]
 pub(crate) struct ReplayAlloc {
     /// Trace file: lines "a ID BYTES STREAM" and "f ID"
-    #[arg(value_name = "TRACE", required_unless_present = "generate", conflicts_with = "generate")]
+    #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
 
     /// Make a trace instead of reading one
@@ -37,11 +39,11 @@ pub(crate) struct ReplayAlloc {
 
     /// Live MiB that a generated trace comes near at its peak
     #[arg(long, value_name = "MIB", requires = "generate", default_value_t = 1024,
-          value_parser = clap::value_parser!(u64).range(256..=1 << 20))]
+          value_parser = whole(256u64..=1 << 20))]
     peak_mib: u64,
 
     /// Seed of a generated trace
-    #[arg(long, requires = "generate", default_value_t = 1)]
+    #[arg(long, requires = "generate", default_value_t = 1, value_parser = whole(0u64..))]
     seed: u64,
 
     /// Where the memory lies; "host" needs no GPU
@@ -49,7 +51,7 @@ pub(crate) struct ReplayAlloc {
     device: String,
 
     /// Bytes of device memory that may be used [default: what the device has]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..),
+    #[arg(long, value_name = "BYTES", value_parser = whole(1u64..),
           conflicts_with = "find_cap")]
     limit: Option<u64>,
 
@@ -59,7 +61,7 @@ pub(crate) struct ReplayAlloc {
 
     /// Microseconds that the program works between two events while it is watched what is held: a program that does
     /// nothing but allocate holds more
-    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = whole(0u64..=10_000))]
     pace_us: u64,
 
     /// Write the trace to a file, for other programs that replay it
@@ -122,8 +124,7 @@ impl ReplayAlloc {
             (None, None) => return Err(Failure::Input("expected a trace file or --generate".into())),
         };
         if let Some(path) = &self.write {
-            std::fs::write(path, trace.text())
-                .map_err(|error| Failure::Input(format!("--write {}: {error}", path.display())))?;
+            std::fs::write(path, trace.text()).map_err(|error| unwritable("--write", path, &error))?;
         }
         let limit_bytes = self.limit.unwrap_or(0);
         let timed = self.play(&trace, limit_bytes, Mode::Timed)?;
