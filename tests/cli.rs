@@ -337,7 +337,10 @@ fn bad_arguments_are_named() {
         (&["replay", "--generate", "poems"], "poems"),
         (&["replay", "--generate", "chat", "--block-bytes", "17"], "17"),
         (&["replay"], "--generate"),
-        (&["replay", "trace.jsonl", "--blocks", "-1"], "-1 is not in 1.."),
+        (
+            &["replay", "trace.jsonl", "--blocks", "-1"],
+            "'-1' for '--blocks <N>': expected a whole number from 1",
+        ),
         (&["replay", "trace.jsonl"], "--blocks"),
         (&["replay", "--generate", "chat", "--timed"], "--timed"),
         (&["replay", "--generate", "chat", "--plot", "no/such/x.svg"], "a file that can be written"),

@@ -14,6 +14,7 @@ mod failure;
 mod generate;
 mod internet;
 mod keys;
+mod number;
 mod player;
 mod prefix_tree;
 mod replay;

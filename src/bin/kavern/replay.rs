@@ -13,6 +13,7 @@ use crate::curve;
 use crate::failure::Failure;
 use crate::generate::{self, Kind};
 use crate::keys::BLOCK_TOKENS;
+use crate::number::whole;
 use crate::player::Player;
 use crate::scale;
 use crate::screen;
@@ -38,12 +39,12 @@ pub(crate) struct Replay {
 
     /// How many requests to generate
     #[arg(long, value_name = "N", requires = "generate", default_value_t = generate::DEFAULT_REQUESTS as u64,
-          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+          value_parser = whole(1u64..=100_000_000))]
     requests: u64,
 
     /// Blocks that the cache holds [default with --generate: 20000]
     #[arg(long, value_name = "N", required_unless_present_any = ["generate", "plot"],
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = whole(1u64..))]
     pub(crate) blocks: Option<u64>,
 
     /// Which block goes when room is needed: lru, as the reference answers of traces have it, unless told otherwise;
@@ -56,7 +57,7 @@ pub(crate) struct Replay {
     pub(crate) device: String,
 
     /// Bytes of a block, a multiple of 16
-    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(16..))]
+    #[arg(long, value_name = "BYTES", default_value_t = 4096, value_parser = whole(16u64..))]
     pub(crate) block_bytes: u64,
 
     /// Only the bookkeeping: no memory, no kernels, nothing to verify
@@ -73,7 +74,7 @@ pub(crate) struct Replay {
     pub(crate) tokens: bool,
 
     /// Seed of keys, byte patterns and generated traffic
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = whole(0u64..))]
     pub(crate) seed: u64,
 
     /// Print one JSON object instead of the table
@@ -86,12 +87,12 @@ pub(crate) struct Replay {
 
     /// Tokens of a block of the trace, with --timed
     #[arg(long = "block-tokens", value_name = "N", default_value_t = BLOCK_TOKENS as u32, requires = "timed",
-          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+          value_parser = whole(1u32..=65_536))]
     pub(crate) trace_block_tokens: u32,
 
     /// Requests that run at a time, with --timed
     #[arg(long, value_name = "N", default_value_t = 4096, requires = "timed",
-          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+          value_parser = whole(1u32..=65_536))]
     pub(crate) slots: u32,
 
     /// Draw the hit rate over the capacity for several policies, beside the bound, into this SVG file; no bytes move
@@ -100,7 +101,7 @@ pub(crate) struct Replay {
 
     /// Capacities of the plot, in blocks [default: twelve, up to where everything fits]
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "plot",
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = whole(1u64..))]
     pub(crate) capacities: Vec<u64>,
 
     /// Policies of the plot [default: all]
@@ -110,7 +111,7 @@ pub(crate) struct Replay {
     pub(crate) policies: Vec<String>,
 
     /// Stop after this many requests
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "K", value_parser = whole(1u64..))]
     limit: Option<u64>,
 }
 

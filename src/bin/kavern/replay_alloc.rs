@@ -16,6 +16,7 @@ use crate::abi::{Manager, Stream};
 use crate::alloc_generate::{self, Kind};
 use crate::alloc_trace::{AllocationTrace, Event};
 use crate::failure::{Failure, unwritable};
+use crate::number::whole;
 use crate::replay::unusable;
 use crate::screen;
 use crate::summary::{bytes, grouped};
@@ -38,11 +39,11 @@ pub(crate) struct ReplayAlloc {
 
     /// Live MiB that a generated trace comes near at its peak
     #[arg(long, value_name = "MIB", requires = "generate", default_value_t = 1024,
-          value_parser = clap::value_parser!(u64).range(256..=1 << 20))]
+          value_parser = whole(256u64..=1 << 20))]
     peak_mib: u64,
 
     /// Seed of a generated trace
-    #[arg(long, requires = "generate", default_value_t = 1)]
+    #[arg(long, requires = "generate", default_value_t = 1, value_parser = whole(0u64..))]
     seed: u64,
 
     /// Where the memory lies; "host" needs no GPU
@@ -50,7 +51,7 @@ pub(crate) struct ReplayAlloc {
     device: String,
 
     /// Bytes of device memory that may be used [default: what the device has]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..),
+    #[arg(long, value_name = "BYTES", value_parser = whole(1u64..),
           conflicts_with = "find_cap")]
     limit: Option<u64>,
 
@@ -60,7 +61,7 @@ pub(crate) struct ReplayAlloc {
 
     /// Microseconds that the program works between two events while it is watched what is held: a program that does
     /// nothing but allocate holds more
-    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = whole(0u64..=10_000))]
     pace_us: u64,
 
     /// Write the trace to a file, for other programs that replay it
