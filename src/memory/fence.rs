@@ -44,6 +44,12 @@ impl Fences {
         &self.device
     }
 
+    /// Events in the stock.
+    #[cfg(test)]
+    pub(super) fn spare_count(&self) -> usize {
+        self.spare.lock().len()
+    }
+
     /// Marks the end of what the stream has been given so far.
     pub(super) fn record(self: &Arc<Self>, stream: Stream) -> Result<Arc<Fence>> {
         let (spare, surplus) = {

@@ -227,7 +227,7 @@ impl Order {
         self.bytes += blocks.iter().map(|block| block.bytes).sum::<u64>();
         self.closed.insert(stream.0);
         let lane = self.lanes.entry(stream.0).or_default();
-        blocks.into_iter().for_each(|block| lane.closed.put(&fence, block, self.has_lengths));
+        lane.closed.put(&fence, blocks, self.has_lengths);
     }
 
     fn closed_lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -269,31 +269,18 @@ impl Order {
         self.lanes.keys().map(|&stream| Stream(stream)).collect()
     }
 
-    /// Takes out blocks whose fences are known to be reached, of the streams from `from` on: any stream may have them.
-    /// Of so many blocks and streams at most, and then the stream to go on with. The blocks of `too_many` fences more
-    /// are taken of each stream for a test that plants that mistake; else it is 0.
-    pub(super) fn take_reached(
-        &mut self,
-        from: Stream,
-        too_many: usize,
-        most: usize,
-    ) -> (Vec<Freed>, Option<Stream>) {
-        let (mut reached, mut next) = (Vec::new(), Some(from.0));
-        for _ in 0..most {
-            let Some(stream) = next.and_then(|from| self.closed.range(from..).next().copied()) else {
-                next = None;
-                break;
-            };
-            let lane = self.lanes.get_mut(&stream);
-            let is_all = lane.is_none_or(|lane| lane.closed.take_reached(too_many, most, &mut reached));
-            self.note_closed(stream);
-            if !is_all {
-                next = Some(stream);
-                break;
+    /// Takes out the blocks whose fences are known to be reached: any stream may have them. The blocks of `too_many`
+    /// fences more are taken of each stream for a test that plants that mistake; else it is 0.
+    pub(super) fn take_reached(&mut self, too_many: usize) -> Vec<Freed> {
+        let mut reached = Vec::new();
+        let streams: Vec<u64> = self.closed.iter().copied().collect();
+        for stream in streams {
+            if let Some(lane) = self.lanes.get_mut(&stream) {
+                reached.extend(lane.closed.take_reached(too_many));
             }
-            next = stream.checked_add(1);
+            self.note_closed(stream);
         }
-        (self.took_all(reached), next.map(Stream))
+        self.took_all(reached)
     }
 
     /// Takes out everything of a stream that is about to go, without a fence: the caller has waited for the stream.

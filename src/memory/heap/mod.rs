@@ -425,16 +425,12 @@ impl Heap {
         } else {
             usize::from(self.has(Mistake::NextBatchToo))
         };
-        let (mut is_any, mut next) = (false, Some(Stream(0)));
-        while let Some(from) = next {
-            // Whoever waits for the lock has it in between.
-            let mut core = self.core.lock();
-            let (blocks, rest) = core.order.take_reached(from, too_many, MOVED_MOST);
-            is_any |= !blocks.is_empty();
-            Self::give_all(&mut core, blocks)?;
-            next = rest;
+        let blocks = self.core.lock().order.take_reached(too_many);
+        // Whoever waits for the lock has it in between.
+        for part in blocks.chunks(MOVED_MOST) {
+            Self::give_all(&mut self.core.lock(), part.to_vec())?;
         }
-        Ok(is_any)
+        Ok(!blocks.is_empty())
     }
 
     fn give_all(core: &mut Core, blocks: Vec<Freed>) -> Result<()> {

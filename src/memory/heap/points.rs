@@ -10,9 +10,9 @@
 use std::sync::Arc;
 
 use super::super::fence::Fence;
+use super::Heap;
 use super::lane::is_gone_lane;
 use super::planted::Mistake;
-use super::{Heap, MOVED_MOST};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -117,11 +117,7 @@ impl Heap {
             return Ok(());
         }
         match self.mark(if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { lane }) {
-            Ok(Some(fence)) => {
-                // Whoever waits for the lock has it in between.
-                let parts = blocks.chunks(MOVED_MOST);
-                parts.for_each(|part| self.core.lock().order.close(lane, Arc::clone(&fence), part.to_vec()));
-            }
+            Ok(Some(fence)) => self.core.lock().order.close(lane, fence, blocks),
             Err(error) if is_gone(&error) && self.outlasts_gone() => {
                 Self::give_all(&mut self.core.lock(), blocks)?;
             }

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 struct Behind {
     fence: Arc<Fence>,
     count: usize,
+    /// Class, bytes and id of those whose class says no size; some may have been taken since.
+    lengths: Vec<(u32, u64, u64)>,
 }
 
 /// Number of the fence, and the block.
@@ -31,8 +33,6 @@ pub(super) struct Closed {
     classes: BTreeMap<u32, VecDeque<Waiting>>,
     /// Blocks of classes that do not say a size.
     lengths: BTreeMap<u32, BTreeSet<Sized>>,
-    /// The same by number: class, id, bytes.
-    ages: BTreeSet<(u64, u32, u64, u64)>,
 }
 
 impl Closed {
@@ -49,27 +49,42 @@ impl Closed {
     }
 
     pub(super) fn blocks(&self) -> impl Iterator<Item = Freed> {
-        let lengths = self.ages.iter().map(|&(_, class, id, bytes)| Freed { class, id, bytes });
+        let of_class = |(&class, sizes): (&u32, &'_ BTreeSet<Sized>)| {
+            sizes.iter().map(move |&(bytes, _, id)| Freed { class, id, bytes }).collect::<Vec<Freed>>()
+        };
+        let lengths = self.lengths.iter().flat_map(of_class);
         self.classes.values().flatten().map(|&(_, block)| block).chain(lengths)
     }
 
-    /// Puts a block behind a fence.
-    pub(super) fn put(&mut self, fence: &Arc<Fence>, block: Freed, has_lengths: bool) {
+    /// Puts blocks behind a fence.
+    pub(super) fn put(&mut self, fence: &Arc<Fence>, blocks: Vec<Freed>, has_lengths: bool) {
         let number = fence.number();
-        let new = || Behind { fence: Arc::clone(fence), count: 0 };
-        self.fences.entry(number).or_insert_with(new).count += 1;
-        if has_lengths && block.class >= LARGE {
-            self.lengths.entry(block.class).or_default().insert((block.bytes, number, block.id));
-            self.ages.insert((number, block.class, block.id, block.bytes));
-            return;
+        let new = || Behind { fence: Arc::clone(fence), count: 0, lengths: Vec::new() };
+        let behind = self.fences.entry(number).or_insert_with(new);
+        behind.count += blocks.len();
+        let mut lengths: BTreeMap<u32, Vec<Sized>> = BTreeMap::new();
+        for block in blocks {
+            if has_lengths && block.class >= LARGE {
+                behind.lengths.push((block.class, block.bytes, block.id));
+                lengths.entry(block.class).or_default().push((block.bytes, number, block.id));
+                continue;
+            }
+            let list = self.classes.entry(block.class).or_default();
+            // At the end, unless a wait behind an older fence was refused.
+            let at = match list.back() {
+                Some(&(last, _)) if last > number => list.partition_point(|&(other, _)| other <= number),
+                _ => list.len(),
+            };
+            list.insert(at, (number, block));
         }
-        let list = self.classes.entry(block.class).or_default();
-        // At the end, unless a wait behind an older fence was refused.
-        let at = match list.back() {
-            Some(&(last, _)) if last > number => list.partition_point(|&(other, _)| other <= number),
-            _ => list.len(),
-        };
-        list.insert(at, (number, block));
+        for (class, new) in lengths {
+            let sizes = self.lengths.entry(class).or_default();
+            // A tree of many is made faster than many are put into one.
+            match sizes.len() < new.len() {
+                true => sizes.append(&mut BTreeSet::from_iter(new)),
+                false => sizes.extend(new),
+            }
+        }
     }
 
     /// One block less behind a fence.
@@ -97,7 +112,6 @@ impl Closed {
         if sizes.is_empty() {
             self.lengths.remove(&class);
         }
-        self.ages.remove(&(number, class, id, bytes));
         Some((self.leave(number)?, Freed { class, id, bytes }))
     }
 
@@ -160,36 +174,29 @@ impl Closed {
         u64::MAX
     }
 
-    /// Takes out blocks behind fences that are known to be reached, `most` at most; whether those were all.
-    pub(super) fn take_reached(&mut self, too_many: usize, most: usize, reached: &mut Vec<Freed>) -> bool {
+    /// Takes out the blocks behind fences that are known to be reached.
+    pub(super) fn take_reached(&mut self, too_many: usize) -> Vec<Freed> {
         let until = self.reached_until(too_many);
-        let before = reached.len();
-        let left = |reached: &Vec<Freed>| most.saturating_sub(reached.len());
-        let mut numbers: Vec<u64> = Vec::new();
-        self.classes.retain(|_, list| {
-            let count = list.partition_point(|&(number, _)| number < until).min(left(reached));
-            for (number, block) in list.drain(..count) {
-                numbers.push(number);
-                reached.push(block);
+        if until == u64::MAX {
+            return self.take_all();
+        }
+        let mut reached = Vec::new();
+        while let Some(first) = self.fences.first_entry().filter(|first| *first.key() < until) {
+            let (number, behind) = first.remove_entry();
+            for (class, bytes, id) in behind.lengths {
+                let Some(sizes) = self.lengths.get_mut(&class) else { continue };
+                if sizes.remove(&(bytes, number, id)) {
+                    reached.push(Freed { class, id, bytes });
+                }
             }
-            !list.is_empty()
-        });
-        while left(reached) > 0
-            && let Some(&(number, class, id, bytes)) = self.ages.first().filter(|age| age.0 < until)
-        {
-            self.ages.pop_first();
-            if let Some(sizes) = self.lengths.get_mut(&class) {
-                sizes.remove(&(bytes, number, id));
-            }
-            numbers.push(number);
-            reached.push(Freed { class, id, bytes });
         }
         self.lengths.retain(|_, sizes| !sizes.is_empty());
-        debug_assert_eq!(numbers.len(), reached.len() - before);
-        for number in numbers {
-            self.leave(number);
-        }
-        self.fences.first_key_value().is_none_or(|(&number, _)| number >= until)
+        self.classes.retain(|_, list| {
+            let count = list.partition_point(|&(number, _)| number < until);
+            reached.extend(list.drain(..count).map(|(_, block)| block));
+            !list.is_empty()
+        });
+        reached
     }
 
     pub(super) fn take_all(&mut self) -> Vec<Freed> {
@@ -210,16 +217,28 @@ impl Closed {
             }
             list.iter().for_each(|&(number, _)| *counts.entry(number).or_default() += 1);
         }
-        for &(number, class, id, bytes) in &self.ages {
-            if !self.lengths.get(&class).is_some_and(|sizes| sizes.contains(&(bytes, number, id))) {
-                return fail("a block behind a fence that is not to be found by its length");
+        let of = |(&number, behind): (&u64, &Behind)| {
+            behind
+                .lengths
+                .iter()
+                .map(move |&(class, bytes, id)| (number, class, bytes, id))
+                .collect::<Vec<_>>()
+        };
+        let known: BTreeSet<(u64, u32, u64, u64)> = self.fences.iter().flat_map(of).collect();
+        for (&class, sizes) in &self.lengths {
+            if sizes.is_empty() || class < LARGE {
+                return fail("no lengths of a class, or of one that says them");
             }
-            *counts.entry(number).or_default() += 1;
+            for &(bytes, number, id) in sizes {
+                *counts.entry(number).or_default() += 1;
+                if !known.contains(&(number, class, bytes, id)) {
+                    return fail("a block that is not known to its fence");
+                }
+            }
         }
-        let by_length: usize = self.lengths.values().map(BTreeSet::len).sum();
         let counted: BTreeMap<u64, usize> =
             self.fences.iter().map(|(&number, behind)| (number, behind.count)).collect();
-        if by_length != self.ages.len() || counted != counts {
+        if counted != counts {
             return fail("other counts of blocks behind fences than there are");
         }
         Ok(())

@@ -244,7 +244,7 @@ impl Pool {
                 let _ = fence.is_reached();
             }
             let mut books = self.books.lock();
-            let (reached, _) = books.order.take_reached(Stream(0), 0, usize::MAX);
+            let reached = books.order.take_reached(0);
             if reached.is_empty() || books.make_ready(&reached).is_err() {
                 return;
             }
