@@ -9,9 +9,8 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
-//! after.
-//! No driver call under `core`.
+//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is
+//! locked, never after. No driver call under `core`.
 
 mod core;
 mod fitted;
@@ -51,7 +50,7 @@ use self::names::Names;
 use self::planted::Mistake;
 use self::points::Waits;
 use self::streams::StreamNumbers;
-use super::fence::{Fence, Fences};
+use super::fence::Fences;
 use super::front_cache::{Counts, Leased};
 use super::order::Freed;
 use super::physical::Physical;
@@ -376,61 +375,6 @@ impl Heap {
             return Ok(Some(block.id as u32));
         }
         Ok(None)
-    }
-
-    /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
-    fn collect(&self) -> Result<bool> {
-        if let Some(plain) = &self.plain {
-            return plain.collect();
-        }
-        self.mark_late();
-        self.close_ended()?;
-        let (oldest, mut of_several) = {
-            let core = self.core.lock();
-            if core.order.count() == 0 && core.limbo.is_empty() {
-                return Ok(false);
-            }
-            (core.order.oldest(), core.limbo.oldest())
-        };
-        let mut is_any = self.are_any_reached(&oldest)? || self.has(Mistake::FenceTaken);
-        if is_any {
-            is_any = self.take_reached()?;
-        }
-        // Each of these points is another one's, and the next of its stream is asked about once it was reached.
-        loop {
-            let is_next = self.are_any_reached(&of_several)?;
-            let mut core = self.core.lock();
-            let blocks = core.limbo.take_past(self.has(Mistake::AnyUser));
-            is_any |= !blocks.is_empty();
-            Self::give_all(&mut core, blocks)?;
-            if !is_next {
-                return Ok(is_any);
-            }
-            of_several = core.limbo.oldest();
-        }
-    }
-
-    fn are_any_reached(&self, fences: &[Arc<Fence>]) -> Result<bool> {
-        fences.iter().try_fold(false, |is_any, fence| match fence.is_reached() {
-            // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
-            Err(error) if error.status == Status::WrongState => Ok(is_any),
-            answer => Ok(answer? || is_any),
-        })
-    }
-
-    /// Gives back what stands behind fences that are known to be reached; whether anything did.
-    fn take_reached(&self) -> Result<bool> {
-        let too_many = if self.has(Mistake::FenceTaken) {
-            usize::MAX
-        } else {
-            usize::from(self.has(Mistake::NextBatchToo))
-        };
-        let blocks = self.core.lock().order.take_reached(too_many);
-        // Whoever waits for the lock has it in between.
-        for part in blocks.chunks(MOVED_MOST) {
-            Self::give_all(&mut self.core.lock(), part.to_vec())?;
-        }
-        Ok(!blocks.is_empty())
     }
 
     fn give_all(core: &mut Core, blocks: Vec<Freed>) -> Result<()> {

@@ -3,16 +3,16 @@
 //! An event that is recorded in a capture is a part of its graph: nobody can ask for it, and to try breaks the capture.
 //! So does an event on the default stream while a stream that it waits for is captured. A block that needs a point
 //! there waits without one; it is recorded when the capture is over.
-//! What it does: records points, or says that none can be had now. What it does not: decide who needs one.
+//! What it does: records points, or says that none can be had now; takes back what is behind reached ones. What it does not: decide who needs one.
 //! Invariants: a fence that `mark` gives was recorded outside of any capture; whoever names a lane again after `mark`
 //! shares `lanes` from before.
 
 use std::sync::Arc;
 
 use super::super::fence::Fence;
-use super::Heap;
 use super::lane::is_gone_lane;
 use super::planted::Mistake;
+use super::{Heap, MOVED_MOST};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -131,5 +131,60 @@ impl Heap {
             }
         }
         Ok(())
+    }
+
+    /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
+    pub(super) fn collect(&self) -> Result<bool> {
+        if let Some(plain) = &self.plain {
+            return plain.collect();
+        }
+        self.mark_late();
+        self.close_ended()?;
+        let (oldest, mut of_several) = {
+            let core = self.core.lock();
+            if core.order.count() == 0 && core.limbo.is_empty() {
+                return Ok(false);
+            }
+            (core.order.oldest(), core.limbo.oldest())
+        };
+        let mut is_any = self.are_any_reached(&oldest)? || self.has(Mistake::FenceTaken);
+        if is_any {
+            is_any = self.take_reached()?;
+        }
+        // Each of these points is another one's, and the next of its stream is asked about once it was reached.
+        loop {
+            let is_next = self.are_any_reached(&of_several)?;
+            let mut core = self.core.lock();
+            let blocks = core.limbo.take_past(self.has(Mistake::AnyUser));
+            is_any |= !blocks.is_empty();
+            Self::give_all(&mut core, blocks)?;
+            if !is_next {
+                return Ok(is_any);
+            }
+            of_several = core.limbo.oldest();
+        }
+    }
+
+    fn are_any_reached(&self, fences: &[Arc<Fence>]) -> Result<bool> {
+        fences.iter().try_fold(false, |is_any, fence| match fence.is_reached() {
+            // What a capture has taken cannot be asked for: it keeps its blocks, and nobody else fails for that.
+            Err(error) if error.status == Status::WrongState => Ok(is_any),
+            answer => Ok(answer? || is_any),
+        })
+    }
+
+    /// Gives back what stands behind fences that are known to be reached; whether anything did.
+    fn take_reached(&self) -> Result<bool> {
+        let too_many = if self.has(Mistake::FenceTaken) {
+            usize::MAX
+        } else {
+            usize::from(self.has(Mistake::NextBatchToo))
+        };
+        let blocks = self.core.lock().order.take_reached(too_many);
+        // Whoever waits for the lock has it in between.
+        for part in blocks.chunks(MOVED_MOST) {
+            Self::give_all(&mut self.core.lock(), part.to_vec())?;
+        }
+        Ok(!blocks.is_empty())
     }
 }
