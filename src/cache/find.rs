@@ -126,7 +126,9 @@ impl Store {
         if self.is_large {
             prefetch::prefetch(&self.blocks, block as usize);
             // What a policy keeps of neighbours lies in one line.
-            if block as u32 % NEIGHBOURS == 0 || after.is_none_or(|after| block.abs_diff(after) != 1) {
+            if (block as u32).is_multiple_of(NEIGHBOURS)
+                || after.is_none_or(|after| block.abs_diff(after) != 1)
+            {
                 self.policy.fetch(block as u32);
             }
         }

@@ -79,8 +79,10 @@ impl Shelf<'_> {
         if !store.is_large {
             // All of it is near: what is looked up beyond the end of the prefix would be for nothing.
             return (first..to).all(|position| {
-                let found = walk.take(position, near.wrapping_add(1), counters);
-                found.inspect(|&block| rows.push(row, block)).map(|block| near = block).is_some()
+                let Some(block) = walk.take(position, near.wrapping_add(1), counters) else { return false };
+                rows.push(row, block);
+                near = block;
+                true
             });
         }
         let (mut asked, mut known) = (Part::empty(first), Part::empty(first));
@@ -122,6 +124,7 @@ impl Part {
     }
 }
 
+/// What one position after the other is taken with.
 struct Walk<'a, K> {
     store: &'a Store,
     namespace: u32,
