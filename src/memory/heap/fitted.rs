@@ -51,8 +51,7 @@ impl Heap {
 
     /// Compares what is held with what can still be had; whether memory is short. Costs a look at each region.
     pub(super) fn weigh(&self) -> bool {
-        let held = self.physical.statistics().held_bytes;
-        let left = self.physical.left_bytes().min(self.total_bytes.saturating_sub(held));
+        let left = self.physical.likely_left_bytes(self.total_bytes);
         let backed = self.backed_bytes();
         let is_short = backed >= left;
         self.is_short.store(is_short, Ordering::Relaxed);

@@ -6,6 +6,7 @@ mod captures;
 mod cut;
 mod parked;
 mod reuse;
+mod short;
 mod takeover;
 
 use std::collections::HashMap;
