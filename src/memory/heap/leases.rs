@@ -260,6 +260,10 @@ impl Heap {
         let guests = self.leases.lock().clone();
         guests.iter().for_each(|guest| self.end_lease(guest));
         let live = self.live_blocks();
+        #[cfg(test)]
+        if live.is_empty() {
+            self.prove_whole().expect("a test that closes a heap does nothing beside that");
+        }
         if !live.is_empty() && self.sink.wants(Level::Warn) {
             let bytes: u64 = live.iter().map(|block| block.bytes).sum();
             let text =
