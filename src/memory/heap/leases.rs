@@ -13,6 +13,7 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
+use super::core::FITTED;
 use super::lane::{gone_lane, is_of_a_thread};
 use super::planted::Mistake;
 use crate::device::Stream;
@@ -39,8 +40,8 @@ impl Heap {
         Some(blocks.swap_remove(at))
     }
 
-    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at, and
-    /// whoever must not disturb a capture knows the stream.
+    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at,
+    /// and whoever must not disturb a capture knows the stream.
     pub fn capture_begins(&self, stream: Stream) {
         self.close_caches(stream);
         // Without a number it can have no memory either.
@@ -178,6 +179,25 @@ impl Heap {
             return;
         }
         freed.into_iter().for_each(|block| core.order.free(stream, block));
+    }
+
+    /// A block that is somebody's, with its length.
+    pub(super) fn block(&self, class: u32, index: u32) -> Result<Freed> {
+        let bytes = match Class::at(class as usize) {
+            Some(class) => size_class::bytes_of(class),
+            None if class == FITTED => self.run_bytes(index)?,
+            None => self.large_bytes(index)?,
+        };
+        Ok(Freed { class, id: index.into(), bytes })
+    }
+
+    /// Takes back a block that was never given out.
+    pub(super) fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
+        if is_captured {
+            self.captured.lock().entry(number).or_default().push(block);
+        } else {
+            self.core.lock().order.free(stream, block);
+        }
     }
 
     /// Takes everything out of the front caches; those of a stream that goes are closed.

@@ -9,8 +9,8 @@
 //! What it does not: budgets and pages of the driver; those are `physical`'s and `range`'s.
 //! Invariants: an address that was given out leads to a live record and to no other block; memory that was freed on
 //! one stream reaches another only behind a fence that was reached or waited for. A failed call leaves all as it was.
-//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is locked, never
-//! after.
+//! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is
+//! locked, never after.
 //! No driver call under `core`.
 
 mod core;
@@ -297,25 +297,6 @@ impl Heap {
         Ok(region.address_of(index))
     }
 
-    /// A block that is somebody's, with its length.
-    fn block(&self, class: u32, index: u32) -> Result<Freed> {
-        let bytes = match Class::at(class as usize) {
-            Some(class) => size_class::bytes_of(class),
-            None if class == core::FITTED => self.run_bytes(index)?,
-            None => self.large_bytes(index)?,
-        };
-        Ok(Freed { class, id: index.into(), bytes })
-    }
-
-    /// Takes back a block that was never given out.
-    fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
-        if is_captured {
-            self.captured.lock().entry(number).or_default().push(block);
-        } else {
-            self.core.lock().order.free(stream, block);
-        }
-    }
-
     /// A block of the class out of what is there.
     fn take_of_class(
         &self,
@@ -470,11 +451,6 @@ impl Heap {
             core.limbo.push(Limbo { waits, block });
         }
         Ok(true)
-    }
-
-    fn is_capturing(&self, stream: Stream) -> Result<bool> {
-        Ok(self.device.description().capabilities.capture
-            && self.device.stream_is_capturing(self.enqueued(stream))?)
     }
 }
 
