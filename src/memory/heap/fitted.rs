@@ -83,6 +83,11 @@ impl Heap {
         if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
             return Ok(Some((wanted, index)));
         }
+        let may_have = may_wait && !is_captured && !class.is_small();
+        let instead = |refusal| {
+            let index = self.part_instead(refusal, (stream, bytes), may_have)?;
+            Ok(Some((LARGE, index)))
+        };
         let is_short = self.is_short() || self.weigh();
         if is_short && !self.is_squeezed.swap(true, Ordering::Relaxed) {
             // What it cannot cut stays as it is: that is no reason to refuse what fits.
@@ -93,7 +98,10 @@ impl Heap {
             }
         }
         if is_short && self.core.lock().is_fitted(class, bytes) {
-            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
+            let run = match self.take_fitted(stream, bytes, alignment, is_captured, may_wait) {
+                Err(refusal) => return instead(refusal),
+                Ok(run) => run,
+            };
             if run.is_some() {
                 self.core.lock().count_rare(bytes, true);
             }
@@ -113,10 +121,10 @@ impl Heap {
             }
         }
         let grown = match class.is_small() {
-            true => self.grow(stream, class)?,
-            false => self.grow_middle(count, granules)?,
+            true => self.grow(stream, class),
+            false => self.grow_middle(count, granules),
         };
-        Ok(grown.map(|index| (wanted, index)))
+        grown.map_or_else(instead, |grown| Ok(grown.map(|index| (wanted, index))))
     }
 
     /// Size of the run of a fitted block.

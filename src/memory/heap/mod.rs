@@ -14,6 +14,7 @@
 //! No driver call under `core`.
 
 mod core;
+mod edges;
 mod fitted;
 mod grow;
 mod lane;
