@@ -2024,6 +2024,14 @@ typedef struct kavern_memory_statistics {
     uint64_t plain_allocations;
     /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
     uint64_t ladder_meshes;
+    /** Of the physical memory, what is nobody's and lies in pages of the device of which something else is in use. */
+    uint64_t retained_bytes;
+    /** When memory was short: pages of the device that went from free blocks to a large one as they were. */
+    uint64_t ladder_moved_pages;
+    /** Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others. */
+    uint64_t looks;
+    /** Mappings that the device did not remove; their memory goes back to it with the last user of their pages. */
+    uint64_t failed_unmaps;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */
@@ -2308,7 +2316,7 @@ kavern_status kavern_kv_append(kavern_kv_cache *cache,
  * Says that you are about to copy from the device to the host, by means of your own.
  *
  * Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
- * waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
+ * waits: pages are unmapped and given back later, after 100 ms at most. What an allocation or a commit
  * needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
  * are not worth the call.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.

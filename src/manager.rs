@@ -456,8 +456,9 @@ impl OwnStream {
 impl Drop for OwnStream {
     fn drop(&mut self) {
         let left = self.manager.forget_blocks_of(self.stream);
-        let destroyed = left.and(self.manager.device.stream_destroy(self.stream));
+        // Before its value is free for a stream that another thread makes.
         self.manager.streams.lock().own.remove(&self.stream.0);
+        let destroyed = left.and(self.manager.device.stream_destroy(self.stream));
         if let Err(error) = destroyed {
             self.manager.say(Level::Error, || format!("destroying a stream: {error}"));
         }

@@ -12,7 +12,7 @@ use crate::error::Status;
 /// Says that you are about to copy from the device to the host, by means of your own.
 ///
 /// Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
-/// waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
+/// waits: pages are unmapped and given back later, after 100 ms at most. What an allocation or a commit
 /// needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
 /// are not worth the call.
 /// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.

@@ -99,6 +99,14 @@ pub struct kavern_memory_statistics {
     pub plain_allocations: u64,
     /// When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE.
     pub ladder_meshes: u64,
+    /// Of the physical memory, what is nobody's and lies in pages of the device of which something else is in use.
+    pub retained_bytes: u64,
+    /// When memory was short: pages of the device that went from free blocks to a large one as they were.
+    pub ladder_moved_pages: u64,
+    /// Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others.
+    pub looks: u64,
+    /// Mappings that the device did not remove; their memory goes back to it with the last user of their pages.
+    pub failed_unmaps: u64,
 }
 
 // SAFETY: numbers only.
@@ -135,6 +143,10 @@ impl From<HeapStatistics> for kavern_memory_statistics {
             ladder_refusals: heap.ladder.refusals,
             plain_allocations: heap.plain_allocations,
             ladder_meshes: heap.ladder.meshes,
+            retained_bytes: heap.retained_bytes,
+            ladder_moved_pages: heap.ladder.moved_pages,
+            looks: heap.looks,
+            failed_unmaps: heap.failed_unmaps,
         }
     }
 }

@@ -182,6 +182,10 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("largest_free_bytes", totals.largest_free_bytes),
         ("plain_allocations", totals.plain_allocations),
         ("meshes", totals.ladder.meshes),
+        ("retained_bytes", totals.retained_bytes),
+        ("moved_pages", totals.ladder.moved_pages),
+        ("looks", totals.looks),
+        ("failed_unmaps", totals.failed_unmaps),
         ("refusals", totals.ladder.refusals),
     ]);
     json.key("live");

@@ -192,8 +192,14 @@ pub trait Payer: Send + Sync {
     fn discharge(&self, bytes: u64);
     /// Most that a charge could take now; others may be faster.
     fn left_bytes(&self) -> u64;
+    /// What is charged now, by everybody who is charged here; 0 where that is not known.
+    fn used_bytes(&self) -> u64 {
+        0
+    }
     /// Whether the soft limit is passed: nothing is then kept that nobody uses.
     fn is_strained(&self) -> bool;
+    /// Its limits, for people.
+    fn limits(&self) -> String;
 }
 
 /// The device part of a process's budget, as a payer.
@@ -217,8 +223,22 @@ impl Payer for DeviceShare {
         .min(self.0.machine.as_ref().map_or(u64::MAX, |machine| machine.left_bytes()))
     }
 
+    fn used_bytes(&self) -> u64 {
+        self.0.device_bytes().0
+    }
+
     fn is_strained(&self) -> bool {
         self.0.over_bytes() > 0
+    }
+
+    fn limits(&self) -> String {
+        let (limit_bytes, (used, peak)) = (self.0.account(Where::Device).limit_bytes, self.0.device_bytes());
+        let own = match limit_bytes {
+            0 => format!("{used} used by the process, at most {peak}, which has no limit"),
+            _ => format!("{used} used by the process, at most {peak}, of its limit of {limit_bytes}"),
+        };
+        let machine = self.0.machine.as_ref().map(|machine| machine.limits());
+        [Some(own), machine].into_iter().flatten().collect::<Vec<String>>().join(", ")
     }
 }
 
@@ -287,9 +307,17 @@ impl Payer for Quota {
         self.above.iter().map(|payer| payer.left_bytes()).fold(own, u64::min)
     }
 
+    fn used_bytes(&self) -> u64 {
+        self.above.iter().map(|payer| payer.used_bytes()).fold(self.used_bytes(), u64::max)
+    }
+
     fn is_strained(&self) -> bool {
         let is_past = self.soft_bytes > 0 && self.used_bytes() > self.soft_bytes;
         is_past || self.above.iter().any(|payer| payer.is_strained())
+    }
+
+    fn limits(&self) -> String {
+        format!("{} used of the limit of {} of {}", self.used_bytes(), self.hard_bytes, self.what)
     }
 }
 
@@ -341,6 +369,11 @@ impl Payer for MachineBudget {
 
     fn is_strained(&self) -> bool {
         false
+    }
+
+    fn limits(&self) -> String {
+        let (used, limit) = (self.used_bytes(), self.limit_bytes());
+        format!("{used} used by all processes of this machine, of the limit of {limit} of \"{}\"", self.name)
     }
 }
 

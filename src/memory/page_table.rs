@@ -235,6 +235,17 @@ impl PageTable {
         (is_whole && self.pin_in(first, end).is_none()).then_some(&mapping.page)
     }
 
+    /// `[first, end)` without the mappings that reach beyond it.
+    pub(super) fn whole_within(&self, first: u64, end: u64) -> (u64, u64) {
+        let at = |page: u64| self.within(page, page + 1).next();
+        let places = |(start, mapping): (u64, &Mapping)| (start, start + mapping.page.class().pages());
+        let low =
+            at(first).map(places).map_or(first, |(start, stop)| if start < first { stop } else { first });
+        let high = at(end - 1).map(places).map_or(end, |(start, stop)| if stop > end { start } else { end });
+        let low = low.min(end);
+        (low, high.max(low))
+    }
+
     /// Mappings inside of `[first, end)` whose pages can move to other addresses: all of it live, nothing pinned or
     /// given up, and the page is nobody else's.
     pub(super) fn movable(&self, first: u64, end: u64) -> Vec<(u64, Arc<PhysicalPage>)> {

@@ -59,6 +59,8 @@ pub(super) struct Pool {
     counts: [ClassStatistics; CLASSES],
     /// Pages on their way from or to the device, whose bytes may come free soon.
     transit: u64,
+    /// Bytes that there were when the device refused one more page, until there are more again.
+    ceiling_bytes: Option<u64>,
     pub(super) is_stopping: bool,
     pub(super) is_stirred: bool,
 }
@@ -134,10 +136,17 @@ impl Core {
         }
         let _transit = Transit { core: self, pages: 1 };
         let paid = Paid::charge(&self.account, bytes)?;
-        let page = self.device.page_create(bytes)?;
-        paid.keep();
+        let page = self.device.page_create(bytes);
         let mut pool = self.pool.lock();
+        if page.as_ref().is_err_and(|error| error.status == Status::OutOfMemory) {
+            pool.ceiling_bytes = Some(self.alive_bytes(&pool));
+        }
+        let page = page?;
+        paid.keep();
         pool.alive[class.index()] += 1;
+        if pool.ceiling_bytes.is_some_and(|ceiling_bytes| self.alive_bytes(&pool) > ceiling_bytes) {
+            pool.ceiling_bytes = None;
+        }
         pool.counts[class.index()].created += 1;
         Ok(page)
     }
@@ -264,6 +273,11 @@ impl Core {
 
     pub(super) fn pooled_bytes(&self, pool: &Pool) -> u64 {
         PageClass::ALL.iter().map(|&class| pool.idle[class.index()].len() as u64 * self.bytes_of(class)).sum()
+    }
+
+    /// All pages that there are.
+    fn alive_bytes(&self, pool: &Pool) -> u64 {
+        PageClass::ALL.iter().map(|&class| pool.alive[class.index()] * self.bytes_of(class)).sum()
     }
 
     /// Gives the upkeep reason to look.
@@ -397,6 +411,19 @@ impl Physical {
     pub fn left_bytes(&self) -> u64 {
         let left = self.core.account.left_bytes();
         left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
+    }
+
+    /// As `left_bytes`, as far as is known: of a device of so many bytes, less what others here have of it, and what
+    /// others elsewhere had when it refused a page last.
+    pub(super) fn likely_left_bytes(&self, total_bytes: u64) -> u64 {
+        let (pooled_bytes, alive_bytes, ceiling_bytes) = {
+            let pool = self.core.pool.lock();
+            (self.core.pooled_bytes(&pool), self.core.alive_bytes(&pool), pool.ceiling_bytes)
+        };
+        let account = &self.core.account;
+        let left_bytes = account.left_bytes().min(total_bytes.saturating_sub(account.used_bytes()));
+        let seen_bytes = ceiling_bytes.unwrap_or(total_bytes).saturating_sub(alive_bytes);
+        left_bytes.min(seen_bytes).saturating_add(pooled_bytes)
     }
 
     /// Makes all deferred page-table changes whose time has come; returns the bytes that are free of their old

@@ -367,6 +367,11 @@ impl Range {
         self.table.lock().pins()
     }
 
+    /// `[first, end)` without the mappings that reach beyond it; its beginning and end.
+    pub(super) fn whole_within(&self, first: u64, end: u64) -> (u64, u64) {
+        self.table.lock().whole_within(first, end)
+    }
+
     /// Sums over the table.
     pub(super) fn counts(&self) -> TableCounts {
         self.table.lock().counts()

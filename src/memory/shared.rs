@@ -435,11 +435,13 @@ impl SharedPool {
 
     /// What the pool has and did.
     pub fn statistics(&self) -> SharedStatistics {
-        let physical = self.physical.statistics();
+        let (physical, used_bytes) = (self.physical.statistics(), self.shares.used_bytes());
+        // A page that is passed on is in both books for a moment; it is the user's for so long.
+        let pooled_bytes = physical.pooled_bytes.min(self.config.limit_bytes.saturating_sub(used_bytes));
         SharedStatistics {
             limit_bytes: self.config.limit_bytes,
-            used_bytes: self.shares.used_bytes(),
-            pooled_bytes: physical.pooled_bytes,
+            used_bytes,
+            pooled_bytes,
             models: self.models.lock().len() as u64,
             requests: self.requests.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),

@@ -1,6 +1,7 @@
 //! Pages that others need before they are unmapped where they were.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kavern::device::{DeviceSlice, Stream};
 use kavern::error::Status;
@@ -187,6 +188,35 @@ fn what_the_upkeep_unmaps_just_before_it_is_asked_for_is_not_refused() {
         }
         memory.validate().unwrap();
     });
+}
+
+#[test]
+fn what_is_used_and_what_is_pooled_are_never_more_than_the_limit_while_pages_move() {
+    if std::env::var_os("KAVERN_TEST_DEVICE").is_some() {
+        return;
+    }
+    let memory = memory_of("host");
+    let unit = memory.device().description().page_bytes;
+    let pool = pair(&memory, 256);
+    pool.decommit("a", 0, 256 * unit, None).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let seen = pool.statistics();
+                assert!(seen.used_bytes + seen.pooled_bytes <= seen.limit_bytes, "{seen:?}");
+            }
+        });
+        for turn in 0..steps(400, 4000) {
+            let name = ["a", "b"][turn as usize % 2];
+            let stream = Some(Stream::DEFAULT).filter(|_| turn % 3 > 0);
+            // One that comes before the other's pages are past is refused.
+            let _ = pool.commit(name, 0, 256 * unit);
+            pool.decommit(name, 0, 256 * unit, stream).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    pool.validate().unwrap();
 }
 
 #[test]

@@ -51,8 +51,7 @@ impl Heap {
 
     /// Compares what is held with what can still be had; whether memory is short. Costs a look at each region.
     pub(super) fn weigh(&self) -> bool {
-        let held = self.physical.statistics().held_bytes;
-        let left = self.physical.left_bytes().min(self.total_bytes.saturating_sub(held));
+        let left = self.physical.likely_left_bytes(self.total_bytes);
         let backed = self.backed_bytes();
         let is_short = backed >= left;
         self.is_short.store(is_short, Ordering::Relaxed);
@@ -84,6 +83,11 @@ impl Heap {
         if let Some(index) = self.take_of_class(stream, class, alignment, is_captured, may_wait)? {
             return Ok(Some((wanted, index)));
         }
+        let may_have = may_wait && !is_captured && !class.is_small();
+        let instead = |refusal| {
+            let index = self.part_instead(refusal, (stream, bytes), may_have)?;
+            Ok(Some((LARGE, index)))
+        };
         let is_short = self.is_short() || self.weigh();
         if is_short && !self.is_squeezed.swap(true, Ordering::Relaxed) {
             // What it cannot cut stays as it is: that is no reason to refuse what fits.
@@ -94,7 +98,10 @@ impl Heap {
             }
         }
         if is_short && self.core.lock().is_fitted(class, bytes) {
-            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait)?;
+            let run = match self.take_fitted(stream, bytes, alignment, is_captured, may_wait) {
+                Err(refusal) => return instead(refusal),
+                Ok(run) => run,
+            };
             if run.is_some() {
                 self.core.lock().count_rare(bytes, true);
             }
@@ -114,10 +121,10 @@ impl Heap {
             }
         }
         let grown = match class.is_small() {
-            true => self.grow(stream, class)?,
-            false => self.grow_middle(count, granules)?,
+            true => self.grow(stream, class),
+            false => self.grow_middle(count, granules),
         };
-        Ok(grown.map(|index| (wanted, index)))
+        grown.map_or_else(instead, |grown| Ok(grown.map(|index| (wanted, index))))
     }
 
     /// Size of the run of a fitted block.

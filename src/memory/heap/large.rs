@@ -46,7 +46,9 @@ impl Heap {
         if !(is_captured || self.is_limited() || self.is_short() || self.weigh()) {
             return self.reuse_large(stream, bytes);
         }
-        self.grow_large(bytes).map(Some)
+        let grown = self.grow_large(bytes);
+        let may_have = may_wait && !is_captured;
+        grown.or_else(|refusal| self.part_instead(refusal, (stream, bytes), may_have)).map(Some)
     }
 
     pub(super) fn grow_large(&self, bytes: u64) -> Result<u32> {
@@ -80,16 +82,19 @@ impl Heap {
         Ok(u64::from(granules) * LARGE_GRANULE_BYTES)
     }
 
-    /// Takes the memory away from all large blocks that are free for all.
+    /// Takes the memory away from all large blocks that are free for all, as far as it is theirs alone.
     pub(super) fn trim_large(&self) -> Result<u64> {
         let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
-        let mut bytes = 0;
-        loop {
-            let Some(block) = self.core.lock().take_any_idle() else { return Ok(bytes) };
+        let (mut bytes, mut outcome) = (0, Ok(()));
+        for block in self.take_whole_idle(region)? {
             let gone = region.unback(block.id * LARGE_GRANULE_BYTES, block.bytes);
             self.core.lock().large.free(block.id as u32)?;
-            bytes += gone?;
+            match gone {
+                Ok(gone_bytes) => bytes += gone_bytes,
+                Err(error) => outcome = Err(error),
+            }
         }
+        outcome.map(|()| bytes)
     }
 }
 
@@ -115,7 +120,7 @@ impl core::Core {
         is_there
     }
 
-    fn take_any_idle(&mut self) -> Option<Freed> {
+    pub(super) fn take_any_idle(&mut self) -> Option<Freed> {
         let block = self.idle_large.take_any()?;
         self.idle_large_bytes -= block.bytes;
         Some(block)

@@ -15,6 +15,7 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
+use super::core::FITTED;
 use super::lane::{gone_lane, is_of_a_thread};
 use super::planted::Mistake;
 use crate::device::Stream;
@@ -41,8 +42,8 @@ impl Heap {
         Some(blocks.swap_remove(at))
     }
 
-    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at, and
-    /// whoever must not disturb a capture knows the stream.
+    /// Prepares a stream for the capture of a graph: no front cache serves it, so that each allocation is looked at,
+    /// and whoever must not disturb a capture knows the stream.
     pub fn capture_begins(&self, stream: Stream) {
         self.close_caches(stream);
         // Without a number it can have no memory either.
@@ -189,6 +190,25 @@ impl Heap {
         freed.into_iter().for_each(|block| core.order.free(stream, block));
     }
 
+    /// A block that is somebody's, with its length.
+    pub(super) fn block(&self, class: u32, index: u32) -> Result<Freed> {
+        let bytes = match Class::at(class as usize) {
+            Some(class) => size_class::bytes_of(class),
+            None if class == FITTED => self.run_bytes(index)?,
+            None => self.large_bytes(index)?,
+        };
+        Ok(Freed { class, id: index.into(), bytes })
+    }
+
+    /// Takes back a block that was never given out.
+    pub(super) fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
+        if is_captured {
+            self.captured.lock().entry(number).or_default().push(block);
+        } else {
+            self.core.lock().order.free(stream, block);
+        }
+    }
+
     /// Takes everything out of the front caches; those of a stream that goes are closed.
     pub(super) fn flush(&self, gone: Option<Stream>) {
         if let Some(gone) = gone {
@@ -269,6 +289,10 @@ impl Heap {
         let leases = self.leases.lock().clone();
         leases.iter().for_each(|(_, guest)| self.end_lease(guest));
         let live = self.live_blocks();
+        #[cfg(test)]
+        if live.is_empty() {
+            self.prove_whole().expect("a test that closes a heap does nothing beside that");
+        }
         if !live.is_empty() && self.sink.wants(Level::Warn) {
             let bytes: u64 = live.iter().map(|block| block.bytes).sum();
             let text =

@@ -13,6 +13,7 @@
 //! locked, never after. No driver call under `core`.
 
 mod core;
+mod edges;
 mod fitted;
 mod grow;
 mod lane;
@@ -302,25 +303,6 @@ impl Heap {
         Ok(region.address_of(index))
     }
 
-    /// A block that is somebody's, with its length.
-    fn block(&self, class: u32, index: u32) -> Result<Freed> {
-        let bytes = match Class::at(class as usize) {
-            Some(class) => size_class::bytes_of(class),
-            None if class == core::FITTED => self.run_bytes(index)?,
-            None => self.large_bytes(index)?,
-        };
-        Ok(Freed { class, id: index.into(), bytes })
-    }
-
-    /// Takes back a block that was never given out.
-    fn take_freed_back(&self, (stream, number): (Stream, u16), is_captured: bool, block: Freed) {
-        if is_captured {
-            self.captured.lock().entry(number).or_default().push(block);
-        } else {
-            self.core.lock().order.free(stream, block);
-        }
-    }
-
     /// A block of the class out of what is there.
     fn take_of_class(
         &self,
@@ -435,11 +417,6 @@ impl Heap {
             core.limbo.push(Limbo { waits, block });
         }
         Ok(true)
-    }
-
-    fn is_capturing(&self, stream: Stream) -> Result<bool> {
-        Ok(self.device.description().capabilities.capture
-            && self.device.stream_is_capturing(self.enqueued(stream))?)
     }
 }
 

@@ -30,6 +30,12 @@ pub(super) fn is_gone(error: &Error) -> bool {
 }
 
 impl Heap {
+    /// Whether a graph is being captured on a lane of this thread.
+    pub(super) fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        Ok(self.device.description().capabilities.capture
+            && self.device.stream_is_capturing(self.enqueued(stream))?)
+    }
+
     /// Whether a point can be had on a lane now.
     pub(super) fn takes_points(&self, lane: Stream) -> Result<bool> {
         if is_gone_lane(lane) {

@@ -276,11 +276,18 @@ impl Heap {
         let tags = self.top_tags(3);
         let pooled = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
+        let new_bytes = free.saturating_add(self.physical.statistics().pooled_bytes);
+        let largest = statistics.largest_free_bytes.max(self.physical.left_bytes().min(new_bytes));
         let text = format!(
-            "{bytes} bytes requested: {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
-             is backed), largest free piece {}, the device has {free} free; most: {tags}; free something or raise \
-             the limit",
-            last.text, statistics.live_bytes, statistics.live_count, statistics.largest_free_bytes,
+            "{bytes} bytes requested: {}; the most that can be had in one piece is {largest}; live {} bytes in {} \
+             allocations, held free {pooled} ({share} % of what is backed; {} of it in pages that are partly in use); \
+             {}; the device has {free} free of {}; most: {tags}; free something or raise the limit",
+            last.text,
+            statistics.live_bytes,
+            statistics.live_count,
+            statistics.retained_bytes,
+            self.physical.limits(),
+            self.total_bytes,
         );
         Error::new(Status::OutOfMemory, text)
     }

@@ -52,6 +52,22 @@ impl Heap {
         self.regions.iter().try_for_each(|(_, region)| region.range.validate())
     }
 
+    /// Of a heap that was closed without live blocks: all that is used of middle and large sizes is in a list of freed
+    /// ones, and nothing was lost on its way.
+    #[cfg(test)]
+    pub(super) fn prove_whole(&self) -> Result<()> {
+        let core = self.core.lock();
+        let captured: Vec<Freed> = self.captured.lock().values().flatten().copied().collect();
+        // What is wrong with the lists themselves is found by `validate`.
+        let Ok(freed) = core.prove_freed(&captured) else { return Ok(()) };
+        for (number, list) in [(MIDDLE, &core.middle), (LARGE, &core.large)] {
+            let used = list.ranges().filter(|range| range.state == State::Used);
+            let lost: Vec<_> = used.filter(|range| !freed.contains(&(number, range.start.into()))).collect();
+            ensure(lost.is_empty(), || format!("used and nobody's, in region {number}: {lost:?}"))?;
+        }
+        Ok(())
+    }
+
     /// What pages are pinned is what live blocks have pinned.
     fn prove_pins(&self) -> Result<()> {
         let pinned = self.pinned.lock();

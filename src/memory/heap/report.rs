@@ -11,7 +11,7 @@ use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::super::size_class::{self, Class};
 use super::core::FITTED;
 use super::plain::PlainCounts;
-use super::{Heap, LadderCounts, PlainBlocks};
+use super::{Heap, LadderCounts, MIDDLE, PlainBlocks};
 use crate::error::Result;
 use crate::sys::ticker;
 
@@ -34,10 +34,16 @@ pub struct HeapStatistics {
     pub ordered_bytes: u64,
     /// Physical memory behind the heap's addresses.
     pub backed_bytes: u64,
+    /// Of that, free memory in pages of which something else is in use: only what needs the same addresses gets it.
+    pub retained_bytes: u64,
     /// Largest piece that is free for all.
     pub largest_free_bytes: u64,
     /// What was done when memory was short.
     pub ladder: LadderCounts,
+    /// Looks through what is held before more was taken.
+    pub looks: u64,
+    /// Mappings that the device did not remove.
+    pub failed_unmaps: u64,
     /// Allocations straight from the device, because it cannot map memory, ever.
     pub plain_allocations: u64,
     /// Those of them that the device has not got back yet.
@@ -98,12 +104,23 @@ impl Heap {
         self.regions.iter().map(|(_, region)| backed(region)).sum()
     }
 
+    /// Memory without a user behind addresses of middle and large sizes. Small ones lie on pages that are given up as a
+    /// whole, and may be several addresses of one page.
+    fn retained_bytes(&self) -> u64 {
+        let of = |region: &Region| {
+            let live_pages = region.range.told().live_pages.load(Ordering::Relaxed);
+            region.range.backed_pages().saturating_sub(live_pages) * region.page_bytes
+        };
+        self.regions.iter().filter(|(number, _)| *number >= MIDDLE).map(|(_, region)| of(region)).sum()
+    }
+
     /// What it holds and did.
     pub fn statistics(&self) -> HeapStatistics {
         let (counts, front_cache_bytes) = self.counts();
         let plain = self.plain.as_ref().map(PlainBlocks::counts);
         let of_plain = |of: fn(&PlainCounts) -> u64| plain.as_ref().map_or(0, of);
-        let backed_bytes = self.backed_bytes();
+        let (backed_bytes, retained_bytes) = (self.backed_bytes(), self.retained_bytes());
+        let pages = self.physical.statistics();
         let mut core = self.core.lock();
         let middle = u64::from(core.middle.largest_free()) * MIDDLE_GRANULE_BYTES;
         let idle = core.idle_large.longest_bytes();
@@ -119,15 +136,21 @@ impl Heap {
             // Below zero only where a block went from a cache that was visited early to one visited late.
             live_bytes: counts.allocated_bytes.saturating_sub(counts.freed_bytes),
             live_block_bytes: of_plain(|plain| plain.bytes - plain.leaving_bytes)
-                + u64::saturating_sub(backed_bytes, free_bytes + ordered_bytes + front_cache_bytes),
+                + u64::saturating_sub(
+                    backed_bytes,
+                    free_bytes + ordered_bytes + front_cache_bytes + retained_bytes,
+                ),
             live_count: counts.allocations.saturating_sub(counts.frees),
             allocations: counts.allocations,
             frees: counts.frees,
             front_cache_bytes,
             ordered_bytes: ordered_bytes + of_plain(|plain| plain.leaving_bytes),
             backed_bytes,
+            retained_bytes,
             largest_free_bytes: middle.max(idle),
             ladder: self.ladder.counts(),
+            looks: self.looks.count(),
+            failed_unmaps: pages.failed_unmaps,
             plain_allocations: of_plain(|plain| plain.allocations),
             plain_count: of_plain(|plain| plain.count),
             plain_bytes: of_plain(|plain| plain.bytes),
@@ -185,7 +208,8 @@ impl Heap {
         let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
         let device = self.device.memory_info()?.free_bytes;
         let statistics = self.statistics();
-        let idle = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
+        let unusable = statistics.live_block_bytes + statistics.retained_bytes;
+        let idle = statistics.backed_bytes.saturating_sub(unusable);
         // Idle pages are taken from behind their addresses before anything is refused.
         let new =
             device.saturating_add(self.physical.statistics().pooled_bytes).min(self.physical.left_bytes());

@@ -131,7 +131,7 @@ impl Heap {
 impl Claims<'_> {
     /// Claims until there are so many pages, the largest ones first; whether there are.
     fn gather(&mut self, count: u64) -> Result<bool> {
-        self.gather_blocks(count);
+        self.gather_blocks(count)?;
         self.gather_runs(count);
         for class in (0..size_class::SMALL_CLASS_COUNT).filter_map(Class::at) {
             self.gather_slots(class, count)?;
@@ -169,20 +169,17 @@ impl Claims<'_> {
         (LARGE_GRANULE_BYTES / self.heap.physical.page_bytes()).max(1)
     }
 
-    fn gather_blocks(&mut self, count: u64) {
+    fn gather_blocks(&mut self, count: u64) -> Result<()> {
         let heap = self.heap;
-        let Some(region) = heap.regions.get(LARGE) else { return };
-        let idle: Vec<Freed> = heap.core.lock().idle_large.blocks().collect();
-        for block in idle {
-            if self.count == count || !heap.core.lock().take_idle(block) {
-                continue;
-            }
+        let Some(region) = heap.regions.get(LARGE) else { return Ok(()) };
+        for block in heap.take_whole_idle(region)? {
             let pages = region.pages(block.id * LARGE_GRANULE_BYTES, block.bytes);
             let units = units(region.range.movable(pages.0, pages.1), self.granule());
             if !self.note(LARGE, Donor::Block(block), pages, units, count) {
                 heap.free_again(Donor::Block(block));
             }
         }
+        Ok(())
     }
 
     fn gather_runs(&mut self, count: u64) {

@@ -7,6 +7,7 @@ mod cut;
 mod many;
 mod parked;
 mod reuse;
+mod short;
 mod takeover;
 
 use std::collections::HashMap;

@@ -75,6 +75,11 @@ impl Physical {
         self.core.awaited.load(Ordering::Acquire) > 0 && !self.core.is_overdue.load(Ordering::Relaxed)
     }
 
+    /// The limits that pages are charged to, for people.
+    pub(in crate::memory) fn limits(&self) -> String {
+        self.core.account.limits()
+    }
+
     /// Counts a mapping that the device did not remove.
     pub(in crate::memory) fn note_failed_unmap(&self) {
         self.core.failed_unmaps.fetch_add(1, Ordering::Relaxed);

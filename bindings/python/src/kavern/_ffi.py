@@ -826,6 +826,10 @@ kavern_memory_statistics._fields_ = [
     ("ladder_refusals", _c.c_uint64),
     ("plain_allocations", _c.c_uint64),
     ("ladder_meshes", _c.c_uint64),
+    ("retained_bytes", _c.c_uint64),
+    ("ladder_moved_pages", _c.c_uint64),
+    ("looks", _c.c_uint64),
+    ("failed_unmaps", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [

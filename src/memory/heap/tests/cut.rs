@@ -43,3 +43,83 @@ fn a_block_made_longer_is_cut_wherever_it_ends() {
     heap.validate().unwrap();
     heap.close();
 }
+
+/// Blocks of a size until one is refused; how many there were.
+fn fill_up(heap: &std::sync::Arc<super::Heap>, bytes: u64) -> u64 {
+    let refused = (0..).find(|_| heap.allocate(Stream::DEFAULT, bytes, 0, 0).is_err());
+    heap.validate().unwrap();
+    refused.unwrap()
+}
+
+#[test]
+fn what_is_left_of_a_page_that_a_cut_block_ends_in_serves_others_where_memory_is_short() {
+    // Of 1 GiB; where a granule of 2 MiB is more than what is asked for, the rest of it is lost.
+    for (bytes, percent) in [(2 * MIB, 99), (4 * MIB, 99), (MIB, 95)] {
+        for is_trimmed in [false, true] {
+            let heap = heap("host?memory_bytes=1073741824&page_bytes=2097152", 0);
+            let whole: Vec<u64> =
+                (0..6).map(|_| heap.allocate(Stream::DEFAULT, 64 * MIB, 0, 0).unwrap()).collect();
+            whole.iter().step_by(2).for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
+            for _ in 0..3 {
+                let part = heap.allocate(Stream::DEFAULT, 36 * MIB, 0, 0).unwrap();
+                assert!(whole.contains(&part), "each page is cut");
+            }
+            if is_trimmed {
+                heap.device.synchronize().unwrap();
+                heap.give_back().unwrap();
+                assert_eq!(heap.statistics().retained_bytes, 0, "what does not go has an owner");
+                heap.validate().unwrap();
+            }
+            let live = 3 * (64 + 36) * MIB + bytes * fill_up(&heap, bytes);
+            assert!(live >= 1024 * MIB / 100 * percent, "{} MiB in blocks of {bytes}", live / MIB);
+            heap.live_blocks().iter().for_each(|block| heap.free(Stream::DEFAULT, block.address).unwrap());
+            super::give_all_back(&heap);
+            let held = heap.statistics();
+            assert_eq!((held.backed_bytes, held.live_block_bytes), (0, 0));
+            heap.close();
+        }
+    }
+}
+
+#[test]
+fn a_large_block_that_takes_pages_over_leaves_those_that_others_share() {
+    let heap = heap("host?memory_bytes=536870912&page_bytes=2097152", 0);
+    let whole = heap.allocate(Stream::DEFAULT, 128 * MIB, 0, 0).unwrap();
+    // So that nothing is made longer.
+    let behind = heap.allocate(Stream::DEFAULT, 40 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, whole).unwrap();
+    assert_eq!(heap.allocate(Stream::DEFAULT, 36 * MIB, 0, 0).unwrap(), whole);
+    heap.allocate(Stream::DEFAULT, 256 * MIB, 0, 0).unwrap();
+    // 88 MiB of the device, and one of the two pages of 64 MiB.
+    heap.allocate(Stream::DEFAULT, 152 * MIB, 0, 0).unwrap();
+    let held = heap.statistics();
+    assert_eq!((held.retained_bytes, held.live_block_bytes), (0, 484 * MIB));
+    assert_eq!(held.ladder.moved_pages, 32);
+    heap.validate().unwrap();
+    assert_eq!(fill_up(&heap, 28 * MIB), 1, "the rest of the other page");
+    assert_eq!(heap.statistics().live_block_bytes, 512 * MIB);
+    heap.free(Stream::DEFAULT, behind).unwrap();
+    heap.close();
+}
+
+#[test]
+fn memory_that_a_page_keeps_beside_live_blocks_is_told_and_is_not_said_to_be_live() {
+    let heap = heap("host?memory_bytes=17179869184&page_bytes=2097152", 0);
+    // Slabs of 64 MiB while there is much.
+    let blocks: Vec<u64> = (0..4).map(|_| heap.allocate(Stream::DEFAULT, 4 * MIB, 0, 0).unwrap()).collect();
+    assert_eq!(heap.statistics().backed_bytes, 64 * MIB);
+    blocks[1..].iter().for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
+    heap.device.synchronize().unwrap();
+    heap.give_back().unwrap();
+    let held = heap.statistics();
+    assert_eq!(
+        (held.backed_bytes, held.retained_bytes, held.live_block_bytes),
+        (64 * MIB, 60 * MIB, 4 * MIB)
+    );
+    assert!(heap.can_allocate(16_320 * MIB, 0).unwrap() && !heap.can_allocate(16_322 * MIB, 0).unwrap());
+    let refusal = heap.allocate(Stream::DEFAULT, 16_322 * MIB, 0, 0).unwrap_err();
+    for told in ["62914560 of it in pages that are partly in use", "in one piece is 17112760320"] {
+        assert!(refusal.text.contains(told), "{}", refusal.text);
+    }
+    heap.close();
+}

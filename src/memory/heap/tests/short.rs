@@ -1,0 +1,53 @@
+//! Whether memory is short where others have most of it.
+
+use std::sync::Arc;
+
+use super::MIB;
+use crate::device::{Stream, registry};
+use crate::error::Status;
+use crate::event::NoSink;
+use crate::memory::{Limits, Memory};
+
+const ALL: u64 = 2048 * MIB;
+
+fn memory() -> Arc<Memory> {
+    let device = registry::open(&format!("host?memory_bytes={ALL}")).unwrap();
+    Memory::new(device, Limits::default(), Arc::new(NoSink))
+}
+
+#[test]
+fn what_others_of_the_same_manager_have_is_not_to_be_had() {
+    let memory = memory();
+    let heap = memory.make_heap_with(memory.heap_config()).unwrap();
+    let others = memory.allocate(1536 * MIB, "others").unwrap();
+    let take = |count| {
+        for _ in 0..count {
+            heap.allocate(Stream::DEFAULT, 8 * MIB, 0, 0).unwrap();
+        }
+    };
+    take(20);
+    assert!(!heap.weigh(), "160 MiB held, 352 to be had");
+    take(20);
+    assert!(heap.weigh(), "320 MiB held, 192 to be had");
+    drop(others);
+    assert!(!heap.weigh());
+    heap.close();
+}
+
+#[test]
+fn what_others_elsewhere_have_is_known_from_a_refusal_until_there_is_more_again() {
+    let memory = memory();
+    let heap = memory.make_heap_with(memory.heap_config()).unwrap();
+    let device = memory.device();
+    let others = device.page_create(1536 * MIB).unwrap();
+    let take = || heap.allocate(Stream::DEFAULT, 8 * MIB, 0, 0);
+    let refused = (0..).find_map(|_| take().err()).unwrap();
+    assert_eq!(refused.status, Status::OutOfMemory);
+    assert_eq!(heap.statistics().live_count, 64);
+    assert!(heap.weigh(), "512 MiB held, and no more to be had");
+    device.page_release(others).unwrap();
+    take().unwrap();
+    assert!(!heap.weigh(), "520 MiB held, more than when it was refused");
+    heap.validate().unwrap();
+    heap.close();
+}
