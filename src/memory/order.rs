@@ -23,6 +23,10 @@ use crate::error::{Error, Result};
 /// `Freed::class` of large blocks, which follows those of the size classes.
 pub(super) const LARGE: u32 = size_class::CLASS_COUNT as u32;
 
+/// `Freed::class` of large blocks and runs that are nobody's before they are everybody's.
+pub(super) const LENDING: u32 = LARGE + 2;
+pub(super) const COMPOSED: u32 = LARGE + 3;
+
 /// A freed block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Freed {
@@ -405,7 +409,7 @@ impl Order {
 
 /// Whether a block can be cut to a run of so many bytes; large ones lie elsewhere.
 fn is_run(block: &Freed, class: u32, bytes: u64) -> bool {
-    block.class >= class && block.class != LARGE && block.bytes >= bytes
+    block.class >= class && !matches!(block.class, LARGE | LENDING | COMPOSED) && block.bytes >= bytes
 }
 
 impl Lane {

@@ -6,6 +6,7 @@
 
 use super::super::order::Freed;
 use super::super::region::LARGE_GRANULE_BYTES;
+use super::fitted::{granules, is_refused};
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -14,8 +15,29 @@ use crate::error::{Error, Result, Status};
 const LARGE_ALIGNMENT: u32 = (64 << 20) / LARGE_GRANULE_BYTES as u32;
 
 impl Heap {
-    /// A large block for the stream.
+    /// A large block for the stream, or at last a run of the middle region. Its class and index.
     pub(super) fn take_large(
+        &self,
+        stream: Stream,
+        bytes: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<(u32, u32)>> {
+        let taken = self.take_whole_pages(stream, bytes, is_captured, may_wait);
+        if may_wait && !is_captured && is_refused(&taken) {
+            // Whole pages of its own lose the end of the last one, and need one more than there may be.
+            let run = self.grow_fitted(granules(bytes), 1);
+            if !is_refused(&run) {
+                return Ok(run?.map(|start| (core::FITTED, start)));
+            }
+            if let Some(start) = self.compose(granules(bytes))? {
+                return Ok(Some((core::COMPOSED, start)));
+            }
+        }
+        Ok(taken?.map(|index| (core::LARGE, index)))
+    }
+
+    fn take_whole_pages(
         &self,
         stream: Stream,
         bytes: u64,
@@ -82,6 +104,7 @@ impl Heap {
     /// Takes the memory away from all large blocks that are free for all.
     pub(super) fn trim_large(&self) -> Result<u64> {
         let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
+        self.leave_ends(region)?;
         let mut bytes = 0;
         loop {
             let Some(block) = self.core.lock().take_any_idle() else { return Ok(bytes) };

@@ -13,12 +13,14 @@
 //! after.
 //! No driver call under `core`.
 
+mod compose;
 mod core;
 mod fitted;
 mod grow;
 mod lane;
 mod large;
 mod leases;
+mod lend;
 mod mesh;
 #[cfg(test)]
 mod mesh_tests;
@@ -271,10 +273,14 @@ impl Heap {
             }
             None => {
                 let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
-                let index = self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?;
+                let (class, index) = self.climb(bytes, is_captured, attempt, || {
+                    let taken = self.take_over(bytes)?;
+                    Ok(taken.map(|index| (core::LARGE, index)))
+                })?;
+                let number = if class == core::LARGE { LARGE } else { MIDDLE };
                 let region =
-                    self.regions.get(LARGE).ok_or_else(|| Error::internal("a block without a region"))?;
-                (region, index, core::LARGE as u8)
+                    self.regions.get(number).ok_or_else(|| Error::internal("a block without a region"))?;
+                (region, index, class as u8)
             }
         };
         let record = region.records.get(index).ok_or_else(|| Error::internal("a block without a record"))?;
@@ -404,7 +410,7 @@ impl Heap {
         let class = u32::from(facts.class);
         let bytes = match Class::at(facts.class.into()) {
             Some(class) => size_class::bytes_of(class),
-            None if class == core::FITTED => self.run_bytes(index)?,
+            None if core::is_run(class) => self.run_bytes(index)?,
             None => self.large_bytes(index)?,
         };
         let block = Freed { class, id: index.into(), bytes };

@@ -3,6 +3,7 @@
 mod at_hand;
 mod books;
 mod captures;
+mod lend;
 mod parked;
 mod reuse;
 mod takeover;
