@@ -7,8 +7,7 @@
 //! Invariants, all checked by `validate()`: the nodes tile `0..capacity` in order; no two free and no two gap nodes
 //! touch; each free node is in the bin of its count and nothing else is in a bin; `gap + free + used == capacity`;
 //! the start of each gap and used node, and of no other, is in `starts` and leads to its node. A refused call changes
-//! nothing. Lock order: none, the owner locks. The idea of the two levels is that of M. Masmano's TLSF; nodes live
-//! beside the range, not in it, because the range may be memory of a device.
+//! nothing. Lock order: none, the owner locks. The two levels are M. Masmano's TLSF; nodes live beside the range.
 
 use crate::error::{Error, Result, Status};
 use crate::memory::bitmap::Bitmap;
@@ -16,6 +15,7 @@ use crate::sys::reserve::{Zeroed, room};
 
 mod bins;
 mod check;
+mod part;
 pub mod place;
 
 use bins::Bins;

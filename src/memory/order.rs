@@ -29,6 +29,10 @@ use lane::Lane;
 /// `Freed::class` of large blocks, which follows those of the size classes. It says no size, and no later one does.
 pub(super) const LARGE: u32 = size_class::CLASS_COUNT as u32;
 
+/// `Freed::class` of large blocks and runs that are nobody's before they are everybody's.
+pub(super) const LENDING: u32 = LARGE + 2;
+pub(super) const COMPOSED: u32 = LARGE + 3;
+
 /// A freed block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Freed {
@@ -334,7 +338,12 @@ impl Order {
 
 /// Whether a block can be cut to a run of so many bytes; large ones lie elsewhere.
 fn is_run(block: &Freed, class: u32, bytes: u64) -> bool {
-    block.class >= class && block.class != LARGE && block.bytes >= bytes
+    block.class >= class && serves_parts(block.class) && block.bytes >= bytes
+}
+
+/// Whether others may have a part of a block of a class.
+fn serves_parts(class: u32) -> bool {
+    !matches!(class, LARGE | LENDING | COMPOSED)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::error::{Error, Result, Status};
 
 /// One physical page behind addresses.
 struct Mapping {
-    /// Shared by all mappings of it, of which there is one but after a mesh.
+    /// Shared by all mappings of it, of which there is one but after a mesh or where a part of it is lent.
     page: Arc<PhysicalPage>,
     /// Another mapping counts as the page's.
     is_alias: bool,
@@ -269,6 +269,22 @@ impl PageTable {
         mapping.is_stale = true;
         self.stale += 1;
         self.leaving.insert(start);
+        self.tell();
+    }
+
+    /// The page of a mapping counts as another mapping's from here on; its user keeps it.
+    pub(super) fn count_elsewhere(&mut self, start: u64) {
+        let Some(mapping) = self.mappings.get_mut(&start).filter(|mapping| !mapping.is_alias) else { return };
+        mapping.is_alias = true;
+        self.alias_pages += mapping.page.class().pages();
+        self.tell();
+    }
+
+    /// The opposite of `count_elsewhere`.
+    pub(super) fn count_here(&mut self, start: u64) {
+        let Some(mapping) = self.mappings.get_mut(&start).filter(|mapping| mapping.is_alias) else { return };
+        mapping.is_alias = false;
+        self.alias_pages -= mapping.page.class().pages();
         self.tell();
     }
 

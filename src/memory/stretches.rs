@@ -95,15 +95,6 @@ impl Stretches {
         self.unsettle(id)
     }
 
-    /// Exactly this one; whether it was there.
-    pub(super) fn take(&mut self, block: Freed) -> bool {
-        if let Some(at) = self.recent.iter().position(|recent| *recent == block) {
-            return self.recent.remove(at).is_some();
-        }
-        let is_there = self.blocks.get(&block.id).is_some_and(|&(bytes, _)| bytes == block.bytes);
-        is_there && self.unsettle(block.id).is_some()
-    }
-
     /// Any block.
     pub(super) fn take_any(&mut self) -> Option<Freed> {
         if let Some(block) = self.recent.pop_back() {

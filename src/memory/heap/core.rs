@@ -14,6 +14,7 @@ use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STE
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
 use super::super::stretches::Stretches;
+use super::compose::Composed;
 use super::limbo::Limbos;
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -22,6 +23,15 @@ use crate::error::{Error, Result, Status};
 pub(super) const LARGE: u32 = order::LARGE;
 /// `Freed::class` of runs of granules that are as long as they were asked for.
 pub(super) const FITTED: u32 = LARGE + 1;
+/// `Freed::class` of large blocks of which the last page is lent: no other request gets them before all of it is past.
+pub(super) const LENDING: u32 = order::LENDING;
+/// `Freed::class` of blocks out of the ends of pages, likewise.
+pub(super) const COMPOSED: u32 = order::COMPOSED;
+
+/// Whether blocks of no size class lie in the middle region, with their own lengths.
+pub(super) fn is_run(class: u32) -> bool {
+    matches!(class, FITTED | COMPOSED)
+}
 
 /// Granules of the start of a block of a middle class.
 pub(super) const CLASS_ALIGNMENT: u32 = (MIDDLE_STEP_BYTES / MIDDLE_GRANULE_BYTES) as u32;
@@ -45,9 +55,25 @@ pub(super) struct Small {
 /// All of its slots are taken in the slab, so that nobody gets one; the places of its live slots are taken in the host
 /// too, and become the host's to give when they are freed.
 pub(super) struct Guest {
-    pub(super) host: u32,
+    pub(super) host: Host,
     /// Slots that are somebody's.
     pub(super) live: BTreeSet<u32>,
+}
+
+/// Whose memory the slots of a guest lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    /// Another page's of the same class.
+    Page(u32),
+    /// Its own, which is lent to the middle region and is the page there that begins with this granule.
+    Run(u32),
+}
+
+impl Guest {
+    /// The page whose memory its slots lie on, if it is one of slots.
+    pub(super) fn host_page(&self) -> Option<u32> {
+        if let Host::Page(page) = self.host { Some(page) } else { None }
+    }
 }
 
 impl Small {
@@ -78,7 +104,9 @@ impl Small {
         if !guest.live.remove(&index) {
             return Err(Error::internal(format!("slot {index} of guest page {page} is not live")));
         }
-        self.slab.give(Slot { page: guest.host, index })?;
+        if let Host::Page(host) = guest.host {
+            self.slab.give(Slot { page: host, index })?;
+        }
         if guest.live.is_empty() {
             self.guests.remove(&page);
             self.drop_page(page)?;
@@ -114,6 +142,14 @@ pub(super) struct Core {
     pub(super) idle_large_bytes: u64,
     pub(super) order: Order,
     pub(super) limbo: Limbos,
+    /// First granules of the pages of the middle region that are the last ones of large blocks.
+    pub(super) lent_ends: HashMap<u32, u32>,
+    /// Live and freed blocks out of the ends of pages, by their first granules.
+    pub(super) composed: HashMap<u32, Composed>,
+    /// First and last pages of such blocks that are gone, in granules of `LARGE_GRANULE_BYTES`; they still have memory.
+    pub(super) left_pages: Vec<u32>,
+    /// Last pages of large blocks that are gone, in granules of the large region: addresses that still have memory.
+    pub(super) left_ends: Vec<u32>,
     /// Live blocks of small requests that are cut to their length, by the class of their bytes.
     pub(super) rare: [u32; size_class::SMALL_CLASS_COUNT],
     small_region_bytes: u64,
@@ -145,6 +181,10 @@ impl Core {
             idle_large_bytes: 0,
             order: Order::of_heap(),
             limbo: Limbos::default(),
+            lent_ends: HashMap::new(),
+            left_ends: Vec::new(),
+            composed: HashMap::new(),
+            left_pages: Vec::new(),
             rare: [0; size_class::SMALL_CLASS_COUNT],
             small_region_bytes,
         })
@@ -200,6 +240,10 @@ impl Core {
         if block.class == FITTED {
             return self.middle.free(block.id as u32).map(drop);
         }
+        if block.class == COMPOSED {
+            return self.take_apart(block);
+        }
+        let block = if block.class == LENDING { self.take_end_back(block)? } else { block };
         let Some(class) = Class::at(block.class as usize) else {
             self.idle_large_bytes += block.bytes;
             self.idle_large.insert(block);
@@ -208,6 +252,7 @@ impl Core {
         if class.is_small() {
             let slots = Slots::new(block.bytes);
             let (page, index) = slots.place(block.id as u32);
+            self.take_slot_back(class, slots, (page, index))?;
             return self.small(class)?.give(page, index);
         }
         self.middle.free(block.id as u32).map(drop)
@@ -222,6 +267,8 @@ impl Core {
         self.middle_bare.validate()?;
         self.large.validate()?;
         self.prove_bare()?;
+        self.prove_lent()?;
+        self.prove_composed()?;
         self.small.iter().flatten().try_for_each(Small::validate)
     }
 }

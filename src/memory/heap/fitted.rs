@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering;
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES};
 use super::super::size_class::{self, Class};
-use super::core::{CLASS_ALIGNMENT, Core, FITTED, LARGE, addresses_used_up};
+use super::core::{CLASS_ALIGNMENT, COMPOSED, Core, FITTED, LARGE, addresses_used_up};
 use super::{Heap, MIDDLE};
 use crate::device::Stream;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::event::Level;
 
 /// Granules of a page.
@@ -98,7 +98,15 @@ impl Heap {
             }
         }
         if is_short && self.core.lock().is_fitted(class, bytes) {
-            let run = match self.take_fitted(stream, bytes, alignment, is_captured, may_wait) {
+            let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait);
+            if may_have
+                && alignment <= MIDDLE_GRANULE_BYTES
+                && is_refused(&run)
+                && let Some(start) = self.compose(granules(bytes))?
+            {
+                return Ok(Some((COMPOSED, start)));
+            }
+            let run = match run {
                 Err(refusal) => return instead(refusal),
                 Ok(run) => run,
             };
@@ -200,7 +208,7 @@ impl Heap {
     }
 
     /// A run of exactly so many granules, with as few new pages as possible.
-    fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
+    pub(super) fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
         if alignment > 1 || self.core.lock().middle.used_ranges() > WALK_MOST {
             return self.grow_middle(count, alignment);
         }
@@ -244,6 +252,11 @@ impl Heap {
             Err(_) => core.middle.allocate(count, 1),
         }
     }
+}
+
+/// Whether it is memory that is missing.
+pub(super) fn is_refused<T>(outcome: &Result<T>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.status == Status::OutOfMemory)
 }
 
 /// Where fitted blocks of small requests are counted: by their bytes alone, which is all that their records say.

@@ -7,6 +7,7 @@
 
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, Region};
+use super::fitted::{granules, is_refused};
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -15,8 +16,29 @@ use crate::error::{Error, Result, Status};
 const LARGE_ALIGNMENT: u32 = (64 << 20) / LARGE_GRANULE_BYTES as u32;
 
 impl Heap {
-    /// A large block for the stream.
+    /// A large block for the stream, or at last a run of the middle region. Its class and index.
     pub(super) fn take_large(
+        &self,
+        stream: Stream,
+        bytes: u64,
+        is_captured: bool,
+        may_wait: bool,
+    ) -> Result<Option<(u32, u32)>> {
+        let taken = self.take_whole_pages(stream, bytes, is_captured, may_wait);
+        if may_wait && !is_captured && is_refused(&taken) {
+            // Whole pages of its own lose the end of the last one, and need one more than there may be.
+            let run = self.grow_fitted(granules(bytes), 1);
+            if !is_refused(&run) {
+                return Ok(run?.map(|start| (core::FITTED, start)));
+            }
+            if let Some(start) = self.compose(granules(bytes))? {
+                return Ok(Some((core::COMPOSED, start)));
+            }
+        }
+        Ok(taken?.map(|index| (core::LARGE, index)))
+    }
+
+    fn take_whole_pages(
         &self,
         stream: Stream,
         bytes: u64,
@@ -85,6 +107,7 @@ impl Heap {
     /// Takes the memory away from all large blocks that are free for all, as far as it is theirs alone.
     pub(super) fn trim_large(&self) -> Result<u64> {
         let Some(region) = self.regions.get(LARGE) else { return Ok(0) };
+        self.leave_ends(region)?;
         let (mut bytes, mut outcome) = (0, Ok(()));
         for block in self.take_whole_idle(region)? {
             let gone = region.unback(block.id * LARGE_GRANULE_BYTES, block.bytes);
@@ -109,15 +132,6 @@ impl core::Core {
         let block = self.idle_large.take_sized(bytes)?;
         self.idle_large_bytes -= bytes;
         Some(block)
-    }
-
-    /// Exactly this one; whether it was there.
-    pub(super) fn take_idle(&mut self, block: Freed) -> bool {
-        let is_there = self.idle_large.take(block);
-        if is_there {
-            self.idle_large_bytes -= block.bytes;
-        }
-        is_there
     }
 
     pub(super) fn take_any_idle(&mut self) -> Option<Freed> {

@@ -15,7 +15,7 @@ use super::super::order::Freed;
 use super::super::region::Block;
 use super::super::size_class::{self, Class};
 use super::Heap;
-use super::core::FITTED;
+use super::core::is_run;
 use super::lane::{gone_lane, is_of_a_thread};
 use super::planted::Mistake;
 use crate::device::Stream;
@@ -194,7 +194,7 @@ impl Heap {
     pub(super) fn block(&self, class: u32, index: u32) -> Result<Freed> {
         let bytes = match Class::at(class as usize) {
             Some(class) => size_class::bytes_of(class),
-            None if class == FITTED => self.run_bytes(index)?,
+            None if is_run(class) => self.run_bytes(index)?,
             None => self.large_bytes(index)?,
         };
         Ok(Freed { class, id: index.into(), bytes })

@@ -15,7 +15,7 @@ use super::super::region::{Cut, Region, SLAB_PAGE_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::Slot;
 use super::Heap;
-use super::core::{Guest, Small};
+use super::core::{Guest, Host, Small};
 use crate::device::{Copy, Place, Stream};
 use crate::error::{Error, Result};
 
@@ -48,6 +48,8 @@ impl Heap {
         self.device.synchronize()?;
         self.collect()?;
         self.trim()?;
+        // A lent page is in use at two places and cannot be meshed.
+        self.take_slots_back()?;
         for class in (0..size_class::SMALL_CLASS_COUNT).filter_map(Class::at) {
             let Some(region) = self.regions.get(class.index()) else { continue };
             self.mesh_class(class, region, budget_bytes, &mut done)?;
@@ -98,7 +100,7 @@ impl Heap {
         };
         let mut core = self.core.lock();
         let small = core.small(class)?;
-        let hosts_of_guests: BTreeSet<u32> = small.guests.values().map(|guest| guest.host).collect();
+        let hosts_of_guests: BTreeSet<u32> = small.guests.values().filter_map(Guest::host_page).collect();
         let mut pages: Vec<(u32, u32)> = small
             .slab
             .open_pages()
@@ -161,14 +163,14 @@ impl Small {
         let (live, free): (Vec<u32>, Vec<u32>) = (0..count).partition(is_live);
         live.iter().try_for_each(|&index| self.slab.claim(Slot { page: host, index }))?;
         free.iter().try_for_each(|&index| self.slab.claim(Slot { page: guest, index }))?;
-        self.guests.insert(guest, Guest { host, live: live.iter().copied().collect() });
+        self.guests.insert(guest, Guest { host: Host::Page(host), live: live.iter().copied().collect() });
         Ok(Some(live))
     }
 
     /// The guest stays on its own memory.
     fn undo_mesh(&mut self, guest: u32) -> Result<()> {
         // Without an entry its last slot was freed meanwhile, and it is on the list of those that left.
-        let Some(Guest { host, live }) = self.guests.remove(&guest) else { return Ok(()) };
+        let Some(Guest { host: Host::Page(host), live }) = self.guests.remove(&guest) else { return Ok(()) };
         for index in 0..self.slab.slots_per_page() {
             let page = if live.contains(&index) { host } else { guest };
             self.slab.give(Slot { page, index })?;

@@ -12,6 +12,7 @@
 //! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is
 //! locked, never after. No driver call under `core`.
 
+mod compose;
 mod core;
 mod edges;
 mod fitted;
@@ -19,6 +20,7 @@ mod grow;
 mod lane;
 mod large;
 mod leases;
+mod lend;
 mod limbo;
 mod mesh;
 #[cfg(test)]
@@ -282,7 +284,8 @@ impl Heap {
             }
             None => {
                 let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
-                (core::LARGE, self.climb(bytes, is_captured, attempt, || self.take_over(bytes))?)
+                let take_over = || Ok(self.take_over(bytes)?.map(|index| (core::LARGE, index)));
+                self.climb(bytes, is_captured, attempt, take_over)?
             }
         };
         let number = if class == core::LARGE { LARGE } else { (class as usize).min(MIDDLE) };

@@ -1,9 +1,9 @@
 //! What is done when memory is short, step by step, and the sentence that ends it.
 //!
-//! Each step gives back more than the one before and costs more: own caches, fences that were reached, empty pages,
-//! blocks of other streams behind a wait, what others hold and can spare (pools, idle models, the program's callbacks),
-//! waiting for work in flight, and at last, where the program allows it, meshing half-empty pages. After each step the
-//! request is tried again. Each step is counted.
+//! Each step gives back more than the one before and costs more: own caches, fences that were reached, empty pages and
+//! loans of begun ones, blocks of other streams behind a wait or out of the ends of pages, what others hold and can
+//! spare (pools, idle models, the program's callbacks), waiting for work in flight, and at last, where the program
+//! allows it, meshing half-empty pages. After each step the request is tried again. Each step is counted.
 //! What it does not: take from anybody who did not offer it. Invariant: no lock is held while somebody else is asked.
 
 use std::sync::Arc;
@@ -138,6 +138,7 @@ impl Heap {
                     return Ok(found);
                 }
                 self.trim()?;
+                self.lend()?;
             }
             last = match tried(&attempt, may_wait)? {
                 Ok(found) => return Ok(found),

@@ -11,7 +11,7 @@ use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Slots};
 use super::super::size_class::{self, Class};
 use super::super::slab::Slot;
-use super::core::{Core, FITTED, Small};
+use super::core::{Core, FITTED, Small, is_run};
 use super::fitted::rare_class;
 use super::{Heap, LARGE, MIDDLE};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ fn place(block: &Freed) -> Place {
     let class = Class::at(block.class as usize);
     let region = match class {
         Some(class) if class.is_small() => class.index(),
-        None if block.class != FITTED => LARGE,
+        None if !is_run(block.class) => LARGE,
         _ => MIDDLE,
     };
     (region, block.id)
@@ -87,7 +87,7 @@ impl Heap {
                 let class = u32::from(facts.class);
                 let bytes = match Class::at(facts.class.into()) {
                     Some(class) => size_class::bytes_of(class),
-                    None if class == FITTED => facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES),
+                    None if is_run(class) => facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES),
                     None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
                 };
                 let block = Freed { class, id: index.into(), bytes };
@@ -137,7 +137,7 @@ impl Core {
                 let small = self.small.get(class.index()).and_then(Option::as_ref);
                 small.is_some_and(|small| small.is_used(page, index))
             }
-            None if block.class != FITTED => has(&self.large, LARGE_GRANULE_BYTES),
+            None if !is_run(block.class) => has(&self.large, LARGE_GRANULE_BYTES),
             _ => has(&self.middle, MIDDLE_GRANULE_BYTES),
         }
     }
@@ -167,12 +167,13 @@ impl Small {
         self.slab.validate()?;
         for (&page, guest) in &self.guests {
             let is_full = self.slab.live_in(page)? == self.slab.slots_per_page();
-            let is_hosted = |&index: &u32| self.slab.is_live(Slot { page: guest.host, index });
+            let host = guest.host_page();
+            let is_hosted = |&index: &u32| host.is_none_or(|page| self.slab.is_live(Slot { page, index }));
             let is_right = !guest.live.is_empty()
-                && !self.guests.contains_key(&guest.host)
+                && host.is_none_or(|host| !self.guests.contains_key(&host))
                 && guest.live.iter().all(is_hosted);
             ensure(is_full && is_right, || {
-                format!("page {page} lies on the memory of {}, with {:?} live", guest.host, guest.live)
+                format!("page {page} lies on the memory of {:?}, with {:?} live", guest.host, guest.live)
             })?;
         }
         Ok(())

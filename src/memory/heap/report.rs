@@ -9,7 +9,7 @@ use super::super::front_cache::Counts;
 use super::super::records::Facts;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::super::size_class::{self, Class};
-use super::core::FITTED;
+use super::core::{LENDING, is_run};
 use super::plain::PlainCounts;
 use super::{Heap, LadderCounts, MIDDLE, PlainBlocks};
 use crate::error::Result;
@@ -236,7 +236,9 @@ impl Heap {
 fn block_bytes(facts: &Facts) -> u64 {
     match Class::at(facts.class.into()) {
         Some(class) => size_class::bytes_of(class),
-        None if u32::from(facts.class) == FITTED => facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES),
+        None if is_run(facts.class.into()) || u32::from(facts.class) == LENDING => {
+            facts.bytes.next_multiple_of(MIDDLE_GRANULE_BYTES)
+        }
         None => facts.bytes.next_multiple_of(LARGE_GRANULE_BYTES),
     }
 }

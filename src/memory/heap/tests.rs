@@ -4,6 +4,7 @@ mod at_hand;
 mod books;
 mod captures;
 mod cut;
+mod lend;
 mod many;
 mod parked;
 mod reuse;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::super::fence::Fence;
-use super::{Freed, LARGE, is_run};
+use super::{Freed, LARGE, is_run, serves_parts};
 use crate::error::{Error, Result};
 
 struct Behind {
@@ -133,7 +133,7 @@ impl Closed {
         let sizes = self.classes.range(class..).filter_map(|(_, list)| list.back());
         let of_class = sizes.filter(|(_, block)| is_run(block, class, bytes));
         let of_class = of_class.map(|(_, block)| (block.class, block.bytes));
-        let lengths = self.lengths.range(class..).filter(|(class, _)| **class != LARGE);
+        let lengths = self.lengths.range(class..).filter(|(class, _)| serves_parts(**class));
         let fitting = lengths.filter_map(|(&class, sizes)| {
             let &(bytes, ..) = sizes.range((bytes, 0, 0)..).next()?;
             Some((class, bytes))
@@ -151,7 +151,7 @@ impl Closed {
         let classes: Vec<u32> = self.classes.range(class..).map(|(&class, _)| class).collect();
         let lengths: Vec<u32> = self.lengths.range(class..).map(|(&class, _)| class).collect();
         let mut runs = Vec::new();
-        for class in classes.into_iter().chain(lengths).filter(|&class| class != LARGE) {
+        for class in classes.into_iter().chain(lengths).filter(|&class| serves_parts(class)) {
             runs.extend(std::iter::from_fn(|| self.take(class, 0).map(|(_, run)| run)));
         }
         runs

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::super::region::LARGE_GRANULE_BYTES;
 use super::super::stretches::Stretches;
 use super::closed::Closed;
-use super::{Freed, LARGE, is_run};
+use super::{Freed, LARGE, is_run, serves_parts};
 use crate::error::{Error, Result};
 
 /// Of so many runs that are long enough, the shortest ones, it is asked whether they begin where they have to.
@@ -74,6 +74,10 @@ impl Lane {
         class.checked_sub(LARGE + 1).map(|index| index as usize)
     }
 
+    fn class_of_runs(index: usize) -> u32 {
+        LARGE + 1 + index as u32
+    }
+
     pub(super) fn free(&mut self, block: Freed, has_lengths: bool) {
         self.count += 1;
         self.bytes += block.bytes;
@@ -128,7 +132,7 @@ impl Lane {
 
     fn take_from_runs(&mut self, index: usize, (bytes, stamp, id): (u64, u64, u64)) -> Freed {
         self.runs[index].by_bytes.remove(&(bytes, stamp, id));
-        self.left_one(Freed { class: LARGE + 1 + index as u32, id, bytes })
+        self.left_one(Freed { class: Self::class_of_runs(index), id, bytes })
     }
 
     /// The shortest open run of exactly this class that begins at a multiple of `alignment`.
@@ -143,7 +147,8 @@ impl Lane {
         let lasts = self.open.iter().skip(class as usize).filter_map(|list| list.last());
         let of_class = lasts.filter(|block| is_run(block, class, bytes)).min_by_key(|block| block.bytes);
         let of_class = of_class.map(|block| (block.bytes, block.class));
-        let runs = self.runs.iter().enumerate();
+        let runs =
+            self.runs.iter().enumerate().filter(|(index, _)| serves_parts(Self::class_of_runs(*index)));
         let fitting = runs.filter_map(|(index, runs)| Some((runs.shortest(bytes, 1)?, index)));
         let fitting = fitting.min_by_key(|((bytes, ..), _)| *bytes);
         match (of_class, fitting) {
@@ -160,9 +165,10 @@ impl Lane {
         for list in self.open.iter_mut().skip(class as usize) {
             runs.append(list);
         }
-        for (index, of_class) in self.runs.iter_mut().enumerate() {
+        let parts = self.runs.iter_mut().enumerate();
+        for (index, of_class) in parts.filter(|(index, _)| serves_parts(Self::class_of_runs(*index))) {
             let taken = std::mem::take(&mut of_class.by_bytes).into_iter();
-            runs.extend(taken.map(|(bytes, _, id)| Freed { class: LARGE + 1 + index as u32, id, bytes }));
+            runs.extend(taken.map(|(bytes, _, id)| Freed { class: Self::class_of_runs(index), id, bytes }));
         }
         self.left(&runs);
         runs.extend(self.closed.take_runs(class));
@@ -178,7 +184,7 @@ impl Lane {
         self.open.iter_mut().for_each(|list| blocks.append(list));
         for (index, runs) in self.runs.iter_mut().enumerate() {
             let taken = std::mem::take(&mut runs.by_bytes).into_iter();
-            blocks.extend(taken.map(|(bytes, _, id)| Freed { class: LARGE + 1 + index as u32, id, bytes }));
+            blocks.extend(taken.map(|(bytes, _, id)| Freed { class: Self::class_of_runs(index), id, bytes }));
         }
         blocks.extend(self.large.iter_mut().flat_map(|large| large.take_all()));
         (self.count, self.bytes) = (0, 0);
@@ -188,8 +194,11 @@ impl Lane {
     pub(super) fn open_blocks(&self) -> impl Iterator<Item = Freed> {
         let large = self.large.iter().flat_map(|large| large.blocks());
         let runs = self.runs.iter().enumerate().flat_map(|(index, runs)| {
-            let block =
-                move |&(bytes, _, id): &(u64, u64, u64)| Freed { class: LARGE + 1 + index as u32, id, bytes };
+            let block = move |&(bytes, _, id): &(u64, u64, u64)| Freed {
+                class: Self::class_of_runs(index),
+                id,
+                bytes,
+            };
             runs.by_bytes.iter().map(block)
         });
         self.open.iter().flatten().copied().chain(large).chain(runs)

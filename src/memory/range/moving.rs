@@ -25,6 +25,35 @@ impl Range {
         self.table.lock().movable(first, end)
     }
 
+    /// The one page behind `[first, end)`, if it is nobody else's, and nothing of it is pinned or given up.
+    pub(in crate::memory) fn own_page(&self, first: u64, end: u64) -> Option<Arc<PhysicalPage>> {
+        let mut found = self.movable(first, end);
+        let (_, page) = found.pop()?;
+        (page.class().pages() == end - first).then_some(page)
+    }
+
+    /// The one page behind `[first, end)`, whoever else has it, if nothing of it is pinned or given up.
+    pub(in crate::memory) fn shared_page(&self, first: u64, end: u64) -> Option<Arc<PhysicalPage>> {
+        self.table.lock().whole(first, end).cloned()
+    }
+
+    /// For each of these, whether one page that nothing of is pinned or given up is so long and begins there.
+    pub(in crate::memory) fn whole_pages(&self, starts: impl Iterator<Item = u64>, pages: u64) -> Vec<bool> {
+        let table = self.table.lock();
+        starts.map(|first| table.whole(first, first + pages).is_some()).collect()
+    }
+
+    /// The page that begins at `first` counts as that of the range it was put behind by [`Range::back_with`]; it stays
+    /// in use here.
+    pub(in crate::memory) fn count_elsewhere(&self, first: u64) {
+        self.table.lock().count_elsewhere(first);
+    }
+
+    /// The opposite of [`Range::count_elsewhere`].
+    pub(in crate::memory) fn count_here(&self, first: u64) {
+        self.table.lock().count_here(first);
+    }
+
     /// Puts these pages, larger ones first, behind `[first, end)` from its beginning, and others behind the rest. The
     /// caller keeps them from being used at their old places, and calls [`Range::leave_behind`] there. Nothing was
     /// done if some of it has memory already.

@@ -1,0 +1,221 @@
+//! Pages that are lent, and blocks out of the ends of pages: who gets what, whose bytes stay, what goes back.
+
+use super::*;
+use crate::memory::heap::core::{COMPOSED, FITTED, LENDING};
+
+const KIB: u64 = 1 << 10;
+const PAGE: u64 = 2 * MIB;
+
+/// Blocks of so many bytes until memory ends, each filled.
+fn fill_up(heap: &Arc<Heap>, bytes: u64) -> Vec<u64> {
+    let blocks: Vec<u64> = std::iter::from_fn(|| heap.allocate(Stream::DEFAULT, bytes, 0, 0).ok()).collect();
+    blocks.iter().for_each(|&address| fill(heap, address, bytes));
+    blocks
+}
+
+fn free_all(heap: &Heap, blocks: impl IntoIterator<Item = u64>) {
+    blocks.into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+}
+
+fn check_filled(heap: &Heap, blocks: &[(u64, u64)], what: &str) {
+    assert!(blocks.iter().all(|&(address, bytes)| is_filled(heap, address, bytes)), "{what}");
+    heap.validate().unwrap();
+}
+
+/// Everything went back, also what had memory at two addresses.
+fn check_empty(heap: &Heap) {
+    give_all_back(heap);
+    heap.validate().unwrap();
+    assert_eq!(heap.statistics().backed_bytes, 0);
+    assert_eq!(heap.physical.statistics().held_bytes, 0);
+}
+
+fn class_of(heap: &Heap, address: u64) -> u32 {
+    heap.live(address).unwrap().3.class.into()
+}
+
+#[test]
+fn pages_of_a_few_small_blocks_serve_others_once_memory_is_short() {
+    const SIZES: [u64; 6] = [300, 700, 5 * KIB, 40 * KIB, 200 * KIB, 100];
+    let heap = heap("host", 64 * MIB);
+    let small: Vec<(u64, u64)> = SIZES
+        .iter()
+        .flat_map(|&bytes| [(); 3].map(|()| (heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap(), bytes)))
+        .collect();
+    small.iter().for_each(|&(address, bytes)| fill(&heap, address, bytes));
+    let blocks = fill_up(&heap, 300 * KIB);
+    // Six pages are begun by less than 800 KiB; of each page and each end of a run less than a block is left over.
+    let used: u64 = small.iter().map(|(_, bytes)| bytes).sum();
+    let free = 64 * MIB - used - blocks.len() as u64 * 300 * KIB;
+    assert!(free < 5 * MIB, "{free} bytes are left over");
+    check_filled(&heap, &small, "what was there before");
+    // Places that are given up serve others, one after the other and in any order.
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut left = small;
+    while !left.is_empty() {
+        let (address, _) = left.swap_remove(random.usize(..left.len()));
+        heap.free(Stream::DEFAULT, address).unwrap();
+        heap.give_back().unwrap();
+        let others: Vec<u64> =
+            (0..4).filter_map(|_| heap.allocate(Stream::DEFAULT, 30 * KIB, 0, 0).ok()).collect();
+        others.iter().for_each(|&address| fill(&heap, address, 30 * KIB));
+        check_filled(&heap, &left, "beside what came later");
+        free_all(&heap, others);
+    }
+    let blocks: Vec<(u64, u64)> = blocks.into_iter().map(|address| (address, 300 * KIB)).collect();
+    check_filled(&heap, &blocks, "where small ones have gone");
+    free_all(&heap, blocks.into_iter().map(|(address, _)| address));
+    check_empty(&heap);
+}
+
+#[test]
+fn the_last_page_of_a_large_block_serves_others_and_outlives_it() {
+    const LARGE: u64 = 34 * MIB + 100 * KIB;
+    let heap = heap("host", 64 * MIB);
+    let large = heap.allocate(Stream::DEFAULT, LARGE, 0, 0).unwrap();
+    let end = slice_of(&heap, large, LARGE).part(LARGE - 8, 8).unwrap();
+    heap.device.write(end, &[7; 8]).unwrap();
+    let blocks = fill_up(&heap, 300 * KIB);
+    assert_eq!(class_of(&heap, large), LENDING);
+    let free = 64 * MIB - LARGE - blocks.len() as u64 * 300 * KIB;
+    assert!(free < 600 * KIB, "{free} bytes are left over");
+    let mut seen = [0; 8];
+    heap.device.read(end, &mut seen).unwrap();
+    assert_eq!(seen, [7; 8]);
+    heap.validate().unwrap();
+    heap.free(Stream::DEFAULT, large).unwrap();
+    heap.validate().unwrap();
+    // The same length comes back on whole pages of its own, and meets nobody.
+    let again = heap.allocate(Stream::DEFAULT, 34 * MIB, 0, 0).unwrap();
+    fill(&heap, again, 34 * MIB);
+    let blocks: Vec<(u64, u64)> = blocks.into_iter().map(|address| (address, 300 * KIB)).collect();
+    check_filled(&heap, &blocks, "beside the next large block");
+    free_all(&heap, blocks.into_iter().map(|(address, _)| address));
+    assert!(is_filled(&heap, again, 34 * MIB));
+    heap.free(Stream::DEFAULT, again).unwrap();
+    check_empty(&heap);
+}
+
+#[test]
+fn the_free_end_of_a_large_block_goes_the_way_of_its_stream() {
+    const LARGE: u64 = 34 * MIB + 512 * KIB;
+    let heap = heap("host", 64 * MIB);
+    let [stream, gone] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+    let large = heap.allocate(stream, LARGE, 0, 0).unwrap();
+    heap.lend().unwrap();
+    let core = heap.core.lock();
+    let ends: Vec<_> = core.order.open_blocks(stream, FITTED).to_vec();
+    assert_eq!(ends.iter().map(|end| end.bytes).collect::<Vec<_>>(), [PAGE - 512 * KIB]);
+    assert_eq!(core.middle.free_granules(), 0, "nobody else has it");
+    drop(core);
+    heap.validate().unwrap();
+    heap.free(stream, large).unwrap();
+    heap.forget_stream(stream).unwrap();
+    give_all_back(&heap);
+    // Of a stream that is gone nobody knows when its work ends.
+    let large = heap.allocate(gone, LARGE, 0, 0).unwrap();
+    heap.forget_stream(gone).unwrap();
+    heap.lend().unwrap();
+    assert_ne!(class_of(&heap, large), LENDING);
+    heap.free(Stream::DEFAULT, large).unwrap();
+    check_empty(&heap);
+}
+
+#[test]
+fn what_is_pinned_or_a_graphs_or_half_full_is_not_lent() {
+    let heap = heap("host", 0);
+    let pinned = heap.allocate(Stream::DEFAULT, 40 * KIB, 0, 0).unwrap();
+    heap.pin(pinned).unwrap();
+    let large = heap.allocate(Stream::DEFAULT, 34 * MIB + 1, 0, 0).unwrap();
+    heap.pin(large).unwrap();
+    let full: Vec<u64> = (0..5).map(|_| heap.allocate(Stream::DEFAULT, 250 * KIB, 0, 0).unwrap()).collect();
+    let before = heap.statistics().backed_bytes;
+    heap.lend().unwrap();
+    heap.validate().unwrap();
+    let is_any = |heap: &Heap| {
+        heap.regions.get(super::super::MIDDLE).is_some_and(|middle| middle.range.backed_pages() > 0)
+    };
+    assert!(!is_any(&heap));
+    heap.unpin(pinned).unwrap();
+    heap.lend().unwrap();
+    assert!(is_any(&heap));
+    assert_eq!(heap.statistics().backed_bytes, before, "a page is counted once");
+    heap.unpin(large).unwrap();
+    free_all(&heap, full.into_iter().chain([pinned, large]));
+    check_empty(&heap);
+}
+
+/// A limit of pages that are all half full, the lower ones below and the upper ones above: the blocks that are left.
+fn half_full(spec: &str, pages: u64) -> (Arc<Heap>, Vec<u64>) {
+    let heap = heap(spec, pages * PAGE);
+    let blocks: Vec<u64> =
+        (0..2 * pages).map_while(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).ok()).collect();
+    let middle = blocks.iter().min().map_or(0, |first| first / PAGE) + pages / 2;
+    let is_kept = |address: &u64| (address / PAGE < middle) == address.is_multiple_of(PAGE);
+    let (kept, freed): (Vec<u64>, Vec<u64>) = blocks.into_iter().partition(is_kept);
+    kept.iter().for_each(|&address| {
+        let _ = heap.device.write(slice_of(&heap, address, 8), &address.to_le_bytes());
+    });
+    free_all(&heap, freed);
+    (heap, kept)
+}
+
+fn check_kept(heap: &Heap, kept: &[u64]) {
+    for &address in kept {
+        let mut seen = [0; 8];
+        heap.device.read(slice_of(heap, address, 8), &mut seen).unwrap();
+        assert_eq!(seen, address.to_le_bytes());
+    }
+}
+
+#[test]
+fn blocks_lie_on_the_ends_of_pages_when_nothing_else_is_left() {
+    let (heap, mut kept) = half_full("host", 32);
+    assert_eq!(kept.len(), 32);
+    // A whole page for the one in the middle.
+    let [first, second] = [kept.pop().unwrap(), kept.pop().unwrap()];
+    free_all(&heap, [first, second]);
+    for round in 0..3 {
+        let sizes = [3 * MIB + 7 * KIB, 2 * MIB, MIB + 513 * KIB, 2 * MIB];
+        let composed: Vec<(u64, u64)> = sizes
+            .iter()
+            .map(|&bytes| (heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap(), bytes))
+            .collect();
+        composed.iter().for_each(|&(address, bytes)| fill(&heap, address, bytes));
+        let count = composed.iter().filter(|(address, _)| class_of(&heap, *address) == COMPOSED).count();
+        assert!(count >= 2, "round {round}: {count} of them are composed");
+        let others = fill_up(&heap, 500 * KIB);
+        check_filled(&heap, &composed, "beside all that is left");
+        check_kept(&heap, &kept);
+        assert!(heap.statistics().backed_bytes <= 64 * MIB);
+        free_all(&heap, composed.into_iter().map(|(address, _)| address));
+        heap.validate().unwrap();
+        assert!(others.iter().all(|&address| is_filled(&heap, address, 500 * KIB)));
+        free_all(&heap, others);
+        heap.validate().unwrap();
+    }
+    free_all(&heap, kept);
+    check_empty(&heap);
+}
+
+#[test]
+fn loans_and_composed_blocks_survive_a_failure_of_any_call() {
+    for nth in 1..80 {
+        let spec = format!("host?kind=virtual&fail_nth={nth}&error=oom");
+        let (heap, kept) = half_full(&spec, 16);
+        let small: Vec<u64> = [5 * KIB, 60 * KIB]
+            .iter()
+            .filter_map(|&bytes| heap.allocate(Stream::DEFAULT, bytes, 0, 0).ok())
+            .collect();
+        let others: Vec<u64> =
+            (0..6).filter_map(|_| heap.allocate(Stream::DEFAULT, MIB + 513 * KIB, 0, 0).ok()).collect();
+        let _ = heap.lend();
+        heap.validate().unwrap();
+        check_kept(&heap, &kept);
+        free_all(&heap, others.into_iter().chain(small));
+        let _ = heap.give_back();
+        heap.validate().unwrap();
+        free_all(&heap, kept);
+        check_empty(&heap);
+    }
+}
