@@ -82,7 +82,7 @@ fn what_is_left_of_a_page_that_a_cut_block_ends_in_serves_others_where_memory_is
 }
 
 #[test]
-fn a_large_block_that_takes_pages_over_leaves_those_that_others_share() {
+fn a_large_block_that_gets_whole_pages_of_a_cut_one_leaves_the_page_that_others_share() {
     let heap = heap("host?memory_bytes=536870912&page_bytes=2097152", 0);
     let whole = heap.allocate(Stream::DEFAULT, 128 * MIB, 0, 0).unwrap();
     // So that nothing is made longer.
@@ -94,7 +94,6 @@ fn a_large_block_that_takes_pages_over_leaves_those_that_others_share() {
     heap.allocate(Stream::DEFAULT, 152 * MIB, 0, 0).unwrap();
     let held = heap.statistics();
     assert_eq!((held.retained_bytes, held.live_block_bytes), (0, 484 * MIB));
-    assert_eq!(held.ladder.moved_pages, 32);
     heap.validate().unwrap();
     assert_eq!(fill_up(&heap, 28 * MIB), 1, "the rest of the other page");
     assert_eq!(heap.statistics().live_block_bytes, 512 * MIB);
