@@ -160,6 +160,12 @@ impl Order {
         Some(self.took(block))
     }
 
+    #[cfg(test)]
+    pub(super) fn open_blocks(&self, stream: Stream, class: u32) -> Vec<Freed> {
+        let open = self.lanes.get(&stream.0).into_iter().flat_map(|lane| lane.open_blocks());
+        open.filter(|block| block.class == class).collect()
+    }
+
     /// The large blocks that stand behind no event of their stream. To be looked through only.
     pub(super) fn large(&mut self, stream: Stream) -> Option<&mut Stretches> {
         self.lanes.get_mut(&stream.0)?.large()

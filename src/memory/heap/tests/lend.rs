@@ -104,7 +104,7 @@ fn the_free_end_of_a_large_block_goes_the_way_of_its_stream() {
     let large = heap.allocate(stream, LARGE, 0, 0).unwrap();
     heap.lend().unwrap();
     let core = heap.core.lock();
-    let ends: Vec<_> = core.order.open_blocks(stream, FITTED).to_vec();
+    let ends = core.order.open_blocks(stream, FITTED);
     assert_eq!(ends.iter().map(|end| end.bytes).collect::<Vec<_>>(), [PAGE - 512 * KIB]);
     assert_eq!(core.middle.free_granules(), 0, "nobody else has it");
     drop(core);
