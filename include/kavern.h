@@ -1404,6 +1404,15 @@ typedef struct kavern_manager_config {
     const char *machine_budget_name;
     /** Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there. */
     uint64_t machine_budget_bytes;
+    /**
+     * Physical pages are made ahead by a thread, so that a commit or an allocation finds them there: once less than
+     * this waits for use, up to `ready_high_bytes`, most of it in the largest pages. They count as held, within all
+     * limits, the soft one too. Whoever needs the bytes otherwise gets them, also by kavern_manager_trim; they are
+     * made again when pages are next asked for, at least a second later. 0 for none. Nothing on a simulated device.
+     */
+    uint64_t ready_low_bytes;
+    /** Up to so much. What lies above the low mark and nobody has wanted for ten seconds goes. 0 takes the low mark. */
+    uint64_t ready_high_bytes;
 } kavern_manager_config;
 
 /** What a manager has and did. You set struct_size; the call fills the rest. */
@@ -1803,6 +1812,10 @@ typedef struct kavern_shared_pool_config {
     uint64_t machine_limit_bytes;
     /** Zero. */
     uint64_t reserved[4];
+    /** As kavern_manager_config.ready_low_bytes, of the pool's own pages. */
+    uint64_t ready_low_bytes;
+    /** As kavern_manager_config.ready_high_bytes; at most physical_limit_bytes. */
+    uint64_t ready_high_bytes;
 } kavern_shared_pool_config;
 
 /** What a model of a shared pool has. You set struct_size; the call fills the rest. */
@@ -2715,9 +2728,11 @@ kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t s
 /**
  * Opens a device.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit above the limit, a bad name
- * or another limit of the machine's budget), KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
- * KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit or more pages ahead above
+ * the limit, a low mark above the high one, a bad name or another limit of the machine's budget),
+ * KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_UNSUPPORTED (pages ahead on a
+ * device that cannot map memory), KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE,
+ * KAVERN_ERR_OS.
  * Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
  * Owner: destroy with kavern_manager_destroy.
  * Since: 0.1
@@ -3309,10 +3324,10 @@ kavern_status kavern_shared_pool_config_init(kavern_shared_pool_config *config,
 /**
  * Makes a pool without models. What it holds is charged to the manager's limit of device memory too.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, a bad name or another limit of the machine's
- * budget), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
- * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_OS,
- * KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, more pages ahead than that, a low mark above the
+ * high one, a bad name or another limit of the machine's budget), KAVERN_ERR_UNSUPPORTED (the device cannot map
+ * memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256
+ * processes share the budget), KAVERN_ERR_OS, KAVERN_ERR_DEVICE.
  * Threads: any.
  * Owner: destroy with kavern_shared_pool_destroy; it keeps its manager alive.
  * Since: 0.1

@@ -24,7 +24,7 @@ use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
 use crate::memory::{
-    Heap, HeapConfig, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Statistics, Where,
+    Heap, HeapConfig, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Ready, Statistics, Where,
 };
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
@@ -124,6 +124,8 @@ pub struct Settings<'a> {
     pub machine: Option<(&'a str, u64)>,
     /// Whether the allocator meshes pages before it refuses a request: see [`HeapConfig::meshes_when_short`].
     pub meshes_when_short: bool,
+    /// Pages that are made ahead; nothing on a simulated device.
+    pub ready: Ready,
 }
 
 /// One device with all that belongs to it.
@@ -152,7 +154,7 @@ impl Manager {
 
     /// As `open`, with all that may be set.
     pub fn open_with(spec: &str, settings: Settings<'_>, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
-        let Settings { limits, machine, meshes_when_short } = settings;
+        let Settings { limits, machine, meshes_when_short, ready } = settings;
         fork::install()?;
         let machine = machine.map(|(name, bytes)| MachineBudget::open(name, bytes)).transpose()?;
         let device = registry::open_telling(spec, Arc::clone(&sink))?;
@@ -160,6 +162,10 @@ impl Manager {
             Some(machine) => Memory::with_machine(Arc::clone(&device), limits, machine, Arc::clone(&sink)),
             None => Memory::new(Arc::clone(&device), limits, Arc::clone(&sink)),
         };
+        if ready.high_bytes > 0 {
+            // Where pages cannot be had, that is said, and not found out by whoever counts on them.
+            memory.physical_with(ready)?;
+        }
         let pinned = PinnedPool::new(&memory, PinnedConfig::of(&memory));
         let manager = Arc::new(Self {
             device,

@@ -194,6 +194,10 @@ pub trait Payer: Send + Sync {
     fn left_bytes(&self) -> u64;
     /// Whether the soft limit is passed: nothing is then kept that nobody uses.
     fn is_strained(&self) -> bool;
+    /// Most that may be taken for something that nobody has asked for yet: up to the soft limit.
+    fn spare_bytes(&self) -> u64 {
+        if self.is_strained() { 0 } else { self.left_bytes() }
+    }
 }
 
 /// The device part of a process's budget, as a payer.
@@ -219,6 +223,14 @@ impl Payer for DeviceShare {
 
     fn is_strained(&self) -> bool {
         self.0.over_bytes() > 0
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        let soft = match self.0.soft_bytes {
+            0 => u64::MAX,
+            soft_bytes => soft_bytes.saturating_sub(self.0.device_bytes().0),
+        };
+        self.left_bytes().min(soft)
     }
 }
 
@@ -290,6 +302,12 @@ impl Payer for Quota {
     fn is_strained(&self) -> bool {
         let is_past = self.soft_bytes > 0 && self.used_bytes() > self.soft_bytes;
         is_past || self.above.iter().any(|payer| payer.is_strained())
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        let limits = [self.soft_bytes, self.hard_bytes].into_iter().filter(|limit| *limit > 0);
+        let own = limits.map(|limit| limit.saturating_sub(self.used_bytes())).min().unwrap_or(u64::MAX);
+        self.above.iter().map(|payer| payer.spare_bytes()).fold(own, u64::min)
     }
 }
 

@@ -111,7 +111,7 @@ impl Drop for Going<'_> {
 impl Elastic {
     /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit and in its sums.
     pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Arc<Self>> {
-        let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
+        let largest = PageClass::largest(config.has_slabs);
         let mut elastic = Self::of(
             memory.physical()?,
             config,

@@ -42,7 +42,7 @@ pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
 pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
 pub use page_class::{
-    CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics,
+    CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics, Ready,
 };
 pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
@@ -169,11 +169,19 @@ impl Memory {
 
     /// The pool of physical pages, charged to the same budget; the first call makes it.
     pub fn physical(&self) -> Result<Arc<Physical>> {
+        self.physical_with(Ready::default())
+    }
+
+    /// As `physical`, with pages made ahead if this is the call that makes the pool.
+    pub fn physical_with(&self, ready: Ready) -> Result<Arc<Physical>> {
         let mut physical = self.physical.lock();
         if let Some(physical) = &*physical {
             return Ok(Arc::clone(physical));
         }
-        let config = PhysicalConfig::of(self.device.as_ref());
+        let mut config = PhysicalConfig::of(self.device.as_ref());
+        if ready.high_bytes > 0 {
+            config.keep_ready(ready, self.device.description().page_bytes, PageClass::LARGE);
+        }
         let made = Physical::new(Arc::clone(&self.device), self.payer(), config, Arc::clone(&self.sink))?;
         self.hush(&made);
         Ok(Arc::clone(physical.insert(made)))

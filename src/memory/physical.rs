@@ -82,6 +82,8 @@ pub(super) struct Core {
     quiet: Mutex<Option<Quiet>>,
     /// When the upkeep found a moment that is not quiet; 0 for none.
     pub(super) held_since_ns: AtomicU64,
+    /// When pooled pages went to the device for the sake of their bytes; 0 for never.
+    pub(super) pressed_ns: AtomicU64,
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
     /// Mappings that are left of pages which were passed on.
@@ -178,8 +180,14 @@ impl Core {
         shed_bytes
     }
 
+    /// Nothing is made ahead for a while.
+    fn note_pressure(&self) {
+        self.pressed_ns.store(clock::now_ns().max(1), Ordering::Relaxed);
+    }
+
     /// Gets bytes out of the pool, or waits for those that others are moving; false if there is nothing to get.
     fn make_room(&self, bytes: u64) -> bool {
+        self.note_pressure();
         if self.shed(|_, _, _, shed_bytes| shed_bytes < bytes) > 0 {
             return true;
         }
@@ -332,6 +340,7 @@ impl Physical {
             has_quiet: AtomicBool::new(false),
             quiet: Mutex::default(),
             held_since_ns: AtomicU64::new(0),
+            pressed_ns: AtomicU64::new(0),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -373,7 +382,7 @@ impl Physical {
         let paid = payer.map(|payer| Paid::charge(payer, self.bytes_of(class))).transpose()?;
         let idle = self.core.obtain(class)?;
         let is_used_by_us = idle.tenant == tenant && tenant != 0;
-        if self.core.config.ahead[class.index()] > 0 {
+        if self.core.is_low(class) {
             self.core.stir();
         }
         Ok(PhysicalPage {

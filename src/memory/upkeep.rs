@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-use super::page_class::{CLASSES, PageClass};
+use super::page_class::PageClass;
 use super::physical::Core;
 use crate::event::Level;
 use crate::sys::{clock, fork};
@@ -19,7 +19,7 @@ use crate::sys::{clock, fork};
 /// Deferred changes are asked for again after so long, each time later while none of them comes.
 const PATIENCE_MIN_NS: u64 = 250_000;
 const PATIENCE_MAX_NS: u64 = 16_000_000;
-/// After a device that has refused a page.
+/// After a device that has refused a page, and after somebody took pooled pages for their bytes.
 const REFUSED_NS: u64 = 1_000_000_000;
 /// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
 const HELD_MAX_NS: u64 = 100_000_000;
@@ -36,12 +36,12 @@ impl Core {
         let idle_ns = self.config.idle_ns;
         let is_strained = self.account.is_strained();
         self.shed(|pool, class, idle, _| {
-            let ahead = self.config.ahead[class.index()] as usize;
+            let low = self.config.low_count(class);
             let is_old = now_ns.saturating_sub(idle.since_ns) >= idle_ns;
             let is_too_much = self.pooled_bytes(pool) > self.config.high_bytes;
-            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > ahead)
+            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > low)
         });
-        [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
+        [deferred, self.stock_up(now_ns), self.next_idle(now_ns)].into_iter().flatten().min()
     }
 
     /// Whether the pass is to wait for a quiet moment, or for those who wait for a change; it does not wait for ever.
@@ -65,15 +65,20 @@ impl Core {
         !is_over
     }
 
-    /// Makes what is missing of the pages that are to be there ahead.
-    fn stock_up(&self, is_strained: bool) -> Option<u64> {
+    /// Makes what is missing of the pages that are to be there ahead. Not for a while after somebody needed the bytes
+    /// of pooled pages in another form: they must not be taken from under whoever is about to get them.
+    fn stock_up(&self, now_ns: u64) -> Option<u64> {
+        let pressed_ns = self.pressed_ns.load(Ordering::Relaxed);
+        let rest_ns =
+            if pressed_ns == 0 { 0 } else { REFUSED_NS.saturating_sub(now_ns.saturating_sub(pressed_ns)) };
         for class in PageClass::ALL {
-            let ahead = self.config.ahead[class.index()] as usize;
-            let is_short = || {
-                let pool = self.pool.lock();
-                !pool.is_stopping && pool.idle[class.index()].len() < ahead
-            };
-            while !is_strained && !self.account.is_strained() && is_short() {
+            if !self.is_low(class) {
+                continue;
+            }
+            if rest_ns > 0 {
+                return Some(rest_ns);
+            }
+            while self.lacks(class) && self.account.spare_bytes() >= self.bytes_of(class) {
                 if let Err(error) = self.stock(class) {
                     self.say(Level::Debug, || format!("making a physical page ahead: {error}"));
                     return Some(REFUSED_NS);
@@ -83,11 +88,26 @@ impl Core {
         None
     }
 
+    /// Whether so few pages wait for use that more are to be made.
+    pub(super) fn is_low(&self, class: PageClass) -> bool {
+        let low = self.config.low_count(class);
+        low > 0 && self.pool.lock().idle[class.index()].len() < low
+    }
+
+    /// Whether one more is to be made, and may be kept.
+    fn lacks(&self, class: PageClass) -> bool {
+        let pool = self.pool.lock();
+        let is_short = pool.idle[class.index()].len() < self.config.ahead[class.index()] as usize;
+        let bytes = self.pooled_bytes(&pool) + self.bytes_of(class);
+        is_short && !pool.is_stopping && bytes <= self.config.high_bytes
+    }
+
     /// How long until the next page has been idle for long enough to go.
     fn next_idle(&self, now_ns: u64) -> Option<u64> {
         let pool = self.pool.lock();
-        let due = (0..CLASSES).filter(|&at| pool.idle[at].len() > self.config.ahead[at] as usize);
-        let times = due.filter_map(|at| pool.idle[at].iter().find(|idle| !idle.is_tied()));
+        let is_due = |class: &PageClass| pool.idle[class.index()].len() > self.config.low_count(*class);
+        let due = PageClass::ALL.into_iter().filter(is_due);
+        let times = due.filter_map(|class| pool.idle[class.index()].iter().find(|idle| !idle.is_tied()));
         let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
         times.map(|idle| wait(idle.since_ns)).min()
     }

@@ -24,6 +24,7 @@ impl Drop for Awaited<'_> {
 impl Physical {
     /// Gives idle pages to the device until at most so many bytes are pooled; returns what was given.
     pub fn trim(&self, keep_bytes: u64) -> u64 {
+        self.core.note_pressure();
         let is_over = |pool: &Pool| self.core.pooled_bytes(pool) > keep_bytes;
         let given_bytes = self.core.shed(|pool, _, _, _| is_over(pool));
         if !self.has_stale() || !is_over(&self.core.pool.lock()) {
@@ -35,6 +36,7 @@ impl Physical {
 
     /// Gives at least so many bytes of idle pages to the device, as far as there are so many; what was given.
     pub(in crate::memory) fn give(&self, bytes: u64) -> u64 {
+        self.core.note_pressure();
         let given_bytes = self.core.shed(|_, _, _, shed_bytes| shed_bytes < bytes);
         if given_bytes >= bytes || !self.has_stale() {
             return given_bytes;

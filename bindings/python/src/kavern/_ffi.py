@@ -764,6 +764,8 @@ kavern_manager_config._fields_ = [
     ("device_soft_limit_bytes", _c.c_uint64),
     ("machine_budget_name", _c.c_char_p),
     ("machine_budget_bytes", _c.c_uint64),
+    ("ready_low_bytes", _c.c_uint64),
+    ("ready_high_bytes", _c.c_uint64),
 ]
 
 kavern_manager_statistics._fields_ = [
@@ -958,6 +960,8 @@ kavern_shared_pool_config._fields_ = [
     ("machine_name", _c.c_char_p),
     ("machine_limit_bytes", _c.c_uint64),
     ("reserved", _c.c_uint64 * 4),
+    ("ready_low_bytes", _c.c_uint64),
+    ("ready_high_bytes", _c.c_uint64),
 ]
 
 kavern_model_statistics._fields_ = [
