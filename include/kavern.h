@@ -2338,8 +2338,9 @@ kavern_status kavern_copies_begin(kavern_manager *manager);
  *
  * Which of the copies under way it was does not matter: they are counted.
  * Stream: as for kavern_stream_synchronize, but for NULL; the default stream is KAVERN_STREAM_DEFAULT.
- * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured; then end it by NULL when
- * the graph is done. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
+ * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured, or is the default stream
+ * and waits for one that is; then end it by NULL when the graph is done. KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
  * Threads: any, also another than that of the begin; enqueues and returns.
  * Since: 0.1
  *
@@ -2439,8 +2440,9 @@ kavern_status kavern_elastic_commit(kavern_elastic *elastic,
  * a little later: an access to them is then a fault, and until then one to memory of others. `out` may be null.
  * Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
  * KAVERN_STREAM_DEFAULT is the default stream.
- * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),
- * KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE.
+ * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default
+ * stream and waits for one that is), KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity),
+ * KAVERN_ERR_INVALID_HANDLE.
  * Threads: any; does not wait for the stream.
  * Since: 0.1
  *
@@ -3008,7 +3010,8 @@ kavern_status kavern_pinned_alloc(kavern_manager *manager,
  * Stream: NULL says that no copy touches it any more; else it comes back when the stream is past all that it was given
  * so far. KAVERN_STREAM_DEFAULT is the default stream.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no pinned memory of this manager, KAVERN_ERR_WRONG_STATE for what
- * was freed before and is still waiting, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
+ * was freed before and is still waiting, and for a stream that is being captured, or the default stream beside a
+ * capture that it waits for, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
  * Threads: any; does not block.
  * Since: 0.1
  *
@@ -3780,7 +3783,8 @@ kavern_status kavern_stream_wait(kavern_manager *manager,
  * Makes a ticket for all work enqueued on the stream so far.
  *
  * Stream: as for kavern_stream_synchronize.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
+ * Errors: KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default stream and waits for one that
+ * is), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
  * 2^20 tickets are pending.
  * Threads: any; enqueues and returns.
  * Owner: nothing to free; a ticket that nobody asks for goes by itself.

@@ -118,7 +118,8 @@ pub unsafe extern "C" fn kavern_pinned_alloc(
 /// Stream: NULL says that no copy touches it any more; else it comes back when the stream is past all that it was given
 /// so far. KAVERN_STREAM_DEFAULT is the default stream.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no pinned memory of this manager, KAVERN_ERR_WRONG_STATE for what
-/// was freed before and is still waiting, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
+/// was freed before and is still waiting, and for a stream that is being captured, or the default stream beside a
+/// capture that it waits for, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
 /// Threads: any; does not block.
 /// Since: 0.1
 ///

@@ -239,11 +239,7 @@ impl Elastic {
 
     fn fence(&self, stream: Option<Stream>) -> Result<Option<Arc<Fence>>> {
         let Some(stream) = stream else { return Ok(None) };
-        if self.physical.device().stream_is_capturing(stream)? {
-            let text = "a stream that is being captured has no point to wait for; decommit after the capture";
-            return Err(Error::new(Status::WrongState, text));
-        }
-        self.physical.fences().record(stream).map(Some)
+        self.physical.fences().record_outside(stream, "decommit after the capture").map(Some)
     }
 
     /// Whether every page of a part is committed.

@@ -126,7 +126,7 @@ impl PinnedPool {
         let Some(stream) = after else { return shared.books.lock().free(&shared.memory, address) };
         // Marked first, so that a second free of it is refused while the event is recorded.
         shared.books.lock().mark_leaving(address)?;
-        let recorded = shared.fences.record(stream);
+        let recorded = shared.fences.record_outside(stream, "free it when the graph is done, by NULL");
         let mut books = shared.books.lock();
         match recorded {
             Ok(fence) => books.leave(&shared.memory, address, fence),
