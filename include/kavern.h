@@ -3057,7 +3057,8 @@ kavern_status kavern_pinned_unregister(kavern_manager *manager, void *address);
  *
  * Chunks of 1 GiB serve one by one, the first long before the last; kavern_pinned_alloc waits for the next chunk
  * instead of making one. What stops it is said in the log, and kavern_pinned_alloc then makes chunks of its own.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
+ * Errors: KAVERN_ERR_OUT_OF_HOST_MEMORY if that is more than the machine has beside what is pinned already,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
  * Threads: any; does not block, but on a simulated device.
  * Since: 0.1
  *
