@@ -187,10 +187,8 @@ impl SharedPool {
         if config.limit_bytes == 0 {
             return Err(Error::argument(format!("a limit of less than one page of {page_bytes} bytes")));
         }
-        let machine = match &config.machine {
-            Some((name, limit_bytes)) => Some(MachineBudget::open(name, *limit_bytes)?),
-            None => None,
-        };
+        let machine = config.machine.as_ref().map(|(name, bytes)| MachineBudget::open(name, *bytes));
+        let machine = machine.transpose()?;
         let mut above = vec![memory.payer()];
         above.extend(machine.iter().map(|machine| Arc::clone(machine) as Arc<dyn Payer>));
         let account = Quota::new("the shared pool's physical memory", 0, config.limit_bytes, above);
@@ -439,11 +437,13 @@ impl SharedPool {
 
     /// What the pool has and did.
     pub fn statistics(&self) -> SharedStatistics {
+        let (limit_bytes, used_bytes) = (self.config.limit_bytes, self.shares.used_bytes());
         let physical = self.physical.statistics();
         SharedStatistics {
-            limit_bytes: self.config.limit_bytes,
-            used_bytes: self.shares.used_bytes(),
-            pooled_bytes: physical.pooled_bytes,
+            limit_bytes,
+            used_bytes,
+            // A page that changes hands is in both books for a moment.
+            pooled_bytes: physical.pooled_bytes.min(limit_bytes.saturating_sub(used_bytes)),
             models: self.models.lock().len() as u64,
             requests: self.requests.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),
