@@ -194,9 +194,17 @@ pub trait Payer: Send + Sync {
     fn left_bytes(&self) -> u64;
     /// Whether the soft limit is passed: nothing is then kept that nobody uses.
     fn is_strained(&self) -> bool;
+    /// As `left_bytes`, where what has to be found out first counts as used.
+    fn certain_bytes(&self) -> u64 {
+        self.left_bytes()
+    }
+    /// The limit that leaves the least, whose it is and what was used of it, for people.
+    fn limit_text(&self) -> String {
+        String::new()
+    }
     /// Most that may be taken for something that nobody has asked for yet: up to the soft limit.
     fn spare_bytes(&self) -> u64 {
-        if self.is_strained() { 0 } else { self.left_bytes() }
+        if self.is_strained() { 0 } else { self.certain_bytes() }
     }
 }
 
@@ -230,7 +238,30 @@ impl Payer for DeviceShare {
             0 => u64::MAX,
             soft_bytes => soft_bytes.saturating_sub(self.0.device_bytes().0),
         };
-        self.left_bytes().min(soft)
+        self.certain_bytes().min(soft)
+    }
+
+    fn certain_bytes(&self) -> u64 {
+        let machine = self.0.machine.as_ref().map_or(u64::MAX, |machine| machine.certain_bytes());
+        self.left_bytes().min(machine)
+    }
+
+    fn limit_text(&self) -> String {
+        let (used, peak) = self.0.device_bytes();
+        let limit = self.0.account(Where::Device).limit_bytes;
+        let own_left = if limit == 0 { u64::MAX } else { limit.saturating_sub(used) };
+        let machine = self.0.machine.as_ref().filter(|machine| machine.certain_bytes() < own_left);
+        match machine {
+            Some(machine) => {
+                format!("{}; this manager holds {used}, at most {peak} so far", machine.limit_text())
+            }
+            None if limit == 0 => {
+                format!("no limit is set; this manager holds {used} bytes, at most {peak} so far")
+            }
+            None => format!(
+                "the limit is {limit} bytes, this manager's own; it holds {used}, at most {peak} so far"
+            ),
+        }
     }
 }
 
@@ -309,6 +340,10 @@ impl Payer for Quota {
         let own = limits.map(|limit| limit.saturating_sub(self.used_bytes())).min().unwrap_or(u64::MAX);
         self.above.iter().map(|payer| payer.spare_bytes()).fold(own, u64::min)
     }
+
+    fn certain_bytes(&self) -> u64 {
+        self.above.iter().map(|payer| payer.certain_bytes()).fold(self.left_bytes(), u64::min)
+    }
 }
 
 /// A limit that all processes of this user on this machine share by a name.
@@ -359,6 +394,17 @@ impl Payer for MachineBudget {
 
     fn is_strained(&self) -> bool {
         false
+    }
+
+    fn certain_bytes(&self) -> u64 {
+        self.limit_bytes().saturating_sub(self.used_bytes())
+    }
+
+    fn limit_text(&self) -> String {
+        let (name, limit, used) = (&self.name, self.limit_bytes(), self.used_bytes());
+        format!(
+            "the limit is {limit} bytes, which the processes of this machine share as \"{name}\"; they hold {used}"
+        )
     }
 }
 

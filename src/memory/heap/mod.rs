@@ -13,6 +13,7 @@
 //! after.
 //! No driver call under `core`.
 
+mod asked;
 mod core;
 mod fitted;
 mod grow;

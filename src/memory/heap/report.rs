@@ -1,4 +1,4 @@
-//! What a heap holds: totals, every live block, what could be allocated.
+//! What a heap holds: totals, every live block.
 //!
 //! What it does not: change anything but visit front caches, which makes their threads wait for a moment.
 //! Invariant: the live bytes are the sums over the live records, to the byte, whenever no call is under way.
@@ -179,18 +179,6 @@ impl Heap {
             stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
             age_ms: ticker::age_ms(ticker::clock_ms(), facts.born),
         })
-    }
-
-    /// Whether so many bytes and a margin could be had now: in one piece that is free, or from the device.
-    pub fn can_allocate(&self, bytes: u64, margin_percent: u32) -> Result<bool> {
-        let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
-        let device = self.device.memory_info()?.free_bytes;
-        let statistics = self.statistics();
-        let idle = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
-        // Idle pages are taken from behind their addresses before anything is refused.
-        let new =
-            device.saturating_add(self.physical.statistics().pooled_bytes).min(self.physical.left_bytes());
-        Ok(wanted <= u128::from(idle) + u128::from(new))
     }
 
     /// The tags with the most live bytes, for people.
