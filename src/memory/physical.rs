@@ -411,6 +411,11 @@ impl Physical {
         left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
     }
 
+    /// The limit that stands in the way, for people.
+    pub(super) fn limit_text(&self) -> String {
+        self.core.account.limit_text()
+    }
+
     /// Makes all deferred page-table changes whose time has come; returns the bytes that are free of their old
     /// addresses by that.
     pub fn collect(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! What could be allocated now: the answer to a program that asks.
+//! What could be allocated now: the answer to a program that asks, and the largest request that a refusal names.
 //!
 //! What it does: looks at what one more request would find: what the device and the limits leave, mappings of which all
 //! is free, free slots, and the longest free run. What it does not: count what others would give if they were asked,
@@ -58,6 +58,19 @@ impl Heap {
             self.take_back(MOMENT_NS)?;
         }
         Ok(self.holds(&self.possible(true)?, wanted))
+    }
+
+    /// The largest request that would be served now, where all that was freed has come back.
+    pub(super) fn largest_bytes(&self) -> Result<u64> {
+        if self.plain.is_some() {
+            return self.fresh_bytes();
+        }
+        let possible = self.possible(true)?;
+        let pages = possible.pages_bytes - possible.pages_bytes % LARGE_GRANULE_BYTES;
+        let run = u64::from(possible.run) * MIDDLE_GRANULE_BYTES;
+        let classes = (0..size_class::CLASS_COUNT).filter_map(Class::at).map(size_class::bytes_of);
+        let all = classes.chain([pages, run]).filter(|&bytes| bytes > 0 && self.holds(&possible, bytes));
+        Ok(all.max().unwrap_or(0))
     }
 
     /// What the device still has and the limits leave, with the pages that wait for use.

@@ -273,13 +273,19 @@ impl Heap {
         let statistics = self.statistics();
         let free = self.device.memory_info().map_or(0, |info| info.free_bytes);
         let tags = self.top_tags(3);
+        let largest = self.largest_bytes().unwrap_or(0);
         let pooled = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
         let text = format!(
-            "{bytes} bytes requested: {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
-             is backed), largest free piece {}, the device has {free} free; most: {tags}; free something or raise \
+            "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
+             is backed), the largest request that \
+             would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
              the limit",
-            last.text, statistics.live_bytes, statistics.live_count, statistics.largest_free_bytes,
+            last.text,
+            self.physical.limit_text(),
+            statistics.live_bytes,
+            statistics.live_count,
+            self.total_bytes,
         );
         Error::new(Status::OutOfMemory, text)
     }

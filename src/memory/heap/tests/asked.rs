@@ -2,6 +2,13 @@
 
 use super::*;
 
+/// The number behind a piece of text.
+fn number_after(text: &str, before: &str) -> u64 {
+    let rest = &text[text.find(before).expect(before) + before.len()..];
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..end].parse().unwrap()
+}
+
 /// Blocks of all sizes that come and go until what is held lies in holes; those that stay.
 fn churn(
     heap: &Arc<Heap>,
@@ -82,4 +89,36 @@ fn what_is_said_to_fit_is_given() {
         assert!(questions > 0, "{device}: everything fits, nothing was asked");
         assert!(needless * 10 <= questions, "{needless} of {questions} refusals in advance, {device}");
     }
+}
+
+#[test]
+fn a_refusal_names_the_limit_its_peak_and_the_largest_request_that_is_served() {
+    let seed = seed();
+    for turn in 0..4 {
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_add(turn));
+        let heap = heap("host?page_bytes=2097152", 256 * MIB);
+        let key = key(Stream::DEFAULT);
+        churn(&heap, key, &mut random, 25);
+        settle(&heap);
+        let refusal = heap.allocate(Stream::DEFAULT, 250 * MIB, 0, 0).unwrap_err();
+        assert_eq!(refusal.status, Status::OutOfMemory);
+        let limit = "the limit is 268435456 bytes, this manager's own; it holds ";
+        let held = number_after(&refusal.text, limit);
+        let peak = number_after(&refusal.text, &format!("{held}, at most "));
+        assert!(held > 0 && peak >= held && peak <= 256 * MIB, "{}", refusal.text);
+        let largest = number_after(&refusal.text, "the largest request that would be served now ");
+        assert!(heap.can_allocate(largest, 0).unwrap() && !heap.can_allocate(largest + 2 * MIB, 0).unwrap());
+        let served = heap.allocate(Stream::DEFAULT, largest, 0, 0);
+        assert!(served.is_ok(), "{largest} of seed {seed}, turn {turn}: {}", refusal.text);
+        heap.close();
+    }
+}
+
+#[test]
+fn without_a_limit_a_refusal_says_so_and_names_the_device() {
+    let heap = heap("host?memory_bytes=67108864", 0);
+    let refusal = heap.allocate(Stream::DEFAULT, 100 * MIB, 0, 0).unwrap_err();
+    let parts = ["no limit is set; this manager holds ", "of 67108864 free"];
+    assert!(parts.iter().all(|part| refusal.text.contains(part)), "{}", refusal.text);
+    assert_eq!(number_after(&refusal.text, "would be served now "), 64 * MIB);
 }
