@@ -22,7 +22,7 @@ use super::budget::{Paid, Payer};
 use super::chores::Chores;
 use super::fence::Fences;
 use super::page_class::{CLASSES, ClassStatistics, PageClass, PhysicalConfig, PhysicalStatistics};
-use super::upkeep::Worker;
+use super::upkeep::{Idlers, Worker};
 use crate::device::{Device, Page};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
@@ -78,6 +78,7 @@ pub(super) struct Core {
     /// Told when the upkeep has reason to look.
     pub(super) wake: Condvar,
     pub(super) chores: Chores,
+    pub(super) idlers: Idlers,
     has_quiet: AtomicBool,
     quiet: Mutex<Option<Quiet>>,
     /// When the upkeep found a moment that is not quiet; 0 for none.
@@ -337,6 +338,7 @@ impl Physical {
             settled: Condvar::new(),
             wake: Condvar::new(),
             chores: Chores::default(),
+            idlers: Idlers::default(),
             has_quiet: AtomicBool::new(false),
             quiet: Mutex::default(),
             held_since_ns: AtomicU64::new(0),

@@ -1,19 +1,22 @@
-//! The upkeep of physical pages: makes pages ahead, lets idle ones go, makes the deferred page-table changes.
+//! The upkeep of physical pages: makes pages ahead, lets idle ones go, makes the deferred page-table changes, and asks
+//! those who use pages for what they do not use.
 //!
 //! What it does: one pass at a given time ([`Core::tick`]), and a thread that makes passes when there is reason. What
 //! it does not: run on a simulated device, where a caller makes the passes, so that the order of calls is the same each
-//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing and the moment is
-//! quiet; it ends before the pool's owner does. Lock order: the pool's lock, alone.
+//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing, nobody is to be
+//! asked and the moment is quiet; it ends before the pool's owner does. Lock order: the list of those who are asked,
+//! then theirs; the pool's lock, alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use super::page_class::PageClass;
 use super::physical::Core;
 use crate::event::Level;
+use crate::sync::Mutex;
 use crate::sys::{clock, fork};
 
 /// Deferred changes are asked for again after so long, each time later while none of them comes.
@@ -25,6 +28,35 @@ const REFUSED_NS: u64 = 1_000_000_000;
 const HELD_MAX_NS: u64 = 100_000_000;
 /// And so long for those who wait for a change: one of them may wait for a stream.
 const AWAITED_MAX_NS: u64 = 1_000_000_000;
+
+/// Whoever gives something up when nobody uses it.
+pub(super) trait Idler: Send + Sync {
+    /// Does so as of `now_ns` with what was not used for `idle_ns`; after how long it wants to be asked again.
+    fn look(&self, now_ns: u64, idle_ns: u64) -> u64;
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Idlers(Mutex<Vec<Weak<dyn Idler>>>);
+
+impl Idlers {
+    pub(super) fn add(&self, idler: Weak<dyn Idler>) {
+        self.0.lock().push(idler);
+    }
+
+    /// Forgets one by its address, and waits until it is not being asked.
+    pub(super) fn remove(&self, idler: *const ()) {
+        self.0.lock().retain(|other| other.as_ptr().cast::<()>() != idler);
+    }
+
+    /// Asks all; after how long the first one wants to be asked again.
+    fn look(&self, now_ns: u64, idle_ns: u64) -> Option<u64> {
+        let mut idlers = self.0.lock();
+        idlers.retain(|idler| idler.strong_count() > 0);
+        // The lock is held: who removes one must not find it at work afterwards.
+        idlers.iter().filter_map(Weak::upgrade).map(|idler| idler.look(now_ns, idle_ns)).min()
+    }
+}
 
 impl Core {
     /// One pass. Returns after how long the next one has something to do, if it has.
@@ -41,7 +73,8 @@ impl Core {
             let is_too_much = self.pooled_bytes(pool) > self.config.high_bytes;
             is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > low)
         });
-        [deferred, self.stock_up(now_ns), self.next_idle(now_ns)].into_iter().flatten().min()
+        let idlers = self.idlers.look(now_ns, idle_ns);
+        [deferred, self.stock_up(now_ns), idlers, self.next_idle(now_ns)].into_iter().flatten().min()
     }
 
     /// Whether the pass is to wait for a quiet moment, or for those who wait for a change; it does not wait for ever.

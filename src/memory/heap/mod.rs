@@ -31,6 +31,7 @@ mod points;
 mod pressure;
 mod proof;
 mod report;
+mod resting;
 mod reuse;
 mod squeeze;
 #[cfg(test)]
@@ -43,7 +44,7 @@ mod uses;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use self::core::{Core, Limbo};
 use self::names::Names;
@@ -58,6 +59,7 @@ use super::records::{Facts, Record};
 use super::region::{Directory, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, Regions};
 use super::rooms::Rooms;
 use super::size_class::{self, Class};
+use super::upkeep::Idler;
 use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
 use crate::event::EventSink;
@@ -132,6 +134,7 @@ pub struct Heap {
     is_squeezed: AtomicBool,
     /// What may be looked through before more is taken; see `reuse`.
     looks: reuse::Looks,
+    resting: resting::Resting,
     is_closed: AtomicBool,
     /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
     ticker: OnceLock<Option<Arc<Ticker>>>,
@@ -159,7 +162,7 @@ impl Heap {
         let total_bytes = device.description().total_bytes;
         let sizes = grow::Sizes::of(total_bytes);
         let core = Core::new(sizes.small_bytes, sizes.middle_bytes, sizes.large_bytes)?;
-        Ok(Arc::new(Self {
+        let heap = Arc::new(Self {
             device,
             fences,
             physical,
@@ -184,11 +187,16 @@ impl Heap {
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
             looks: reuse::Looks::default(),
+            resting: resting::Resting::default(),
             is_closed: AtomicBool::new(false),
             ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
-        }))
+        });
+        let idler: Weak<Self> = Arc::downgrade(&heap);
+        heap.physical.idlers().add(idler as Weak<dyn Idler>);
+        heap.physical.stir();
+        Ok(heap)
     }
 
     /// Milliseconds, a few of them inexact, for the beginning of ages. Never more than [`ticker::clock_ms`] at their

@@ -38,6 +38,8 @@ pub struct HeapStatistics {
     pub largest_free_bytes: u64,
     /// What was done when memory was short.
     pub ladder: LadderCounts,
+    /// How often it gave something back because nobody used it.
+    pub idle_flushes: u64,
     /// Allocations straight from the device, because it cannot map memory, ever.
     pub plain_allocations: u64,
     /// Those of them that the device has not got back yet.
@@ -92,6 +94,12 @@ impl Heap {
         (counts, cached)
     }
 
+    /// Allocations and frees ever.
+    pub(super) fn activity(&self) -> (u64, u64) {
+        let (counts, _) = self.counts();
+        (counts.allocations, counts.frees)
+    }
+
     /// Physical memory behind the addresses. Waits for nobody who maps or unmaps at this moment.
     pub(super) fn backed_bytes(&self) -> u64 {
         let backed = |region: &Region| region.range.backed_pages() * region.page_bytes;
@@ -129,6 +137,7 @@ impl Heap {
             backed_bytes,
             largest_free_bytes: middle.max(idle),
             ladder: self.ladder.counts(),
+            idle_flushes: self.resting.flushes(),
             plain_allocations: of_plain(|plain| plain.allocations),
             plain_count: of_plain(|plain| plain.count),
             plain_bytes: of_plain(|plain| plain.bytes),

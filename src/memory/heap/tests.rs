@@ -5,6 +5,7 @@ mod at_hand;
 mod books;
 mod captures;
 mod parked;
+mod resting;
 mod reuse;
 mod takeover;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Core, Physical, Pool};
 use crate::memory::chores::Skipped;
+use crate::memory::upkeep::Idlers;
 
 /// Old mappings of pages that were passed on, at most: what two moves of 8 GiB leave, and 0.2 s of a driver.
 const STALE_MAX: u64 = 8192;
@@ -75,6 +76,11 @@ impl Physical {
     /// Whether the upkeep leaves changes alone for the sake of those who wait for one.
     pub(in crate::memory) fn is_awaited(&self) -> bool {
         self.core.awaited.load(Ordering::Acquire) > 0 && !self.core.is_overdue.load(Ordering::Relaxed)
+    }
+
+    /// Those who are asked for what they do not use.
+    pub(in crate::memory) fn idlers(&self) -> &Idlers {
+        &self.core.idlers
     }
 
     /// Counts a mapping that the device did not remove.
