@@ -1476,6 +1476,23 @@ typedef struct kavern_manager_statistics {
     uint64_t table_changes;
     /** Those of them that could not wait for the end of a copy to the host. */
     uint64_t loud_table_changes;
+    /** Physical pages that wait for use, those made ahead too; they count as held. */
+    uint64_t pooled_page_bytes;
+    /** Pages that a commit or an allocation found waiting. */
+    uint64_t page_hits;
+    /** Pages that it had to have made by the device. */
+    uint64_t page_misses;
+    /** Pages that were made before anybody asked for them. */
+    uint64_t pages_made_ahead;
+    /** Mappings whose pages went to somebody else before they were unmapped. */
+    uint64_t passed_on_mappings;
+    /** Those of them that are still to be unmapped; nobody's memory. */
+    uint64_t stale_mappings;
+    /**
+     * Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
+     * takes them.
+     */
+    uint64_t failed_unmaps;
 } kavern_manager_statistics;
 
 /**
@@ -2037,6 +2054,17 @@ typedef struct kavern_memory_statistics {
     uint64_t plain_allocations;
     /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
     uint64_t ladder_meshes;
+    /** Memory of pages that hold nothing and cannot go, because they are a part of a mapping with others in use. */
+    uint64_t retained_bytes;
+    /** When memory was short: pages of the device that went from free blocks to a large one before they were unmapped. */
+    uint64_t moved_pages;
+    /**
+     * Looks through what is held before more was taken from the device: what makes an allocation slow that calls no
+     * driver.
+     */
+    uint64_t looks;
+    /** How often something was given back because nobody had allocated or freed for ten seconds. */
+    uint64_t idle_flushes;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */
@@ -3846,7 +3874,7 @@ kavern_status kavern_memory_stats(const kavern_manager *manager, kavern_memory_s
  * would give if they were asked, and not what waits for work in flight, so that it may be served after a no as well.
  * `margin_percent` is added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
- * Threads: any; asks the driver. Another thread may be faster than your allocation.
+ * Threads: any; asks the driver. Where what is freed could make the difference, the caches of threads are emptied.
  * Since: 0.1
  *
  * Safety: `out` must be null or point to a writable value.

@@ -24,7 +24,8 @@ use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
 use crate::memory::{
-    Heap, HeapConfig, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Ready, Statistics, Where,
+    Heap, HeapConfig, Limits, MachineBudget, Memory, PhysicalStatistics, PinnedConfig, PinnedPool, Ready,
+    Statistics, Where,
 };
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
@@ -96,8 +97,8 @@ pub struct Totals {
     pub caches: u64,
     /// Copies to the host that are running.
     pub running_copies: u64,
-    /// Changes of page tables, and those of them beside a running copy.
-    pub table_changes: (u64, u64),
+    /// Physical pages, those of shared pools too.
+    pub pages: PhysicalStatistics,
     /// Fallible calls of the device that a fault wrapper has counted.
     pub device_calls: u64,
     /// Races between streams that the device has found.
@@ -392,7 +393,7 @@ impl Manager {
             pending_tickets: self.pending_tickets.load(Ordering::Relaxed),
             caches: self.caches.lock().len() as u64,
             running_copies: self.memory.copies().running(),
-            table_changes: self.table_changes(),
+            pages: self.pages(),
             device_calls: self.device.call_count(),
             races: self.device.race_count(),
         }

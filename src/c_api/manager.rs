@@ -135,6 +135,21 @@ pub struct kavern_manager_statistics {
     pub table_changes: u64,
     /// Those of them that could not wait for the end of a copy to the host.
     pub loud_table_changes: u64,
+    /// Physical pages that wait for use, those made ahead too; they count as held.
+    pub pooled_page_bytes: u64,
+    /// Pages that a commit or an allocation found waiting.
+    pub page_hits: u64,
+    /// Pages that it had to have made by the device.
+    pub page_misses: u64,
+    /// Pages that were made before anybody asked for them.
+    pub pages_made_ahead: u64,
+    /// Mappings whose pages went to somebody else before they were unmapped.
+    pub passed_on_mappings: u64,
+    /// Those of them that are still to be unmapped; nobody's memory.
+    pub stale_mappings: u64,
+    /// Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
+    /// takes them.
+    pub failed_unmaps: u64,
 }
 
 // SAFETY: numbers only.
@@ -152,6 +167,8 @@ unsafe impl CStruct for kavern_manager_statistics {
 impl From<Totals> for kavern_manager_statistics {
     fn from(totals: Totals) -> Self {
         let (device, pinned) = (totals.memory.device, totals.memory.pinned);
+        let pages = &totals.pages;
+        let (page_hits, page_misses) = pages.hits_and_misses();
         Self {
             struct_size: 0,
             reserved: 0,
@@ -178,8 +195,15 @@ impl From<Totals> for kavern_manager_statistics {
             device_held_bytes: totals.held_bytes,
             device_soft_limit_bytes: totals.limits.device_soft_limit_bytes,
             running_copies: totals.running_copies,
-            table_changes: totals.table_changes.0,
-            loud_table_changes: totals.table_changes.1,
+            table_changes: pages.table_changes,
+            loud_table_changes: pages.loud_changes,
+            pooled_page_bytes: pages.pooled_bytes,
+            page_hits,
+            page_misses,
+            pages_made_ahead: pages.made_ahead(),
+            passed_on_mappings: pages.passed_on,
+            stale_mappings: pages.stale_mappings,
+            failed_unmaps: pages.failed_unmaps,
         }
     }
 }

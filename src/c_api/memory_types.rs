@@ -99,6 +99,15 @@ pub struct kavern_memory_statistics {
     pub plain_allocations: u64,
     /// When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE.
     pub ladder_meshes: u64,
+    /// Memory of pages that hold nothing and cannot go, because they are a part of a mapping with others in use.
+    pub retained_bytes: u64,
+    /// When memory was short: pages of the device that went from free blocks to a large one before they were unmapped.
+    pub moved_pages: u64,
+    /// Looks through what is held before more was taken from the device: what makes an allocation slow that calls no
+    /// driver.
+    pub looks: u64,
+    /// How often something was given back because nobody had allocated or freed for ten seconds.
+    pub idle_flushes: u64,
 }
 
 // SAFETY: numbers only.
@@ -135,6 +144,10 @@ impl From<HeapStatistics> for kavern_memory_statistics {
             ladder_refusals: heap.ladder.refusals,
             plain_allocations: heap.plain_allocations,
             ladder_meshes: heap.ladder.meshes,
+            retained_bytes: heap.retained_bytes,
+            moved_pages: heap.ladder.moved_pages,
+            looks: heap.looks,
+            idle_flushes: heap.idle_flushes,
         }
     }
 }

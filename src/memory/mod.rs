@@ -198,10 +198,9 @@ impl Memory {
         physical.set_quiet(Some(Arc::new(move || !copies.is_any_running())));
     }
 
-    /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
-    pub fn table_changes(&self) -> (u64, u64) {
-        let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
-        statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
+    /// What the pool of physical pages has and did.
+    pub fn page_statistics(&self) -> PhysicalStatistics {
+        self.physical.lock().as_ref().map(|physical| physical.statistics()).unwrap_or_default()
     }
 
     /// The elastic ranges of this memory, whoever made them; those of shared pools are the pools'. One that is dropped

@@ -157,6 +157,36 @@ pub struct PhysicalStatistics {
 }
 
 impl PhysicalStatistics {
+    /// Adds those of another pool of the same device.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, one) in self.classes.iter_mut().zip(&other.classes) {
+            sum.page_bytes = sum.page_bytes.max(one.page_bytes);
+            sum.held += one.held;
+            sum.pooled += one.pooled;
+            sum.created += one.created;
+            sum.released += one.released;
+            sum.hits += one.hits;
+            sum.misses += one.misses;
+        }
+        self.held_bytes += other.held_bytes;
+        self.pooled_bytes += other.pooled_bytes;
+        self.table_changes += other.table_changes;
+        self.loud_changes += other.loud_changes;
+        self.stale_mappings += other.stale_mappings;
+        self.passed_on += other.passed_on;
+        self.failed_unmaps += other.failed_unmaps;
+    }
+
+    /// Requests served from the pool, and those for which the device was asked.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        self.classes.iter().fold((0, 0), |sum, class| (sum.0 + class.hits, sum.1 + class.misses))
+    }
+
+    /// Pages that were made before anybody asked for them.
+    pub fn made_ahead(&self) -> u64 {
+        self.classes.iter().map(|class| class.created.saturating_sub(class.misses)).sum()
+    }
+
     /// Bytes that the device ever got back, out of the pool or past it.
     pub fn released_bytes(&self) -> u64 {
         self.classes.iter().map(|class| class.released * class.page_bytes).sum()

@@ -377,6 +377,12 @@ impl Range {
         self.told.backed_pages.load(Ordering::Relaxed)
     }
 
+    /// Pages with memory that nobody has, because others of their mapping are in use, or that wait to be unmapped.
+    /// Takes no lock; of a range whose pages share memory it tells too little.
+    pub(super) fn retained_pages(&self) -> u64 {
+        self.backed_pages().saturating_sub(self.told.live_pages.load(Ordering::Relaxed))
+    }
+
     /// Pages that the user has. Takes no lock, and outlives the range.
     pub(super) fn told(&self) -> &Arc<Told> {
         &self.told

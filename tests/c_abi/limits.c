@@ -98,6 +98,8 @@ static void a_commit_takes_pages_that_were_made_ahead(void) {
     OK(kavern_elastic_commit(elastic, 0, 8 * MIB, NULL));
     OK(kavern_manager_stats(manager, &stats));
     CHECK(stats.device_held_bytes == 48 * MIB && stats.elastic_bytes == 8 * MIB);
+    CHECK(stats.page_misses == 0 && stats.page_hits > 0 && stats.pages_made_ahead > stats.page_hits);
+    CHECK(stats.pooled_page_bytes == 40 * MIB && stats.failed_unmaps == 0);
     OK(kavern_elastic_destroy(&elastic));
     /* What was made ahead is in nobody's way. */
     uint64_t address = 0;

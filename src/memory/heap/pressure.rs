@@ -278,13 +278,14 @@ impl Heap {
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
         let text = format!(
             "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
-             is backed), the largest request that \
+             is backed; {} of it beside something in the same mapping), the largest request that \
              would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
              the limit",
             last.text,
             self.physical.limit_text(),
             statistics.live_bytes,
             statistics.live_count,
+            statistics.retained_bytes,
             self.total_bytes,
         );
         Error::new(Status::OutOfMemory, text)

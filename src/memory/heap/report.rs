@@ -36,8 +36,12 @@ pub struct HeapStatistics {
     pub backed_bytes: u64,
     /// Largest piece that is free for all.
     pub largest_free_bytes: u64,
+    /// Memory of pages that hold nothing and cannot go, because they are a part of a mapping with others in use.
+    pub retained_bytes: u64,
     /// What was done when memory was short.
     pub ladder: LadderCounts,
+    /// Looks through what is held before more was taken.
+    pub looks: u64,
     /// How often it gave something back because nobody used it.
     pub idle_flushes: u64,
     /// Allocations straight from the device, because it cannot map memory, ever.
@@ -106,12 +110,17 @@ impl Heap {
         self.regions.iter().map(|(_, region)| backed(region)).sum()
     }
 
+    fn retained_bytes(&self) -> u64 {
+        let retained = |region: &Region| region.range.retained_pages() * region.page_bytes;
+        self.regions.iter().map(|(_, region)| retained(region)).sum()
+    }
+
     /// What it holds and did.
     pub fn statistics(&self) -> HeapStatistics {
         let (counts, front_cache_bytes) = self.counts();
         let plain = self.plain.as_ref().map(PlainBlocks::counts);
         let of_plain = |of: fn(&PlainCounts) -> u64| plain.as_ref().map_or(0, of);
-        let backed_bytes = self.backed_bytes();
+        let (backed_bytes, retained_bytes) = (self.backed_bytes(), self.retained_bytes());
         let core = self.core.lock();
         let middle = u64::from(core.middle.largest_free()) * MIDDLE_GRANULE_BYTES;
         let idle = core.idle_large.iter().map(|block| block.bytes).max().unwrap_or(0);
@@ -128,7 +137,10 @@ impl Heap {
             // Below zero only where a block went from a cache that was visited early to one visited late.
             live_bytes: counts.allocated_bytes.saturating_sub(counts.freed_bytes),
             live_block_bytes: of_plain(|plain| plain.bytes - plain.leaving_bytes)
-                + u64::saturating_sub(backed_bytes, free_bytes + ordered_bytes + front_cache_bytes),
+                + u64::saturating_sub(
+                    backed_bytes,
+                    free_bytes + ordered_bytes + front_cache_bytes + retained_bytes,
+                ),
             live_count: counts.allocations.saturating_sub(counts.frees),
             allocations: counts.allocations,
             frees: counts.frees,
@@ -136,7 +148,9 @@ impl Heap {
             ordered_bytes: ordered_bytes + of_plain(|plain| plain.leaving_bytes),
             backed_bytes,
             largest_free_bytes: middle.max(idle),
+            retained_bytes,
             ladder: self.ladder.counts(),
+            looks: self.looks.count(),
             idle_flushes: self.resting.flushes(),
             plain_allocations: of_plain(|plain| plain.allocations),
             plain_count: of_plain(|plain| plain.count),

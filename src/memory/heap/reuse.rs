@@ -105,7 +105,6 @@ impl Looks {
     }
 
     /// How many there were.
-    #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -795,6 +795,13 @@ kavern_manager_statistics._fields_ = [
     ("running_copies", _c.c_uint64),
     ("table_changes", _c.c_uint64),
     ("loud_table_changes", _c.c_uint64),
+    ("pooled_page_bytes", _c.c_uint64),
+    ("page_hits", _c.c_uint64),
+    ("page_misses", _c.c_uint64),
+    ("pages_made_ahead", _c.c_uint64),
+    ("passed_on_mappings", _c.c_uint64),
+    ("stale_mappings", _c.c_uint64),
+    ("failed_unmaps", _c.c_uint64),
 ]
 
 kavern_address_description._fields_ = [
@@ -828,6 +835,10 @@ kavern_memory_statistics._fields_ = [
     ("ladder_refusals", _c.c_uint64),
     ("plain_allocations", _c.c_uint64),
     ("ladder_meshes", _c.c_uint64),
+    ("retained_bytes", _c.c_uint64),
+    ("moved_pages", _c.c_uint64),
+    ("looks", _c.c_uint64),
+    ("idle_flushes", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [

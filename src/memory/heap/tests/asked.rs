@@ -122,3 +122,16 @@ fn without_a_limit_a_refusal_says_so_and_names_the_device() {
     assert!(parts.iter().all(|part| refusal.text.contains(part)), "{}", refusal.text);
     assert_eq!(number_after(&refusal.text, "would be served now "), 64 * MIB);
 }
+
+#[test]
+fn memory_beside_something_in_the_same_mapping_is_nobodys_block() {
+    let heap = heap("host?page_bytes=2097152&memory_bytes=8589934592", 0);
+    let mut blocks: Vec<u64> = (0..64).map(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap()).collect();
+    let kept = blocks.pop().unwrap();
+    blocks.into_iter().for_each(|address| heap.free(Stream::DEFAULT, address).unwrap());
+    settle(&heap);
+    heap.trim().unwrap();
+    let seen = heap.statistics();
+    assert_eq!((seen.live_bytes, seen.live_block_bytes), (MIB, MIB), "{seen:?}");
+    heap.free(Stream::DEFAULT, kept).unwrap();
+}
