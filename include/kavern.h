@@ -1404,6 +1404,15 @@ typedef struct kavern_manager_config {
     const char *machine_budget_name;
     /** Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there. */
     uint64_t machine_budget_bytes;
+    /**
+     * Physical pages are made ahead by a thread, so that a commit or an allocation finds them there: once less than
+     * this waits for use, up to `ready_high_bytes`, most of it in the largest pages. They count as held, within all
+     * limits, the soft one too. Whoever needs the bytes otherwise gets them, also by kavern_manager_trim; they are
+     * made again when pages are next asked for, at least a second later. 0 for none. Nothing on a simulated device.
+     */
+    uint64_t ready_low_bytes;
+    /** Up to so much. What lies above the low mark and nobody has wanted for ten seconds goes. 0 takes the low mark. */
+    uint64_t ready_high_bytes;
 } kavern_manager_config;
 
 /** What a manager has and did. You set struct_size; the call fills the rest. */
@@ -1467,6 +1476,23 @@ typedef struct kavern_manager_statistics {
     uint64_t table_changes;
     /** Those of them that could not wait for the end of a copy to the host. */
     uint64_t loud_table_changes;
+    /** Physical pages that wait for use, those made ahead too; they count as held. */
+    uint64_t pooled_page_bytes;
+    /** Pages that a commit or an allocation found waiting. */
+    uint64_t page_hits;
+    /** Pages that it had to have made by the device. */
+    uint64_t page_misses;
+    /** Pages that were made before anybody asked for them. */
+    uint64_t pages_made_ahead;
+    /** Mappings whose pages went to somebody else before they were unmapped. */
+    uint64_t passed_on_mappings;
+    /** Those of them that are still to be unmapped; nobody's memory. */
+    uint64_t stale_mappings;
+    /**
+     * Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
+     * takes them.
+     */
+    uint64_t failed_unmaps;
 } kavern_manager_statistics;
 
 /**
@@ -1803,6 +1829,10 @@ typedef struct kavern_shared_pool_config {
     uint64_t machine_limit_bytes;
     /** Zero. */
     uint64_t reserved[4];
+    /** As kavern_manager_config.ready_low_bytes, of the pool's own pages. */
+    uint64_t ready_low_bytes;
+    /** As kavern_manager_config.ready_high_bytes; at most physical_limit_bytes. */
+    uint64_t ready_high_bytes;
 } kavern_shared_pool_config;
 
 /** What a model of a shared pool has. You set struct_size; the call fills the rest. */
@@ -2024,14 +2054,17 @@ typedef struct kavern_memory_statistics {
     uint64_t plain_allocations;
     /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
     uint64_t ladder_meshes;
-    /** Of the physical memory, what is nobody's and lies in pages of the device of which something else is in use. */
+    /** Memory of pages that hold nothing and cannot go, because they are a part of a mapping with others in use. */
     uint64_t retained_bytes;
-    /** When memory was short: pages of the device that went from free blocks to a large one as they were. */
-    uint64_t ladder_moved_pages;
-    /** Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others. */
+    /** When memory was short: pages of the device that went from free blocks to a large one before they were unmapped. */
+    uint64_t moved_pages;
+    /**
+     * Looks through what is held before more was taken from the device: what makes an allocation slow that calls no
+     * driver.
+     */
     uint64_t looks;
-    /** Mappings that the device did not remove; their memory goes back to it with the last user of their pages. */
-    uint64_t failed_unmaps;
+    /** How often something was given back because nobody had allocated or freed for ten seconds. */
+    uint64_t idle_flushes;
 } kavern_memory_statistics;
 
 /** What kavern_manager_defragment did. */
@@ -2316,7 +2349,7 @@ kavern_status kavern_kv_append(kavern_kv_cache *cache,
  * Says that you are about to copy from the device to the host, by means of your own.
  *
  * Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
- * waits: pages are unmapped and given back later, after 100 ms at most. What an allocation or a commit
+ * waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
  * needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
  * are not worth the call.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
@@ -2333,8 +2366,9 @@ kavern_status kavern_copies_begin(kavern_manager *manager);
  *
  * Which of the copies under way it was does not matter: they are counted.
  * Stream: as for kavern_stream_synchronize, but for NULL; the default stream is KAVERN_STREAM_DEFAULT.
- * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured; then end it by NULL when
- * the graph is done. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
+ * Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured, or is the default stream
+ * and waits for one that is; then end it by NULL when the graph is done. KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
  * Threads: any, also another than that of the begin; enqueues and returns.
  * Since: 0.1
  *
@@ -2434,8 +2468,9 @@ kavern_status kavern_elastic_commit(kavern_elastic *elastic,
  * a little later: an access to them is then a fault, and until then one to memory of others. `out` may be null.
  * Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
  * KAVERN_STREAM_DEFAULT is the default stream.
- * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),
- * KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE.
+ * Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default
+ * stream and waits for one that is), KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity),
+ * KAVERN_ERR_INVALID_HANDLE.
  * Threads: any; does not wait for the stream.
  * Since: 0.1
  *
@@ -2723,9 +2758,11 @@ kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t s
 /**
  * Opens a device.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit above the limit, a bad name
- * or another limit of the machine's budget), KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
- * KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit or more pages ahead above
+ * the limit, a low mark above the high one, a bad name or another limit of the machine's budget),
+ * KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_UNSUPPORTED (pages ahead on a
+ * device that cannot map memory), KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE,
+ * KAVERN_ERR_OS.
  * Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
  * Owner: destroy with kavern_manager_destroy.
  * Since: 0.1
@@ -3001,7 +3038,8 @@ kavern_status kavern_pinned_alloc(kavern_manager *manager,
  * Stream: NULL says that no copy touches it any more; else it comes back when the stream is past all that it was given
  * so far. KAVERN_STREAM_DEFAULT is the default stream.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no pinned memory of this manager, KAVERN_ERR_WRONG_STATE for what
- * was freed before and is still waiting, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
+ * was freed before and is still waiting, and for a stream that is being captured, or the default stream beside a
+ * capture that it waits for, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
  * Threads: any; does not block.
  * Since: 0.1
  *
@@ -3047,7 +3085,8 @@ kavern_status kavern_pinned_unregister(kavern_manager *manager, void *address);
  *
  * Chunks of 1 GiB serve one by one, the first long before the last; kavern_pinned_alloc waits for the next chunk
  * instead of making one. What stops it is said in the log, and kavern_pinned_alloc then makes chunks of its own.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
+ * Errors: KAVERN_ERR_OUT_OF_HOST_MEMORY if that is more than the machine has beside what is pinned already,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
  * Threads: any; does not block, but on a simulated device.
  * Since: 0.1
  *
@@ -3317,10 +3356,10 @@ kavern_status kavern_shared_pool_config_init(kavern_shared_pool_config *config,
 /**
  * Makes a pool without models. What it holds is charged to the manager's limit of device memory too.
  *
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, a bad name or another limit of the machine's
- * budget), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
- * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_OS,
- * KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, more pages ahead than that, a low mark above the
+ * high one, a bad name or another limit of the machine's budget), KAVERN_ERR_UNSUPPORTED (the device cannot map
+ * memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256
+ * processes share the budget), KAVERN_ERR_OS, KAVERN_ERR_DEVICE.
  * Threads: any.
  * Owner: destroy with kavern_shared_pool_destroy; it keeps its manager alive.
  * Since: 0.1
@@ -3773,7 +3812,8 @@ kavern_status kavern_stream_wait(kavern_manager *manager,
  * Makes a ticket for all work enqueued on the stream so far.
  *
  * Stream: as for kavern_stream_synchronize.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
+ * Errors: KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default stream and waits for one that
+ * is), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
  * 2^20 tickets are pending.
  * Threads: any; enqueues and returns.
  * Owner: nothing to free; a ticket that nobody asks for goes by itself.
@@ -3829,10 +3869,12 @@ kavern_status kavern_memory_stats(const kavern_manager *manager, kavern_memory_s
 /**
  * Answers in `out` whether so many bytes and a margin could be allocated now: 1 or 0.
  *
- * It counts what is free here, what may still be taken from the device and what the limits leave. `margin_percent` is
- * added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
+ * After a yes, kavern_alloc of that much is served, if nobody takes memory in between. It counts what the device and
+ * the limits leave and what is free here in the form that such a request needs; not what pools, models and callbacks
+ * would give if they were asked, and not what waits for work in flight, so that it may be served after a no as well.
+ * `margin_percent` is added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
- * Threads: any; asks the driver. Another thread may be faster than your allocation.
+ * Threads: any; asks the driver. Where what is freed could make the difference, the caches of threads are emptied.
  * Since: 0.1
  *
  * Safety: `out` must be null or point to a writable value.

@@ -7,6 +7,7 @@
 //! in use by a call is not destroyed and not forgotten before the call has ended. Whatever belongs to a manager keeps
 //! it alive. Lock order: `streams`, `caches`; each alone, no device is called under them.
 
+mod cache_note;
 mod holdings;
 mod report;
 mod ticket;
@@ -18,13 +19,15 @@ use std::sync::{Arc, OnceLock};
 
 pub use ticket::{State, poll, wait};
 
+pub use self::cache_note::CacheNote;
 use self::holdings::Holdings;
 use crate::cache;
 use crate::device::{Device, Stream, registry};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
 use crate::memory::{
-    Heap, HeapConfig, Limits, MachineBudget, Memory, PinnedConfig, PinnedPool, Statistics, Where,
+    Heap, HeapConfig, Limits, MachineBudget, Memory, PhysicalStatistics, PinnedConfig, PinnedPool, Ready,
+    Statistics, Where,
 };
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
@@ -96,8 +99,8 @@ pub struct Totals {
     pub caches: u64,
     /// Copies to the host that are running.
     pub running_copies: u64,
-    /// Changes of page tables, and those of them beside a running copy.
-    pub table_changes: (u64, u64),
+    /// Physical pages, those of shared pools too.
+    pub pages: PhysicalStatistics,
     /// Fallible calls of the device that a fault wrapper has counted.
     pub device_calls: u64,
     /// Races between streams that the device has found.
@@ -124,6 +127,8 @@ pub struct Settings<'a> {
     pub machine: Option<(&'a str, u64)>,
     /// Whether the allocator meshes pages before it refuses a request: see [`HeapConfig::meshes_when_short`].
     pub meshes_when_short: bool,
+    /// Pages that are made ahead; nothing on a simulated device.
+    pub ready: Ready,
 }
 
 /// One device with all that belongs to it.
@@ -152,7 +157,7 @@ impl Manager {
 
     /// As `open`, with all that may be set.
     pub fn open_with(spec: &str, settings: Settings<'_>, sink: Arc<dyn EventSink>) -> Result<Arc<Self>> {
-        let Settings { limits, machine, meshes_when_short } = settings;
+        let Settings { limits, machine, meshes_when_short, ready } = settings;
         fork::install()?;
         let machine = machine.map(|(name, bytes)| MachineBudget::open(name, bytes)).transpose()?;
         let device = registry::open_telling(spec, Arc::clone(&sink))?;
@@ -160,6 +165,10 @@ impl Manager {
             Some(machine) => Memory::with_machine(Arc::clone(&device), limits, machine, Arc::clone(&sink)),
             None => Memory::new(Arc::clone(&device), limits, Arc::clone(&sink)),
         };
+        if ready.high_bytes > 0 {
+            // Where pages cannot be had, that is said, and not found out by whoever counts on them.
+            memory.physical_with(ready)?;
+        }
         let pinned = PinnedPool::new(&memory, PinnedConfig::of(&memory));
         let manager = Arc::new(Self {
             device,
@@ -354,13 +363,6 @@ impl Manager {
         ticket::stream_wait(&self.device, stream, id)
     }
 
-    /// Notes a cache by name for reports; keeps the manager alive.
-    pub fn attach_cache(self: &Arc<Self>, name: &str) -> CacheNote {
-        let number = self.next_cache.fetch_add(1, Ordering::Relaxed);
-        self.caches.lock().insert(number, name.to_owned());
-        CacheNote { manager: Arc::clone(self), number }
-    }
-
     /// What it has and did.
     pub fn totals(&self) -> Totals {
         let (own_streams, foreign_streams) = {
@@ -386,7 +388,7 @@ impl Manager {
             pending_tickets: self.pending_tickets.load(Ordering::Relaxed),
             caches: self.caches.lock().len() as u64,
             running_copies: self.memory.copies().running(),
-            table_changes: self.table_changes(),
+            pages: self.pages(),
             device_calls: self.device.call_count(),
             races: self.device.race_count(),
         }
@@ -477,24 +479,5 @@ impl Deref for StreamRef {
 
     fn deref(&self) -> &Stream {
         &self.stream
-    }
-}
-
-/// The name of a cache in its manager's reports; leaves them on drop.
-pub struct CacheNote {
-    manager: Arc<Manager>,
-    number: u64,
-}
-
-impl CacheNote {
-    /// The manager.
-    pub fn manager(&self) -> &Arc<Manager> {
-        &self.manager
-    }
-}
-
-impl Drop for CacheNote {
-    fn drop(&mut self) {
-        self.manager.caches.lock().remove(&self.number);
     }
 }

@@ -383,6 +383,11 @@ fn the_books_hold_what_is_taken_by_every_way_and_the_report_lists_it() {
     assert_eq!(report["pools"][0]["held_bytes"], batches, "a pool's batches are direct allocations");
     assert_eq!(report["pools"][0]["requested_bytes"], 5);
     assert_eq!(report["elastic"][0]["committed_bytes"], 6 << 20);
+    let counts = ["hits", "misses", "made_ahead", "passed_on_mappings", "stale_mappings", "failed_unmaps"];
+    assert!(counts.iter().all(|name| report["pages"][name].is_u64()), "{}", report["pages"]);
+    assert!(report["pages"]["held_bytes"].as_u64() >= Some(16 << 20), "{}", report["pages"]);
+    let counts = ["retained_bytes", "looks", "idle_flushes", "moved_pages"];
+    assert!(counts.iter().all(|name| report["allocator"][name].is_u64()), "{}", report["allocator"]);
     assert_eq!(report["shared_pools"][0]["models"][0]["name"], "chat");
     assert_eq!(report["shared_pools"][0]["models"][0]["committed_bytes"], 10 << 20);
     assert_eq!(report["pinned_pool"]["live_bytes"], 12345);

@@ -8,6 +8,7 @@ use kavern::device::{Copy, HostRange, PinnedSlice, Place, Stream, registry};
 use kavern::error::Status;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory, PinnedConfig, PinnedPool};
+use kavern::sys::shm;
 
 fn memory(params: &str) -> Arc<Memory> {
     let device = std::env::var("KAVERN_TEST_DEVICE").unwrap_or_else(|_| "host".to_owned());
@@ -122,4 +123,22 @@ fn a_refused_piece_of_the_callers_range_unpins_those_before_it() {
     assert!(own.iter().all(|&byte| byte == 3), "pinning changes no byte");
     // SAFETY: no memory is touched; it is refused.
     assert!(unsafe { HostRange::new(start, u64::MAX) }.is_err());
+}
+
+#[test]
+fn more_than_the_machine_has_is_refused_before_anything_is_pinned() {
+    let memory = memory("");
+    let pool = pool(&memory, 1 << 20);
+    for bytes in [u64::MAX, u64::MAX - 4095, 1 << 60, shm::physical_bytes() + 1] {
+        let refusal = pool.reserve(bytes).unwrap_err();
+        assert_eq!(refusal.status, Status::OutOfHostMemory);
+        assert!(refusal.text.contains(&bytes.to_string()), "{}", refusal.text);
+        assert_eq!(pool.allocate(bytes, "too much").unwrap_err().status, Status::OutOfHostMemory);
+    }
+    pool.wait_reserved().unwrap();
+    assert_eq!(pool.statistics().held_bytes, 0);
+    // What is pinned counts.
+    let held = pool.allocate(1, "small").unwrap();
+    assert_eq!(pool.reserve(shm::physical_bytes()).unwrap_err().status, Status::OutOfHostMemory);
+    pool.free(held.address() as u64, None).unwrap();
 }

@@ -34,8 +34,9 @@ pub unsafe extern "C" fn kavern_copies_begin(manager: *mut kavern_manager) -> ka
 ///
 /// Which of the copies under way it was does not matter: they are counted.
 /// Stream: as for kavern_stream_synchronize, but for NULL; the default stream is KAVERN_STREAM_DEFAULT.
-/// Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured; then end it by NULL when
-/// the graph is done. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
+/// Errors: KAVERN_ERR_WRONG_STATE if no copy is under way, or if the stream is being captured, or is the default stream
+/// and waits for one that is; then end it by NULL when the graph is done. KAVERN_ERR_INVALID_HANDLE,
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE. The count then stays.
 /// Threads: any, also another than that of the begin; enqueues and returns.
 /// Since: 0.1
 ///

@@ -274,8 +274,9 @@ pub(super) fn write_extent(out: Option<Out<kavern_elastic_extent>>, extent: Exte
 /// a little later: an access to them is then a fault, and until then one to memory of others. `out` may be null.
 /// Stream: the memory goes once the stream is past this point; NULL means that no work uses it any more, and
 /// KAVERN_STREAM_DEFAULT is the default stream.
-/// Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured),
-/// KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE.
+/// Errors: KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default
+/// stream and waits for one that is), KAVERN_ERR_INVALID_ARGUMENT (0 bytes, outside of the capacity),
+/// KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any; does not wait for the stream.
 /// Since: 0.1
 ///

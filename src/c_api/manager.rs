@@ -13,7 +13,7 @@ use super::stream;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Error, Status};
 use crate::manager::{Manager, Settings, Totals};
-use crate::memory::Limits;
+use crate::memory::{Limits, Ready};
 
 impl Handle for kavern_manager {
     const KIND: Kind = Kind::Manager;
@@ -55,6 +55,13 @@ pub struct kavern_manager_config {
     pub machine_budget_name: *const c_char,
     /// Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there.
     pub machine_budget_bytes: u64,
+    /// Physical pages are made ahead by a thread, so that a commit or an allocation finds them there: once less than
+    /// this waits for use, up to `ready_high_bytes`, most of it in the largest pages. They count as held, within all
+    /// limits, the soft one too. Whoever needs the bytes otherwise gets them, also by kavern_manager_trim; they are
+    /// made again when pages are next asked for, at least a second later. 0 for none. Nothing on a simulated device.
+    pub ready_low_bytes: u64,
+    /// Up to so much. What lies above the low mark and nobody has wanted for ten seconds goes. 0 takes the low mark.
+    pub ready_high_bytes: u64,
 }
 
 // SAFETY: numbers and pointers that are read with checks.
@@ -128,6 +135,21 @@ pub struct kavern_manager_statistics {
     pub table_changes: u64,
     /// Those of them that could not wait for the end of a copy to the host.
     pub loud_table_changes: u64,
+    /// Physical pages that wait for use, those made ahead too; they count as held.
+    pub pooled_page_bytes: u64,
+    /// Pages that a commit or an allocation found waiting.
+    pub page_hits: u64,
+    /// Pages that it had to have made by the device.
+    pub page_misses: u64,
+    /// Pages that were made before anybody asked for them.
+    pub pages_made_ahead: u64,
+    /// Mappings whose pages went to somebody else before they were unmapped.
+    pub passed_on_mappings: u64,
+    /// Those of them that are still to be unmapped; nobody's memory.
+    pub stale_mappings: u64,
+    /// Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
+    /// takes them.
+    pub failed_unmaps: u64,
 }
 
 // SAFETY: numbers only.
@@ -145,6 +167,8 @@ unsafe impl CStruct for kavern_manager_statistics {
 impl From<Totals> for kavern_manager_statistics {
     fn from(totals: Totals) -> Self {
         let (device, pinned) = (totals.memory.device, totals.memory.pinned);
+        let pages = &totals.pages;
+        let (page_hits, page_misses) = pages.hits_and_misses();
         Self {
             struct_size: 0,
             reserved: 0,
@@ -171,8 +195,15 @@ impl From<Totals> for kavern_manager_statistics {
             device_held_bytes: totals.held_bytes,
             device_soft_limit_bytes: totals.limits.device_soft_limit_bytes,
             running_copies: totals.running_copies,
-            table_changes: totals.table_changes.0,
-            loud_table_changes: totals.table_changes.1,
+            table_changes: pages.table_changes,
+            loud_table_changes: pages.loud_changes,
+            pooled_page_bytes: pages.pooled_bytes,
+            page_hits,
+            page_misses,
+            pages_made_ahead: pages.made_ahead(),
+            passed_on_mappings: pages.passed_on,
+            stale_mappings: pages.stale_mappings,
+            failed_unmaps: pages.failed_unmaps,
         }
     }
 }
@@ -197,9 +228,11 @@ pub unsafe extern "C" fn kavern_manager_config_init(
 
 /// Opens a device.
 ///
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit above the limit, a bad name
-/// or another limit of the machine's budget), KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
-/// KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE, KAVERN_ERR_OS.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (unknown name or parameter of a device, a soft limit or more pages ahead above
+/// the limit, a low mark above the high one, a bad name or another limit of the machine's budget),
+/// KAVERN_ERR_NO_DEVICE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_UNSUPPORTED (pages ahead on a
+/// device that cannot map memory), KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_DEVICE,
+/// KAVERN_ERR_OS.
 /// Threads: any; blocks while the device opens. After a fork the child gets KAVERN_ERR_FORKED from every call.
 /// Owner: destroy with kavern_manager_destroy.
 /// Since: 0.1
@@ -244,7 +277,15 @@ pub unsafe extern "C" fn kavern_manager_create(
         }
         let machine = name.map(|name| (name, budget));
         let device = device.unwrap_or("host");
-        let settings = Settings { limits, machine, meshes_when_short: settings.flags & mesh != 0 };
+        let ready = Ready::new(settings.ready_low_bytes, settings.ready_high_bytes)?;
+        if hard > 0 && ready.high_bytes > hard {
+            return Err(Error::argument(format!(
+                "config.ready_high_bytes is {}, above device_limit_bytes, which is {hard}",
+                ready.high_bytes
+            )));
+        }
+        let meshes_when_short = settings.flags & mesh != 0;
+        let settings = Settings { limits, machine, meshes_when_short, ready };
         let manager = Manager::open_with(device, settings, std::sync::Arc::new(LogSink))?;
         out.write(handle::insert(manager)?);
         Ok(Status::Ok)

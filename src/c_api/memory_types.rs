@@ -107,6 +107,8 @@ pub struct kavern_memory_statistics {
     pub looks: u64,
     /// Mappings that the device did not remove; their memory goes back to it with the last user of their pages.
     pub failed_unmaps: u64,
+    /// How often something was given back because nobody had allocated or freed for ten seconds.
+    pub idle_flushes: u64,
 }
 
 // SAFETY: numbers only.
@@ -147,6 +149,7 @@ impl From<HeapStatistics> for kavern_memory_statistics {
             ladder_moved_pages: heap.ladder.moved_pages,
             looks: heap.looks,
             failed_unmaps: heap.failed_unmaps,
+            idle_flushes: heap.idle_flushes,
         }
     }
 }

@@ -118,7 +118,8 @@ pub unsafe extern "C" fn kavern_pinned_alloc(
 /// Stream: NULL says that no copy touches it any more; else it comes back when the stream is past all that it was given
 /// so far. KAVERN_STREAM_DEFAULT is the default stream.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT for what is no pinned memory of this manager, KAVERN_ERR_WRONG_STATE for what
-/// was freed before and is still waiting, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
+/// was freed before and is still waiting, and for a stream that is being captured, or the default stream beside a
+/// capture that it waits for, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE; the memory then stays yours.
 /// Threads: any; does not block.
 /// Since: 0.1
 ///
@@ -203,7 +204,8 @@ pub unsafe extern "C" fn kavern_pinned_unregister(
 ///
 /// Chunks of 1 GiB serve one by one, the first long before the last; kavern_pinned_alloc waits for the next chunk
 /// instead of making one. What stops it is said in the log, and kavern_pinned_alloc then makes chunks of its own.
-/// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
+/// Errors: KAVERN_ERR_OUT_OF_HOST_MEMORY if that is more than the machine has beside what is pinned already,
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_OS.
 /// Threads: any; does not block, but on a simulated device.
 /// Since: 0.1
 ///

@@ -16,7 +16,7 @@ use super::shared_types::{
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Error, Result, Status};
 use crate::manager::Manager;
-use crate::memory::{Reclaim, SharedConfig, SharedPool, Terms};
+use crate::memory::{Ready, Reclaim, SharedConfig, SharedPool, Terms};
 
 /// Several models under one limit of physical memory. Thread-safe; keeps its manager alive.
 pub struct kavern_shared_pool {
@@ -56,10 +56,10 @@ pub unsafe extern "C" fn kavern_shared_pool_config_init(
 
 /// Makes a pool without models. What it holds is charged to the manager's limit of device memory too.
 ///
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, a bad name or another limit of the machine's
-/// budget), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
-/// KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256 processes share the budget), KAVERN_ERR_OS,
-/// KAVERN_ERR_DEVICE.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (a limit of less than a page, more pages ahead than that, a low mark above the
+/// high one, a bad name or another limit of the machine's budget), KAVERN_ERR_UNSUPPORTED (the device cannot map
+/// memory), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_LIMIT_REACHED (256
+/// processes share the budget), KAVERN_ERR_OS, KAVERN_ERR_DEVICE.
 /// Threads: any.
 /// Owner: destroy with kavern_shared_pool_destroy; it keeps its manager alive.
 /// Since: 0.1
@@ -86,11 +86,19 @@ pub unsafe extern "C" fn kavern_shared_pool_create(
         if machine.is_none() && settings.machine_limit_bytes > 0 {
             return Err(Error::argument("config.machine_limit_bytes without a machine_name; give both"));
         }
+        let ready = Ready::new(settings.ready_low_bytes, settings.ready_high_bytes)?;
+        if ready.high_bytes > settings.physical_limit_bytes {
+            return Err(Error::argument(format!(
+                "config.ready_high_bytes is {}, above physical_limit_bytes, which is {}",
+                ready.high_bytes, settings.physical_limit_bytes
+            )));
+        }
         let config = SharedConfig {
             limit_bytes: settings.physical_limit_bytes,
             page_bytes: settings.page_bytes,
             has_slabs: settings.flags & single == 0,
             machine: machine.map(|name| (name.to_owned(), settings.machine_limit_bytes)),
+            ready,
         };
         let pool = Arc::new(SharedPool::new(manager.memory(), config)?);
         manager.attach_shared(&pool);

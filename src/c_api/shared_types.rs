@@ -31,6 +31,10 @@ pub struct kavern_shared_pool_config {
     pub machine_limit_bytes: u64,
     /// Zero.
     pub reserved: [u64; 4],
+    /// As kavern_manager_config.ready_low_bytes, of the pool's own pages.
+    pub ready_low_bytes: u64,
+    /// As kavern_manager_config.ready_high_bytes; at most physical_limit_bytes.
+    pub ready_high_bytes: u64,
 }
 
 // SAFETY: numbers and a pointer that is read with checks.

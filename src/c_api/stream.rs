@@ -131,7 +131,8 @@ pub unsafe extern "C" fn kavern_stream_wait(
 /// Makes a ticket for all work enqueued on the stream so far.
 ///
 /// Stream: as for kavern_stream_synchronize.
-/// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
+/// Errors: KAVERN_ERR_WRONG_STATE (the stream is being captured, or it is the default stream and waits for one that
+/// is), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_LIMIT_REACHED if
 /// 2^20 tickets are pending.
 /// Threads: any; enqueues and returns.
 /// Owner: nothing to free; a ticket that nobody asks for goes by itself.

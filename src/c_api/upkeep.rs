@@ -36,10 +36,12 @@ pub unsafe extern "C" fn kavern_memory_stats(
 
 /// Answers in `out` whether so many bytes and a margin could be allocated now: 1 or 0.
 ///
-/// It counts what is free here, what may still be taken from the device and what the limits leave. `margin_percent` is
-/// added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
+/// After a yes, kavern_alloc of that much is served, if nobody takes memory in between. It counts what the device and
+/// the limits leave and what is free here in the form that such a request needs; not what pools, models and callbacks
+/// would give if they were asked, and not what waits for work in flight, so that it may be served after a no as well.
+/// `margin_percent` is added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
 /// Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
-/// Threads: any; asks the driver. Another thread may be faster than your allocation.
+/// Threads: any; asks the driver. Where what is freed could make the difference, the caches of threads are emptied.
 /// Since: 0.1
 ///
 /// # Safety

@@ -35,7 +35,7 @@ pub use region::{HostRange, PinnedRegion, Registration};
 pub use sim::{Finding, FindingKind, Party, Report};
 pub use slice::{DeviceKey, DeviceSlice, PinnedBuffer, PinnedSlice};
 
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 
 /// A stream of one device, by the backend's own value; 0 is the device's default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -292,4 +292,17 @@ pub trait Device: Send + Sync {
     fn peer_is_reachable(&self, other: DeviceKey) -> Result<bool>;
     /// Lets copies and kernels of this device reach memory of the other. Idempotent.
     fn peer_enable(&self, other: DeviceKey) -> Result<()>;
+}
+
+/// Refuses a stream on which no event can be had that can be asked for, because a graph is being captured there, or on
+/// one that the default stream waits for. `advice`: what to do instead.
+pub fn check_outside(device: &dyn Device, stream: Stream, advice: &str) -> Result<()> {
+    if !device.stream_takes_events(stream)? {
+        let text = format!(
+            "the stream is being captured, or waits for one that is, and a graph cannot be asked how far it is; \
+             {advice}"
+        );
+        return Err(Error::new(Status::WrongState, text));
+    }
+    Ok(())
 }

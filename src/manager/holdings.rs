@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use super::Manager;
 use crate::error::Result;
-use crate::memory::{Pool, Room, SharedPool};
+use crate::memory::{PhysicalStatistics, Pool, Room, SharedPool};
 use crate::sync::Mutex;
 
 /// All of one manager.
@@ -54,11 +54,11 @@ impl Manager {
         self.holdings.shared().iter().try_for_each(|shared| shared.validate())
     }
 
-    /// Changes of page tables by all pools of pages, and those of them beside a running copy.
-    pub(super) fn table_changes(&self) -> (u64, u64) {
-        let shared = self.holdings.shared().into_iter().map(|pool| pool.physical().statistics());
-        let shared = shared.map(|pages| (pages.table_changes, pages.loud_changes));
-        shared.fold(self.memory.table_changes(), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    /// What all pools of pages have and did.
+    pub(super) fn pages(&self) -> PhysicalStatistics {
+        let mut sum = self.memory.page_statistics();
+        self.holdings.shared().iter().for_each(|pool| sum.add(&pool.physical().statistics()));
+        sum
     }
 
     /// Takes a pool on this manager's memory into reports, and lets it be asked when memory is short.

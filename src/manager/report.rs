@@ -180,7 +180,11 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("front_cache_bytes", totals.front_cache_bytes),
         ("ordered_bytes", totals.ordered_bytes),
         ("largest_free_bytes", totals.largest_free_bytes),
+        ("retained_bytes", totals.retained_bytes),
         ("plain_allocations", totals.plain_allocations),
+        ("looks", totals.looks),
+        ("idle_flushes", totals.idle_flushes),
+        ("moved_pages", totals.ladder.moved_pages),
         ("meshes", totals.ladder.meshes),
         ("retained_bytes", totals.retained_bytes),
         ("moved_pages", totals.ladder.moved_pages),
@@ -191,6 +195,24 @@ fn allocator(json: &mut Json, manager: &Manager) {
     json.key("live");
     let live = heap.map(|heap| heap.live_blocks()).unwrap_or_default();
     json.array(|json| live.iter().for_each(|live| block(json, live)));
+}
+
+/// Physical pages of the manager and of its shared pools.
+fn pages(json: &mut Json, manager: &Manager) {
+    let pages = manager.pages();
+    let (hits, misses) = pages.hits_and_misses();
+    json.numbers(&[
+        ("held_bytes", pages.held_bytes),
+        ("pooled_bytes", pages.pooled_bytes),
+        ("hits", hits),
+        ("misses", misses),
+        ("made_ahead", pages.made_ahead()),
+        ("table_changes", pages.table_changes),
+        ("loud_table_changes", pages.loud_changes),
+        ("passed_on_mappings", pages.passed_on),
+        ("stale_mappings", pages.stale_mappings),
+        ("failed_unmaps", pages.failed_unmaps),
+    ]);
 }
 
 fn range(json: &mut Json, range: &ElasticStatistics) {
@@ -317,6 +339,8 @@ pub(super) fn json(manager: &Manager) -> String {
         json.object(|json| memory(json, manager));
         json.key("allocator");
         json.object(|json| allocator(json, manager));
+        json.key("pages");
+        json.object(|json| pages(json, manager));
         json.key("pools");
         json.array(|json| pools(json, manager));
         json.key("elastic");

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::{Device, DeviceKey, Event, Stream};
+use crate::device::{Device, DeviceKey, Event, Stream, check_outside};
 use crate::error::{Error, Result, Status};
 use crate::sync::{Mutex, pause};
 use crate::sys::clock;
@@ -199,9 +199,13 @@ fn sweep() {
 
 /// A ticket for all work enqueued on the stream so far. `pending` counts the device's tickets that are not done.
 pub(super) fn record(device: &Arc<dyn Device>, stream: Stream, pending: &Arc<AtomicU64>) -> Result<Id> {
+    let advice = "record a stream that launches the graph";
+    check_outside(device.as_ref(), stream, advice)?;
     sweep();
     let mark = Arc::new(Mark::new(device, pending)?);
     device.event_record(mark.event, stream)?;
+    // A capture may have begun in between: then nobody may ever ask for the event.
+    check_outside(device.as_ref(), stream, advice)?;
     TABLE.lock().insert(&mark)
 }
 

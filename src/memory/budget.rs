@@ -198,8 +198,18 @@ pub trait Payer: Send + Sync {
     }
     /// Whether the soft limit is passed: nothing is then kept that nobody uses.
     fn is_strained(&self) -> bool;
-    /// Its limits, for people.
-    fn limits(&self) -> String;
+    /// As `left_bytes`, where what has to be found out first counts as used.
+    fn certain_bytes(&self) -> u64 {
+        self.left_bytes()
+    }
+    /// The limit that leaves the least, whose it is and what was used of it, for people.
+    fn limit_text(&self) -> String {
+        String::new()
+    }
+    /// Most that may be taken for something that nobody has asked for yet: up to the soft limit.
+    fn spare_bytes(&self) -> u64 {
+        if self.is_strained() { 0 } else { self.certain_bytes() }
+    }
 }
 
 /// The device part of a process's budget, as a payer.
@@ -231,14 +241,35 @@ impl Payer for DeviceShare {
         self.0.over_bytes() > 0
     }
 
-    fn limits(&self) -> String {
-        let (limit_bytes, (used, peak)) = (self.0.account(Where::Device).limit_bytes, self.0.device_bytes());
-        let own = match limit_bytes {
-            0 => format!("{used} used by the process, at most {peak}, which has no limit"),
-            _ => format!("{used} used by the process, at most {peak}, of its limit of {limit_bytes}"),
+    fn spare_bytes(&self) -> u64 {
+        let soft = match self.0.soft_bytes {
+            0 => u64::MAX,
+            soft_bytes => soft_bytes.saturating_sub(self.0.device_bytes().0),
         };
-        let machine = self.0.machine.as_ref().map(|machine| machine.limits());
-        [Some(own), machine].into_iter().flatten().collect::<Vec<String>>().join(", ")
+        self.certain_bytes().min(soft)
+    }
+
+    fn certain_bytes(&self) -> u64 {
+        let machine = self.0.machine.as_ref().map_or(u64::MAX, |machine| machine.certain_bytes());
+        self.left_bytes().min(machine)
+    }
+
+    fn limit_text(&self) -> String {
+        let (used, peak) = self.0.device_bytes();
+        let limit = self.0.account(Where::Device).limit_bytes;
+        let own_left = if limit == 0 { u64::MAX } else { limit.saturating_sub(used) };
+        let machine = self.0.machine.as_ref().filter(|machine| machine.certain_bytes() < own_left);
+        match machine {
+            Some(machine) => {
+                format!("{}; this manager holds {used}, at most {peak} so far", machine.limit_text())
+            }
+            None if limit == 0 => {
+                format!("no limit is set; this manager holds {used} bytes, at most {peak} so far")
+            }
+            None => format!(
+                "the limit is {limit} bytes, this manager's own; it holds {used}, at most {peak} so far"
+            ),
+        }
     }
 }
 
@@ -316,8 +347,14 @@ impl Payer for Quota {
         is_past || self.above.iter().any(|payer| payer.is_strained())
     }
 
-    fn limits(&self) -> String {
-        format!("{} used of the limit of {} of {}", self.used_bytes(), self.hard_bytes, self.what)
+    fn spare_bytes(&self) -> u64 {
+        let limits = [self.soft_bytes, self.hard_bytes].into_iter().filter(|limit| *limit > 0);
+        let own = limits.map(|limit| limit.saturating_sub(self.used_bytes())).min().unwrap_or(u64::MAX);
+        self.above.iter().map(|payer| payer.spare_bytes()).fold(own, u64::min)
+    }
+
+    fn certain_bytes(&self) -> u64 {
+        self.above.iter().map(|payer| payer.certain_bytes()).fold(self.left_bytes(), u64::min)
     }
 }
 
@@ -371,9 +408,15 @@ impl Payer for MachineBudget {
         false
     }
 
-    fn limits(&self) -> String {
-        let (used, limit) = (self.used_bytes(), self.limit_bytes());
-        format!("{used} used by all processes of this machine, of the limit of {limit} of \"{}\"", self.name)
+    fn certain_bytes(&self) -> u64 {
+        self.limit_bytes().saturating_sub(self.used_bytes())
+    }
+
+    fn limit_text(&self) -> String {
+        let (name, limit, used) = (&self.name, self.limit_bytes(), self.used_bytes());
+        format!(
+            "the limit is {limit} bytes, which the processes of this machine share as \"{name}\"; they hold {used}"
+        )
     }
 }
 

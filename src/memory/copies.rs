@@ -91,13 +91,7 @@ impl Copies {
     }
 
     fn mark(&self, stream: Stream) -> Result<Arc<Fence>> {
-        let device = self.fences.device();
-        if device.description().capabilities.capture && device.stream_is_capturing(stream)? {
-            let text = "the stream is being captured, and a graph cannot be asked how far it is; end the copy by NULL \
-                        once the graph is done";
-            return Err(Error::new(Status::WrongState, text));
-        }
-        self.fences.record(stream)
+        self.fences.record_outside(stream, "end the copy by NULL once the graph is done")
     }
 
     /// Forgets the ends that were reached.

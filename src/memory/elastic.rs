@@ -111,7 +111,7 @@ impl Drop for Going<'_> {
 impl Elastic {
     /// Reserves addresses of a memory's device; what is committed is charged to the memory's limit and in its sums.
     pub fn new(memory: &Arc<Memory>, config: ElasticConfig) -> Result<Arc<Self>> {
-        let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
+        let largest = PageClass::largest(config.has_slabs);
         let mut elastic = Self::of(
             memory.physical()?,
             config,
@@ -239,11 +239,7 @@ impl Elastic {
 
     fn fence(&self, stream: Option<Stream>) -> Result<Option<Arc<Fence>>> {
         let Some(stream) = stream else { return Ok(None) };
-        if self.physical.device().stream_is_capturing(stream)? {
-            let text = "a stream that is being captured has no point to wait for; decommit after the capture";
-            return Err(Error::new(Status::WrongState, text));
-        }
-        self.physical.fences().record(stream).map(Some)
+        self.physical.fences().record_outside(stream, "decommit after the capture").map(Some)
     }
 
     /// Whether every page of a part is committed.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::device::{Device, Event, Stream};
+use crate::device::{Device, Event, Stream, check_outside};
 use crate::error::Result;
 use crate::sync::Mutex;
 
@@ -73,6 +73,18 @@ impl Fences {
         self.device.event_record(event, stream)?;
         fence.numbers.1 = self.next.fetch_add(1, Ordering::AcqRel);
         Ok(Arc::new(fence))
+    }
+}
+
+impl Fences {
+    /// As `record`; refused where the point would be a part of a graph, which cannot be asked how far it is, or would
+    /// break a capture under way. `advice`: what to do instead.
+    pub(super) fn record_outside(self: &Arc<Self>, stream: Stream, advice: &str) -> Result<Arc<Fence>> {
+        check_outside(self.device.as_ref(), stream, advice)?;
+        let fence = self.record(stream)?;
+        // A capture may have begun in between.
+        check_outside(self.device.as_ref(), stream, advice)?;
+        Ok(fence)
     }
 }
 

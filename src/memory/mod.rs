@@ -43,7 +43,7 @@ pub use elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
 pub use heap::{Defragmented, Heap, HeapConfig, HeapStatistics, LadderCounts, LiveBlock};
 pub use ledger::{LiveAllocation, Statistics, Usage, Where};
 pub use page_class::{
-    CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics,
+    CLASSES, ClassStatistics as PageStatistics, PageClass, PhysicalConfig, PhysicalStatistics, Ready,
 };
 pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
@@ -170,11 +170,19 @@ impl Memory {
 
     /// The pool of physical pages, charged to the same budget; the first call makes it.
     pub fn physical(&self) -> Result<Arc<Physical>> {
+        self.physical_with(Ready::default())
+    }
+
+    /// As `physical`, with pages made ahead if this is the call that makes the pool.
+    pub fn physical_with(&self, ready: Ready) -> Result<Arc<Physical>> {
         let mut physical = self.physical.lock();
         if let Some(physical) = &*physical {
             return Ok(Arc::clone(physical));
         }
-        let config = PhysicalConfig::of(self.device.as_ref());
+        let mut config = PhysicalConfig::of(self.device.as_ref());
+        if ready.high_bytes > 0 {
+            config.keep_ready(ready, self.device.description().page_bytes, PageClass::LARGE);
+        }
         let made = Physical::new(Arc::clone(&self.device), self.payer(), config, Arc::clone(&self.sink))?;
         self.hush(&made);
         Ok(Arc::clone(physical.insert(made)))
@@ -191,10 +199,9 @@ impl Memory {
         physical.set_quiet(Some(Arc::new(move || !copies.is_any_running())));
     }
 
-    /// Changes of page tables by the pool of physical pages, and those of them beside a running copy.
-    pub fn table_changes(&self) -> (u64, u64) {
-        let statistics = self.physical.lock().as_ref().map(|physical| physical.statistics());
-        statistics.map_or((0, 0), |counts| (counts.table_changes, counts.loud_changes))
+    /// What the pool of physical pages has and did.
+    pub fn page_statistics(&self) -> PhysicalStatistics {
+        self.physical.lock().as_ref().map(|physical| physical.statistics()).unwrap_or_default()
     }
 
     /// The elastic ranges of this memory, whoever made them; those of shared pools are the pools'. One that is dropped

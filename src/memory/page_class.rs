@@ -5,6 +5,7 @@
 //! does not: keep or make any.
 
 use crate::device::Device;
+use crate::error::{Error, Result};
 
 /// How many sizes there are.
 pub const CLASSES: usize = 3;
@@ -22,6 +23,11 @@ impl PageClass {
     pub const LARGE: Self = Self(2);
     /// All sizes, smallest first.
     pub const ALL: [Self; CLASSES] = [Self::SMALL, Self::MIDDLE, Self::LARGE];
+
+    /// The largest that a range with slabs, or without, is made of.
+    pub fn largest(has_slabs: bool) -> Self {
+        if has_slabs { Self::LARGE } else { Self::SMALL }
+    }
 
     /// In pages of the device.
     pub const fn pages(self) -> u64 {
@@ -41,11 +47,13 @@ impl PageClass {
 /// How much is kept and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct PhysicalConfig {
-    /// Pages of each size that are made ahead.
+    /// Pages of each size that are made ahead, once fewer than `low` are pooled.
     pub ahead: [u32; CLASSES],
+    /// Of those made ahead, so many stay however long nobody wants them.
+    pub low: [u32; CLASSES],
     /// Pooled bytes above this go to the device at once.
     pub high_bytes: u64,
-    /// Pages that nobody has wanted for so long go to the device, but for those that are made ahead.
+    /// Pages that nobody has wanted for so long go to the device, but for the `low` ones.
     pub idle_ns: u64,
     /// Whether a thread does the upkeep; without it, [`super::Physical::poll`] does. A simulated device never has one.
     pub has_thread: bool,
@@ -55,7 +63,55 @@ impl PhysicalConfig {
     /// Nothing ahead, at most a quarter of the device pooled, for 10 seconds.
     pub fn of(device: &dyn Device) -> Self {
         let high_bytes = device.description().total_bytes / 4;
-        Self { ahead: [0; CLASSES], high_bytes, idle_ns: 10_000_000_000, has_thread: true }
+        let low = [u32::MAX; CLASSES];
+        Self { ahead: [0; CLASSES], low, high_bytes, idle_ns: 10_000_000_000, has_thread: true }
+    }
+
+    /// Has pages of the device's `page_bytes` made ahead: three quarters in the largest size up to `largest`, of the
+    /// rest three quarters in the next one, and what is left in the smallest.
+    pub fn keep_ready(&mut self, ready: Ready, page_bytes: u64, largest: PageClass) {
+        let mut pages = ready.high_bytes / page_bytes.max(1);
+        for class in PageClass::ALL.into_iter().rev().filter(|class| *class <= largest) {
+            let share = if class == PageClass::SMALL { pages } else { pages / 4 * 3 };
+            let count = share / class.pages();
+            pages -= count * class.pages();
+            // Rounded up: what is made at all is begun again while some of it is there.
+            let low = u128::from(count) * u128::from(ready.low_bytes);
+            let low = low.div_ceil(u128::from(ready.high_bytes.max(1)));
+            self.ahead[class.index()] = u32::try_from(count).unwrap_or(u32::MAX);
+            self.low[class.index()] = u32::try_from(low).unwrap_or(u32::MAX);
+        }
+        self.high_bytes = self.high_bytes.max(ready.high_bytes);
+    }
+
+    /// Pages of a size below which more are made.
+    pub(super) fn low_count(&self, class: PageClass) -> usize {
+        self.low[class.index()].min(self.ahead[class.index()]) as usize
+    }
+}
+
+/// How much waits for use before anybody asks for it; all 0 for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// Below this more is made. So much stays, however long nobody wants it, but for whoever needs the bytes.
+    pub low_bytes: u64,
+    /// Up to this; what of it nobody wants goes in time.
+    pub high_bytes: u64,
+}
+
+impl Ready {
+    /// Checked, with the low mark for a high one that was left out.
+    pub fn new(low_bytes: u64, high_bytes: u64) -> Result<Self> {
+        match (low_bytes, high_bytes) {
+            (low_bytes, 0) => Ok(Self { low_bytes, high_bytes: low_bytes }),
+            (0, high_bytes) => Err(Error::argument(format!(
+                "{high_bytes} bytes of pages are to be made ahead, but below no mark; give the low mark too"
+            ))),
+            (low_bytes, high_bytes) if low_bytes > high_bytes => Err(Error::argument(format!(
+                "the low mark of pages ahead is {low_bytes}, above the high one, which is {high_bytes}"
+            ))),
+            (low_bytes, high_bytes) => Ok(Self { low_bytes, high_bytes }),
+        }
     }
 }
 
@@ -101,6 +157,36 @@ pub struct PhysicalStatistics {
 }
 
 impl PhysicalStatistics {
+    /// Adds those of another pool of the same device.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, one) in self.classes.iter_mut().zip(&other.classes) {
+            sum.page_bytes = sum.page_bytes.max(one.page_bytes);
+            sum.held += one.held;
+            sum.pooled += one.pooled;
+            sum.created += one.created;
+            sum.released += one.released;
+            sum.hits += one.hits;
+            sum.misses += one.misses;
+        }
+        self.held_bytes += other.held_bytes;
+        self.pooled_bytes += other.pooled_bytes;
+        self.table_changes += other.table_changes;
+        self.loud_changes += other.loud_changes;
+        self.stale_mappings += other.stale_mappings;
+        self.passed_on += other.passed_on;
+        self.failed_unmaps += other.failed_unmaps;
+    }
+
+    /// Requests served from the pool, and those for which the device was asked.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        self.classes.iter().fold((0, 0), |sum, class| (sum.0 + class.hits, sum.1 + class.misses))
+    }
+
+    /// Pages that were made before anybody asked for them.
+    pub fn made_ahead(&self) -> u64 {
+        self.classes.iter().map(|class| class.created.saturating_sub(class.misses)).sum()
+    }
+
     /// Bytes that the device ever got back, out of the pool or past it.
     pub fn released_bytes(&self) -> u64 {
         self.classes.iter().map(|class| class.released * class.page_bytes).sum()

@@ -8,6 +8,7 @@
 //! device is asked until after the device has it back. A failed call leaves all as it was. Lock order: one lock around
 //! the pool; no device, payer or sink is called under it.
 
+mod left;
 mod page;
 mod passing;
 
@@ -22,7 +23,7 @@ use super::budget::{Paid, Payer};
 use super::chores::Chores;
 use super::fence::Fences;
 use super::page_class::{CLASSES, ClassStatistics, PageClass, PhysicalConfig, PhysicalStatistics};
-use super::upkeep::Worker;
+use super::upkeep::{Idlers, Worker};
 use crate::device::{Device, Page};
 use crate::error::{Error, Result, Status};
 use crate::event::{Event, EventSink, Level};
@@ -80,10 +81,13 @@ pub(super) struct Core {
     /// Told when the upkeep has reason to look.
     pub(super) wake: Condvar,
     pub(super) chores: Chores,
+    pub(super) idlers: Idlers,
     has_quiet: AtomicBool,
     quiet: Mutex<Option<Quiet>>,
     /// When the upkeep found a moment that is not quiet; 0 for none.
     pub(super) held_since_ns: AtomicU64,
+    /// When pooled pages went to the device for the sake of their bytes; 0 for never.
+    pub(super) pressed_ns: AtomicU64,
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
     /// Mappings that are left of pages which were passed on.
@@ -189,8 +193,14 @@ impl Core {
         shed_bytes
     }
 
+    /// Nothing is made ahead for a while.
+    fn note_pressure(&self) {
+        self.pressed_ns.store(clock::now_ns().max(1), Ordering::Relaxed);
+    }
+
     /// Gets bytes out of the pool, or waits for those that others are moving; false if there is nothing to get.
     fn make_room(&self, bytes: u64) -> bool {
+        self.note_pressure();
         if self.shed(|_, _, _, shed_bytes| shed_bytes < bytes) > 0 {
             return true;
         }
@@ -345,9 +355,11 @@ impl Physical {
             settled: Condvar::new(),
             wake: Condvar::new(),
             chores: Chores::default(),
+            idlers: Idlers::default(),
             has_quiet: AtomicBool::new(false),
             quiet: Mutex::default(),
             held_since_ns: AtomicU64::new(0),
+            pressed_ns: AtomicU64::new(0),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -390,7 +402,7 @@ impl Physical {
         let paid = payer.map(|payer| Paid::charge(payer, self.bytes_of(class))).transpose()?;
         let idle = self.core.obtain(class)?;
         let is_used_by_us = idle.tenant == tenant && tenant != 0;
-        if self.core.config.ahead[class.index()] > 0 {
+        if self.core.is_low(class) {
             self.core.stir();
         }
         Ok(PhysicalPage {
@@ -405,25 +417,6 @@ impl Physical {
             is_shadow: false,
             paid,
         })
-    }
-
-    /// Most that [`Physical::take`] could hand out now; others may be faster.
-    pub fn left_bytes(&self) -> u64 {
-        let left = self.core.account.left_bytes();
-        left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
-    }
-
-    /// As `left_bytes`, as far as is known: of a device of so many bytes, less what others here have of it, and what
-    /// others elsewhere had when it refused a page last.
-    pub(super) fn likely_left_bytes(&self, total_bytes: u64) -> u64 {
-        let (pooled_bytes, alive_bytes, ceiling_bytes) = {
-            let pool = self.core.pool.lock();
-            (self.core.pooled_bytes(&pool), self.core.alive_bytes(&pool), pool.ceiling_bytes)
-        };
-        let account = &self.core.account;
-        let left_bytes = account.left_bytes().min(total_bytes.saturating_sub(account.used_bytes()));
-        let seen_bytes = ceiling_bytes.unwrap_or(total_bytes).saturating_sub(alive_bytes);
-        left_bytes.min(seen_bytes).saturating_add(pooled_bytes)
     }
 
     /// Makes all deferred page-table changes whose time has come; returns the bytes that are free of their old

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Memory;
 use super::budget::{MachineBudget, Payer, Quota};
 use super::elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
-use super::page_class::{PageClass, PhysicalConfig, PhysicalStatistics};
+use super::page_class::{PageClass, PhysicalConfig, PhysicalStatistics, Ready};
 use super::physical::Physical;
 use super::range::Holder;
 use super::reclaim::{Hook, Reclaim};
@@ -37,6 +37,8 @@ pub struct SharedConfig {
     pub has_slabs: bool,
     /// A budget that the processes of this machine share, by its name, and its limit (0 takes the one that is there).
     pub machine: Option<(String, u64)>,
+    /// Pages that are made ahead.
+    pub ready: Ready,
 }
 
 /// What a model has.
@@ -185,15 +187,15 @@ impl SharedPool {
         if config.limit_bytes == 0 {
             return Err(Error::argument(format!("a limit of less than one page of {page_bytes} bytes")));
         }
-        let machine = match &config.machine {
-            Some((name, limit_bytes)) => Some(MachineBudget::open(name, *limit_bytes)?),
-            None => None,
-        };
+        let machine = config.machine.as_ref().map(|(name, bytes)| MachineBudget::open(name, *bytes));
+        let machine = machine.transpose()?;
         let mut above = vec![memory.payer()];
         above.extend(machine.iter().map(|machine| Arc::clone(machine) as Arc<dyn Payer>));
         let account = Quota::new("the shared pool's physical memory", 0, config.limit_bytes, above);
         // Everything that comes back is kept for the next model: moving it must not cost the driver's price.
-        let kept = PhysicalConfig { high_bytes: config.limit_bytes, ..PhysicalConfig::of(device.as_ref()) };
+        let mut kept = PhysicalConfig::of(device.as_ref());
+        kept.high_bytes = config.limit_bytes;
+        kept.keep_ready(config.ready, page_bytes, PageClass::largest(config.has_slabs));
         let physical = Physical::new(Arc::clone(device), account, kept, Arc::clone(memory.sink()))?;
         memory.hush(&physical);
         let scrubber = Scrubber {
@@ -251,7 +253,7 @@ impl SharedPool {
             has_slabs: self.config.has_slabs,
         };
         let payer = Arc::new(ModelPayer { shares: Arc::clone(&self.shares), id });
-        let largest = if config.has_slabs { PageClass::LARGE } else { PageClass::SMALL };
+        let largest = PageClass::largest(config.has_slabs);
         let holder = Holder { tenant: id, payer: Some(payer), largest, takes_passed: true };
         let model = Arc::new(Model {
             id,

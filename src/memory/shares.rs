@@ -265,10 +265,6 @@ impl Payer for ModelPayer {
     fn is_strained(&self) -> bool {
         false
     }
-
-    fn limits(&self) -> String {
-        format!("{} left for model {}", self.left_bytes(), self.id)
-    }
 }
 
 #[cfg(test)]

@@ -1,30 +1,62 @@
-//! The upkeep of physical pages: makes pages ahead, lets idle ones go, makes the deferred page-table changes.
+//! The upkeep of physical pages: makes pages ahead, lets idle ones go, makes the deferred page-table changes, and asks
+//! those who use pages for what they do not use.
 //!
 //! What it does: one pass at a given time ([`Core::tick`]), and a thread that makes passes when there is reason. What
 //! it does not: run on a simulated device, where a caller makes the passes, so that the order of calls is the same each
-//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing and the moment is
-//! quiet; it ends before the pool's owner does. Lock order: the pool's lock, alone.
+//! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing, nobody is to be
+//! asked and the moment is quiet; it ends before the pool's owner does. Lock order: the list of those who are asked,
+//! then theirs; the pool's lock, alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-use super::page_class::{CLASSES, PageClass};
+use super::page_class::PageClass;
 use super::physical::Core;
 use crate::event::Level;
+use crate::sync::Mutex;
 use crate::sys::{clock, fork};
 
 /// Deferred changes are asked for again after so long, each time later while none of them comes.
 const PATIENCE_MIN_NS: u64 = 250_000;
 const PATIENCE_MAX_NS: u64 = 16_000_000;
-/// After a device that has refused a page.
+/// After a device that has refused a page, and after somebody took pooled pages for their bytes.
 const REFUSED_NS: u64 = 1_000_000_000;
 /// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
 const HELD_MAX_NS: u64 = 100_000_000;
 /// And so long for those who wait for a change: one of them may wait for a stream.
 const AWAITED_MAX_NS: u64 = 1_000_000_000;
+
+/// Whoever gives something up when nobody uses it.
+pub(super) trait Idler: Send + Sync {
+    /// Does so as of `now_ns` with what was not used for `idle_ns`; after how long it wants to be asked again.
+    fn look(&self, now_ns: u64, idle_ns: u64) -> u64;
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Idlers(Mutex<Vec<Weak<dyn Idler>>>);
+
+impl Idlers {
+    pub(super) fn add(&self, idler: Weak<dyn Idler>) {
+        self.0.lock().push(idler);
+    }
+
+    /// Forgets one by its address, and waits until it is not being asked.
+    pub(super) fn remove(&self, idler: *const ()) {
+        self.0.lock().retain(|other| other.as_ptr().cast::<()>() != idler);
+    }
+
+    /// Asks all; after how long the first one wants to be asked again.
+    fn look(&self, now_ns: u64, idle_ns: u64) -> Option<u64> {
+        let mut idlers = self.0.lock();
+        idlers.retain(|idler| idler.strong_count() > 0);
+        // The lock is held: who removes one must not find it at work afterwards.
+        idlers.iter().filter_map(Weak::upgrade).map(|idler| idler.look(now_ns, idle_ns)).min()
+    }
+}
 
 impl Core {
     /// One pass. Returns after how long the next one has something to do, if it has.
@@ -36,12 +68,13 @@ impl Core {
         let idle_ns = self.config.idle_ns;
         let is_strained = self.account.is_strained();
         self.shed(|pool, class, idle, _| {
-            let ahead = self.config.ahead[class.index()] as usize;
+            let low = self.config.low_count(class);
             let is_old = now_ns.saturating_sub(idle.since_ns) >= idle_ns;
             let is_too_much = self.pooled_bytes(pool) > self.config.high_bytes;
-            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > ahead)
+            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > low)
         });
-        [deferred, self.stock_up(is_strained), self.next_idle(now_ns)].into_iter().flatten().min()
+        let idlers = self.idlers.look(now_ns, idle_ns);
+        [deferred, self.stock_up(now_ns), idlers, self.next_idle(now_ns)].into_iter().flatten().min()
     }
 
     /// Whether the pass is to wait for a quiet moment, or for those who wait for a change; it does not wait for ever.
@@ -65,15 +98,20 @@ impl Core {
         !is_over
     }
 
-    /// Makes what is missing of the pages that are to be there ahead.
-    fn stock_up(&self, is_strained: bool) -> Option<u64> {
+    /// Makes what is missing of the pages that are to be there ahead. Not for a while after somebody needed the bytes
+    /// of pooled pages in another form: they must not be taken from under whoever is about to get them.
+    fn stock_up(&self, now_ns: u64) -> Option<u64> {
+        let pressed_ns = self.pressed_ns.load(Ordering::Relaxed);
+        let rest_ns =
+            if pressed_ns == 0 { 0 } else { REFUSED_NS.saturating_sub(now_ns.saturating_sub(pressed_ns)) };
         for class in PageClass::ALL {
-            let ahead = self.config.ahead[class.index()] as usize;
-            let is_short = || {
-                let pool = self.pool.lock();
-                !pool.is_stopping && pool.idle[class.index()].len() < ahead
-            };
-            while !is_strained && !self.account.is_strained() && is_short() {
+            if !self.is_low(class) {
+                continue;
+            }
+            if rest_ns > 0 {
+                return Some(rest_ns);
+            }
+            while self.lacks(class) && self.account.spare_bytes() >= self.bytes_of(class) {
                 if let Err(error) = self.stock(class) {
                     self.say(Level::Debug, || format!("making a physical page ahead: {error}"));
                     return Some(REFUSED_NS);
@@ -83,11 +121,26 @@ impl Core {
         None
     }
 
+    /// Whether so few pages wait for use that more are to be made.
+    pub(super) fn is_low(&self, class: PageClass) -> bool {
+        let low = self.config.low_count(class);
+        low > 0 && self.pool.lock().idle[class.index()].len() < low
+    }
+
+    /// Whether one more is to be made, and may be kept.
+    fn lacks(&self, class: PageClass) -> bool {
+        let pool = self.pool.lock();
+        let is_short = pool.idle[class.index()].len() < self.config.ahead[class.index()] as usize;
+        let bytes = self.pooled_bytes(&pool) + self.bytes_of(class);
+        is_short && !pool.is_stopping && bytes <= self.config.high_bytes
+    }
+
     /// How long until the next page has been idle for long enough to go.
     fn next_idle(&self, now_ns: u64) -> Option<u64> {
         let pool = self.pool.lock();
-        let due = (0..CLASSES).filter(|&at| pool.idle[at].len() > self.config.ahead[at] as usize);
-        let times = due.filter_map(|at| pool.idle[at].iter().find(|idle| !idle.is_tied()));
+        let is_due = |class: &PageClass| pool.idle[class.index()].len() > self.config.low_count(*class);
+        let due = PageClass::ALL.into_iter().filter(is_due);
+        let times = due.filter_map(|class| pool.idle[class.index()].iter().find(|idle| !idle.is_tied()));
         let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
         times.map(|idle| wait(idle.since_ns)).min()
     }

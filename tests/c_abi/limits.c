@@ -73,6 +73,41 @@ static kavern_manager *open_shared(const char *name, uint64_t bytes) {
     return manager;
 }
 
+static void a_commit_takes_pages_that_were_made_ahead(void) {
+    kavern_manager *manager = NULL;
+    kavern_manager_config config = config_of();
+    CHECK(config.ready_low_bytes == 0 && config.ready_high_bytes == 0);
+    config.device_limit_bytes = 64 * MIB;
+    config.ready_high_bytes = 48 * MIB;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_manager_create(&config, &manager));
+    config.ready_low_bytes = 49 * MIB;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_manager_create(&config, &manager));
+    config.ready_high_bytes = 65 * MIB;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_manager_create(&config, &manager));
+    config.ready_low_bytes = 24 * MIB;
+    config.ready_high_bytes = 48 * MIB;
+    OK(kavern_manager_create(&config, &manager));
+    kavern_manager_statistics stats = {.struct_size = sizeof stats};
+    do OK(kavern_manager_stats(manager, &stats));
+    while (stats.device_held_bytes < 48 * MIB);
+    kavern_elastic *elastic = NULL;
+    kavern_elastic_config range;
+    OK(kavern_elastic_config_init(&range, sizeof range));
+    range.capacity_bytes = 16 * MIB;
+    OK(kavern_elastic_create(manager, &range, &elastic));
+    OK(kavern_elastic_commit(elastic, 0, 8 * MIB, NULL));
+    OK(kavern_manager_stats(manager, &stats));
+    CHECK(stats.device_held_bytes == 48 * MIB && stats.elastic_bytes == 8 * MIB);
+    CHECK(stats.page_misses == 0 && stats.page_hits > 0 && stats.pages_made_ahead > stats.page_hits);
+    CHECK(stats.pooled_page_bytes == 40 * MIB && stats.failed_unmaps == 0);
+    OK(kavern_elastic_destroy(&elastic));
+    /* What was made ahead is in nobody's way. */
+    uint64_t address = 0;
+    OK(kavern_alloc(manager, 60 * MIB, 0, NULL, 0, &address));
+    OK(kavern_free(manager, address, NULL));
+    OK(kavern_manager_destroy(&manager));
+}
+
 /* The other process: takes most of the budget, says so, and waits to be killed. */
 static void hold(const char *name, int out) {
     kavern_manager *manager = open_shared(name, 64 * MIB);
@@ -127,6 +162,7 @@ int main(void) {
     /* First, because a child of a process that has used the library may not use it. */
     two_processes_share_a_budget_and_the_dead_give_theirs_back();
     above_the_soft_limit_callbacks_are_asked();
+    a_commit_takes_pages_that_were_made_ahead();
     a_program_of_an_older_version_has_no_new_fields();
     return 0;
 }

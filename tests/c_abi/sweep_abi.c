@@ -45,7 +45,7 @@ static void manager_create(void) {
         kavern_manager_config config;
         unsigned char tail[64];
     } large;
-    choose_flaw(7);
+    choose_flaw(8);
     memset(&large, 0, sizeof large);
     OK(kavern_manager_config_init(&large.config, sizeof large.config));
     if (is_bad(0)) large.config.struct_size = bad_struct_size();
@@ -58,6 +58,12 @@ static void manager_create(void) {
     if (is_bad(4)) {
         large.config.device = bad_text();
         if (large.config.device == NULL) large.config.device = "";
+    }
+    if (is_bad(7)) {
+        large.config.ready_high_bytes = nonzero_u64();
+        if (large.config.ready_high_bytes != UINT64_MAX && one_in(2)) {
+            large.config.ready_low_bytes = large.config.ready_high_bytes + 1;
+        }
     }
     const kavern_manager_config *config = is_bad(5) ? bad_pointer() : &large.config;
     kavern_manager **out = output(6);

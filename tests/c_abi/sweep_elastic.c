@@ -29,7 +29,7 @@ static void elastic_create(void) {
     OK(kavern_elastic_config_init(&config, sizeof config));
     config.capacity_bytes = 16 * mebibyte;
     if (is_bad(0)) {
-        switch (below(6)) {
+        switch (below(7)) {
             case 0: config.struct_size = bad_struct_size(); break;
             case 1: config.flags = unknown_u32(1) | 2; break;
             case 2: config.capacity_bytes = 0; break;
@@ -112,6 +112,7 @@ static void shared_create(void) {
             case 2: config.physical_limit_bytes = below(4096); break;
             case 3: config.machine_limit_bytes = nonzero_u64(); break; /* and no name */
             case 4: config.machine_name = name != NULL ? name : "a/b"; break;
+            case 5: config.ready_high_bytes = nonzero_u64(); break; /* and no low mark */
             default: config.reserved[below(4)] = nonzero_u64(); break;
         }
     }

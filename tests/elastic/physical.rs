@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kavern::error::Status;
 use kavern::event::NoSink;
-use kavern::memory::{Memory, PageClass, Payer, Physical, PhysicalConfig, Quota};
+use kavern::memory::{
+    Elastic, ElasticConfig, Memory, PageClass, Payer, Physical, PhysicalConfig, Quota, Ready,
+};
 use kavern::sys::clock;
 
 use super::support::{device_bytes, devices, each, refused, with};
@@ -123,6 +125,69 @@ fn pages_are_made_ahead_by_the_upkeep_and_stay() {
         pool.poll(u64::MAX);
         assert_eq!(pool.statistics().pooled_bytes, 50 * unit);
     });
+}
+
+#[test]
+fn between_the_marks_pages_are_made_ahead_and_let_go_of() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 1000, |config| {
+            let ready = Ready::new(64 * unit, 256 * unit).unwrap();
+            config.keep_ready(ready, unit, PageClass::LARGE);
+        });
+        let pooled = || pool.statistics().pooled_bytes / unit;
+        let now_ns = clock::now_ns();
+        pool.poll(now_ns);
+        assert_eq!((pooled(), pool.statistics().classes.map(|counts| counts.pooled)), (256, [16, 3, 6]));
+        // Nobody wants them: what is above the low mark goes.
+        pool.poll(now_ns + 20_000_000_000);
+        assert_eq!((pooled(), pool.statistics().classes.map(|counts| counts.pooled)), (84, [4, 1, 2]));
+        let created = || pool.statistics().classes.map(|counts| counts.created);
+        let before = created();
+        let held = pool.take(PageClass::LARGE, 0, None).unwrap();
+        assert_eq!(created(), before);
+        pool.poll(clock::now_ns());
+        assert_eq!(pool.statistics().classes.map(|counts| counts.pooled), [4, 1, 6]);
+        // Somebody needs the bytes in another form: they are there, and not taken back at once.
+        assert_eq!(pool.trim(0), (4 + 16 + 192) * unit);
+        assert!(pool.poll(clock::now_ns()).is_some_and(|ns| ns <= 1_000_000_000) && pooled() == 0);
+        pool.poll(clock::now_ns() + 1_000_000_000);
+        assert_eq!(pooled(), 256);
+        drop(held);
+    });
+}
+
+#[test]
+fn pages_ahead_stop_at_the_soft_limit_and_at_the_hard_one() {
+    each(|memory, unit| {
+        for (soft, hard, expected) in [(0, 40, 40), (24, 40, 24), (24, 0, 24)] {
+            let device = memory.device();
+            let account = Quota::new("pages", soft * unit, hard * unit, vec![memory.payer()]);
+            let mut config = PhysicalConfig { has_thread: false, ..PhysicalConfig::of(device.as_ref()) };
+            config.keep_ready(Ready::new(64 * unit, 0).unwrap(), unit, PageClass::SMALL);
+            let pool = Physical::new(Arc::clone(device), account, config, Arc::new(NoSink)).unwrap();
+            for _ in 0..3 {
+                pool.poll(clock::now_ns());
+                assert_eq!(pool.statistics().classes[0].pooled, expected, "soft {soft}, hard {hard}");
+                assert_eq!(pool.statistics().classes[0].released, 0);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_commit_finds_the_pages_that_were_made_ahead() {
+    let memory = super::support::memory_of("host");
+    let unit = memory.device().description().page_bytes;
+    let pool = memory.physical_with(Ready::new(256 * unit, 512 * unit).unwrap()).unwrap();
+    let elastic = ElasticConfig { capacity_bytes: 200 * unit, page_bytes: 0, has_slabs: true };
+    let elastic = Elastic::new(&memory, elastic).unwrap();
+    while pool.statistics().pooled_bytes < 512 * unit {
+        std::thread::yield_now();
+    }
+    elastic.commit(0, 167 * unit).unwrap();
+    let seen = pool.statistics().classes;
+    assert_eq!(seen.map(|counts| counts.misses), [0; 3]);
+    assert_eq!(seen.iter().map(|counts| counts.hits * counts.page_bytes).sum::<u64>(), 167 * unit);
 }
 
 #[test]
@@ -338,4 +403,16 @@ fn deferred_changes_wait_for_a_quiet_moment() {
         assert_eq!(pool.statistics().loud_changes, 1);
         pool.set_quiet(None);
     });
+}
+
+#[test]
+fn pages_ahead_are_refused_where_there_are_none_and_where_the_marks_make_no_sense() {
+    let memory = super::support::memory_of("host?virtual=0");
+    let ready = Ready::new(1 << 20, 0).unwrap();
+    assert_eq!((ready.low_bytes, ready.high_bytes), (1 << 20, 1 << 20));
+    assert_eq!(refused(memory.physical_with(ready)), Status::Unsupported);
+    assert_eq!(Ready::new(0, 0).unwrap(), Ready::default());
+    for (low, high) in [(0, 1), (2, 1)] {
+        assert_eq!(refused(Ready::new(low, high)), Status::InvalidArgument);
+    }
 }

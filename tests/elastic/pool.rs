@@ -1,6 +1,6 @@
 //! Models that share physical memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 
@@ -347,4 +347,28 @@ fn pools_that_share_a_machines_budget_share_its_limit() {
         drop(two);
         kavern::sys::tally::unlink(&name).unwrap();
     });
+}
+
+#[test]
+fn used_and_pooled_are_never_told_as_more_than_the_limit() {
+    let memory = super::support::memory_of("host");
+    let unit = memory.device().description().page_bytes;
+    let pool = pool(&memory, 64);
+    ["one", "other"].iter().for_each(|name| pool.register(name, 64 * unit, EQUAL).unwrap());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| {
+            for turn in 0..2_000 {
+                let name = ["one", "other"][turn % 2];
+                pool.commit(name, 0, 64 * unit).unwrap();
+                pool.decommit(name, 0, 64 * unit, None).unwrap();
+            }
+            is_over.store(true, Ordering::Release);
+        });
+        while !is_over.load(Ordering::Acquire) && !moving.is_finished() {
+            let seen = pool.statistics();
+            assert!(seen.used_bytes + seen.pooled_bytes <= 64 * unit, "{seen:?}");
+        }
+    });
+    assert_eq!(pool.statistics().pooled_bytes, 64 * unit);
 }

@@ -57,6 +57,11 @@ pub(in crate::memory) struct Counts {
 }
 
 impl Counts {
+    /// What it did, in one number that rises with each.
+    pub(in crate::memory) fn done(&self) -> u64 {
+        self.allocations.wrapping_add(self.frees)
+    }
+
     /// Adds those of another cache.
     pub(in crate::memory) fn add(&mut self, other: &Self) {
         self.allocations += other.allocations;

@@ -279,6 +279,12 @@ impl Core {
         Ok(Some(place.start))
     }
 
+    /// Whether `take_run` would find a run of whole pages and more.
+    pub(super) fn has_run(&self, count: u32) -> bool {
+        self.middle.used_ranges() > WALK_MOST
+            || self.middle.place(count, EACH).is_some_and(|place| !place.is_bare)
+    }
+
     /// Makes a run that the stream may have as long as it is wanted; what is behind it stays freed on the stream.
     pub(super) fn cut(&mut self, stream: Stream, block: Freed, count: u32) -> Result<u32> {
         let start = block.id as u32;

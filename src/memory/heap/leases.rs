@@ -286,6 +286,8 @@ impl Heap {
     /// Ends the heap: every front cache is closed, so that no thread allocates any more.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
+        // From here on the upkeep does not hold it either.
+        self.physical.idlers().remove(std::ptr::from_ref(self).cast());
         let leases = self.leases.lock().clone();
         leases.iter().for_each(|(_, guest)| self.end_lease(guest));
         let live = self.live_blocks();
@@ -302,7 +304,7 @@ impl Heap {
     }
 
     /// Closes a front cache that is this thread's, which costs the other threads nothing.
-    fn end_own(&self, owner: &Owner<Leased>) {
+    pub(super) fn end_own(&self, owner: &Owner<Leased>) {
         let counts = owner.with(|leased| {
             self.take_freed(leased.cache.stream, leased.close());
             leased.cache.counts

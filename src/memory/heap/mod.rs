@@ -12,6 +12,7 @@
 //! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is
 //! locked, never after. No driver call under `core`.
 
+mod asked;
 mod compose;
 mod core;
 mod edges;
@@ -33,6 +34,7 @@ mod points;
 mod pressure;
 mod proof;
 mod report;
+mod resting;
 mod reuse;
 mod squeeze;
 #[cfg(test)]
@@ -45,7 +47,7 @@ mod uses;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use self::core::Core;
 use self::limbo::Limbo;
@@ -61,6 +63,7 @@ use super::records::{Facts, Record};
 use super::region::{Directory, MIDDLE_GRANULE_BYTES, MIDDLE_STEP_BYTES, REGIONS_MAX, Region, Regions};
 use super::rooms::Rooms;
 use super::size_class::{self, Class};
+use super::upkeep::Idler;
 use crate::device::{Device, Stream};
 use crate::error::{Error, Result, Status};
 use crate::event::EventSink;
@@ -142,6 +145,7 @@ pub struct Heap {
     is_squeezed: AtomicBool,
     /// What may be looked through before more is taken; see `reuse`.
     looks: reuse::Looks,
+    resting: resting::Resting,
     is_closed: AtomicBool,
     /// Whoever writes the time down, once there is a front cache; none if the system has no thread to give.
     ticker: OnceLock<Option<Arc<Ticker>>>,
@@ -172,7 +176,7 @@ impl Heap {
         let total_bytes = device.description().total_bytes;
         let sizes = grow::Sizes::of(total_bytes);
         let core = Core::new(sizes.small_bytes, sizes.middle_bytes, sizes.large_bytes)?;
-        Ok(Arc::new(Self {
+        let heap = Arc::new(Self {
             device,
             fences,
             physical,
@@ -198,13 +202,18 @@ impl Heap {
             is_short: AtomicBool::new(false),
             is_squeezed: AtomicBool::new(false),
             looks: reuse::Looks::default(),
+            resting: resting::Resting::default(),
             is_closed: AtomicBool::new(false),
             ticker: OnceLock::new(),
             #[cfg(test)]
             mistake: AtomicU32::new(0),
             #[cfg(test)]
             has_thread_streams: AtomicBool::new(false),
-        }))
+        });
+        let idler: Weak<Self> = Arc::downgrade(&heap);
+        heap.physical.idlers().add(idler as Weak<dyn Idler>);
+        heap.physical.stir();
+        Ok(heap)
     }
 
     /// Milliseconds, a few of them inexact, for the beginning of ages. Never more than [`ticker::clock_ms`] at their

@@ -275,19 +275,19 @@ impl Heap {
         let statistics = self.statistics();
         let free = self.device.memory_info().map_or(0, |info| info.free_bytes);
         let tags = self.top_tags(3);
+        let largest = self.largest_bytes().unwrap_or(0);
         let pooled = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
-        let new_bytes = free.saturating_add(self.physical.statistics().pooled_bytes);
-        let largest = statistics.largest_free_bytes.max(self.physical.left_bytes().min(new_bytes));
         let text = format!(
-            "{bytes} bytes requested: {}; the most that can be had in one piece is {largest}; live {} bytes in {} \
-             allocations, held free {pooled} ({share} % of what is backed; {} of it in pages that are partly in use); \
-             {}; the device has {free} free of {}; most: {tags}; free something or raise the limit",
+            "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
+             is backed; {} of it beside something in the same mapping), the largest request that \
+             would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
+             the limit",
             last.text,
+            self.physical.limit_text(),
             statistics.live_bytes,
             statistics.live_count,
             statistics.retained_bytes,
-            self.physical.limits(),
             self.total_bytes,
         );
         Error::new(Status::OutOfMemory, text)

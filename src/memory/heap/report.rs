@@ -1,4 +1,4 @@
-//! What a heap holds: totals, every live block, what could be allocated.
+//! What a heap holds: totals, every live block.
 //!
 //! What it does not: change anything but visit front caches, which makes their threads wait for a moment.
 //! Invariant: the live bytes are the sums over the live records, to the byte, whenever no call is under way.
@@ -44,6 +44,8 @@ pub struct HeapStatistics {
     pub looks: u64,
     /// Mappings that the device did not remove.
     pub failed_unmaps: u64,
+    /// How often it gave something back because nobody used it.
+    pub idle_flushes: u64,
     /// Allocations straight from the device, because it cannot map memory, ever.
     pub plain_allocations: u64,
     /// Those of them that the device has not got back yet.
@@ -96,6 +98,12 @@ impl Heap {
             ..Counts::default()
         });
         (counts, cached)
+    }
+
+    /// Allocations and frees ever.
+    pub(super) fn activity(&self) -> (u64, u64) {
+        let (counts, _) = self.counts();
+        (counts.allocations, counts.frees)
     }
 
     /// Physical memory behind the addresses. Waits for nobody who maps or unmaps at this moment.
@@ -151,6 +159,7 @@ impl Heap {
             ladder: self.ladder.counts(),
             looks: self.looks.count(),
             failed_unmaps: pages.failed_unmaps,
+            idle_flushes: self.resting.flushes(),
             plain_allocations: of_plain(|plain| plain.allocations),
             plain_count: of_plain(|plain| plain.count),
             plain_bytes: of_plain(|plain| plain.bytes),
@@ -201,19 +210,6 @@ impl Heap {
             stream: names.streams.stream(facts.stream).map_or(0, |lane| self.enqueued(lane).0),
             age_ms: ticker::age_ms(ticker::clock_ms(), facts.born),
         })
-    }
-
-    /// Whether so many bytes and a margin could be had now: in one piece that is free, or from the device.
-    pub fn can_allocate(&self, bytes: u64, margin_percent: u32) -> Result<bool> {
-        let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
-        let device = self.device.memory_info()?.free_bytes;
-        let statistics = self.statistics();
-        let unusable = statistics.live_block_bytes + statistics.retained_bytes;
-        let idle = statistics.backed_bytes.saturating_sub(unusable);
-        // Idle pages are taken from behind their addresses before anything is refused.
-        let new =
-            device.saturating_add(self.physical.statistics().pooled_bytes).min(self.physical.left_bytes());
-        Ok(wanted <= u128::from(idle) + u128::from(new))
     }
 
     /// The tags with the most live bytes, for people.

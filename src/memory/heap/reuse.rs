@@ -194,6 +194,13 @@ impl Heap {
 
     /// Takes back all that was freed, as far as it is past or will be in a moment.
     pub(super) fn gather(&self) -> Result<()> {
+        let (count, lanes) = self.take_back(MOMENT_NS)?;
+        self.looks.spend((2 + lanes) * VISIT_NS + BLOCK_NS * count);
+        Ok(())
+    }
+
+    /// As `gather`, for whoever pays in another way; how many blocks there were, and on how many lanes.
+    pub(super) fn take_back(&self, moment_ns: u64) -> Result<(u64, u64)> {
         self.flush(None);
         let (count, lanes) = {
             let core = self.core.lock();
@@ -201,7 +208,7 @@ impl Heap {
         };
         self.close_lanes()?;
         // What a simulated device does must not depend on a clock.
-        let moment_ns = if self.device.simulator().is_none() { MOMENT_NS } else { 0 };
+        let moment_ns = if self.device.simulator().is_none() { moment_ns } else { 0 };
         let deadline_ns = clock::now_ns() + moment_ns;
         loop {
             // Of each stream one event is asked about at a time.
@@ -211,8 +218,7 @@ impl Heap {
             }
             std::hint::spin_loop();
         }
-        self.looks.spend((2 + lanes) * VISIT_NS + BLOCK_NS * count);
-        Ok(())
+        Ok((count, lanes))
     }
 }
 

@@ -52,7 +52,7 @@ struct Claims<'a> {
 }
 
 /// Neighbouring mappings that together are whole granules of the donor's region.
-fn units(pages: Vec<Movable>, granule: u64) -> Vec<Vec<Movable>> {
+pub(super) fn units(pages: Vec<Movable>, granule: u64) -> Vec<Vec<Movable>> {
     let mut units = Vec::new();
     let mut unit: Vec<Movable> = Vec::new();
     let mut next = 0;
@@ -72,7 +72,7 @@ fn units(pages: Vec<Movable>, granule: u64) -> Vec<Vec<Movable>> {
     units
 }
 
-fn pages_of(unit: &[Movable]) -> u64 {
+pub(super) fn pages_of(unit: &[Movable]) -> u64 {
     unit.iter().map(|(_, page)| page.class().pages()).sum()
 }
 

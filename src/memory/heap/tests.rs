@@ -1,5 +1,6 @@
 //! The heap against a naive model, on the host and on simulated streams.
 
+mod asked;
 mod at_hand;
 mod books;
 mod captures;
@@ -7,6 +8,7 @@ mod cut;
 mod lend;
 mod many;
 mod parked;
+mod resting;
 mod reuse;
 mod short;
 mod takeover;

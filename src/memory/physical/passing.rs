@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Core, Physical, Pool};
 use crate::memory::chores::Skipped;
+use crate::memory::upkeep::Idlers;
 
 /// Old mappings of pages that were passed on, at most: what two moves of 8 GiB leave, and 0.2 s of a driver.
 const STALE_MAX: u64 = 8192;
@@ -24,6 +25,7 @@ impl Drop for Awaited<'_> {
 impl Physical {
     /// Gives idle pages to the device until at most so many bytes are pooled; returns what was given.
     pub fn trim(&self, keep_bytes: u64) -> u64 {
+        self.core.note_pressure();
         let is_over = |pool: &Pool| self.core.pooled_bytes(pool) > keep_bytes;
         let given_bytes = self.core.shed(|pool, _, _, _| is_over(pool));
         if !self.has_stale() || !is_over(&self.core.pool.lock()) {
@@ -35,6 +37,7 @@ impl Physical {
 
     /// Gives at least so many bytes of idle pages to the device, as far as there are so many; what was given.
     pub(in crate::memory) fn give(&self, bytes: u64) -> u64 {
+        self.core.note_pressure();
         let given_bytes = self.core.shed(|_, _, _, shed_bytes| shed_bytes < bytes);
         if given_bytes >= bytes || !self.has_stale() {
             return given_bytes;
@@ -75,9 +78,9 @@ impl Physical {
         self.core.awaited.load(Ordering::Acquire) > 0 && !self.core.is_overdue.load(Ordering::Relaxed)
     }
 
-    /// The limits that pages are charged to, for people.
-    pub(in crate::memory) fn limits(&self) -> String {
-        self.core.account.limits()
+    /// Those who are asked for what they do not use.
+    pub(in crate::memory) fn idlers(&self) -> &Idlers {
+        &self.core.idlers
     }
 
     /// Counts a mapping that the device did not remove.

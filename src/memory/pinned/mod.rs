@@ -33,6 +33,7 @@ use crate::error::{Error, Result, Status};
 use crate::event::{Event, Level};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::numa::{self, HostMemory};
+use crate::sys::shm;
 
 /// A first chunk has so many bytes, and later ones as many as there are already, up to the configured size.
 const FIRST_CHUNK: u64 = 2 << 20;
@@ -99,6 +100,7 @@ impl PinnedPool {
             return Err(Error::argument(format!("0 bytes requested for \"{tag}\"; ask for at least 1")));
         }
         let shared = &self.shared;
+        check_machine(bytes, 0).map_err(|error| error.context(tag))?;
         shared.collect();
         {
             let mut books = shared.books.lock();
@@ -126,7 +128,7 @@ impl PinnedPool {
         let Some(stream) = after else { return shared.books.lock().free(&shared.memory, address) };
         // Marked first, so that a second free of it is refused while the event is recorded.
         shared.books.lock().mark_leaving(address)?;
-        let recorded = shared.fences.record(stream);
+        let recorded = shared.fences.record_outside(stream, "free it when the graph is done, by NULL");
         let mut books = shared.books.lock();
         match recorded {
             Ok(fence) => books.leave(&shared.memory, address, fence),
@@ -183,6 +185,8 @@ impl PinnedPool {
         let mut worker = self.worker.lock();
         let is_idle = {
             let mut books = shared.books.lock();
+            // Without a limit nothing else would end it before the system ends somebody.
+            check_machine(bytes, books.carver.held_bytes().saturating_add(books.ahead_bytes))?;
             let was_idle = books.ahead_bytes == 0;
             books.ahead_bytes = books.ahead_bytes.saturating_add(bytes);
             was_idle && bytes > 0
@@ -238,6 +242,19 @@ impl PinnedPool {
     pub fn validate(&self) -> Result<()> {
         self.shared.books.lock().validate()
     }
+}
+
+/// Refuses what no machine like this one can hold beside what is pinned or on its way already.
+fn check_machine(bytes: u64, held_bytes: u64) -> Result<()> {
+    let most_bytes = shm::physical_bytes();
+    if bytes <= most_bytes.saturating_sub(held_bytes) {
+        return Ok(());
+    }
+    let text = format!(
+        "{bytes} bytes of pinned memory requested beside {held_bytes} that are pinned or on their way; the machine has \
+         {most_bytes} in all"
+    );
+    Err(Error::new(Status::OutOfHostMemory, text))
 }
 
 impl Shared {

@@ -764,6 +764,8 @@ kavern_manager_config._fields_ = [
     ("device_soft_limit_bytes", _c.c_uint64),
     ("machine_budget_name", _c.c_char_p),
     ("machine_budget_bytes", _c.c_uint64),
+    ("ready_low_bytes", _c.c_uint64),
+    ("ready_high_bytes", _c.c_uint64),
 ]
 
 kavern_manager_statistics._fields_ = [
@@ -793,6 +795,13 @@ kavern_manager_statistics._fields_ = [
     ("running_copies", _c.c_uint64),
     ("table_changes", _c.c_uint64),
     ("loud_table_changes", _c.c_uint64),
+    ("pooled_page_bytes", _c.c_uint64),
+    ("page_hits", _c.c_uint64),
+    ("page_misses", _c.c_uint64),
+    ("pages_made_ahead", _c.c_uint64),
+    ("passed_on_mappings", _c.c_uint64),
+    ("stale_mappings", _c.c_uint64),
+    ("failed_unmaps", _c.c_uint64),
 ]
 
 kavern_address_description._fields_ = [
@@ -827,9 +836,9 @@ kavern_memory_statistics._fields_ = [
     ("plain_allocations", _c.c_uint64),
     ("ladder_meshes", _c.c_uint64),
     ("retained_bytes", _c.c_uint64),
-    ("ladder_moved_pages", _c.c_uint64),
+    ("moved_pages", _c.c_uint64),
     ("looks", _c.c_uint64),
-    ("failed_unmaps", _c.c_uint64),
+    ("idle_flushes", _c.c_uint64),
 ]
 
 kavern_defragment_result._fields_ = [
@@ -962,6 +971,8 @@ kavern_shared_pool_config._fields_ = [
     ("machine_name", _c.c_char_p),
     ("machine_limit_bytes", _c.c_uint64),
     ("reserved", _c.c_uint64 * 4),
+    ("ready_low_bytes", _c.c_uint64),
+    ("ready_high_bytes", _c.c_uint64),
 ]
 
 kavern_model_statistics._fields_ = [

@@ -1,0 +1,168 @@
+//! What could be allocated now: the answer to a program that asks, and the largest request that a refusal names.
+//!
+//! What it does: looks at what one more request would find: what the device and the limits leave, mappings of which all
+//! is free, free slots, and the longest free run. What it does not: count what others would give if they were asked,
+//! or what comes back when work in flight is done; a request may be served by that on top.
+//! Invariant: what is said to fit is given to the next request, if nobody takes anything meanwhile and the device keeps
+//! its word. Lock order: `core` and those of ranges, one after the other.
+
+use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES};
+use super::super::size_class::{self, Class};
+use super::core::CLASS_ALIGNMENT;
+use super::fitted::granules;
+use super::takeover::{pages_of, units};
+use super::{Heap, LARGE, MIDDLE, checked_request};
+use crate::error::Result;
+
+/// Granules of a middle block in a page.
+const EACH: u32 = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
+/// How long work that was put behind an event just now is waited for: what an idle device needs, and many times less
+/// than what hangs on the answer.
+const MOMENT_NS: u64 = 200_000;
+
+/// What one more request would find.
+#[derive(Default)]
+struct Possible {
+    /// New memory, and the memory of mappings of which all is free.
+    pages_bytes: u64,
+    /// The longest free run of granules.
+    run: u32,
+    /// Small classes that have a free slot.
+    has_slot: Vec<bool>,
+    /// Whether blocks are cut to their exact lengths.
+    is_short: bool,
+    /// Whether all that was freed and is past has come back: else that comes first, and the run may be another then.
+    is_settled: bool,
+}
+
+impl Heap {
+    /// Whether so many bytes and a margin could be had now. Where it takes what is freed and has not come back yet,
+    /// that is taken back, the front caches included.
+    pub fn can_allocate(&self, bytes: u64, margin_percent: u32) -> Result<bool> {
+        let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
+        let Ok(wanted) = u64::try_from(wanted.max(1)) else { return Ok(false) };
+        let fresh = Possible { pages_bytes: self.fresh_bytes()?, ..Possible::default() };
+        if self.plain.is_some() {
+            return Ok(wanted <= fresh.pages_bytes);
+        }
+        if self.holds(&fresh, wanted) || self.holds(&self.possible(false)?, wanted) {
+            return Ok(true);
+        }
+        let statistics = self.statistics();
+        let free = statistics.backed_bytes.saturating_sub(statistics.live_block_bytes);
+        let hidden = statistics.front_cache_bytes + statistics.ordered_bytes;
+        if free.saturating_add(fresh.pages_bytes) < wanted {
+            return Ok(false);
+        }
+        if hidden > 0 {
+            self.take_back(MOMENT_NS)?;
+        }
+        Ok(self.holds(&self.possible(true)?, wanted))
+    }
+
+    /// The largest request that would be served now, where all that was freed has come back.
+    pub(super) fn largest_bytes(&self) -> Result<u64> {
+        if self.plain.is_some() {
+            return self.fresh_bytes();
+        }
+        let possible = self.possible(true)?;
+        let pages = possible.pages_bytes - possible.pages_bytes % LARGE_GRANULE_BYTES;
+        let run = u64::from(possible.run) * MIDDLE_GRANULE_BYTES;
+        let classes = (0..size_class::CLASS_COUNT).filter_map(Class::at).map(size_class::bytes_of);
+        let all = classes.chain([pages, run]).filter(|&bytes| bytes > 0 && self.holds(&possible, bytes));
+        Ok(all.max().unwrap_or(0))
+    }
+
+    /// What the device still has and the limits leave, with the pages that wait for use.
+    fn fresh_bytes(&self) -> Result<u64> {
+        let free = self.device.memory_info()?.free_bytes;
+        let pooled = self.physical.statistics().pooled_bytes;
+        Ok(free.saturating_add(pooled).min(self.physical.certain_bytes()))
+    }
+
+    fn possible(&self, is_settled: bool) -> Result<Possible> {
+        // As the request itself looks at it.
+        let is_short = self.is_short() || self.weigh();
+        let whole = self.whole_bytes();
+        let fresh = self.fresh_bytes()?;
+        let core = self.core.lock();
+        let has_slot = |at: usize| core.small[at].as_ref().is_some_and(|small| small.slab.free_slots() > 0);
+        Ok(Possible {
+            pages_bytes: fresh.saturating_add(whole),
+            run: core.middle.largest_free(),
+            has_slot: (0..size_class::SMALL_CLASS_COUNT).map(has_slot).collect(),
+            is_short,
+            is_settled,
+        })
+    }
+
+    fn holds(&self, possible: &Possible, bytes: u64) -> bool {
+        let Ok((bytes, alignment)) = checked_request(bytes, 0) else { return false };
+        let Some(class) = size_class::class_of(bytes, alignment) else {
+            return bytes.next_multiple_of(LARGE_GRANULE_BYTES) <= possible.pages_bytes;
+        };
+        if class.is_small() {
+            let has_slot = possible.has_slot.get(class.index()).is_some_and(|has_slot| *has_slot);
+            let is_fitted = || possible.is_short && self.core.lock().is_fitted(class, bytes);
+            return has_slot
+                || possible.pages_bytes >= SLAB_PAGE_BYTES
+                || (is_fitted() && self.has_run(possible, granules(bytes)));
+        }
+        let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
+        let new_bytes = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
+        // A run of a class begins at a multiple of its step.
+        let run = if possible.is_short { granules(bytes) } else { count + CLASS_ALIGNMENT - 1 };
+        new_bytes <= possible.pages_bytes || self.has_run(possible, run)
+    }
+
+    /// Whether a run of so many granules would be found at the first attempt: later ones begin with a trim, which takes
+    /// the pages in its middle away.
+    fn has_run(&self, possible: &Possible, count: u32) -> bool {
+        possible.run >= count
+            && (!possible.is_short
+                || count < EACH
+                || (possible.is_settled && self.core.lock().has_run(count)))
+    }
+
+    /// Memory of mappings of which all is free for everybody: a trim makes new pages of it.
+    fn whole_bytes(&self) -> u64 {
+        let page_bytes = self.physical.page_bytes();
+        let granule = (LARGE_GRANULE_BYTES / page_bytes).max(1);
+        let whole = |region: &Region, offset: u64, bytes: u64| -> u64 {
+            let (first, end) = region.pages(offset, bytes);
+            let pages = units(region.range.movable(first, end), granule);
+            pages.iter().map(|unit| pages_of(unit)).sum::<u64>() * page_bytes
+        };
+        let mut sum = 0;
+        for (number, region) in self.regions.iter() {
+            for (offset, bytes) in self.empty_parts(number) {
+                sum += whole(region, offset, bytes);
+            }
+        }
+        sum
+    }
+
+    /// Offsets and lengths of the whole pages of a region that are free for all.
+    fn empty_parts(&self, number: usize) -> Vec<(u64, u64)> {
+        let core = self.core.lock();
+        match number {
+            LARGE => {
+                let idle = core.idle_large.blocks();
+                idle.map(|block| (block.id * LARGE_GRANULE_BYTES, block.bytes)).collect()
+            }
+            MIDDLE => {
+                let whole = |(start, count): (u32, u32)| {
+                    let (low, high) = (start.div_ceil(EACH), (start + count) / EACH);
+                    let bytes = u64::from(high.saturating_sub(low)) * LARGE_GRANULE_BYTES;
+                    (u64::from(low) * LARGE_GRANULE_BYTES, bytes)
+                };
+                core.middle.free_ranges().map(whole).filter(|part| part.1 > 0).collect()
+            }
+            _ => {
+                let Some(small) = core.small.get(number).and_then(Option::as_ref) else { return Vec::new() };
+                let empty = small.slab.open_pages().filter(|&(_, live)| live == 0);
+                empty.map(|(page, _)| (u64::from(page) * SLAB_PAGE_BYTES, SLAB_PAGE_BYTES)).collect()
+            }
+        }
+    }
+}
