@@ -2054,15 +2054,14 @@ typedef struct kavern_memory_statistics {
     uint64_t plain_allocations;
     /** When memory was short: half-empty pages meshed; 0 without KAVERN_MANAGER_MESH_ON_SHORTAGE. */
     uint64_t ladder_meshes;
-    /** Memory of pages that hold nothing and cannot go, because they are a part of a mapping with others in use. */
+    /** Of the physical memory, what is nobody's and lies in pages of the device of which something else is in use. */
     uint64_t retained_bytes;
-    /** When memory was short: pages of the device that went from free blocks to a large one before they were unmapped. */
-    uint64_t moved_pages;
-    /**
-     * Looks through what is held before more was taken from the device: what makes an allocation slow that calls no
-     * driver.
-     */
+    /** When memory was short: pages of the device that went from free blocks to a large one as they were. */
+    uint64_t ladder_moved_pages;
+    /** Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others. */
     uint64_t looks;
+    /** Mappings that the device did not remove; their memory goes back to it with the last user of their pages. */
+    uint64_t failed_unmaps;
     /** How often something was given back because nobody had allocated or freed for ten seconds. */
     uint64_t idle_flushes;
 } kavern_memory_statistics;
@@ -2279,7 +2278,7 @@ kavern_status kavern_kv_reset(kavern_kv_cache *cache,
  *
  * `evicted` (may be null) receives how many it were.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; holds the cache's lock meanwhile.
+ * Threads: any; takes the cache's lock for 32 blocks at a time, so that steps go on between.
  * Since: 0.1
  *
  * Safety: `evicted` must be null or point to a writable value.
@@ -2349,7 +2348,7 @@ kavern_status kavern_kv_append(kavern_kv_cache *cache,
  * Says that you are about to copy from the device to the host, by means of your own.
  *
  * Changes of page tables and such a copy slow each other down. While one runs, the upkeep of the library's pages
- * waits: pages are made ahead, unmapped and given back later, after 100 ms at most. What an allocation or a commit
+ * waits: pages are unmapped and given back later, after 100 ms at most. What an allocation or a commit
  * needs is mapped all the same and counted in loud_table_changes of kavern_manager_stats. Copies of a few kilobytes
  * are not worth the call.
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
@@ -2622,6 +2621,8 @@ kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
  * block_ids were asked for, or of chunks, stays until the lease ends; other ids hold until the next tables. The memory
  * of the highest blocks goes back in whole pages when no step in flight and no work of kavern_kv_fill_pattern and
  * kavern_kv_check_pattern can reach them, if the cache was made with max_blocks; addresses stay.
+ * In a metadata-only cache with size classes the memory is that of the workers: sizes from before the first plan reach
+ * them with it, later ones count as done when a step is over whose plan told them.
  * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
  * call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
  * such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
@@ -2711,7 +2712,9 @@ kavern_status kavern_kv_block_hashes(kavern_kv_cache *cache,
  * flags of a prefix, more keys than a sequence has blocks), KAVERN_ERR_BUFFER_TOO_SMALL (`capacity`),
  * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
  * KAVERN_ERR_INVALID_HANDLE; then no lease is held.
- * Threads: any; host only, never waits for the device; takes the cache's lock once.
+ * In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
+ * Threads: any; host only, never waits for the device; takes the cache's lock once, and for each 32 blocks that are
+ * evicted.
  * Owner: the lease is to be given to RELEASE.
  * Since: 0.1
  *
@@ -3603,8 +3606,9 @@ kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
  * Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
  * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
  * counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+ * In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
  * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
- * each request.
+ * each request, and for each 32 blocks that are evicted.
  * Owner: each lease is to be given to ADMIT or RELEASE.
  * Since: 0.1
  *

@@ -836,8 +836,9 @@ kavern_memory_statistics._fields_ = [
     ("plain_allocations", _c.c_uint64),
     ("ladder_meshes", _c.c_uint64),
     ("retained_bytes", _c.c_uint64),
-    ("moved_pages", _c.c_uint64),
+    ("ladder_moved_pages", _c.c_uint64),
     ("looks", _c.c_uint64),
+    ("failed_unmaps", _c.c_uint64),
     ("idle_flushes", _c.c_uint64),
 ]
 
