@@ -233,6 +233,15 @@ impl Core {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn is_kept_for_composed(&self, start: u32) -> bool {
+        let is_beside = |(&first, composed): (&u32, &Composed)| {
+            let end = self.middle.size_of(first).map(|count| first + count);
+            composed.parts().any(|part| part.0 == start) || first / EACH * EACH == start || end == Some(start)
+        };
+        self.composed.iter().any(is_beside) || self.left_pages.iter().any(|&page| page * EACH == start)
+    }
+
     /// Composed blocks, what they have of others, and pages that were left are in use.
     pub(super) fn prove_composed(&self) -> Result<()> {
         let is_used = |&(start, count): &Part| self.middle.size_of(start) == Some(count);

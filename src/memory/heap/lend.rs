@@ -340,6 +340,26 @@ impl Core {
         Ok(Freed { class: core::LARGE, id: block.id, bytes: block.bytes - LARGE_GRANULE_BYTES })
     }
 
+    /// Whether a granule is used because a page has other addresses too.
+    #[cfg(test)]
+    pub(super) fn is_kept_for_pages_of_others(&self, is_large: bool, start: u32) -> bool {
+        if is_large {
+            return self.left_ends.contains(&start);
+        }
+        let is_of_slots = self.small.iter().enumerate().any(|(class, small)| {
+            let (Some(class), Some(small)) = (Class::at(class), small) else { return false };
+            let slots = Slots::new(size_class::bytes_of(class));
+            small.lent_pages().into_iter().any(|(page, first)| {
+                let live = small.guests.get(&page).map(|guest| guest.live.iter().copied());
+                let mut runs = runs(slots, live.into_iter().flatten()).into_iter();
+                runs.any(|(low, high)| (first + low..first + high).contains(&start))
+            })
+        });
+        is_of_slots
+            || self.lent_ends.values().any(|&first| first == start)
+            || self.is_kept_for_composed(start)
+    }
+
     /// What is in use of lent pages is used where they were lent to.
     pub(super) fn prove_lent(&self) -> Result<()> {
         let is_used =

@@ -62,7 +62,11 @@ impl Heap {
         let Ok(freed) = core.prove_freed(&captured) else { return Ok(()) };
         for (number, list) in [(MIDDLE, &core.middle), (LARGE, &core.large)] {
             let used = list.ranges().filter(|range| range.state == State::Used);
-            let lost: Vec<_> = used.filter(|range| !freed.contains(&(number, range.start.into()))).collect();
+            let is_known = |start: u32| {
+                freed.contains(&(number, start.into()))
+                    || core.is_kept_for_pages_of_others(number == LARGE, start)
+            };
+            let lost: Vec<_> = used.filter(|range| !is_known(range.start)).collect();
             ensure(lost.is_empty(), || format!("used and nobody's, in region {number}: {lost:?}"))?;
         }
         Ok(())

@@ -116,8 +116,8 @@ fn memory_that_a_page_keeps_beside_live_blocks_is_told_and_is_not_said_to_be_liv
         (64 * MIB, 60 * MIB, 4 * MIB)
     );
     assert!(heap.can_allocate(16_320 * MIB, 0).unwrap() && !heap.can_allocate(16_322 * MIB, 0).unwrap());
-    let refusal = heap.allocate(Stream::DEFAULT, 16_322 * MIB, 0, 0).unwrap_err();
-    for told in ["62914560 of it in pages that are partly in use", "in one piece is 17112760320"] {
+    let refusal = heap.allocate(Stream::DEFAULT, 16_384 * MIB, 0, 0).unwrap_err();
+    for told in ["62914560 of it beside something in the same mapping", "served now 17112760320"] {
         assert!(refusal.text.contains(told), "{}", refusal.text);
     }
     heap.close();
