@@ -183,7 +183,7 @@ static void half_empty_pages_serve_a_request(void) {
         OK(kavern_alloc(manager, UINT64_C(96) << 20, 0, NULL, 0, &rest));
         EXPECT(flags == 0 ? KAVERN_ERR_OUT_OF_MEMORY : KAVERN_OK,
                kavern_alloc(manager, UINT64_C(16) << 20, 0, NULL, 0, &address));
-        CHECK(flags != 0 || last_error_has("of its limit of 134217728"));
+        CHECK(flags != 0 || last_error_has("the limit is 134217728 bytes"));
         CHECK(stats_of(manager).ladder_meshes == flags && stats_of(manager).ladder_refusals == 1 - flags);
         OK(kavern_free(manager, address, NULL));
         OK(kavern_free(manager, rest, NULL));

@@ -156,7 +156,7 @@ impl Replay {
             return scale::run(self, &manager, self.limit.unwrap_or(u64::MAX).min(self.requests));
         }
         if let Some(path) =
-            self.plot.as_ref().filter(|path| !path.extension().is_some_and(|kind| kind == "svg"))
+            self.plot.as_ref().filter(|path| path.extension().is_none_or(|kind| kind != "svg"))
         {
             let text = format!(
                 "--plot {}: expected a name that ends in .svg, the form of the picture",

@@ -4,8 +4,8 @@
 //! everything out of them, keeps what graphs may use. What it does not: serve a request.
 //! Invariants: blocks of a cache that has ended are in `order`; what is parked is in `leases` too, or was closed. A
 //! front cache is visited before `core` is locked, never after.
-//! Totals visit every cache, each with a barrier of its own: one barrier for all would keep all owners waiting until the
-//! last visit is over, and totals are asked for rarely.
+//! Totals visit every cache, each with a barrier of its own: one barrier for all would keep all owners waiting until
+//! the last visit is over, and totals are asked for rarely.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,7 +3,8 @@
 //! An event that is recorded in a capture is a part of its graph: nobody can ask for it, and to try breaks the capture.
 //! So does an event on the default stream while a stream that it waits for is captured. A block that needs a point
 //! there waits without one; it is recorded when the capture is over.
-//! What it does: records points, or says that none can be had now; takes back what is behind reached ones. What it does not: decide who needs one.
+//! What it does: records points, or says that none can be had now; takes back what is behind reached ones. What it does
+//! not: decide who needs one.
 //! Invariants: a fence that `mark` gives was recorded outside of any capture; whoever names a lane again after `mark`
 //! shares `lanes` from before.
 
