@@ -235,10 +235,16 @@ impl PageTable {
         (is_whole && self.pin_in(first, end).is_none()).then_some(&mapping.page)
     }
 
-    /// `[first, end)` without the mappings that reach beyond it.
+    /// `[first, end)` without the mappings that reach beyond it and have something live there.
     pub(super) fn whole_within(&self, first: u64, end: u64) -> (u64, u64) {
         let at = |page: u64| self.within(page, page + 1).next();
-        let places = |(start, mapping): (u64, &Mapping)| (start, start + mapping.page.class().pages());
+        let places = |(start, mapping): (u64, &Mapping)| {
+            let pages = mapping.page.class().pages();
+            match mapping.live & !bits(start, pages, first, end) {
+                0 => (first, end),
+                _ => (start, start + pages),
+            }
+        };
         let low =
             at(first).map(places).map_or(first, |(start, stop)| if start < first { stop } else { first });
         let high = at(end - 1).map(places).map_or(end, |(start, stop)| if stop > end { start } else { end });

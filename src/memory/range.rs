@@ -367,7 +367,7 @@ impl Range {
         self.table.lock().pins()
     }
 
-    /// `[first, end)` without the mappings that reach beyond it; its beginning and end.
+    /// `[first, end)` without the mappings that reach beyond it and have something live there; its beginning and end.
     pub(super) fn whole_within(&self, first: u64, end: u64) -> (u64, u64) {
         self.table.lock().whole_within(first, end)
     }

@@ -229,9 +229,9 @@ impl Heap {
         let free: Vec<(u32, u32)> = self.core.lock().middle.free_ranges().collect();
         let mut bytes = 0;
         for (start, count) in free {
-            // Whole pages only.
-            let first = start.div_ceil(each);
-            let last = (start + count) / each;
+            // Whole pages only, and whole mappings: a part of one would keep its memory and be nobody's, where it is a
+            // free run as it stands.
+            let (first, last) = whole_part(region, start.div_ceil(each), (start + count) / each);
             if first >= last {
                 continue;
             }
@@ -250,4 +250,16 @@ impl Heap {
         }
         Ok(bytes)
     }
+}
+
+/// The granules of `LARGE_GRANULE_BYTES` from `first` up to `last` that share no page of the device with others.
+fn whole_part(region: &Region, first: u32, last: u32) -> (u32, u32) {
+    if first >= last {
+        return (first, first);
+    }
+    let bytes = u64::from(last - first) * LARGE_GRANULE_BYTES;
+    let (begin, end) = region.pages(u64::from(first) * LARGE_GRANULE_BYTES, bytes);
+    let (low, high) = region.range.whole_within(begin, end);
+    let each = (LARGE_GRANULE_BYTES / region.page_bytes).max(1);
+    (first + (low - begin).div_ceil(each) as u32, first + ((high - begin) / each) as u32)
 }
