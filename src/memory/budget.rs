@@ -153,6 +153,10 @@ impl Budget {
 }
 
 impl Account {
+    fn note_peak(&self) {
+        self.peak_bytes.fetch_max(self.used_bytes.load(Ordering::Acquire), Ordering::AcqRel);
+    }
+
     fn give(&self, bytes: u64) {
         let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "more given back than taken");
@@ -169,8 +173,12 @@ pub(super) struct Charge<'a> {
 impl Charge<'_> {
     /// The thing was made; its owner gives the bytes back.
     pub(super) fn keep(self) {
-        let used = self.account.used_bytes.load(Ordering::Acquire);
-        self.account.peak_bytes.fetch_max(used, Ordering::AcqRel);
+        self.account.note_peak();
+        self.detach();
+    }
+
+    /// Whoever gives the bytes back is yet to say whether the thing was made.
+    fn detach(self) {
         std::mem::forget(self);
     }
 }
@@ -190,6 +198,8 @@ pub trait Payer: Send + Sync {
     fn charge(&self, bytes: u64) -> Result<()>;
     /// Gives bytes back that were charged.
     fn discharge(&self, bytes: u64);
+    /// What was charged last is there: until then it is nothing that was ever held.
+    fn settle(&self);
     /// Most that a charge could take now; others may be faster.
     fn left_bytes(&self) -> u64;
     /// What is charged now, by everybody who is charged here; 0 where that is not known.
@@ -217,7 +227,11 @@ pub(super) struct DeviceShare(pub(super) Arc<Budget>);
 
 impl Payer for DeviceShare {
     fn charge(&self, bytes: u64) -> Result<()> {
-        self.0.charge(Where::Device, bytes).map(Charge::keep)
+        self.0.charge(Where::Device, bytes).map(Charge::detach)
+    }
+
+    fn settle(&self) {
+        self.0.device.note_peak();
     }
 
     fn discharge(&self, bytes: u64) {
@@ -332,6 +346,10 @@ impl Payer for Quota {
         debug_assert!(before >= bytes, "more given back than taken");
     }
 
+    fn settle(&self) {
+        self.above.iter().for_each(|payer| payer.settle());
+    }
+
     fn left_bytes(&self) -> u64 {
         let own =
             if self.hard_bytes == 0 { u64::MAX } else { self.hard_bytes.saturating_sub(self.used_bytes()) };
@@ -399,6 +417,8 @@ impl Payer for MachineBudget {
         self.tally.remove(bytes);
     }
 
+    fn settle(&self) {}
+
     fn left_bytes(&self) -> u64 {
         // What is charged may belong to processes that are dead; only a charge finds out.
         self.tally.limit_bytes()
@@ -432,8 +452,14 @@ impl Paid {
         Ok(Self { payer: Arc::clone(payer), bytes })
     }
 
-    /// Somebody else gives the bytes back.
+    /// What they were charged for is there.
+    pub(super) fn settle(&self) {
+        self.payer.settle();
+    }
+
+    /// As `settle`, and somebody else gives the bytes back.
     pub(super) fn keep(mut self) {
+        self.settle();
         self.bytes = 0;
     }
 }

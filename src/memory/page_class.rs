@@ -47,10 +47,12 @@ impl PageClass {
 /// How much is kept and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct PhysicalConfig {
-    /// Pages of each size that are made ahead, once fewer than `low` are pooled.
+    /// Pages of each size that are made ahead, once less than `low_bytes` are pooled.
     pub ahead: [u32; CLASSES],
-    /// Of those made ahead, so many stay however long nobody wants them.
+    /// Of each size so many stay however long nobody wants them, and of all of them `low_bytes`.
     pub low: [u32; CLASSES],
+    /// As far as `ahead` has so much.
+    pub low_bytes: u64,
     /// Pooled bytes above this go to the device at once.
     pub high_bytes: u64,
     /// Pages that nobody has wanted for so long go to the device, but for the `low` ones.
@@ -64,30 +66,42 @@ impl PhysicalConfig {
     pub fn of(device: &dyn Device) -> Self {
         let high_bytes = device.description().total_bytes / 4;
         let low = [u32::MAX; CLASSES];
-        Self { ahead: [0; CLASSES], low, high_bytes, idle_ns: 10_000_000_000, has_thread: true }
+        let (ahead, low_bytes) = ([0; CLASSES], u64::MAX);
+        Self { ahead, low, low_bytes, high_bytes, idle_ns: 10_000_000_000, has_thread: true }
     }
 
-    /// Has pages of the device's `page_bytes` made ahead: three quarters in the largest size up to `largest`, of the
-    /// rest three quarters in the next one, and what is left in the smallest.
+    /// Has pages of the device's `page_bytes` made ahead, none above the size `largest`.
     pub fn keep_ready(&mut self, ready: Ready, page_bytes: u64, largest: PageClass) {
-        let mut pages = ready.high_bytes / page_bytes.max(1);
-        for class in PageClass::ALL.into_iter().rev().filter(|class| *class <= largest) {
-            let share = if class == PageClass::SMALL { pages } else { pages / 4 * 3 };
-            let count = share / class.pages();
-            pages -= count * class.pages();
-            // Rounded up: what is made at all is begun again while some of it is there.
-            let low = u128::from(count) * u128::from(ready.low_bytes);
-            let low = low.div_ceil(u128::from(ready.high_bytes.max(1)));
-            self.ahead[class.index()] = u32::try_from(count).unwrap_or(u32::MAX);
-            self.low[class.index()] = u32::try_from(low).unwrap_or(u32::MAX);
-        }
+        let page_bytes = page_bytes.max(1);
+        self.ahead = split(ready.high_bytes / page_bytes, largest);
+        self.low = split(ready.low_bytes.div_ceil(page_bytes), largest);
+        self.low_bytes = ready.low_bytes;
         self.high_bytes = self.high_bytes.max(ready.high_bytes);
     }
 
-    /// Pages of a size below which more are made.
+    /// Pages of a size that stay.
     pub(super) fn low_count(&self, class: PageClass) -> usize {
         self.low[class.index()].min(self.ahead[class.index()]) as usize
     }
+
+    /// Bytes of all sizes below which more are made, and which stay.
+    pub(super) fn low_bytes(&self, page_bytes: u64) -> u64 {
+        let ahead = PageClass::ALL.into_iter().map(|class| u64::from(self.ahead[class.index()]) * class.pages());
+        self.low_bytes.min(ahead.sum::<u64>().saturating_mul(page_bytes))
+    }
+}
+
+/// Three quarters of so many of the device's pages in the largest size, of the rest three quarters in the next one,
+/// and what is left in the smallest.
+fn split(mut pages: u64, largest: PageClass) -> [u32; CLASSES] {
+    let mut counts = [0; CLASSES];
+    for class in PageClass::ALL.into_iter().rev().filter(|class| *class <= largest) {
+        let share = if class == PageClass::SMALL { pages } else { pages / 4 * 3 };
+        let count = share / class.pages();
+        pages -= count * class.pages();
+        counts[class.index()] = u32::try_from(count).unwrap_or(u32::MAX);
+    }
+    counts
 }
 
 /// How much waits for use before anybody asks for it; all 0 for nothing.

@@ -74,7 +74,7 @@ pub(super) struct Core {
     pub(super) account: Arc<dyn Payer>,
     pub(super) config: PhysicalConfig,
     sink: Arc<dyn EventSink>,
-    page_bytes: u64,
+    pub(super) page_bytes: u64,
     pub(super) pool: Mutex<Pool>,
     /// Told when a page is no longer in transit.
     settled: Condvar,
@@ -88,6 +88,8 @@ pub(super) struct Core {
     pub(super) held_since_ns: AtomicU64,
     /// When pooled pages went to the device for the sake of their bytes; 0 for never.
     pub(super) pressed_ns: AtomicU64,
+    /// No page was asked for since.
+    pub(super) is_pressed: AtomicBool,
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
     /// Mappings that are left of pages which were passed on.
@@ -193,9 +195,10 @@ impl Core {
         shed_bytes
     }
 
-    /// Nothing is made ahead for a while.
+    /// Nothing is made ahead for a while, nor before pages are asked for again.
     fn note_pressure(&self) {
         self.pressed_ns.store(clock::now_ns().max(1), Ordering::Relaxed);
+        self.is_pressed.store(true, Ordering::Relaxed);
     }
 
     /// Gets bytes out of the pool, or waits for those that others are moving; false if there is nothing to get.
@@ -360,6 +363,7 @@ impl Physical {
             quiet: Mutex::default(),
             held_since_ns: AtomicU64::new(0),
             pressed_ns: AtomicU64::new(0),
+            is_pressed: AtomicBool::new(false),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -400,9 +404,12 @@ impl Physical {
         payer: Option<&Arc<dyn Payer>>,
     ) -> Result<PhysicalPage> {
         let paid = payer.map(|payer| Paid::charge(payer, self.bytes_of(class))).transpose()?;
+        // Of whatever is done for this page, it counts after.
+        self.core.is_pressed.store(false, Ordering::Relaxed);
         let idle = self.core.obtain(class)?;
+        paid.iter().for_each(Paid::settle);
         let is_used_by_us = idle.tenant == tenant && tenant != 0;
-        if self.core.is_low(class) {
+        if self.core.is_low() {
             self.core.stir();
         }
         Ok(PhysicalPage {

@@ -125,7 +125,6 @@ impl Shares {
         }
         let before = share.booked_bytes();
         share.used_bytes += bytes;
-        share.peak_bytes = share.peak_bytes.max(share.used_bytes);
         let after = share.booked_bytes();
         books.booked_bytes += after - before;
         books.used_bytes += bytes;
@@ -140,6 +139,13 @@ impl Shares {
         let after = share.booked_bytes();
         books.booked_bytes -= before - after;
         books.used_bytes -= bytes;
+    }
+
+    /// What was charged last is there.
+    fn settle(&self, id: u64) {
+        if let Some(share) = self.books.lock().models.get_mut(&id) {
+            share.peak_bytes = share.peak_bytes.max(share.used_bytes);
+        }
     }
 
     fn left_of(&self, books: &Books, id: u64) -> u64 {
@@ -256,6 +262,10 @@ impl Payer for ModelPayer {
 
     fn discharge(&self, bytes: u64) {
         self.shares.discharge(self.id, bytes);
+    }
+
+    fn settle(&self) {
+        self.shares.settle(self.id);
     }
 
     fn left_bytes(&self) -> u64 {

@@ -14,7 +14,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use super::page_class::PageClass;
-use super::physical::Core;
+use super::physical::{Core, Pool};
 use crate::event::Level;
 use crate::sync::Mutex;
 use crate::sys::{clock, fork};
@@ -68,10 +68,9 @@ impl Core {
         let idle_ns = self.config.idle_ns;
         let is_strained = self.account.is_strained();
         self.shed(|pool, class, idle, _| {
-            let low = self.config.low_count(class);
             let is_old = now_ns.saturating_sub(idle.since_ns) >= idle_ns;
             let is_too_much = self.pooled_bytes(pool) > self.config.high_bytes;
-            is_strained || is_too_much || (is_old && pool.idle[class.index()].len() > low)
+            is_strained || is_too_much || (is_old && self.is_above_low(pool, class))
         });
         let idlers = self.idlers.look(now_ns, idle_ns);
         [deferred, self.stock_up(now_ns), idlers, self.next_idle(now_ns)].into_iter().flatten().min()
@@ -98,19 +97,18 @@ impl Core {
         !is_over
     }
 
-    /// Makes what is missing of the pages that are to be there ahead. Not for a while after somebody needed the bytes
-    /// of pooled pages in another form: they must not be taken from under whoever is about to get them.
+    /// Makes what is missing of the pages that are to be there ahead. Not after somebody needed the bytes of pooled
+    /// pages in another form, before pages are asked for again, and not at once then: they must not be taken from under
+    /// whoever is about to get them.
     fn stock_up(&self, now_ns: u64) -> Option<u64> {
+        if !self.is_low() || self.is_pressed.load(Ordering::Relaxed) {
+            return None;
+        }
         let pressed_ns = self.pressed_ns.load(Ordering::Relaxed);
-        let rest_ns =
-            if pressed_ns == 0 { 0 } else { REFUSED_NS.saturating_sub(now_ns.saturating_sub(pressed_ns)) };
+        if pressed_ns > 0 && now_ns.saturating_sub(pressed_ns) < REFUSED_NS {
+            return Some(REFUSED_NS - now_ns.saturating_sub(pressed_ns));
+        }
         for class in PageClass::ALL {
-            if !self.is_low(class) {
-                continue;
-            }
-            if rest_ns > 0 {
-                return Some(rest_ns);
-            }
             while self.lacks(class) && self.account.spare_bytes() >= self.bytes_of(class) {
                 if let Err(error) = self.stock(class) {
                     self.say(Level::Debug, || format!("making a physical page ahead: {error}"));
@@ -121,10 +119,17 @@ impl Core {
         None
     }
 
-    /// Whether so few pages wait for use that more are to be made.
-    pub(super) fn is_low(&self, class: PageClass) -> bool {
-        let low = self.config.low_count(class);
-        low > 0 && self.pool.lock().idle[class.index()].len() < low
+    /// Whether so little waits for use that more is to be made.
+    pub(super) fn is_low(&self) -> bool {
+        let low_bytes = self.config.low_bytes(self.page_bytes);
+        low_bytes > 0 && self.pooled_bytes(&self.pool.lock()) < low_bytes
+    }
+
+    /// Whether a page that nobody wants may go.
+    fn is_above_low(&self, pool: &Pool, class: PageClass) -> bool {
+        let left_bytes = self.pooled_bytes(pool).saturating_sub(self.bytes_of(class));
+        pool.idle[class.index()].len() > self.config.low_count(class)
+            && left_bytes >= self.config.low_bytes(self.page_bytes)
     }
 
     /// Whether one more is to be made, and may be kept.
@@ -138,8 +143,7 @@ impl Core {
     /// How long until the next page has been idle for long enough to go.
     fn next_idle(&self, now_ns: u64) -> Option<u64> {
         let pool = self.pool.lock();
-        let is_due = |class: &PageClass| pool.idle[class.index()].len() > self.config.low_count(*class);
-        let due = PageClass::ALL.into_iter().filter(is_due);
+        let due = PageClass::ALL.into_iter().filter(|class| self.is_above_low(&pool, *class));
         let times = due.filter_map(|class| pool.idle[class.index()].iter().find(|idle| !idle.is_tied()));
         let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
         times.map(|idle| wait(idle.since_ns)).min()

@@ -140,20 +140,63 @@ fn between_the_marks_pages_are_made_ahead_and_let_go_of() {
         assert_eq!((pooled(), pool.statistics().classes.map(|counts| counts.pooled)), (256, [16, 3, 6]));
         // Nobody wants them: what is above the low mark goes.
         pool.poll(now_ns + 20_000_000_000);
-        assert_eq!((pooled(), pool.statistics().classes.map(|counts| counts.pooled)), (84, [4, 1, 2]));
+        assert_eq!((pooled(), pool.statistics().classes.map(|counts| counts.pooled)), (64, [16, 1, 1]));
         let created = || pool.statistics().classes.map(|counts| counts.created);
         let before = created();
         let held = pool.take(PageClass::LARGE, 0, None).unwrap();
         assert_eq!(created(), before);
         pool.poll(clock::now_ns());
-        assert_eq!(pool.statistics().classes.map(|counts| counts.pooled), [4, 1, 6]);
-        // Somebody needs the bytes in another form: they are there, and not taken back at once.
-        assert_eq!(pool.trim(0), (4 + 16 + 192) * unit);
+        assert_eq!(pool.statistics().classes.map(|counts| counts.pooled), [16, 3, 6]);
+        // Somebody needs the bytes in another form: they are there, and not taken before pages are asked for again.
+        assert_eq!(pool.trim(0), 256 * unit);
+        for later_ns in [0, 2_000_000_000, 12_000_000_000] {
+            pool.poll(clock::now_ns() + later_ns);
+            assert_eq!(pooled(), 0, "{later_ns} ns later");
+        }
+        drop(held);
+        let asked = pool.take(PageClass::LARGE, 0, None).unwrap();
         assert!(pool.poll(clock::now_ns()).is_some_and(|ns| ns <= 1_000_000_000) && pooled() == 0);
         pool.poll(clock::now_ns() + 1_000_000_000);
         assert_eq!(pooled(), 256);
-        drop(held);
+        drop(asked);
     });
+}
+
+#[test]
+fn the_low_mark_is_kept_to_the_page_whatever_the_sizes() {
+    each(|memory, unit| {
+        for (low, high, stays) in [(1, 96, 1), (5, 96, 5), (32, 96, 32), (43, 44, 44), (44, 44, 44)] {
+            let pool = by_hand(memory, 1000, |config| {
+                config.keep_ready(Ready::new(low * unit, high * unit).unwrap(), unit, PageClass::LARGE);
+            });
+            let now_ns = clock::now_ns();
+            pool.poll(now_ns);
+            assert_eq!(pool.statistics().pooled_bytes, high * unit);
+            pool.poll(now_ns + 20_000_000_000);
+            assert_eq!(pool.statistics().pooled_bytes, stays * unit, "low {low}, high {high}");
+            assert_eq!(pool.poll(now_ns + 40_000_000_000), None, "nothing to do any more");
+        }
+    });
+}
+
+#[test]
+fn what_the_device_refuses_was_never_held() {
+    let memory = super::support::memory_of("host?memory_bytes=1048576");
+    let pool = by_hand(&memory, 0, |_| {});
+    let mut taken = Vec::new();
+    let mut refused = 0;
+    for class in PageClass::ALL.into_iter().rev() {
+        loop {
+            match pool.take(class, 0, Some(&memory.payer())) {
+                Ok(page) => taken.push(page),
+                Err(error) => break assert_eq!(error.status, Status::OutOfMemory),
+            }
+        }
+        refused += 1;
+    }
+    let (used, peak) = memory.held_bytes();
+    // Both the pool and whoever takes pages of it are charged here.
+    assert_eq!((used, peak, refused), (2 << 20, 2 << 20, 3));
 }
 
 #[test]
