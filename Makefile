@@ -28,7 +28,7 @@ demo: ## Replay made-up traffic with real bytes; then a real model answers three
 	@$(CARGO) build --release --locked --quiet
 	@TARGET=$(abspath $(TARGET)) scripts/demo.sh
 
-model: ## Fetch the model of examples/engine, 98 MB, into .cache/model
+model: ## Fetch the model of examples/engine, 93 MB to load and 98 unpacked, into .cache/model
 	@scripts/model.sh
 
 engine: ## Build examples/engine, a small inference engine, and its tests, into .cache/engine

@@ -93,7 +93,7 @@ fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
         assert!(in_runs + 1_442 >= reached, "{blocks} blocks: {reached} hits, {in_runs} in runs");
     }
     let cases: [(&str, &[u64]); 3] = [
-        (CONVERSATION, &[300, 1_000, 3_000, 5_859, 10_000, 30_000, 97_656, 100_000]),
+        (CONVERSATION, &[125, 150, 200, 300, 1_000, 3_000, 5_859, 10_000, 30_000, 97_656, 100_000]),
         (MINISWE, &[300, 1_000, 3_000]),
         (TAUBENCH, &[100, 300]),
     ];

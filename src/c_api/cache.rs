@@ -191,7 +191,7 @@ pub unsafe extern "C" fn kavern_kv_stats(
 /// Proves every invariant of the cache by walking all of it.
 ///
 /// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks.
+/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks, and waits for a resize that maps memory.
 /// Since: 0.1
 ///
 /// # Safety
@@ -243,8 +243,9 @@ pub unsafe extern "C" fn kavern_kv_reset(
 /// Evicts up to `count` blocks of a group that nobody holds, in the policy's order.
 ///
 /// `evicted` (may be null) receives how many it were.
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; takes the cache's lock for 32 blocks at a time, so that steps go on between.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_UNSUPPORTED (a worker's cache),
+/// KAVERN_ERR_INVALID_HANDLE.
+/// Threads: any; takes the cache's lock for 64 blocks at a time, so that steps go on between.
 /// Since: 0.1
 ///
 /// # Safety
@@ -286,8 +287,9 @@ impl From<&CacheEvent> for kavern_kv_event {
 /// Reads numbered events after `*cursor` and moves it on; start with 0.
 ///
 /// Shapes: `events` [max]; `count` receives how many were written.
-/// Errors: KAVERN_PARTIAL if events were overwritten before they were read: the first of `events` comes after the gap;
-/// mend the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
+/// Errors: KAVERN_PARTIAL if events were overwritten before they were read, or if the cache has not told so many yet and
+/// the cursor is another's, as after a restart: the first of `events` is the oldest that is kept, behind the gap; mend
+/// the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
 /// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any; takes the cache's lock for 128 events at a time.
 /// Since: 0.1

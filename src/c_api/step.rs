@@ -26,10 +26,10 @@ const FEW: usize = 4;
 /// Shapes: `requests` [n], `results` [n]; block ids of request i go to its own block_ids, group after group.
 /// Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
 /// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
-/// counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+/// counts are given, block ids are not; KAVERN_ERR_UNSUPPORTED in a worker's cache); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
 /// In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
 /// Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
-/// each request, and for each 32 blocks that are evicted.
+/// each request, and for each 64 blocks that are evicted.
 /// Owner: each lease is to be given to ADMIT or RELEASE.
 /// Since: 0.1
 ///
@@ -290,7 +290,8 @@ pub unsafe extern "C" fn kavern_kv_tables(
 /// Collects finished loads and stores of other tiers, and the blocks of steps whose work is over.
 ///
 /// Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
-/// Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+/// Errors: KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST and KAVERN_ERR_OUT_OF_MEMORY for what the device refuses of events
+/// and of memory that comes or goes; the next call tries again. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
 /// Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes
 /// of KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
 /// Since: 0.1
@@ -320,8 +321,9 @@ pub unsafe extern "C" fn kavern_kv_poll(
 /// Blocks that these steps may read return when the stream is past this point.
 /// Stream: records an event; null says that the work is already over, so name the default stream by
 /// KAVERN_STREAM_DEFAULT.
-/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before, or with copies that kavern_kv_tables has not enqueued),
-/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+/// For a step whose work is known to be over nothing is left to do: KAVERN_OK.
+/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, or done before and its work is not known to be over, or with copies
+/// that kavern_kv_tables has not enqueued), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
 /// Threads: any; does not wait.
 /// Since: 0.1
 ///

@@ -204,8 +204,15 @@ fn lost_events_are_reported_and_a_snapshot_repairs_the_picture() {
     bench.run(&ask(&prompt(7, 8)));
     assert!(!mirror.read(&bench, 100));
     assert_eq!(mirror.blocks.len(), 11);
-    let (cursor, lost) = bench.cache.read_events(u64::MAX, 3, |_, _| panic!("nothing comes after it"));
-    assert_eq!((cursor, lost), (u64::MAX, false));
+    let last = bench.statistics().last_event;
+    let (cursor, lost) = bench.cache.read_events(last, 3, |_, _| panic!("nothing comes after it"));
+    assert_eq!((cursor, lost), (last, false));
+    // A cursor of another cache, which came further than this one.
+    for ahead in [last + 1, u64::MAX] {
+        let mut numbers = Vec::new();
+        let (cursor, lost) = bench.cache.read_events(ahead, 3, |_, event| numbers.push(event.number));
+        assert_eq!((cursor, lost, numbers), (last - 5, true, vec![last - 7, last - 6, last - 5]));
+    }
 }
 
 #[test]

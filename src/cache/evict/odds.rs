@@ -37,6 +37,8 @@ const DOUBT_OF_AGE: f64 = 8.0;
 const LEARN_SLOTS: u64 = 48;
 /// Touches before it, where the cache is small: chances need counts.
 const LEARN_TOUCHES: u64 = 4096;
+/// In a cache of fewer blocks chances by class and age rest on too little: lru is followed. A single prompt may fill it.
+const LEAST_BLOCKS: u64 = 256;
 /// Share of all touches that may be lost against lru: two thirds of what a default may cost.
 const BUDGET: f64 = 0.002;
 /// Hits over lru's that may be carried over to bad times, as a share of the cache.
@@ -337,7 +339,9 @@ impl Odds {
         if self.slot < self.learn_slots {
             return;
         }
-        if !self.trusts_itself {
+        if self.blocks < LEAST_BLOCKS {
+            self.trusts_itself = false;
+        } else if !self.trusts_itself {
             // Half of the allowance must be earned back, so each next trial is twice as far away.
             self.trusts_itself = self.balance > -limit / 2.0 || self.slot == self.learn_slots;
         } else if self.balance < -limit - 1.0 {
@@ -448,6 +452,23 @@ mod tests {
         assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
         touch(&mut odds, 1000);
         assert_eq!(odds.slot, odds.now() / 64);
+    }
+
+    #[test]
+    fn in_a_cache_of_a_few_blocks_lru_is_followed() {
+        let trusts = |blocks| {
+            let mut odds = Odds::new(8192).unwrap();
+            odds.room(blocks);
+            touch(&mut odds, 20_000);
+            odds.trusts_itself
+        };
+        let least = LEAST_BLOCKS as u32;
+        assert_eq!([least - 1, least].map(trusts), [false, true]);
+        // And when it shrinks to that.
+        let mut shrunk = small(20_000);
+        shrunk.room(least - 1);
+        touch(&mut shrunk, 100);
+        assert!(!shrunk.trusts_itself);
     }
 
     #[test]
