@@ -74,7 +74,7 @@ impl Heap {
     }
 
     /// What the device still has and the limits leave, with the pages that wait for use.
-    fn fresh_bytes(&self) -> Result<u64> {
+    pub(super) fn fresh_bytes(&self) -> Result<u64> {
         let free = self.device.memory_info()?.free_bytes;
         let pooled = self.physical.statistics().pooled_bytes;
         Ok(free.saturating_add(pooled).min(self.physical.certain_bytes()))

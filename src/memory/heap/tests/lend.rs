@@ -198,6 +198,56 @@ fn blocks_lie_on_the_ends_of_pages_when_nothing_else_is_left() {
     check_empty(&heap);
 }
 
+/// Frees the upper half of the lowest page of blocks of 1 MiB, and the lower half of one above: a place for a block out
+/// of both ends.
+fn free_two_halves(heap: &Heap, blocks: &[u64]) {
+    let mut blocks = blocks.to_vec();
+    blocks.sort_unstable();
+    let mut halves = blocks.iter().copied().filter(|address| !address.is_multiple_of(PAGE));
+    let low = halves.next().unwrap();
+    let high =
+        blocks.iter().copied().find(|&address| address > low + 2 * PAGE && address.is_multiple_of(PAGE));
+    free_all(heap, [low, high.unwrap()]);
+    heap.device.synchronize().unwrap();
+}
+
+#[test]
+fn the_ends_of_pages_serve_where_the_device_ends_as_where_a_limit_does() {
+    for (spec, limit_bytes) in
+        [("host?page_bytes=2097152", 64 * MIB), ("host?page_bytes=2097152&memory_bytes=67108864", 0)]
+    {
+        let heap = heap(spec, limit_bytes);
+        let blocks: Vec<u64> = (0..62).map(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap()).collect();
+        free_two_halves(&heap, &blocks);
+        let composed = heap.allocate(Stream::DEFAULT, 4 * MIB, 0, 0).unwrap();
+        assert_eq!(class_of(&heap, composed), COMPOSED, "{spec}");
+        fill(&heap, composed, 4 * MIB);
+        assert!(is_filled(&heap, composed, 4 * MIB));
+        heap.validate().unwrap();
+    }
+}
+
+#[test]
+fn what_a_large_block_has_free_is_given_where_the_ends_of_pages_do_not_do() {
+    let heap = heap("host?page_bytes=2097152&memory_bytes=536870912", 0);
+    let large = heap.allocate(Stream::DEFAULT, 64 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, large).unwrap();
+    heap.device.synchronize().unwrap();
+    heap.allocate(Stream::DEFAULT, 36 * MIB, 0, 0).unwrap();
+    let backed = |heap: &Heap| heap.statistics().backed_bytes;
+    let mut blocks = Vec::new();
+    while backed(&heap) < 512 * MIB || blocks.len() % 2 == 1 {
+        blocks.push(heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap());
+    }
+    free_two_halves(&heap, &blocks);
+    for bytes in [5 * MIB, 21 * MIB] {
+        let part = heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap();
+        heap.free(Stream::DEFAULT, part).unwrap();
+        heap.device.synchronize().unwrap();
+    }
+    heap.validate().unwrap();
+}
+
 #[test]
 fn loans_and_composed_blocks_survive_a_failure_of_any_call() {
     for nth in 1..80 {
