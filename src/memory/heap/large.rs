@@ -25,7 +25,7 @@ impl Heap {
         may_wait: bool,
     ) -> Result<Option<(u32, u32)>> {
         let taken = self.take_whole_pages(stream, bytes, is_captured, may_wait);
-        if may_wait && !is_captured && is_refused(&taken) {
+        if may_wait && !is_captured && bytes <= self.total_bytes && is_refused(&taken) {
             // Whole pages of its own lose the end of the last one, and need one more than there may be.
             let run = self.grow_fitted(granules(bytes), 1);
             if !is_refused(&run) {
