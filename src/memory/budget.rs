@@ -157,6 +157,11 @@ impl Account {
         let before = self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "more given back than taken");
     }
+
+    fn note_peak(&self) {
+        let used = self.used_bytes.load(Ordering::Acquire);
+        self.peak_bytes.fetch_max(used, Ordering::AcqRel);
+    }
 }
 
 /// Bytes taken for something that may still fail.
@@ -169,8 +174,7 @@ pub(super) struct Charge<'a> {
 impl Charge<'_> {
     /// The thing was made; its owner gives the bytes back.
     pub(super) fn keep(self) {
-        let used = self.account.used_bytes.load(Ordering::Acquire);
-        self.account.peak_bytes.fetch_max(used, Ordering::AcqRel);
+        self.account.note_peak();
         std::mem::forget(self);
     }
 }
@@ -188,6 +192,8 @@ impl Drop for Charge<'_> {
 pub trait Payer: Send + Sync {
     /// Takes bytes, or says what is missing and takes nothing.
     fn charge(&self, bytes: u64) -> Result<()>;
+    /// What was charged for has come.
+    fn settle(&self) {}
     /// Gives bytes back that were charged.
     fn discharge(&self, bytes: u64);
     /// Most that a charge could take now; others may be faster.
@@ -217,7 +223,12 @@ pub(super) struct DeviceShare(pub(super) Arc<Budget>);
 
 impl Payer for DeviceShare {
     fn charge(&self, bytes: u64) -> Result<()> {
-        self.0.charge(Where::Device, bytes).map(Charge::keep)
+        // What is asked for may still be refused, and was never held then.
+        self.0.charge(Where::Device, bytes).map(std::mem::forget)
+    }
+
+    fn settle(&self) {
+        self.0.account(Where::Device).note_peak();
     }
 
     fn discharge(&self, bytes: u64) {
@@ -324,6 +335,10 @@ impl Payer for Quota {
             }
         }
         Ok(())
+    }
+
+    fn settle(&self) {
+        self.above.iter().for_each(|payer| payer.settle());
     }
 
     fn discharge(&self, bytes: u64) {
@@ -434,6 +449,7 @@ impl Paid {
 
     /// Somebody else gives the bytes back.
     pub(super) fn keep(mut self) {
+        self.payer.settle();
         self.bytes = 0;
     }
 }
