@@ -249,6 +249,26 @@ fn what_a_large_block_has_free_is_given_where_the_ends_of_pages_do_not_do() {
 }
 
 #[test]
+fn a_large_request_on_what_is_left_of_others_is_aligned_as_it_asks() {
+    const LARGE: u64 = 34 * MIB + 100 * KIB;
+    for alignment in [4 * KIB, 512 * KIB] {
+        let heap = heap("host?page_bytes=2097152", 64 * MIB);
+        let blocks = fill_up(&heap, 300 * KIB);
+        // Long enough for the request, but not for as many whole pages.
+        let first = blocks.iter().min().unwrap() + 1101 * KIB;
+        let freed = first..first + LARGE + alignment + 600 * KIB;
+        let (freed, kept): (Vec<u64>, Vec<u64>) = blocks.into_iter().partition(|at| freed.contains(at));
+        free_all(&heap, freed);
+        let large = heap.allocate(Stream::DEFAULT, LARGE, alignment, 0).unwrap();
+        assert_eq!(class_of(&heap, large), FITTED);
+        assert!(large.is_multiple_of(alignment), "{large:#x} for {alignment}");
+        heap.validate().unwrap();
+        free_all(&heap, kept.into_iter().chain([large]));
+        check_empty(&heap);
+    }
+}
+
+#[test]
 fn loans_and_composed_blocks_survive_a_failure_of_any_call() {
     for nth in 1..80 {
         let spec = format!("host?kind=virtual&fail_nth={nth}&error=oom");
