@@ -122,7 +122,7 @@ fn the_free_end_of_a_large_block_goes_the_way_of_its_stream() {
 }
 
 #[test]
-fn what_is_pinned_or_a_graphs_or_half_full_is_not_lent() {
+fn what_is_pinned_or_half_full_is_not_lent() {
     let heap = heap("host", 0);
     let pinned = heap.allocate(Stream::DEFAULT, 40 * KIB, 0, 0).unwrap();
     heap.pin(pinned).unwrap();
@@ -132,16 +132,40 @@ fn what_is_pinned_or_a_graphs_or_half_full_is_not_lent() {
     let before = heap.statistics().backed_bytes;
     heap.lend().unwrap();
     heap.validate().unwrap();
-    let is_any = |heap: &Heap| {
-        heap.regions.get(super::super::MIDDLE).is_some_and(|middle| middle.range.backed_pages() > 0)
-    };
-    assert!(!is_any(&heap));
+    assert!(!is_any_lent(&heap));
     heap.unpin(pinned).unwrap();
     heap.lend().unwrap();
-    assert!(is_any(&heap));
+    assert!(is_any_lent(&heap));
     assert_eq!(heap.statistics().backed_bytes, before, "a page is counted once");
     heap.unpin(large).unwrap();
     free_all(&heap, full.into_iter().chain([pinned, large]));
+    check_empty(&heap);
+}
+
+fn is_any_lent(heap: &Heap) -> bool {
+    heap.regions.get(super::super::MIDDLE).is_some_and(|middle| middle.range.backed_pages() > 0)
+}
+
+#[test]
+fn a_page_of_which_a_graph_has_a_slot_is_not_lent_before_the_graph_is_gone() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let stream = heap.device.stream_create().unwrap();
+    heap.capture_begins(stream);
+    simulator.capture(stream, true).unwrap();
+    let [live, freed] = [5 * KIB, 40 * KIB].map(|bytes| heap.allocate(stream, bytes, 0, 0).unwrap());
+    heap.free(stream, freed).unwrap();
+    simulator.capture(stream, false).unwrap();
+    heap.lend().unwrap();
+    assert!(!is_any_lent(&heap), "of one the slot is live, of the other freed");
+    heap.validate().unwrap();
+    heap.free(stream, live).unwrap();
+    heap.lend().unwrap();
+    assert!(!is_any_lent(&heap));
+    heap.capture_released(stream, Stream::DEFAULT);
+    heap.lend().unwrap();
+    assert!(is_any_lent(&heap));
+    heap.validate().unwrap();
     check_empty(&heap);
 }
 
