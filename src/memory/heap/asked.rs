@@ -1,8 +1,9 @@
 //! What could be allocated now: the answer to a program that asks, and the largest request that a refusal names.
 //!
 //! What it does: looks at what one more request would find: what the device and the limits leave, mappings of which all
-//! is free, free slots, and the longest free run. What it does not: count what others would give if they were asked,
-//! or what comes back when work in flight is done; a request may be served by that on top.
+//! is free, free slots, the longest free run, and the longest rest of a large block that was cut. What it does not:
+//! count what others would give if they were asked, or what comes back when work in flight is done; a request may be
+//! served by that on top.
 //! Invariant: what is said to fit is given to the next request, if nobody takes anything meanwhile and the device keeps
 //! its word. Lock order: `core` and those of ranges, one after the other.
 
@@ -27,6 +28,8 @@ struct Possible {
     pages_bytes: u64,
     /// The longest free run of granules.
     run: u32,
+    /// The longest part of free large blocks that stays where whole pages go.
+    rest_bytes: u64,
     /// Small classes that have a free slot.
     has_slot: Vec<bool>,
     /// Whether blocks are cut to their exact lengths.
@@ -69,12 +72,14 @@ impl Heap {
         let pages = possible.pages_bytes - possible.pages_bytes % LARGE_GRANULE_BYTES;
         let run = u64::from(possible.run) * MIDDLE_GRANULE_BYTES;
         let classes = (0..size_class::CLASS_COUNT).filter_map(Class::at).map(size_class::bytes_of);
-        let all = classes.chain([pages, run]).filter(|&bytes| bytes > 0 && self.holds(&possible, bytes));
+        let all = classes
+            .chain([pages, run, possible.rest_bytes])
+            .filter(|&bytes| bytes > 0 && self.holds(&possible, bytes));
         Ok(all.max().unwrap_or(0))
     }
 
     /// What the device still has and the limits leave, with the pages that wait for use.
-    fn fresh_bytes(&self) -> Result<u64> {
+    pub(super) fn fresh_bytes(&self) -> Result<u64> {
         let free = self.device.memory_info()?.free_bytes;
         let pooled = self.physical.statistics().pooled_bytes;
         Ok(free.saturating_add(pooled).min(self.physical.certain_bytes()))
@@ -84,12 +89,14 @@ impl Heap {
         // As the request itself looks at it.
         let is_short = self.is_short() || self.weigh();
         let whole = self.whole_bytes();
+        let rest_bytes = self.longest_rest_bytes();
         let fresh = self.fresh_bytes()?;
         let core = self.core.lock();
         let has_slot = |at: usize| core.small[at].as_ref().is_some_and(|small| small.slab.free_slots() > 0);
         Ok(Possible {
             pages_bytes: fresh.saturating_add(whole),
             run: core.middle.largest_free(),
+            rest_bytes,
             has_slot: (0..size_class::SMALL_CLASS_COUNT).map(has_slot).collect(),
             is_short,
             is_settled,
@@ -99,7 +106,8 @@ impl Heap {
     fn holds(&self, possible: &Possible, bytes: u64) -> bool {
         let Ok((bytes, alignment)) = checked_request(bytes, 0) else { return false };
         let Some(class) = size_class::class_of(bytes, alignment) else {
-            return bytes.next_multiple_of(LARGE_GRANULE_BYTES) <= possible.pages_bytes;
+            return bytes.next_multiple_of(LARGE_GRANULE_BYTES)
+                <= possible.pages_bytes.max(possible.rest_bytes);
         };
         if class.is_small() {
             let has_slot = possible.has_slot.get(class.index()).is_some_and(|has_slot| *has_slot);
@@ -112,7 +120,7 @@ impl Heap {
         let new_bytes = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
         // A run of a class begins at a multiple of its step.
         let run = if possible.is_short { granules(bytes) } else { count + CLASS_ALIGNMENT - 1 };
-        new_bytes <= possible.pages_bytes || self.has_run(possible, run)
+        new_bytes <= possible.pages_bytes || bytes <= possible.rest_bytes || self.has_run(possible, run)
     }
 
     /// Whether a run of so many granules would be found at the first attempt: later ones begin with a trim, which takes

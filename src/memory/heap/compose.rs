@@ -16,6 +16,7 @@ use super::super::free_list::State;
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::core::Core;
+use super::fitted::is_refused;
 use super::{Heap, MIDDLE};
 use crate::error::{Error, Result};
 
@@ -111,7 +112,8 @@ impl Heap {
     pub(super) fn compose(&self, count: u32) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         let Some(region) = self.regions.get(MIDDLE) else { return Ok(None) };
-        let left = self.physical.left_bytes() / LARGE_GRANULE_BYTES;
+        // Where no limit is set, it is the device that ends.
+        let left = self.fresh_bytes()? / LARGE_GRANULE_BYTES;
         let whole = u64::from(count / EACH).min(left) as u32;
         let missing = count - whole * EACH;
         if missing == 0 || missing > 2 * EACH {
@@ -138,7 +140,8 @@ impl Heap {
             let mut core = self.core.lock();
             composed.parts().try_for_each(|(start, _)| core.middle.free(start).map(drop))?;
         }
-        composed_at
+        // There may be other ways.
+        if is_refused(&composed_at) { Ok(None) } else { composed_at }
     }
 
     /// Takes parts of pages that have so many granules together out of circulation.

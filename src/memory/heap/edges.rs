@@ -7,7 +7,7 @@
 
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, Region};
-use super::{Heap, core};
+use super::{Heap, LARGE, core};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
 
@@ -58,6 +58,20 @@ impl Heap {
             whole.drain(..).try_for_each(|block| core.give_free(block))?;
         }
         outcome.map(|()| whole)
+    }
+
+    /// The longest part of free large blocks that shares a page with something else, and stays where pages go.
+    pub(super) fn longest_rest_bytes(&self) -> u64 {
+        let Some(region) = self.regions.get(LARGE) else { return 0 };
+        let mut idle: Vec<Freed> = self.core.lock().idle_large.blocks().collect();
+        idle.sort_unstable_by_key(|block| block.id);
+        let rest = |blocks: &[Freed]| {
+            let bytes = blocks.iter().map(|block| block.bytes).sum();
+            let run = Freed { bytes, ..*blocks.first()? };
+            let Some(part) = whole_part(region, &run) else { return Some(bytes) };
+            Some((part.id - run.id).max(end(&run) - end(&part)) * LARGE_GRANULE_BYTES)
+        };
+        idle.chunk_by(|one, next| end(one) == next.id).filter_map(rest).max().unwrap_or(0)
     }
 
     /// A part of a free large block for what was refused for want of memory, if it may have one and one is left.

@@ -39,8 +39,9 @@ const REUNITED_SHARE: u64 = 512;
 /// grow.
 const WALK_MOST: u32 = 8192;
 
+/// Granules of so many bytes; more than any region has for what cannot be counted.
 pub(super) fn granules(bytes: u64) -> u32 {
-    bytes.div_ceil(MIDDLE_GRANULE_BYTES) as u32
+    u32::try_from(bytes.div_ceil(MIDDLE_GRANULE_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Heap {

@@ -6,7 +6,7 @@
 //! granule of it has a record.
 
 use super::super::order::Freed;
-use super::super::region::{LARGE_GRANULE_BYTES, Region};
+use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
 use super::fitted::{granules, is_refused};
 use super::{Heap, LARGE, core};
 use crate::device::Stream;
@@ -20,22 +20,39 @@ impl Heap {
     pub(super) fn take_large(
         &self,
         stream: Stream,
-        bytes: u64,
+        (bytes, alignment): (u64, u64),
         is_captured: bool,
         may_wait: bool,
     ) -> Result<Option<(u32, u32)>> {
         let taken = self.take_whole_pages(stream, bytes, is_captured, may_wait);
-        if may_wait && !is_captured && is_refused(&taken) {
+        if may_wait && !is_captured && bytes <= self.total_bytes && is_refused(&taken) {
             // Whole pages of its own lose the end of the last one, and need one more than there may be.
-            let run = self.grow_fitted(granules(bytes), 1);
+            // They are aligned to any request; a run of granules is not.
+            let run_alignment = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
+            let run = self.take_run_beside(granules(bytes), run_alignment);
             if !is_refused(&run) {
                 return Ok(run?.map(|start| (core::FITTED, start)));
             }
-            if let Some(start) = self.compose(granules(bytes))? {
+            if run_alignment == 1
+                && let Some(start) = self.compose(granules(bytes))?
+            {
                 return Ok(Some((core::COMPOSED, start)));
             }
         }
         Ok(taken?.map(|index| (core::LARGE, index)))
+    }
+
+    /// A run of so many granules that begins at a multiple of `alignment`, with new pages beside what is free.
+    fn take_run_beside(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
+        let start = self.grow_fitted(count + (alignment - 1), 1)?;
+        let Some(start) = start.filter(|_| alignment > 1) else { return Ok(start) };
+        let mut core = self.core.lock();
+        let room = core.middle.reserve_nodes(4);
+        core.middle.free(start)?;
+        room?;
+        let start = start.next_multiple_of(alignment);
+        core.middle.carve(start, count)?;
+        Ok(Some(start))
     }
 
     fn take_whole_pages(

@@ -22,6 +22,7 @@ use super::super::size_class::{self, Class};
 use super::super::slab::Slot;
 use super::core::{Core, FITTED, Guest, Host, LENDING};
 use super::fitted::granules;
+use super::mesh::holds_captured;
 use super::{Heap, LARGE, MIDDLE, Names, core};
 use crate::error::{Error, Result, Status};
 
@@ -87,9 +88,11 @@ impl Heap {
         let mut found: Vec<(u64, Class, u32)> = Vec::new();
         for class in (0..size_class::SMALL_CLASS_COUNT).filter_map(Class::at) {
             let bytes = size_class::bytes_of(class);
+            let freed_of_graphs = self.freed_of_graphs(class, Slots::new(bytes));
             let mut core = self.core.lock();
             let Some(small) = core.small.get_mut(class.index()).and_then(Option::as_mut) else { continue };
             let pages = small.slab.open_pages().filter(|(page, _)| !small.guests.contains_key(page));
+            let pages = pages.filter(|(page, _)| !freed_of_graphs.contains(page));
             let pages = pages.map(|(page, live)| (u64::from(live) * bytes, class, page));
             found.extend(pages.filter(|(live_bytes, ..)| is_worth_lending(*live_bytes)));
         }
@@ -99,6 +102,9 @@ impl Heap {
             let Cut::Slots(slots) = region.cut else {
                 return Err(Error::internal("a small class of granules"));
             };
+            if holds_captured(region, slots, page) {
+                continue;
+            }
             let offset = u64::from(page) * SLAB_PAGE_BYTES;
             let begin = |core: &mut Core, first| core.lend_slots(class, slots, page, first);
             self.lend_page(region, offset, at < WITH_ROOM, begin)?;

@@ -90,14 +90,16 @@ impl Heap {
         Ok(())
     }
 
+    /// Pages with a slot that a graph has and that was freed: it writes where it was told to all the same.
+    pub(super) fn freed_of_graphs(&self, class: Class, slots: Slots) -> BTreeSet<u32> {
+        let captured = self.captured.lock();
+        let blocks = captured.values().flatten().filter(|block| block.class == class.index() as u32);
+        blocks.map(|block| slots.place(block.id as u32).0).collect()
+    }
+
     /// Pairs of guest and host, the fullest pages first, so that they become hosts.
     fn mesh_plan(&self, class: Class, region: &Region, slots: Slots) -> Result<Vec<(u32, u32)>> {
-        // Freed or not, a captured graph writes where it was told to.
-        let captured: BTreeSet<u32> = {
-            let captured = self.captured.lock();
-            let blocks = captured.values().flatten().filter(|block| block.class == class.index() as u32);
-            blocks.map(|block| slots.place(block.id as u32).0).collect()
-        };
+        let freed_of_graphs = self.freed_of_graphs(class, slots);
         let mut core = self.core.lock();
         let small = core.small(class)?;
         let hosts_of_guests: BTreeSet<u32> = small.guests.values().filter_map(Guest::host_page).collect();
@@ -105,7 +107,7 @@ impl Heap {
             .slab
             .open_pages()
             .filter(|(page, live)| *live > 0 && !small.guests.contains_key(page))
-            .filter(|(page, _)| !captured.contains(page) && !holds_captured(region, slots, *page))
+            .filter(|(page, _)| !freed_of_graphs.contains(page) && !holds_captured(region, slots, *page))
             .collect();
         pages.sort_by_key(|&(page, live)| (std::cmp::Reverse(live), page));
         let words = |page: u32| -> Result<Vec<u64>> { Ok(small.slab.live_words(page)?.collect()) };
@@ -144,7 +146,7 @@ impl Heap {
 }
 
 /// Whether a live block of the page belongs to a graph.
-fn holds_captured(region: &Region, slots: Slots, page: u32) -> bool {
+pub(super) fn holds_captured(region: &Region, slots: Slots, page: u32) -> bool {
     (0..slots.count).any(|slot| {
         let facts = region.records.get(slots.index(page, slot)).and_then(|record| record.facts());
         facts.is_some_and(|facts| facts.is_captured)

@@ -292,7 +292,7 @@ impl Heap {
                 self.climb(bytes, is_captured, attempt, || Ok(None))?
             }
             None => {
-                let attempt = |may_wait| self.take_large(stream, bytes, is_captured, may_wait);
+                let attempt = |may_wait| self.take_large(stream, (bytes, alignment), is_captured, may_wait);
                 let take_over = || Ok(self.take_over(bytes)?.map(|index| (core::LARGE, index)));
                 self.climb(bytes, is_captured, attempt, take_over)?
             }

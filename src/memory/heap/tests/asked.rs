@@ -136,3 +136,31 @@ fn memory_beside_something_in_the_same_mapping_is_nobodys_block() {
     assert_eq!((seen.live_bytes, seen.live_block_bytes), (MIB, MIB), "{seen:?}");
     heap.free(Stream::DEFAULT, kept).unwrap();
 }
+
+#[test]
+fn the_free_rest_of_a_large_block_counts_as_what_would_be_served() {
+    let heap = heap("host?page_bytes=2097152&memory_bytes=536870912", 0);
+    let large = heap.allocate(Stream::DEFAULT, 64 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, large).unwrap();
+    heap.device.synchronize().unwrap();
+    heap.allocate(Stream::DEFAULT, 36 * MIB, 0, 0).unwrap();
+    let full = |heap: &Heap| heap.statistics().backed_bytes == 512 * MIB;
+    for count in 0.. {
+        if full(&heap) && count % 2 == 0 {
+            break;
+        }
+        heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+    }
+    let refusal = heap.allocate(Stream::DEFAULT, 29 * MIB, 0, 0).unwrap_err();
+    assert_eq!(number_after(&refusal.text, "would be served now "), 28 * MIB);
+    for (mib, fits) in [(6, true), (20, true), (28, true), (29, false)] {
+        assert_eq!(heap.can_allocate(mib * MIB, 0).unwrap(), fits, "{mib} MiB");
+        let served = heap.allocate(Stream::DEFAULT, mib * MIB, 0, 0);
+        assert_eq!(served.is_ok(), fits, "{mib} MiB");
+        if let Ok(address) = served {
+            heap.free(Stream::DEFAULT, address).unwrap();
+            settle(&heap);
+        }
+    }
+    heap.validate().unwrap();
+}

@@ -122,7 +122,7 @@ fn the_free_end_of_a_large_block_goes_the_way_of_its_stream() {
 }
 
 #[test]
-fn what_is_pinned_or_a_graphs_or_half_full_is_not_lent() {
+fn what_is_pinned_or_half_full_is_not_lent() {
     let heap = heap("host", 0);
     let pinned = heap.allocate(Stream::DEFAULT, 40 * KIB, 0, 0).unwrap();
     heap.pin(pinned).unwrap();
@@ -132,16 +132,40 @@ fn what_is_pinned_or_a_graphs_or_half_full_is_not_lent() {
     let before = heap.statistics().backed_bytes;
     heap.lend().unwrap();
     heap.validate().unwrap();
-    let is_any = |heap: &Heap| {
-        heap.regions.get(super::super::MIDDLE).is_some_and(|middle| middle.range.backed_pages() > 0)
-    };
-    assert!(!is_any(&heap));
+    assert!(!is_any_lent(&heap));
     heap.unpin(pinned).unwrap();
     heap.lend().unwrap();
-    assert!(is_any(&heap));
+    assert!(is_any_lent(&heap));
     assert_eq!(heap.statistics().backed_bytes, before, "a page is counted once");
     heap.unpin(large).unwrap();
     free_all(&heap, full.into_iter().chain([pinned, large]));
+    check_empty(&heap);
+}
+
+fn is_any_lent(heap: &Heap) -> bool {
+    heap.regions.get(super::super::MIDDLE).is_some_and(|middle| middle.range.backed_pages() > 0)
+}
+
+#[test]
+fn a_page_of_which_a_graph_has_a_slot_is_not_lent_before_the_graph_is_gone() {
+    let heap = heap("sim?capture=1", 0);
+    let simulator = heap.device.simulator().unwrap();
+    let stream = heap.device.stream_create().unwrap();
+    heap.capture_begins(stream);
+    simulator.capture(stream, true).unwrap();
+    let [live, freed] = [5 * KIB, 40 * KIB].map(|bytes| heap.allocate(stream, bytes, 0, 0).unwrap());
+    heap.free(stream, freed).unwrap();
+    simulator.capture(stream, false).unwrap();
+    heap.lend().unwrap();
+    assert!(!is_any_lent(&heap), "of one the slot is live, of the other freed");
+    heap.validate().unwrap();
+    heap.free(stream, live).unwrap();
+    heap.lend().unwrap();
+    assert!(!is_any_lent(&heap));
+    heap.capture_released(stream, Stream::DEFAULT);
+    heap.lend().unwrap();
+    assert!(is_any_lent(&heap));
+    heap.validate().unwrap();
     check_empty(&heap);
 }
 
@@ -196,6 +220,76 @@ fn blocks_lie_on_the_ends_of_pages_when_nothing_else_is_left() {
     }
     free_all(&heap, kept);
     check_empty(&heap);
+}
+
+/// Frees the upper half of the lowest page of blocks of 1 MiB, and the lower half of one above: a place for a block out
+/// of both ends.
+fn free_two_halves(heap: &Heap, blocks: &[u64]) {
+    let mut blocks = blocks.to_vec();
+    blocks.sort_unstable();
+    let mut halves = blocks.iter().copied().filter(|address| !address.is_multiple_of(PAGE));
+    let low = halves.next().unwrap();
+    let high =
+        blocks.iter().copied().find(|&address| address > low + 2 * PAGE && address.is_multiple_of(PAGE));
+    free_all(heap, [low, high.unwrap()]);
+    heap.device.synchronize().unwrap();
+}
+
+#[test]
+fn the_ends_of_pages_serve_where_the_device_ends_as_where_a_limit_does() {
+    for (spec, limit_bytes) in
+        [("host?page_bytes=2097152", 64 * MIB), ("host?page_bytes=2097152&memory_bytes=67108864", 0)]
+    {
+        let heap = heap(spec, limit_bytes);
+        let blocks: Vec<u64> = (0..62).map(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap()).collect();
+        free_two_halves(&heap, &blocks);
+        let composed = heap.allocate(Stream::DEFAULT, 4 * MIB, 0, 0).unwrap();
+        assert_eq!(class_of(&heap, composed), COMPOSED, "{spec}");
+        fill(&heap, composed, 4 * MIB);
+        assert!(is_filled(&heap, composed, 4 * MIB));
+        heap.validate().unwrap();
+    }
+}
+
+#[test]
+fn what_a_large_block_has_free_is_given_where_the_ends_of_pages_do_not_do() {
+    let heap = heap("host?page_bytes=2097152&memory_bytes=536870912", 0);
+    let large = heap.allocate(Stream::DEFAULT, 64 * MIB, 0, 0).unwrap();
+    heap.free(Stream::DEFAULT, large).unwrap();
+    heap.device.synchronize().unwrap();
+    heap.allocate(Stream::DEFAULT, 36 * MIB, 0, 0).unwrap();
+    let backed = |heap: &Heap| heap.statistics().backed_bytes;
+    let mut blocks = Vec::new();
+    while backed(&heap) < 512 * MIB || blocks.len() % 2 == 1 {
+        blocks.push(heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap());
+    }
+    free_two_halves(&heap, &blocks);
+    for bytes in [5 * MIB, 21 * MIB] {
+        let part = heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap();
+        heap.free(Stream::DEFAULT, part).unwrap();
+        heap.device.synchronize().unwrap();
+    }
+    heap.validate().unwrap();
+}
+
+#[test]
+fn a_large_request_on_what_is_left_of_others_is_aligned_as_it_asks() {
+    const LARGE: u64 = 34 * MIB + 100 * KIB;
+    for alignment in [4 * KIB, 512 * KIB] {
+        let heap = heap("host?page_bytes=2097152", 64 * MIB);
+        let blocks = fill_up(&heap, 300 * KIB);
+        // Long enough for the request, but not for as many whole pages.
+        let first = blocks.iter().min().unwrap() + 1101 * KIB;
+        let freed = first..first + LARGE + alignment + 600 * KIB;
+        let (freed, kept): (Vec<u64>, Vec<u64>) = blocks.into_iter().partition(|at| freed.contains(at));
+        free_all(&heap, freed);
+        let large = heap.allocate(Stream::DEFAULT, LARGE, alignment, 0).unwrap();
+        assert_eq!(class_of(&heap, large), FITTED);
+        assert!(large.is_multiple_of(alignment), "{large:#x} for {alignment}");
+        heap.validate().unwrap();
+        free_all(&heap, kept.into_iter().chain([large]));
+        check_empty(&heap);
+    }
 }
 
 #[test]

@@ -59,11 +59,13 @@ fn what_a_thread_left_goes_while_others_work_on() {
     let (heap, begin_ns) = heap_by_hand();
     let (mine, other) = (key(Stream::DEFAULT), heap.device.stream_create().unwrap());
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let work = || {
             let theirs = key(other);
             let address = allocate(&heap, theirs, other, 4 * MIB);
             free(&heap, theirs, other, address);
-        });
+        };
+        // A scope ends with the work of its threads, a join with what they do at their end.
+        scope.spawn(work).join().unwrap();
     });
     assert_eq!(heap.parked.lock().len(), 1);
     for turn in 0..2 {

@@ -51,3 +51,31 @@ fn what_others_elsewhere_have_is_known_from_a_refusal_until_there_is_more_again(
     heap.validate().unwrap();
     heap.close();
 }
+
+#[test]
+fn what_the_device_has_refused_was_never_held() {
+    let device = registry::open("host?page_bytes=2097152&memory_bytes=134217728").unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let heap = memory.make_heap_with(memory.heap_config()).unwrap();
+    while heap.allocate(Stream::DEFAULT, MIB, 0, 0).is_ok() {}
+    assert_eq!(memory.budget.device_bytes(), (128 * MIB, 128 * MIB));
+    heap.close();
+}
+
+#[test]
+fn a_length_that_no_region_has_is_refused_and_not_cut() {
+    for spec in ["host?memory_bytes=1073741824", "host?page_bytes=2097152&memory_bytes=1073741824"] {
+        let device = registry::open(spec).unwrap();
+        let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+        let heap = memory.make_heap_with(memory.heap_config()).unwrap();
+        for power in [1_u64 << 43, 1 << 45, 1 << 46] {
+            for more in [0, 1, 64 << 10, 64 * MIB, power - 1] {
+                let outcome = heap.allocate(Stream::DEFAULT, power + more, 0, 0);
+                let status = outcome.map_err(|error| error.status);
+                assert_eq!(status, Err(Status::OutOfMemory), "{power} and {more} bytes");
+            }
+        }
+        heap.validate().unwrap();
+        heap.close();
+    }
+}
