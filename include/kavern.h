@@ -1489,8 +1489,8 @@ typedef struct kavern_manager_statistics {
     /** Those of them that are still to be unmapped; nobody's memory. */
     uint64_t stale_mappings;
     /**
-     * Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
-     * takes them.
+     * Calls by which the device was to remove mappings and did not. They are tried again, before their addresses get
+     * memory at the latest; until then their pages are nobody's and count as held, and then go to the device.
      */
     uint64_t failed_unmaps;
 } kavern_manager_statistics;
@@ -2060,7 +2060,7 @@ typedef struct kavern_memory_statistics {
     uint64_t ladder_moved_pages;
     /** Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others. */
     uint64_t looks;
-    /** Mappings that the device did not remove; their memory goes back to it with the last user of their pages. */
+    /** Mappings that the device did not remove and is asked to again; their memory then goes back to it. */
     uint64_t failed_unmaps;
     /** How often something was given back because nobody had allocated or freed for ten seconds. */
     uint64_t idle_flushes;
@@ -2292,9 +2292,10 @@ kavern_status kavern_kv_evict(kavern_kv_cache *cache,
  * Reads numbered events after `*cursor` and moves it on; start with 0.
  *
  * Shapes: `events` [max]; `count` receives how many were written.
- * Errors: KAVERN_PARTIAL if events were overwritten before they were read: the first of `events` comes after the gap;
- * mend the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * Errors: KAVERN_PARTIAL if events were overwritten before they were read, or if `*cursor` is above the latest number,
+ * as that of a cache before this one may be: the first of `events` comes after the gap; mend the picture with
+ * kavern_kv_events_snapshot. Whoever knows that the cache is another one starts with 0: numbers begin at 1 in each.
+ * KAVERN_ERR_UNSUPPORTED for a cache without event_capacity, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
  * Threads: any; takes the cache's lock for 128 events at a time.
  * Since: 0.1
  *
@@ -2447,7 +2448,8 @@ kavern_status kavern_elastic_destroy(kavern_elastic **elastic);
  * What is committed already stays as it is and counts as 0 changed bytes. The content of what is committed anew is
  * anything. `out` may be null.
  * Errors: KAVERN_ERR_OUT_OF_MEMORY with the bytes requested and available in the text, KAVERN_ERR_INVALID_ARGUMENT
- * (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST.
+ * (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE (also while it keeps a mapping that
+ * it was to remove there), KAVERN_ERR_DEVICE_LOST.
  * Threads: any; blocks, and where a part was decommitted behind a stream, until that is past.
  * Since: 0.1
  *
@@ -2624,9 +2626,10 @@ kavern_status kavern_kv_prefix_list(kavern_kv_cache *cache,
  * In a metadata-only cache with size classes the memory is that of the workers: sizes from before the first plan reach
  * them with it, later ones count as done when a step is over whose plan told them.
  * Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
- * call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
- * such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
- * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
+ * call again, goes on; that the device cannot say whether work is over is told by kavern_kv_poll, mappings that it did
+ * not remove by `failed_unmaps` of kavern_manager_stats. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of
+ * range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE (also while it keeps
+ * a mapping where memory is to be), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
  * Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
  * lock for at most 256 blocks at a time.
  * Since: 0.1
@@ -3169,8 +3172,8 @@ kavern_status kavern_kv_plan_read(const void *message,
  * scheduler; heads, types and bytes of a block may differ. Call kavern_kv_step_done with the plan's step on this cache
  * when its work is enqueued, and tell the scheduler, whose cache gets kavern_kv_step_done with a null stream when all
  * workers are done. With KAVERN_KV_ADAPTIVE_BLOCKS and max_blocks the memory of the size classes follows the plan, and
- * KAVERN_ERR_OUT_OF_MEMORY says that there is none for a class that grew: nothing was taken over, and the same plan
- * may be applied again when there is.
+ * KAVERN_ERR_OUT_OF_MEMORY says that there is none for a class that grew: nothing was taken over but that others have
+ * become smaller, and the same plan may be applied again when there is.
  * Shapes: `message` [bytes], read before the call returns; `out` as in kavern_kv_tables.
  * Stream: as kavern_kv_tables.
  * Errors: KAVERN_ERR_DEPENDENCY if a plan before it was missed, or if it is another scheduler's: ask for a full one.

@@ -13,5 +13,6 @@ mod elastic {
     mod pool;
     mod pool_random;
     mod range;
+    mod stuck;
     mod support;
 }

@@ -287,10 +287,10 @@ impl From<&CacheEvent> for kavern_kv_event {
 /// Reads numbered events after `*cursor` and moves it on; start with 0.
 ///
 /// Shapes: `events` [max]; `count` receives how many were written.
-/// Errors: KAVERN_PARTIAL if events were overwritten before they were read, or if the cache has not told so many yet and
-/// the cursor is another's, as after a restart: the first of `events` is the oldest that is kept, behind the gap; mend
-/// the picture with kavern_kv_events_snapshot. KAVERN_ERR_UNSUPPORTED for a cache without event_capacity,
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+/// Errors: KAVERN_PARTIAL if events were overwritten before they were read, or if `*cursor` is above the latest number,
+/// as that of a cache before this one may be: the first of `events` comes after the gap; mend the picture with
+/// kavern_kv_events_snapshot. Whoever knows that the cache is another one starts with 0: numbers begin at 1 in each.
+/// KAVERN_ERR_UNSUPPORTED for a cache without event_capacity, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any; takes the cache's lock for 128 events at a time.
 /// Since: 0.1
 ///

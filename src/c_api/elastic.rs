@@ -238,7 +238,8 @@ pub unsafe extern "C" fn kavern_elastic_destroy(elastic: *mut *mut kavern_elasti
 /// What is committed already stays as it is and counts as 0 changed bytes. The content of what is committed anew is
 /// anything. `out` may be null.
 /// Errors: KAVERN_ERR_OUT_OF_MEMORY with the bytes requested and available in the text, KAVERN_ERR_INVALID_ARGUMENT
-/// (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST.
+/// (0 bytes, outside of the capacity), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE (also while it keeps a mapping that
+/// it was to remove there), KAVERN_ERR_DEVICE_LOST.
 /// Threads: any; blocks, and where a part was decommitted behind a stream, until that is past.
 /// Since: 0.1
 ///

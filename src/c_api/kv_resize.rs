@@ -33,9 +33,10 @@ impl From<Resized> for kavern_kv_resize_result {
 /// In a metadata-only cache with size classes the memory is that of the workers: sizes from before the first plan reach
 /// them with it, later ones count as done when a step is over whose plan told them.
 /// Errors: KAVERN_PARTIAL if blocks above are still in use or memory still waits for work: kavern_kv_poll, or the same
-/// call again, goes on; what the device refuses on the way is told by kavern_kv_poll. KAVERN_ERR_INVALID_ARGUMENT (no
-/// such group, a count out of range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY,
-/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
+/// call again, goes on; that the device cannot say whether work is over is told by kavern_kv_poll, mappings that it did
+/// not remove by `failed_unmaps` of kavern_manager_stats. KAVERN_ERR_INVALID_ARGUMENT (no such group, a count out of
+/// range), KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE (also while it keeps
+/// a mapping where memory is to be), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER; then nothing has changed.
 /// Threads: any; may wait for the device to map memory. The calls of a step never wait for it: it takes the cache's
 /// lock for at most 256 blocks at a time.
 /// Since: 0.1

@@ -148,8 +148,8 @@ pub struct kavern_manager_statistics {
     pub passed_on_mappings: u64,
     /// Those of them that are still to be unmapped; nobody's memory.
     pub stale_mappings: u64,
-    /// Calls by which the device was to remove mappings and did not. Their pages are lost to everybody until the device
-    /// takes them.
+    /// Calls by which the device was to remove mappings and did not. They are tried again, before their addresses get
+    /// memory at the latest; until then their pages are nobody's and count as held, and then go to the device.
     pub failed_unmaps: u64,
 }
 

@@ -105,7 +105,7 @@ pub struct kavern_memory_statistics {
     pub ladder_moved_pages: u64,
     /// Looks through all that is held, before more was taken: such an allocation takes as long as hundreds of others.
     pub looks: u64,
-    /// Mappings that the device did not remove; their memory goes back to it with the last user of their pages.
+    /// Mappings that the device did not remove and is asked to again; their memory then goes back to it.
     pub failed_unmaps: u64,
     /// How often something was given back because nobody had allocated or freed for ten seconds.
     pub idle_flushes: u64,

@@ -152,8 +152,8 @@ pub unsafe extern "C" fn kavern_kv_plan_read(
 /// scheduler; heads, types and bytes of a block may differ. Call kavern_kv_step_done with the plan's step on this cache
 /// when its work is enqueued, and tell the scheduler, whose cache gets kavern_kv_step_done with a null stream when all
 /// workers are done. With KAVERN_KV_ADAPTIVE_BLOCKS and max_blocks the memory of the size classes follows the plan, and
-/// KAVERN_ERR_OUT_OF_MEMORY says that there is none for a class that grew: nothing was taken over, and the same plan
-/// may be applied again when there is.
+/// KAVERN_ERR_OUT_OF_MEMORY says that there is none for a class that grew: nothing was taken over but that others have
+/// become smaller, and the same plan may be applied again when there is.
 /// Shapes: `message` [bytes], read before the call returns; `out` as in kavern_kv_tables.
 /// Stream: as kavern_kv_tables.
 /// Errors: KAVERN_ERR_DEPENDENCY if a plan before it was missed, or if it is another scheduler's: ask for a full one.

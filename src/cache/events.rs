@@ -1,7 +1,7 @@
 //! Numbered news about what is findable, for consumers that mirror the index.
 //!
 //! A ring of fixed size. Numbers rise by one with each event, kept or not; a reader whose cursor fell out of the
-//! ring, or is ahead of it, is told so and takes a snapshot. Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
+//! ring, or never was in it, is told so and takes a snapshot. Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
 
 use super::hash::Key;
 use crate::error::Result;
@@ -120,14 +120,16 @@ impl Events {
         prefetch::prefetch_part(&self.ring, at, prefetch::LINE_BYTES);
     }
 
-    /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap, and where
-    /// the cursor is of another cache: this one has not come so far.
+    /// The event after `cursor`, if it is kept. `Err` carries the number of the oldest kept one after a gap: a cursor
+    /// above the latest number is that of another cache, made before this one, of which nothing was read.
     pub(super) fn after(&self, cursor: u64) -> std::result::Result<Option<&CacheEvent>, u64> {
         let oldest = self.last - self.ring.len() as u64 + 1;
-        match cursor {
-            cursor if cursor == self.last => Ok(None),
-            cursor if cursor > self.last || cursor + 1 < oldest => Err(oldest),
-            cursor => Ok(Some(&self.ring[cursor as usize % self.capacity])),
+        if cursor == self.last {
+            return Ok(None);
         }
+        if cursor > self.last || cursor + 1 < oldest {
+            return Err(oldest);
+        }
+        Ok(Some(&self.ring[cursor as usize % self.capacity]))
     }
 }

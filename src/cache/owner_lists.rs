@@ -3,10 +3,11 @@
 //! Two lists for each owner: the order list, oldest first, and those set aside. Blocks of an owner without a limit
 //! stand in the order list in the order of their publication. With a limit, a block that somebody holds is set aside
 //! and comes back as the newest when its last holder lets go, so the oldest of the order list is the next to go.
-//! Blocks that were held when the limit came stand in the order list until they are met there, once each. One list for
-//! each namespace, in the order of publication. A block's links in both lie together: it comes and goes in both.
-//! Invariant: each findable block stands in exactly one list of its owner and in that of its namespace. Every call is
-//! O(1), or O(blocks that it is given).
+//! Blocks that were held when the limit came stand in the order list, and some that were set aside before the limit
+//! was lifted may be cached: a new limit counts once each stands where it belongs (`quota`). One list for each
+//! namespace, in the order of publication. A block's links in both lie together: it comes and goes in both.
+//! Invariants: each findable block stands in exactly one list of its owner and in that of its namespace; where a limit
+//! counts, those of the order list are the cached ones. Every call is O(1), or O(blocks that it is given).
 
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
@@ -195,6 +196,13 @@ impl OwnerLists {
         self.owners[owner as usize][ORDER].checked_sub(1)
     }
 
+    /// The oldest and the newest of the order list, or of those set aside.
+    pub(super) fn ends(&self, owner: u32, is_aside: bool) -> Option<(u32, u32)> {
+        let first = if is_aside { ASIDE } else { ORDER };
+        let ends = &self.owners[owner as usize][first..];
+        Some((ends[0].checked_sub(1)?, ends[1].checked_sub(1)?))
+    }
+
     /// The oldest of a namespace.
     pub(super) fn oldest_in(&self, namespace: u32) -> Option<u32> {
         self.namespaces[namespace as usize][0].checked_sub(1)
@@ -262,6 +270,12 @@ impl OwnerLists {
             self.validate_list(OWNER, ends, &mut visit)
                 .ok_or_else(|| Error::internal(format!("a list of owner {owner} is broken")))
         })
+    }
+
+    /// Walks the order list of an owner, giving each block to `visit`.
+    pub(super) fn validate_order(&self, owner: u32, mut visit: impl FnMut(u32)) -> Result<()> {
+        self.validate_list(OWNER, &self.owners[owner as usize][ORDER..ASIDE], &mut visit)
+            .ok_or_else(|| Error::internal(format!("the order list of owner {owner} is broken")))
     }
 
     /// Walks the list of a namespace, giving each block to `visit`.

@@ -61,6 +61,8 @@ pub(super) struct Owner {
     is_over: bool,
     /// Rises with each reset of the namespace.
     epoch: u64,
+    /// Number of the pass that is to sort its lists, for a limit of cached blocks that is new; 0 if they are sorted.
+    sorting: u64,
     pub(super) counts: NamespaceStatistics,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct Owners {
     max_limited: usize,
     /// Rises with each reset of everything.
     epoch: u64,
+    /// Passes over the lists of owners that were begun.
+    sortings: u64,
 }
 
 impl Owners {
@@ -112,6 +116,7 @@ impl Owners {
             limited: 0,
             max_limited: max_namespaces as usize,
             epoch: 0,
+            sortings: 0,
         })
     }
 
@@ -176,12 +181,13 @@ impl Owners {
         }
     }
 
-    /// Sets the limits of a namespace, which need not be in use; [`NO_LIMIT`] lifts one.
-    pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
+    /// Sets the limits of a namespace, which need not be in use; [`NO_LIMIT`] lifts one. That of cached blocks counts
+    /// once their lists are sorted, if it is new: answers the number of the pass that sorts them, or 0.
+    pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<u64> {
         let is_limited = max_held_blocks != NO_LIMIT || max_cached_blocks != NO_LIMIT;
         if !is_limited && self.find(id).is_none() {
             // There is nothing to lift, and there may be no room for one more.
-            return Ok(());
+            return Ok(0);
         }
         let was_limited = self.find(id).is_some_and(|owner| self.get(owner).is_limited());
         if is_limited && !was_limited && self.limited == self.max_limited {
@@ -190,10 +196,26 @@ impl Owners {
         }
         self.limited = self.limited + usize::from(is_limited) - usize::from(was_limited);
         let owner = self.find_or_make(id);
+        let was_ordered = self.get(owner).is_ordered();
         let counts = self.counts(owner);
         (counts.max_held_blocks, counts.max_cached_blocks) = (max_held_blocks, max_cached_blocks);
+        let is_ordered = self.get(owner).is_ordered();
+        if was_ordered != is_ordered {
+            self.sortings += 1;
+            self.entries[owner as usize].sorting = if is_ordered { self.sortings } else { 0 };
+        }
         self.forget_idle(owner);
-        Ok(())
+        Ok(if is_ordered && !was_ordered { self.sortings } else { 0 })
+    }
+
+    /// Whether the lists of an owner are what this pass goes over.
+    pub(super) fn is_sorting(&self, owner: u32, pass: u64) -> bool {
+        self.get(owner).sorting == pass
+    }
+
+    /// The lists of an owner are sorted: from here on its limit counts.
+    pub(super) fn note_sorted(&mut self, owner: u32) {
+        self.entries[owner as usize].sorting = 0;
     }
 
     /// So many cached blocks more.
@@ -221,8 +243,8 @@ impl Owners {
 
     /// Whether the owner has more cached blocks than it may.
     pub(super) fn has_excess(&self, owner: u32) -> bool {
-        let Owner { is_live, counts, .. } = self.get(owner);
-        *is_live && counts.cached_blocks > counts.max_cached_blocks
+        let Owner { is_live, counts, sorting, .. } = self.get(owner);
+        *is_live && *sorting == 0 && counts.cached_blocks > counts.max_cached_blocks
     }
 
     /// What is computed under an epoch may be published as long as the epoch is the same.

@@ -393,8 +393,8 @@ impl KvCache {
 
     /// Gives up what no step names any more, and puts memory behind the blocks that the plan may name. What is given
     /// up goes when the steps so far are over; so a worker that comes late has it for the classes that grew, and where
-    /// the plan is refused after all, less is held that its scheduler has left anyway. Blocks, may ask others for
-    /// memory.
+    /// there is no memory for these, or the device refuses the tables, less is held that its scheduler has left
+    /// anyway. Blocks, may ask others for memory.
     fn resize_as_told(&self, plan: &Plan<'_>) -> Result<()> {
         if !self.geometry.tells_sizes() {
             return Ok(());
@@ -404,8 +404,13 @@ impl KvCache {
                         no max_blocks";
             return Err(Error::new(Status::Unsupported, text));
         };
-        // A plan whose turn it is not changes nothing.
-        self.state.lock().check_chain(&plan.info)?;
+        {
+            // A plan whose turn it is not, or whose step cannot be begun, changes nothing: it may be a stranger's, and
+            // what it tells to go may hold what the own scheduler finds.
+            let state = self.state.lock();
+            state.check_chain(&plan.info)?;
+            state.shared.steps.check_open(plan.info.step)?;
+        }
         let told = (0..).zip(plan.sizes().into_iter().flatten());
         for (group, size) in told.filter(|&(group, size)| size < self.resizer.target(group)) {
             self.resize_unasked(group, None, size)?;

@@ -3,7 +3,8 @@
 //! Held blocks above the limit: the operation that would hold them is refused. Blocks that are promised to a sequence
 //! count as held: what was promised is then not refused for want of quota either. Cached blocks above the limit: the
 //! namespace's own oldest go, when the operation or the completion that cached them ends; nobody else's are touched.
-//! Each check is O(1), and each block that goes was cached once.
+//! Each check is O(1), and each block that goes was cached once. Whoever sets a limit sorts the lists of that owner
+//! first, in pieces between which others have the lock, so that no operation meets what was held when the limit came.
 
 use super::events::RemoveReason;
 use super::kv_cache::KvCache;
@@ -15,10 +16,45 @@ use crate::sys::reserve::filled;
 
 /// Blocks that a new limit makes go under one hold of the lock.
 const LIMIT_PIECE: u32 = 32;
+/// Blocks that are put where they belong for a new limit under one hold of the lock.
+const SORT_PIECE: u32 = 256;
 /// Ids that are copied under one hold of the lock.
 const ID_PIECE: usize = 256;
 
+/// A pass over the lists of an owner: where it is.
+struct Sorting {
+    pass: u64,
+    /// What is left after this list: first those set aside of each group, then the order lists.
+    lists: Vec<(usize, bool)>,
+    /// The block with which the list ends, and at most how many come before: others may move it meanwhile.
+    end: Option<(u32, u64)>,
+}
+
 impl State {
+    /// Puts a piece of an owner's blocks into the lists where they belong. False if none is left.
+    fn sort_piece(&mut self, owner: u32, sorting: &mut Sorting) -> bool {
+        for _ in 0..SORT_PIECE {
+            let Some(&(group, is_aside)) = sorting.lists.last() else { return false };
+            let store = &mut self.stores[group];
+            let Some((oldest, newest)) = store.by_owner.ends(owner, is_aside) else {
+                (sorting.end, _) = (None, sorting.lists.pop());
+                continue;
+            };
+            let findable = self.shared.namespaces.owners.get(owner).counts.findable_blocks;
+            let (end, left) = sorting.end.unwrap_or((newest, findable));
+            // What goes round stays in order.
+            match store.may_go(oldest) {
+                true => store.by_owner.renew(owner, oldest),
+                false => store.by_owner.set_aside(owner, oldest),
+            }
+            sorting.end = Some((end, left.saturating_sub(1)));
+            if oldest == end || left <= 1 {
+                (sorting.end, _) = (None, sorting.lists.pop());
+            }
+        }
+        true
+    }
+
     /// Checks that a namespace may hold so many blocks more.
     pub(super) fn check_limit(
         &mut self,
@@ -85,6 +121,17 @@ impl State {
             let mut listed = filled(store.block_count() as usize, u32::MAX)?;
             for (owner, _) in owners.live() {
                 store.by_owner.validate(owner, |block| listed[block as usize] = owner)?;
+                if owners.get(owner).is_ordered() && owners.is_sorting(owner, 0) {
+                    let mut count = 0;
+                    store
+                        .by_owner
+                        .validate_order(owner, |block| count += u32::from(store.may_go(block)) + 1)?;
+                    if count != 2 * store.by_owner.cached(owner) {
+                        return Err(Error::internal(format!(
+                            "the order list of owner {owner} is not sorted"
+                        )));
+                    }
+                }
             }
             let mut cached = filled(found.len(), 0)?;
             for index in 0..store.block_count() {
@@ -167,8 +214,11 @@ impl KvCache {
     pub fn limit_namespace(&self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
         let mut state = self.reap()?;
         state.check_decides()?;
-        state.shared.namespaces.owners.limit(id, max_held_blocks, max_cached_blocks)?;
+        let pass = state.shared.namespaces.owners.limit(id, max_held_blocks, max_cached_blocks)?;
         drop(state);
+        if pass > 0 {
+            self.sort_lists(id, pass);
+        }
         let mut is_within = false;
         while !is_within {
             let mut state = self.state.lock();
@@ -176,5 +226,24 @@ impl KvCache {
             is_within = owner.is_none_or(|owner| state.settle_limit(owner, LIMIT_PIECE));
         }
         Ok(())
+    }
+
+    /// Sorts the lists of an owner for a limit, unless that is lifted meanwhile. From then on the limit counts.
+    fn sort_lists(&self, id: u64, pass: u64) {
+        let groups = 0..self.group_count() as usize;
+        let lists = groups.flat_map(|group| [(group, false), (group, true)]).collect();
+        let mut sorting = Sorting { pass, lists, end: None };
+        loop {
+            let mut state = self.state.lock();
+            let owner = state.shared.namespaces.owners.find(id);
+            let Some(owner) = owner.filter(|&o| state.shared.namespaces.owners.is_sorting(o, sorting.pass))
+            else {
+                return;
+            };
+            if !state.sort_piece(owner, &mut sorting) {
+                state.shared.namespaces.owners.note_sorted(owner);
+                return;
+            }
+        }
     }
 }

@@ -110,8 +110,8 @@ impl Steps {
         (0..self.count).map(|at| self.slot(at)).find(|slot| slot.state == StepState::Open).map(|slot| slot.id)
     }
 
-    /// Opens a step, or goes on with the newest one. Answers whether it is new.
-    pub(super) fn open(&mut self, id: u64) -> Result<bool> {
+    /// Refuses a step that cannot be opened, nor gone on with; else answers whether it would be new.
+    pub(super) fn check_open(&self, id: u64) -> Result<bool> {
         if self.is_open(id) {
             return Ok(false);
         }
@@ -122,6 +122,14 @@ impl Steps {
         if self.count == self.slots.len() {
             let text = "steps_in_flight steps are not complete; call step_done or wait for the stream";
             return Err(Error::new(Status::TooManySteps, text));
+        }
+        Ok(true)
+    }
+
+    /// Opens a step, or goes on with the newest one. Answers whether it is new.
+    pub(super) fn open(&mut self, id: u64) -> Result<bool> {
+        if !self.check_open(id)? {
+            return Ok(false);
         }
         let at = self.at(self.count);
         self.slots[at].id = id;

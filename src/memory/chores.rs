@@ -37,6 +37,8 @@ pub(super) struct Collected {
     pub(super) bytes: u64,
     /// Whether there is more to do later.
     pub(super) is_waiting: bool,
+    /// Whether the device has refused some of it.
+    pub(super) is_stuck: bool,
 }
 
 #[derive(Default)]
@@ -101,6 +103,7 @@ impl Chores {
             let collected = chore.collect(waits);
             sum.bytes += collected.bytes;
             sum.is_waiting |= collected.is_waiting;
+            sum.is_stuck |= collected.is_stuck;
         }
         sum
     }

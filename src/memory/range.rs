@@ -13,12 +13,14 @@
 
 mod moving;
 mod passing;
+mod stuck;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 pub(super) use self::moving::Movable;
+use self::stuck::Stuck;
 use super::budget::Payer;
 use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::Fence;
@@ -58,6 +60,8 @@ pub(super) struct Range {
     table: Mutex<PageTable>,
     /// The table's, for a look without its lock.
     told: Arc<Told>,
+    /// What the device did not unmap.
+    stuck: Stuck,
     /// The device was lost with work under way on pages: they stay mapped until it is closed.
     is_abandoned: AtomicBool,
 }
@@ -146,6 +150,7 @@ impl Range {
             holder,
             table: Mutex::new(table),
             told,
+            stuck: Stuck::default(),
             is_abandoned: AtomicBool::new(false),
         });
         range.physical.chores().add(Self::chore(&range));
@@ -177,8 +182,8 @@ impl Range {
         self.physical.device().virtual_map(target, page.page())
     }
 
-    /// Unmaps pages, in order of address, and puts them back.
-    fn unmap<P: AsRef<PhysicalPage>>(&self, pages: Vec<(u64, P)>) {
+    /// Unmaps pages, in order of address, and puts them back; keeps those that the device does not unmap.
+    fn unmap<P: AsRef<PhysicalPage> + Into<Arc<PhysicalPage>>>(&self, pages: Vec<(u64, P)>) {
         if self.is_abandoned.load(Ordering::Acquire) {
             pages.into_iter().for_each(|(_, page)| page.as_ref().discard());
             return;
@@ -193,10 +198,13 @@ impl Range {
                 self.physical
                     .say(Level::Error, || format!("pages {first} to {end} of a range stay mapped: {error}"));
             }
-            while let Some((_, page)) = pages.next_if(|(start, _)| *start < end) {
+            while let Some((start, page)) = pages.next_if(|(start, _)| *start < end) {
                 if unmapped.is_err() {
-                    page.as_ref().discard();
+                    self.keep_stuck(start, page.into());
                 }
+            }
+            if unmapped.is_err() {
+                self.physical.stir();
             }
         }
     }
@@ -217,6 +225,7 @@ impl Range {
     fn try_back(&self, first: u64, end: u64, prepare: Prepare<'_>) -> Result<u64> {
         let mut table = self.lock_settled(first, end)?;
         self.unmap(table.take_stale(first, end));
+        self.free_stuck(first, end)?;
         let gaps = table.gaps(first, end);
         self.check_left(gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes)?;
         let mut plan = Plan::new(self);
@@ -423,6 +432,7 @@ impl Range {
         }
         let pages = table.take_all();
         self.unmap(pages);
+        self.retry_all_stuck();
     }
 
     /// Waits for all work on the device; where that cannot be, pages stay behind their addresses from now on. Blocks.
@@ -440,10 +450,12 @@ impl Chore for Range {
         loop {
             // Whoever waits for a change waits for the device, which makes one after the other.
             if !waits && self.physical.is_awaited() {
-                return Collected { bytes, is_waiting: true };
+                return Collected { bytes, is_waiting: true, is_stuck: false };
             }
             let table = if waits { Some(self.table.lock()) } else { self.table.try_lock() };
-            let Some(mut table) = table else { return Collected { bytes, is_waiting: true } };
+            let Some(mut table) = table else {
+                return Collected { bytes, is_waiting: true, is_stuck: false };
+            };
             let ripe = table.take_ripe(0, u64::MAX, BATCH);
             let is_last = ripe.len() < BATCH;
             // A page that has moved stays where it is now.
@@ -453,7 +465,9 @@ impl Chore for Range {
             self.physical.note_unmapped(going_bytes);
             bytes += going_bytes;
             if is_last {
-                return Collected { bytes, is_waiting: table.is_waiting() };
+                let (freed_bytes, is_stuck) = self.retry_some_stuck();
+                self.physical.note_unmapped(freed_bytes);
+                return Collected { bytes: bytes + freed_bytes, is_waiting: table.is_waiting(), is_stuck };
             }
         }
     }

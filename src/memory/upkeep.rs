@@ -22,7 +22,7 @@ use crate::sys::{clock, fork};
 /// Deferred changes are asked for again after so long, each time later while none of them comes.
 const PATIENCE_MIN_NS: u64 = 250_000;
 const PATIENCE_MAX_NS: u64 = 16_000_000;
-/// After a device that has refused a page, and after somebody took pooled pages for their bytes.
+/// After a device that has refused a page or a change of page tables, and after somebody took pooled pages for their bytes.
 const REFUSED_NS: u64 = 1_000_000_000;
 /// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
 const HELD_MAX_NS: u64 = 100_000_000;
@@ -64,7 +64,9 @@ impl Core {
         if self.is_held_back(now_ns) {
             return Some(PATIENCE_MIN_NS);
         }
-        let deferred = self.chores.collect(false).is_waiting.then_some(PATIENCE_MIN_NS);
+        let collected = self.chores.collect(false);
+        let deferred = collected.is_waiting.then_some(PATIENCE_MIN_NS);
+        let refused = collected.is_stuck.then_some(REFUSED_NS);
         let idle_ns = self.config.idle_ns;
         let is_strained = self.account.is_strained();
         self.shed(|pool, class, idle, _| {
@@ -73,7 +75,7 @@ impl Core {
             is_strained || is_too_much || (is_old && self.is_above_low(pool, class))
         });
         let idlers = self.idlers.look(now_ns, idle_ns);
-        [deferred, self.stock_up(now_ns), idlers, self.next_idle(now_ns)].into_iter().flatten().min()
+        [deferred, refused, self.stock_up(now_ns), idlers, self.next_idle(now_ns)].into_iter().flatten().min()
     }
 
     /// Whether the pass is to wait for a quiet moment, or for those who wait for a change; it does not wait for ever.

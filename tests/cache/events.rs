@@ -204,15 +204,20 @@ fn lost_events_are_reported_and_a_snapshot_repairs_the_picture() {
     bench.run(&ask(&prompt(7, 8)));
     assert!(!mirror.read(&bench, 100));
     assert_eq!(mirror.blocks.len(), 11);
-    let last = bench.statistics().last_event;
-    let (cursor, lost) = bench.cache.read_events(last, 3, |_, _| panic!("nothing comes after it"));
-    assert_eq!((cursor, lost), (last, false));
-    // A cursor of another cache, which came further than this one.
-    for ahead in [last + 1, u64::MAX] {
-        let mut numbers = Vec::new();
-        let (cursor, lost) = bench.cache.read_events(ahead, 3, |_, event| numbers.push(event.number));
-        assert_eq!((cursor, lost, numbers), (last - 5, true, vec![last - 7, last - 6, last - 5]));
+    assert_eq!(bench.cache.read_events(11, 3, |_, _| panic!("nothing comes after it")), (11, false));
+}
+
+#[test]
+fn a_reader_that_knows_more_events_than_there_were_is_told_of_a_gap() {
+    let mut bench = Bench::new(&eventful(vec![group(4)], 32, 8));
+    // It followed another cache, which this one has taken the place of.
+    for strange in [1, 30, u64::MAX] {
+        assert_eq!(bench.cache.read_events(strange, 9, |_, _| panic!("there is none")), (0, true));
     }
+    bench.run(&ask(&prompt(1, 20)));
+    let mut numbers = Vec::new();
+    let read = bench.cache.read_events(30, 9, |_, event| numbers.push(event.number));
+    assert_eq!((read, numbers), ((5, true), vec![1, 2, 3, 4, 5]));
 }
 
 #[test]

@@ -177,6 +177,40 @@ fn whichever_call_fails_nothing_is_lost_and_the_same_call_then_works() {
     assert_eq!(absorbed, 2 * 6);
 }
 
+/// Shrinks and grows a group on a device whose removals of mappings fail as said; the cache, and how it went.
+fn resized_often(faults: &str) -> (KvCache, Vec<Result<u64>>) {
+    let device = registry::open(&format!("host?page_bytes=4096&kind=unmap&{faults}")).unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let settings = CacheConfig { max_blocks: 200, ..config(vec![opaque(4, 4096)], 200) };
+    let cache = KvCache::new(&memory, &settings).unwrap();
+    let resize = |blocks: u64| {
+        let resized = cache.resize(0, blocks).map(|resized| resized.committed_bytes);
+        cache.poll().unwrap();
+        cache.validate().unwrap();
+        resized
+    };
+    let outcomes = [40, 200, 64, 200, 1, 200].map(resize).into_iter().collect();
+    (cache, outcomes)
+}
+
+#[test]
+fn a_cache_grows_again_where_the_device_kept_a_mapping_once_and_tells_its_word_where_it_does_for_ever() {
+    for nth in 1..=4 {
+        let (_, outcomes) = resized_often(&format!("fail_nth={nth}"));
+        for grown in outcomes.into_iter().skip(1).step_by(2) {
+            assert_eq!(grown.unwrap(), 200 * 4096, "call {nth}");
+        }
+    }
+    let (cache, outcomes) = resized_often("fail_from=1");
+    for grown in outcomes.into_iter().skip(1).step_by(2) {
+        let error = grown.unwrap_err();
+        assert_eq!(error.status, Status::Device);
+        assert!(error.text.contains("injected fault"), "{}", error.text);
+    }
+    // What it has serves on.
+    assert_eq!(cache.describe(0).unwrap().blocks, 1);
+}
+
 #[test]
 fn a_lost_device_answers_errors_and_the_cache_can_still_be_dropped() {
     for nth in (1..60).step_by(7) {

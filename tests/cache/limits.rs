@@ -9,7 +9,7 @@ use kavern::cache::{
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, ask_keys, ask_with, commit, config, group, opaque, prompt, refused};
+use super::bench::{Bench, ask, ask_keys, ask_with, commit, config, group, lookup, opaque, prompt, refused};
 use super::groups::{cross, reaching};
 
 fn of(namespace_id: u64, tokens: &[i32]) -> Request<'_> {
@@ -450,4 +450,66 @@ fn a_sequence_that_is_expected_to_be_endless_is_one_as_long_as_there_can_be() {
         bench.cache.lookups().find(&Request { sizing, ..ask(&prompt(1, 4)) }).unwrap().group
     };
     assert_eq!([16_384, u64::MAX].map(chosen), [Some(1); 2]);
+}
+
+#[test]
+fn a_new_limit_finds_what_is_held_so_that_no_step_has_to_look_for_it() {
+    let settings =
+        CacheConfig { max_sequences: 64, max_batch_tokens: 1 << 13, ..config(vec![group(4)], 2000) };
+    let mut bench = Bench::new(&settings);
+    bench.begin();
+    let cached = [200, 201].map(|seed| prompt(seed, 8));
+    let sequences: Vec<u64> = cached.iter().map(|tokens| bench.start(&ask(tokens), tokens).1).collect();
+    let held: Vec<u64> =
+        (0..50).map(|seed| bench.start(&ask(&prompt(seed, 80)), &prompt(seed, 80)).1).collect();
+    sequences.into_iter().for_each(|sequence| bench.free(sequence));
+    bench.done();
+    // Beside the 4 that are cached, a thousand are held. `validate` proves that none of them stands in the order of
+    // those that may go.
+    for _ in 0..3 {
+        bench.cache.limit_namespace(1, NO_LIMIT, 4).unwrap();
+        bench.cache.validate().unwrap();
+        let one = bench.cache.namespace_statistics(1);
+        assert_eq!((one.held_blocks, one.cached_blocks), (1000, 4));
+        bench.cache.limit_namespace(1, NO_LIMIT, NO_LIMIT).unwrap();
+    }
+    // What was set aside under a limit and let go without one is found as well.
+    bench.begin();
+    held[..10].iter().for_each(|&sequence| bench.free(sequence));
+    bench.done();
+    bench.cache.limit_namespace(1, NO_LIMIT, 202).unwrap();
+    bench.cache.validate().unwrap();
+    assert_eq!(bench.cache.namespace_statistics(1).cached_blocks, 202);
+    let hits = cached.each_ref().map(|tokens| bench.hits(&ask(tokens)));
+    assert_eq!(hits, [0, 8], "the oldest went");
+}
+
+#[test]
+fn limits_that_come_and_go_while_others_release_leave_every_block_in_its_list() {
+    let mut bench = Bench::new(&config(vec![group(4), opaque(8, 16)], 1000));
+    let cache = std::sync::Arc::clone(&bench.cache);
+    let limits = std::thread::spawn(move || {
+        for round in 0..600 {
+            cache.limit_namespace(1, NO_LIMIT, [NO_LIMIT, 300, 5][round % 3]).unwrap();
+            if round % 20 == 0 {
+                cache.validate().unwrap();
+            }
+        }
+    });
+    let mut seed = 0;
+    while !limits.is_finished() {
+        seed += 1;
+        let tokens = prompt(seed % 40, 64);
+        bench.begin();
+        let hit = lookup(&bench.cache, &ask(&tokens)).unwrap();
+        let rest = &tokens[hit.tokens as usize..];
+        let sequence = bench.admit(hit.lease, rest.len() as u64).sequence;
+        bench.commit(sequence, rest);
+        bench.free(sequence);
+        bench.done();
+    }
+    limits.join().unwrap();
+    bench.cache.limit_namespace(1, NO_LIMIT, 3).unwrap();
+    bench.cache.validate().unwrap();
+    assert!(bench.cache.namespace_statistics(1).cached_blocks <= 3);
 }

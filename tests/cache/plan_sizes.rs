@@ -253,6 +253,46 @@ fn a_worker_that_comes_late_has_the_sizes_of_a_full_plan() {
 }
 
 #[test]
+fn a_refused_plan_of_another_scheduler_takes_no_memory_from_a_worker() {
+    let mut pair = Pair::new(128);
+    // More steps than a stranger's first one.
+    (1..=5).for_each(|seed| assert!(pair.step(seed, 1, 64, 0)));
+    let last = pair.worker_blocks()[0] as i32 - 1;
+    pair.worker.cache.fill_pattern(pair.worker.stream, 0, &[last], &[7]).unwrap();
+    let held = |pair: &Pair| (pair.worker_blocks(), pair.worker.statistics().pool_bytes);
+    let before = held(&pair);
+    let full_plan_of_a_stranger = |step: u64| {
+        let stranger = Bench::new(&CacheConfig { metadata_only: true, ..settings(128) });
+        stranger.cache.resize(0, u64::from(before.0[0]) / 2).unwrap();
+        drop(stranger.cache.step(step).unwrap());
+        let mut message = vec![0; stranger.cache.export_plan(step, true, &mut []).unwrap()];
+        let bytes = stranger.cache.export_plan(step, true, &mut message).unwrap();
+        message.truncate(bytes);
+        message
+    };
+    // Of a step that is over here.
+    assert_eq!(refused(pair.apply(&full_plan_of_a_stranger(1))), Status::WrongState);
+    assert_eq!(held(&pair), before);
+    // Of one more step than may be in flight.
+    for _ in 0..4 {
+        pair.scheduler.begin();
+        let message = pair.export(false);
+        pair.apply(&message).unwrap();
+    }
+    assert_eq!(refused(pair.apply(&full_plan_of_a_stranger(10))), Status::TooManySteps);
+    pair.done();
+    pair.worker.cache.poll().unwrap();
+    assert_eq!(held(&pair), before);
+    // The own scheduler goes on.
+    assert!(pair.step(6, 1, 64, 0));
+    assert_eq!(held(&pair), before);
+    let cache = &pair.worker.cache;
+    cache.check_pattern(pair.worker.stream, 0, &[last], &[7]).unwrap();
+    pair.worker.device.stream_synchronize(pair.worker.stream).unwrap();
+    assert_eq!(cache.take_check_result().unwrap().mismatched, 0, "what stood in the last block is there");
+}
+
+#[test]
 fn a_plan_without_sizes_is_refused_where_memory_follows_them_and_one_with_sizes_needs_none_that_follows() {
     let settings = settings(64);
     // Fixed classes with as many blocks as the others can get to: the same geometry of plans.

@@ -70,9 +70,12 @@ impl PhysicalPage {
         self.tenant = self.taker;
     }
 
-    /// For the device and not for the pool: a mapping of it is left that nobody can remove.
+    /// For the device and not for the pool: a mapping of it is left that the device does not remove.
     pub(in crate::memory) fn discard(&self) {
         self.is_broken.store(true, Ordering::Relaxed);
+        if let Some(bond) = self.bond.as_ref().filter(|_| self.is_shadow) {
+            bond.is_broken.store(true, Ordering::Release);
+        }
     }
 
     /// Puts the page into the pool, to be had by anybody, and stands from now on for the mapping of it that is left.
@@ -113,9 +116,6 @@ impl Drop for PhysicalPage {
             let bond = self.bond_left();
             self.core.put(self.class, self.page, self.tenant, bond);
         } else if let Some(bond) = &self.bond {
-            if self.is_broken.load(Ordering::Relaxed) {
-                bond.is_broken.store(true, Ordering::Release);
-            }
             bond.mappings.fetch_sub(1, Ordering::Release);
             self.core.stale.fetch_sub(1, Ordering::Release);
         }

@@ -67,6 +67,7 @@ impl Range {
         self.unmap(table.take_stale(first, end));
         // What else is on its way from here is past its streams by now.
         self.unmap(table.take_ripe(first, end, usize::MAX));
+        self.free_stuck(first, end)?;
         let moved: u64 = pages.iter().map(|page| page.class().pages()).sum();
         if table.gaps(first, end) != [(first, end)] || moved > end - first {
             return Ok(false);
