@@ -1,14 +1,15 @@
 //! What could be allocated now: the answer to a program that asks, and the largest request that a refusal names.
 //!
 //! What it does: looks at what one more request would find: what the device and the limits leave, mappings of which all
-//! is free, free slots, the longest free run, and the longest rest of a large block that was cut. What it does not:
-//! count what others would give if they were asked, or what comes back when work in flight is done; a request may be
-//! served by that on top.
+//! is free, free slots, free runs with new pages beside them, what would be put together of the ends of pages, and the
+//! longest rest of a large block that was cut. What it does not: count what would be lent, what others would give if they
+//! were asked, or what comes back when work in flight is done; a request may be served by that on top.
 //! Invariant: what is said to fit is given to the next request, if nobody takes anything meanwhile and the device keeps
 //! its word. Lock order: `core` and those of ranges, one after the other.
 
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES};
 use super::super::size_class::{self, Class};
+use super::compose::Parts;
 use super::core::CLASS_ALIGNMENT;
 use super::fitted::granules;
 use super::takeover::{pages_of, units};
@@ -34,8 +35,9 @@ struct Possible {
     has_slot: Vec<bool>,
     /// Whether blocks are cut to their exact lengths.
     is_short: bool,
-    /// Whether all that was freed and is past has come back: else that comes first, and the run may be another then.
-    is_settled: bool,
+    /// Free ends and beginnings of pages, where all that was freed and is past has come back: else that comes first,
+    /// and the pages may be others then.
+    parts: Option<Parts>,
 }
 
 impl Heap {
@@ -72,8 +74,10 @@ impl Heap {
         let pages = possible.pages_bytes - possible.pages_bytes % LARGE_GRANULE_BYTES;
         let run = u64::from(possible.run) * MIDDLE_GRANULE_BYTES;
         let classes = (0..size_class::CLASS_COUNT).filter_map(Class::at).map(size_class::bytes_of);
+        let parts = possible.parts.as_ref().map_or(0, Parts::most);
+        let composed = pages + u64::from(parts) * MIDDLE_GRANULE_BYTES;
         let all = classes
-            .chain([pages, run, possible.rest_bytes])
+            .chain([pages, run, composed, possible.rest_bytes])
             .filter(|&bytes| bytes > 0 && self.holds(&possible, bytes));
         Ok(all.max().unwrap_or(0))
     }
@@ -86,11 +90,16 @@ impl Heap {
     }
 
     fn possible(&self, is_settled: bool) -> Result<Possible> {
+        if is_settled {
+            // A page that has moved is nobody else's only once its old addresses are left.
+            self.physical.collect();
+        }
         // As the request itself looks at it.
         let is_short = self.is_short() || self.weigh();
         let whole = self.whole_bytes();
         let rest_bytes = self.longest_rest_bytes();
         let fresh = self.fresh_bytes()?;
+        let parts = self.regions.get(MIDDLE).filter(|_| is_settled).map(|region| self.parts(region));
         let core = self.core.lock();
         let has_slot = |at: usize| core.small[at].as_ref().is_some_and(|small| small.slab.free_slots() > 0);
         Ok(Possible {
@@ -99,7 +108,7 @@ impl Heap {
             rest_bytes,
             has_slot: (0..size_class::SMALL_CLASS_COUNT).map(has_slot).collect(),
             is_short,
-            is_settled,
+            parts,
         })
     }
 
@@ -107,7 +116,8 @@ impl Heap {
         let Ok((bytes, alignment)) = checked_request(bytes, 0) else { return false };
         let Some(class) = size_class::class_of(bytes, alignment) else {
             return bytes.next_multiple_of(LARGE_GRANULE_BYTES)
-                <= possible.pages_bytes.max(possible.rest_bytes);
+                <= possible.pages_bytes.max(possible.rest_bytes)
+                || self.has_room(possible, granules(bytes));
         };
         if class.is_small() {
             let has_slot = possible.has_slot.get(class.index()).is_some_and(|has_slot| *has_slot);
@@ -123,13 +133,23 @@ impl Heap {
         new_bytes <= possible.pages_bytes || bytes <= possible.rest_bytes || self.has_run(possible, run)
     }
 
-    /// Whether a run of so many granules would be found at the first attempt: later ones begin with a trim, which takes
-    /// the pages in its middle away.
+    /// Whether a run of so many granules would be found.
     fn has_run(&self, possible: &Possible, count: u32) -> bool {
-        possible.run >= count
-            && (!possible.is_short
-                || count < EACH
-                || (possible.is_settled && self.core.lock().has_run(count)))
+        let may_have_first = || match possible.is_short && count >= EACH {
+            // It goes where it begins few pages, which need not be in the longest run.
+            true => possible.parts.is_some() && !self.core.lock().is_walked(),
+            false => true,
+        };
+        (possible.run >= count && may_have_first()) || (possible.is_short && self.has_room(possible, count))
+    }
+
+    /// Whether a run that is cut to its length would be had after a trim, which takes the pages in the middle of free
+    /// runs away: where some are put beside what is left, or of that alone.
+    fn has_room(&self, possible: &Possible, count: u32) -> bool {
+        let Some(parts) = &possible.parts else { return false };
+        let begun_pages = self.core.lock().begun_pages(count);
+        begun_pages.is_some_and(|pages| u64::from(pages) * LARGE_GRANULE_BYTES <= possible.pages_bytes)
+            || parts.of_block(count, possible.pages_bytes).is_some()
     }
 
     /// Memory of mappings of which all is free for everybody: a trim makes new pages of it.
@@ -155,8 +175,17 @@ impl Heap {
         let core = self.core.lock();
         match number {
             LARGE => {
-                let idle = core.idle_large.blocks();
-                idle.map(|block| (block.id * LARGE_GRANULE_BYTES, block.bytes)).collect()
+                let blocks = core.idle_large.blocks();
+                let mut idle: Vec<(u64, u64)> =
+                    blocks.map(|block| (block.id * LARGE_GRANULE_BYTES, block.bytes)).collect();
+                idle.sort_unstable();
+                // A page of the device may have parts of several.
+                idle.dedup_by(|next, last| {
+                    let is_joined = last.0 + last.1 == next.0;
+                    last.1 += if is_joined { next.1 } else { 0 };
+                    is_joined
+                });
+                idle
             }
             MIDDLE => {
                 let whole = |(start, count): (u32, u32)| {

@@ -37,7 +37,7 @@ pub(super) struct Composed {
 
 /// Free ends and free beginnings of pages, shortest first.
 #[derive(Default)]
-struct Parts {
+pub(super) struct Parts {
     ends: Vec<Part>,
     beginnings: Vec<Part>,
 }
@@ -58,6 +58,28 @@ impl Parts {
         parts.ends.sort_by_key(|part| part.1);
         parts.beginnings.sort_by_key(|part| part.1);
         parts
+    }
+
+    /// How a block of so many granules is put together, where there are so many bytes for whole pages: how many of
+    /// those, and the parts.
+    pub(super) fn of_block(&self, count: u32, left_bytes: u64) -> Option<(u32, Composed)> {
+        let whole = u64::from(count / EACH).min(left_bytes / LARGE_GRANULE_BYTES) as u32;
+        let missing = count - whole * EACH;
+        if missing == 0 || missing > 2 * EACH {
+            return None;
+        }
+        self.best(missing).map(|composed| (whole, composed))
+    }
+
+    /// The most granules that an end and a beginning of two pages have together.
+    pub(super) fn most(&self) -> u32 {
+        let longest = |parts: &[Part]| parts.iter().rev().take(2).copied().map(Some).collect::<Vec<_>>();
+        let (ends, beginnings) = (longest(&self.ends), longest(&self.beginnings));
+        let pairs = ends.iter().chain([&None]).flat_map(|low| {
+            beginnings.iter().chain([&None]).map(move |high| Composed { low: *low, high: *high })
+        });
+        let pairs = pairs.filter(|pair| !pair.is_of_one_page());
+        pairs.map(|pair| pair.parts().map(|part| part.1).sum()).max().unwrap_or(0)
     }
 
     /// The parts that have so many granules with the least that is left over, cut to them.
@@ -102,6 +124,10 @@ fn page_at(region: &Region, page: u32) -> (u64, u64) {
 }
 
 impl Composed {
+    fn is_of_one_page(&self) -> bool {
+        matches!((self.low, self.high), (Some(low), Some(high)) if low.0 / EACH == high.0 / EACH)
+    }
+
     fn parts(&self) -> impl Iterator<Item = Part> {
         [self.low, self.high].into_iter().flatten()
     }
@@ -112,14 +138,10 @@ impl Heap {
     pub(super) fn compose(&self, count: u32) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         let Some(region) = self.regions.get(MIDDLE) else { return Ok(None) };
-        // Where no limit is set, it is the device that ends.
-        let left = self.fresh_bytes()? / LARGE_GRANULE_BYTES;
-        let whole = u64::from(count / EACH).min(left) as u32;
-        let missing = count - whole * EACH;
-        if missing == 0 || missing > 2 * EACH {
-            return Ok(None);
-        }
-        let Some(composed) = self.claim_parts(region, missing)? else { return Ok(None) };
+        // Whole pages that are free are no parts.
+        self.trim_middle(region)?;
+        let left_bytes = self.fresh_bytes()?;
+        let Some((whole, composed)) = self.claim_parts(region, count, left_bytes)? else { return Ok(None) };
         let pages = whole + composed.parts().count() as u32;
         let place = self.core.lock().take_room(pages, true);
         let composed_at = match place {
@@ -144,12 +166,17 @@ impl Heap {
         if is_refused(&composed_at) { Ok(None) } else { composed_at }
     }
 
-    /// Takes parts of pages that have so many granules together out of circulation.
-    fn claim_parts(&self, region: &Region, missing: u32) -> Result<Option<Composed>> {
+    /// Free parts of pages out of which blocks are put together.
+    pub(super) fn parts(&self, region: &Region) -> Parts {
         let mut parts = Parts::of(self.core.lock().middle.free_ranges());
-        // Pages cannot change before the growth is others' again, but for pins, which hold them as they are.
         parts.keep_mappable(region);
-        let Some(composed) = parts.best(missing) else { return Ok(None) };
+        parts
+    }
+
+    /// Takes parts of pages for a block of so many granules out of circulation; how many whole pages it has beside.
+    fn claim_parts(&self, region: &Region, count: u32, left_bytes: u64) -> Result<Option<(u32, Composed)>> {
+        // Pages cannot change before the growth is others' again, but for pins, which hold them as they are.
+        let Some((whole, composed)) = self.parts(region).of_block(count, left_bytes) else { return Ok(None) };
         let mut core = self.core.lock();
         core.middle.reserve_nodes(4)?;
         let mut claimed = Vec::with_capacity(2);
@@ -161,7 +188,7 @@ impl Heap {
             }
             claimed.push(start);
         }
-        Ok(Some(composed))
+        Ok(Some((whole, composed)))
     }
 
     /// Memory behind the addresses of such a block, all or some of it.

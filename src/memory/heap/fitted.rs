@@ -210,7 +210,7 @@ impl Heap {
 
     /// A run of exactly so many granules, with as few new pages as possible.
     pub(super) fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        if alignment > 1 || self.core.lock().middle.used_ranges() > WALK_MOST {
+        if alignment > 1 || !self.core.lock().is_walked() {
             return self.grow_middle(count, alignment);
         }
         let _growing = self.growing.lock();
@@ -270,7 +270,7 @@ impl Core {
     /// one; else, while there are few, one that begins as few pages as any, and none where new memory beside a free run
     /// would begin fewer.
     fn take_run(&mut self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        if count < EACH || alignment > 1 || self.middle.used_ranges() > WALK_MOST {
+        if count < EACH || alignment > 1 || !self.is_walked() {
             return self.middle.allocate(count, alignment);
         }
         let Some(place) = self.middle.place(count, EACH).filter(|place| !place.is_bare) else {
@@ -280,10 +280,15 @@ impl Core {
         Ok(Some(place.start))
     }
 
-    /// Whether `take_run` would find a run of whole pages and more.
-    pub(super) fn has_run(&self, count: u32) -> bool {
-        self.middle.used_ranges() > WALK_MOST
-            || self.middle.place(count, EACH).is_some_and(|place| !place.is_bare)
+    /// How many pages on which nobody is a run needs at the place where it begins the fewest of them, if such a place
+    /// is looked for.
+    pub(super) fn begun_pages(&self, count: u32) -> Option<u32> {
+        self.is_walked().then(|| self.middle.place(count, EACH)).flatten().map(|place| place.begun_pages)
+    }
+
+    /// Whether a run goes where it begins the fewest pages.
+    pub(super) fn is_walked(&self) -> bool {
+        self.middle.used_ranges() <= WALK_MOST
     }
 
     /// Makes a run that the stream may have as long as it is wanted; what is behind it stays freed on the stream.

@@ -223,7 +223,7 @@ impl Heap {
         outcome.map(|()| bytes)
     }
 
-    fn trim_middle(&self, region: &Region) -> Result<u64> {
+    pub(super) fn trim_middle(&self, region: &Region) -> Result<u64> {
         self.leave_pages(region)?;
         let each = (LARGE_GRANULE_BYTES / MIDDLE_GRANULE_BYTES) as u32;
         let free: Vec<(u32, u32)> = self.core.lock().middle.free_ranges().collect();

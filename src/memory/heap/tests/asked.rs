@@ -87,8 +87,7 @@ fn what_is_said_to_fit_is_given() {
             heap.close();
         }
         assert!(questions > 0, "{device}: everything fits, nothing was asked");
-        // What is put together from the ends of pages, before a refusal, is not counted.
-        assert!(needless * 4 <= questions, "{needless} of {questions} refusals in advance, {device}");
+        assert!(needless * 10 <= questions, "{needless} of {questions} refusals in advance, {device}");
     }
 }
 
