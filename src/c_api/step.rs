@@ -479,3 +479,6 @@ pub unsafe extern "C" fn kavern_kv_pattern_result(
         Ok(Status::Ok)
     })
 }
+
+#[cfg(test)]
+mod tests;
