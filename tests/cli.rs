@@ -88,9 +88,6 @@ fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
     for (blocks, goal) in CONVERSATION_ADAPTIVE {
         let reached = hits(&conversation, blocks, &[&small[..], &["adaptive"]].concat());
         assert!(reached >= goal, "{blocks} blocks: {reached} hits, the goal is {goal}");
-        // Runs of blocks may cost half a point of the 288,500 touches.
-        let in_runs = hits(&conversation, blocks, &[&small[..], &["adaptive", "--in-runs"]].concat());
-        assert!(in_runs + 1_442 >= reached, "{blocks} blocks: {reached} hits, {in_runs} in runs");
     }
     let cases: [(&str, &[u64]); 3] = [
         (CONVERSATION, &[125, 150, 200, 300, 1_000, 3_000, 5_859, 10_000, 30_000, 97_656, 100_000]),
@@ -100,21 +97,21 @@ fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
     for (name, capacities) in cases {
         let Some(trace) = trace(name) else { return };
         for &blocks in capacities {
-            let of = |policy: &'static str| {
-                let report = json(&[
-                    "replay",
-                    &trace,
-                    "--blocks",
-                    &blocks.to_string(),
-                    "--no-bytes",
-                    "--policy",
-                    policy,
-                ]);
+            let count_text = blocks.to_string();
+            let of = |policy: &[&str]| {
+                let fixed = ["replay", &trace, "--blocks", &count_text, "--no-bytes", "--policy"];
+                let report = json(&[&fixed, policy].concat());
                 (count(&report, "hit_blocks"), count(&report, "blocks"))
             };
-            let ((adaptive, all), (lru, _), (fifo, _)) = (of("adaptive"), of("lru"), of("fifo"));
-            let points = (adaptive as f64 - lru as f64) * 100.0 / all as f64;
-            say(&format!("{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru"));
+            let ((adaptive, all), (lru, _), (fifo, _)) = (of(&["adaptive"]), of(&["lru"]), of(&["fifo"]));
+            let (in_runs, _) = of(&["adaptive", "--in-runs"]);
+            let points_over = |other: u64| (adaptive as f64 - other as f64) * 100.0 / all as f64;
+            let (points, lost) = (points_over(lru), points_over(in_runs));
+            say(&format!(
+                "{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru, {lost:.2} lost in runs"
+            ));
+            // What blocks in runs may cost.
+            assert!(lost <= 0.5, "{name}, {blocks} blocks: {adaptive} hits, {in_runs} in runs");
             assert!(points >= -0.3, "{name}, {blocks} blocks: {points} points under lru");
             assert!(adaptive >= fifo, "{name}, {blocks} blocks: {adaptive} hits, fifo has {fifo}");
         }

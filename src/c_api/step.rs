@@ -147,7 +147,7 @@ unsafe fn read_op<'a>(
     })
 }
 
-/// Applies an operation of any kind.
+/// Applies an operation of any kind for which `kv_ops::append_ready` had nothing.
 ///
 /// # Safety
 /// The pointers of `op` are as its fields say.
@@ -161,7 +161,7 @@ unsafe fn apply_op(
 ) -> kavern_kv_op_result {
     // SAFETY: the caller's promise.
     let result = match unsafe { read_op(op, index, done, link_tokens) } {
-        Ok(op) => step.apply(&op),
+        Ok(op) => step.apply_unready(&op),
         Err(error) => {
             let target = target(op, index, done).ok().filter(|_| kv_ops::has_dependants(op.kind));
             step.refuse(error.status, target)
@@ -481,3 +481,6 @@ pub unsafe extern "C" fn kavern_kv_pattern_result(
         Ok(Status::Ok)
     })
 }
+
+#[cfg(test)]
+mod tests;

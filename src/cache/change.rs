@@ -94,7 +94,11 @@ impl Hits {
 impl Change<'_> {
     /// Whether later operations on the same sequence depend on this one.
     pub(super) fn has_dependants(&self) -> bool {
-        !matches!(self, Self::Fork { .. } | Self::Cancel)
+        match self {
+            Self::Fork { .. } | Self::Cancel => false,
+            Self::Rollback { .. } | Self::Accept | Self::Edit { .. } => true,
+            Self::Preempt { .. } | Self::Resume { .. } => true,
+        }
     }
 }
 

@@ -8,14 +8,29 @@ use crate::error::{Error, Result};
 use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 /// Marks a block that is in no list, in its `next`.
-const UNLINKED: u32 = u32::MAX - 1;
+pub(super) const UNLINKED: u32 = u32::MAX - 1;
 
+/// Neighbours of a block in the one list in which it is.
 #[derive(Clone, Copy)]
-struct Link {
-    prev: u32,
-    next: u32,
+pub(super) struct Link {
+    pub(super) prev: u32,
+    pub(super) next: u32,
+}
+
+/// Has the links of the oldest blocks of a list fetched, at most so many, if those lie in a row, as they do that came
+/// and went together; answers that row.
+#[inline]
+pub(super) fn fetch_row(links: &[Link], oldest: u32, most: usize) -> Option<Range<usize>> {
+    let oldest = oldest as usize;
+    let row = match links[oldest].next as usize {
+        next if next == oldest + 1 => oldest..(oldest + most).min(links.len()),
+        next if next + 1 == oldest => (oldest + 1).saturating_sub(most)..oldest + 1,
+        _ => return None,
+    };
+    prefetch::prefetch_all(links, row.clone());
+    Some(row)
 }
 
 /// A list of blocks, oldest first.
@@ -140,18 +155,10 @@ impl List {
         count
     }
 
-    /// Has the links of the oldest blocks fetched, at most so many, if those lie in a row, as they do that came and
-    /// went together; answers that row.
+    /// The row that [`fetch_row`] has fetched of the oldest blocks.
     #[inline]
     pub(in crate::cache) fn fetch_row(&self, most: usize) -> Option<Range<usize>> {
-        let oldest = self.oldest()? as usize;
-        let row = match self.links[oldest].next as usize {
-            next if next == oldest + 1 => oldest..(oldest + most).min(self.links.len()),
-            next if next + 1 == oldest => (oldest + 1).saturating_sub(most)..oldest + 1,
-            _ => return None,
-        };
-        prefetch::prefetch_all(&self.links, row.clone());
-        Some(row)
+        fetch_row(&self.links, self.oldest()?, most)
     }
 
     pub(in crate::cache) fn bytes(&self) -> u64 {

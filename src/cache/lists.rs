@@ -5,19 +5,10 @@
 
 use std::ops::Range;
 
+use super::list::{self, Link, NONE, UNLINKED};
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
 use crate::sys::reserve::filled;
-
-const NONE: u32 = u32::MAX;
-/// Marks a block that is in no list, in its `next`.
-const UNLINKED: u32 = u32::MAX - 1;
-
-#[derive(Clone, Copy)]
-struct Link {
-    prev: u32,
-    next: u32,
-}
 
 #[derive(Clone, Copy)]
 struct Ends {
@@ -66,18 +57,10 @@ impl Lists {
         prefetch::prefetch(&self.links, block as usize);
     }
 
-    /// Has the links of the oldest blocks of a list fetched, at most so many, if those lie in a row, as they do that
-    /// came and went together; answers that row.
+    /// The row that [`list::fetch_row`] has fetched of the oldest blocks of a list.
     #[inline]
     pub(in crate::cache) fn fetch_row(&self, list: usize, most: usize) -> Option<Range<usize>> {
-        let oldest = self.oldest(list)? as usize;
-        let row = match self.links[oldest].next as usize {
-            next if next == oldest + 1 => oldest..(oldest + most).min(self.links.len()),
-            next if next + 1 == oldest => (oldest + 1).saturating_sub(most)..oldest + 1,
-            _ => return None,
-        };
-        prefetch::prefetch_all(&self.links, row.clone());
-        Some(row)
+        list::fetch_row(&self.links, self.oldest(list)?, most)
     }
 
     pub(in crate::cache) fn push_newest(&mut self, list: usize, block: u32) {

@@ -95,3 +95,17 @@ pub enum Op<'a> {
         stretch: Stretch,
     },
 }
+
+impl Op<'_> {
+    /// The target on which later operations of the same list depend on this one, if any do.
+    pub fn dependants(&self) -> Option<Target> {
+        match *self {
+            Self::Append { target, .. } | Self::Commit { target, .. } | Self::Trim { target, .. } => {
+                Some(target)
+            }
+            Self::Change { target, ref change } => change.has_dependants().then_some(target),
+            Self::Admit { .. } | Self::Free { .. } | Self::Release { .. } => None,
+            Self::Retain { .. } | Self::Pin { .. } | Self::Unpin { .. } => None,
+        }
+    }
+}

@@ -364,6 +364,9 @@ impl<'a> Plan<'a> {
             if !plan.cells.iter().all(|cell| cell < end || cell as i32 == -1) {
                 return Err(bad("a cell"));
             }
+            if with_memory < group.blocks {
+                self.check_shown(shape, index, &plan, with_memory)?;
+            }
             if plan.zeros.len() > group.blocks as usize || !plan.zeros.iter().all(|block| block < with_memory)
             {
                 return Err(bad("a block to fill with zeros"));
@@ -385,6 +388,33 @@ impl<'a> Plan<'a> {
         }
         if rest.len() > 0 {
             return Err(broken("there is more than it says"));
+        }
+        Ok(())
+    }
+
+    /// Refuses blocks without memory in the groups of size classes where the step's work looks for blocks: in cells of
+    /// the batch's sequences, up to their length. Such blocks are rare in any cell, so each one looks the batch through.
+    fn check_shown(&self, shape: &Shape, group: usize, plan: &GroupPlan<'_>, with_memory: u32) -> Result<()> {
+        let GroupShape { block_tokens, blocks, .. } = shape.groups[group];
+        // Classes stand in rising order of their blocks.
+        let own_class = shape.groups.iter().filter(|other| other.block_tokens < block_tokens).count();
+        let ranges = plan
+            .ranges
+            .entries()
+            .flat_map(|[row, first, count]| (first..first + count).map(move |at| (row, at)));
+        for ((row, at), cell) in
+            ranges.zip(plan.cells.iter()).filter(|(_, cell)| (with_memory..blocks).contains(cell))
+        {
+            let first_token = u64::from(at) * u64::from(block_tokens);
+            let is_shown = |[word, _, _, length]: [u32; 4]| {
+                split_entry(word) == (row, own_class) && first_token < length.into()
+            };
+            if self.batch.entries().any(is_shown) {
+                return Err(Error::argument(format!(
+                    "the plan has memory for {with_memory} blocks of group {group}, and its sequence in row {row} has \
+                     tokens in block {cell}"
+                )));
+            }
         }
         Ok(())
     }

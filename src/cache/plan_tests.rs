@@ -138,16 +138,33 @@ fn copies_are_read_back_and_lie_inside_their_blocks() {
     assert!(refused(&message_with(&info(), GOOD, &[copy; 3])).text.contains("a copy"));
 }
 
-/// A message of size classes that tells so much of each group: its size, the blocks to zero, a copy.
+/// A message of size classes that tells so much of the first group: its size, the blocks to zero, a copy.
 fn message_of_sizes(sizes: [u32; 2], zeros: &[i32], copies: &[TokenCopy]) -> Vec<u8> {
-    let mut out = vec![0; message_bytes(2 + 8 + zeros.len() + COPY_WORDS * copies.len())];
+    message_of_classes(sizes, &[], [(&[], &[], zeros), (&[], &[], &[])], copies)
+}
+
+/// Sizes, the batch, and for each group ranges, cells and blocks to zero; the copies are those of the first group.
+fn message_of_classes(
+    sizes: [u32; 2],
+    batch: &[u32],
+    groups: [(&[u32], &[i32], &[i32]); 2],
+    copies: &[TokenCopy],
+) -> Vec<u8> {
+    let words = groups.iter().map(|(ranges, cells, zeros)| 4 + ranges.len() + cells.len() + zeros.len());
+    let words = 2 + batch.len() + words.sum::<usize>() + COPY_WORDS * copies.len();
+    let mut out = vec![0; message_bytes(words)];
     let info = PlanInfo { geometry: shape_of_classes().digest, ..info() };
-    let mut writer = Writer::new(&mut out, &info, Counts { groups: 2, has_sizes: true, ..Counts::default() });
+    let counts = Counts { groups: 2, batch: batch.len() as u32 / 4, has_sizes: true, ..Counts::default() };
+    let mut writer = Writer::new(&mut out, &info, counts);
+    writer.words(batch);
     writer.words(&sizes);
-    writer.words(&[0, 0, zeros.len() as u32, copies.len() as u32]);
-    writer.cells(zeros);
-    copies.iter().for_each(|copy| writer.cells(&copy.words()));
-    writer.words(&[0; 4]);
+    for ((ranges, cells, zeros), copies) in groups.into_iter().zip([copies, &[]]) {
+        writer.words(&[ranges.len() as u32 / 3, cells.len() as u32, zeros.len() as u32, copies.len() as u32]);
+        writer.words(ranges);
+        writer.cells(cells);
+        writer.cells(zeros);
+        copies.iter().for_each(|copy| writer.cells(&copy.words()));
+    }
     writer.finish();
     out
 }
@@ -182,6 +199,50 @@ fn sizes_of_classes_are_read_back_and_bound_what_the_work_of_the_step_touches() 
     let sum = xxh3::xxh3_64(&other[..end]);
     other[end..].copy_from_slice(&sum.to_le_bytes());
     assert_eq!(refused(&other).status, Status::Unsupported);
+}
+
+/// Ranges and cells of a group.
+type Told<'a> = (&'a [u32], &'a [i32]);
+
+#[test]
+fn blocks_without_memory_are_refused_where_the_step_looks_for_them_and_nowhere_else() {
+    let classes = shape_of_classes();
+    // Row 3 has 9 tokens in blocks of 4, row 5 has 9 in blocks of 8: three cells and two.
+    let batch = [entry_word(3, 0), 1, 8, 9, entry_word(5, 1), 2, 7, 9];
+    let read = |sizes, ranges: [Told<'_>; 2]| {
+        let groups = ranges.map(|(ranges, cells)| (ranges, cells, &[][..]));
+        Plan::read(&message_of_classes(sizes, &batch, groups, &[]), &classes).map(drop)
+    };
+    let none: Told<'_> = (&[], &[]);
+    let good: [[Told<'_>; 2]; 5] = [
+        [(&[3, 0, 3], &[19, 0, 19]), (&[5, 0, 2], &[9, 0])],
+        // Beyond the length, of another row, of a row of the other class, of none.
+        [(&[3, 3, 2], &[20, 31]), (&[5, 2, 1], &[15])],
+        [(&[4, 0, 3], &[20, 20, 20]), none],
+        [(&[5, 0, 2], &[31, 31]), (&[3, 0, 2], &[10, 15])],
+        [(&[2, 0, 1, 3, 2, 2], &[31, 19, 31]), (&[5, 1, 1], &[-1])],
+    ];
+    for ranges in good {
+        read([20, 10], ranges).unwrap_or_else(|error| panic!("{ranges:?}: {error}"));
+    }
+    let bad: [([Told<'_>; 2], &str); 4] = [
+        (
+            [(&[3, 0, 3], &[0, 0, 20]), none],
+            "20 blocks of group 0, and its sequence in row 3 has tokens in block 20",
+        ),
+        ([(&[2, 0, 1, 3, 2, 2], &[31, 31, 0]), none], "in row 3 has tokens in block 31"),
+        (
+            [none, (&[5, 1, 1], &[10])],
+            "10 blocks of group 1, and its sequence in row 5 has tokens in block 10",
+        ),
+        ([(&[3, 0, 1], &[19]), (&[5, 0, 1], &[15])], "in row 5 has tokens in block 15"),
+    ];
+    for (ranges, text) in bad {
+        let error = read([20, 10], ranges).expect_err("a block without memory");
+        assert_eq!(error.status, Status::InvalidArgument);
+        assert!(error.text.contains(text), "{error}");
+        read([32, 16], ranges).unwrap_or_else(|error| panic!("{ranges:?}: {error}"));
+    }
 }
 
 #[test]

@@ -148,11 +148,12 @@ impl Rows {
         self.counts[row] as usize
     }
 
-    /// Has a row's last cell fetched, which is read soon. Counts lie close together, so they are read and not guessed.
+    /// Has a row's last cell fetched, which is read soon; a row of another size class has none. Counts lie close
+    /// together, so they are read and not guessed.
     #[inline]
     pub(super) fn fetch_last(&self, row: usize) {
-        let Some(&count) = self.counts.get(row) else { return };
-        prefetch::prefetch(&self.cells, row * self.row_cells + (count as usize).saturating_sub(1));
+        let Some(last) = self.counts.get(row).and_then(|count| count.checked_sub(1)) else { return };
+        prefetch::prefetch(&self.cells, row * self.row_cells + last as usize);
     }
 
     /// The blocks of a row.

@@ -58,7 +58,12 @@ impl StepSession<'_> {
             }
             _ => None,
         };
-        ready.unwrap_or_else(|| self.state.apply(op))
+        ready.unwrap_or_else(|| self.apply_unready(op))
+    }
+
+    /// Applies one operation that is no APPEND, or one for which [`append_ready`](Self::append_ready) had nothing.
+    pub fn apply_unready(&mut self, op: &Op<'_>) -> OpResult {
+        self.state.apply(op)
     }
 
     /// What `apply` tries first with an APPEND: `None` and nothing else if the sequence takes a closer look.

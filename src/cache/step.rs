@@ -154,12 +154,7 @@ impl State {
     #[cold]
     fn refused(&mut self, op: &Op<'_>, refusal: &Refusal) -> OpResult {
         self.note_short(refusal);
-        let target = match *op {
-            Op::Append { target, .. } | Op::Commit { target, .. } | Op::Trim { target, .. } => Some(target),
-            Op::Change { target, ref change } if change.has_dependants() => Some(target),
-            _ => None,
-        };
-        let result = self.refuse(refusal.status, target);
+        let result = self.refuse(refusal.status, op.dependants());
         OpResult { blocks_missing: refusal.missing, group: refusal.group, ..result }
     }
 

@@ -172,11 +172,17 @@ fn objects(line: &str) -> Vec<u32> {
 
 /// Hits of a replay block by block: a hit becomes the newest, a miss takes the place of the oldest.
 fn replay(requests: &[Vec<u32>], blocks: u64, policy: &str) -> u64 {
+    replay_in(requests, blocks, policy, true)
+}
+
+/// The same in the exact order of blocks, or in runs of them.
+fn replay_in(requests: &[Vec<u32>], blocks: u64, policy: &str, exact_order: bool) -> u64 {
     let one = CacheConfig {
         index: CHUNKS,
         policy: policy.to_owned(),
         metadata_only: true,
         max_sequence_tokens: 4,
+        exact_order,
         ..config(vec![group(4)], blocks)
     };
     let mut bench = Bench::new(&one);
@@ -217,6 +223,11 @@ fn the_default_policy_never_falls_under_lru_or_fifo_on_the_retrieval_trace() {
         let [own, lru, fifo] = ["adaptive", "lru", "fifo"].map(|policy| replay(&requests, blocks, policy));
         assert!(own + touches as u64 * 3 / 1000 >= lru, "{own} hits of {blocks} blocks, {lru} with lru");
         assert!(own >= fifo, "{own} hits of {blocks} blocks, {fifo} with fifo");
+        let in_runs = replay_in(&requests, blocks, "adaptive", false);
+        assert!(
+            in_runs + touches as u64 * 5 / 1000 >= own,
+            "{own} hits of {blocks} blocks, {in_runs} in runs"
+        );
     }
 }
 

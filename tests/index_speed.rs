@@ -1,0 +1,54 @@
+//! What a long warm match costs, and how a block's cost grows with the cache, gated at three times their goals.
+//!
+//! The bench `index` records the true figures, up to ten million blocks; this machine may be shared, so the least of
+//! many samples counts here.
+
+use std::io::Write;
+
+use kavern::cache::HashKind;
+
+#[path = "../benches/load/blocks.rs"]
+#[expect(dead_code, reason = "only its configuration is used here")]
+mod blocks;
+#[path = "../benches/load/prompts.rs"]
+mod prompts;
+
+use prompts::{LONG_TOKENS, LongPrompt, Named, costs};
+
+/// Goal for a warm match of 128 Ki tokens with the release of its lease.
+const LONG_MATCH_US: u64 = 400;
+/// Goal for a block's cost in a cache of a million, by that in a cache of a thousand.
+const GROWTH: f64 = 8.0;
+/// What a machine that does something else beside may cost.
+const ROOM: u64 = 3;
+
+/// One test, so that the machine has no other work of this file.
+#[test]
+fn long_matches_are_fast_and_a_block_costs_about_the_same_in_a_large_cache() {
+    for named in [Named::Keys, Named::By(HashKind::Xxh3)] {
+        let mut prompt = LongPrompt::new(named, false);
+        let (cache, request) = prompt.parts();
+        assert_eq!(cache.probe(&request).expect("a valid request"), LONG_TOKENS);
+        let least = (0..300).map(|_| prompt.visit()).min().expect("there were some") / 1000;
+        say(&format!("a warm match of 128 Ki tokens, {named:?}: {least} us"));
+        assert!(least <= ROOM * LONG_MATCH_US, "{named:?}: a warm match of 128 Ki tokens takes {least} us");
+    }
+    let [small, large] = [1000, 1_000_000].map(|blocks| costs(blocks, 300));
+    let calls = [
+        ("match", small.visit, large.visit),
+        ("commit", small.commit, large.commit),
+        ("evict", small.evict, large.evict),
+    ];
+    for (call, (_, small), (_, large)) in calls {
+        say(&format!("{call}: {small:.1} ns a block in 10^3, {large:.1} in 10^6"));
+        let growth = large / small;
+        assert!(growth <= ROOM as f64 * GROWTH, "{call}: a block costs {growth:.1} times as much in 10^6");
+    }
+    // Fixed parts weigh less in a large cache, and what is kept of each block is the same.
+    let (small, large) = (small.metadata_bytes, large.metadata_bytes);
+    assert!(large <= small, "{small:.1} bytes of bookkeeping a block in 10^3, {large:.1} in 10^6");
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
