@@ -4,8 +4,8 @@
 //! index and are found only with it, so reuse across entries is impossible by construction. An entry lives while a
 //! lease, a sequence or a findable block uses it. `uses == leases + sequences + findable blocks` of the entry.
 //! `cached` are those of its findable blocks that nobody holds or pins and no step in flight reads.
-//! Entries without leases and sequences are idle. They stand in a list in the order in which they lost the last of them,
-//! or were set aside because they cannot make room as they are, and come back as the oldest as soon as they can.
+//! Entries without leases and sequences are idle. They stand in a list in the order in which they lost the last of
+//! them, or were set aside because they cannot make room as they are, and come back as the oldest as soon as they can.
 
 use std::collections::HashMap;
 

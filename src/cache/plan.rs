@@ -392,8 +392,9 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Refuses blocks without memory in the groups of size classes where the step's work looks for blocks: in cells of
-    /// the batch's sequences, up to their length. Such blocks are rare in any cell, so each one looks the batch through.
+    /// Refuses blocks without memory where the step's work looks for blocks: in cells of the batch's sequences, in the
+    /// group of their size class, up to their length. Such blocks are rare in any cell, so each one has the whole batch
+    /// looked through.
     fn check_shown(&self, shape: &Shape, group: usize, plan: &GroupPlan<'_>, with_memory: u32) -> Result<()> {
         let GroupShape { block_tokens, blocks, .. } = shape.groups[group];
         // Classes stand in rising order of their blocks.

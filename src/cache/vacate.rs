@@ -2,9 +2,9 @@
 //!
 //! Idle is one without leases and sequences. It can go if it has few blocks, and all of them may be evicted: what is
 //! pinned stays, and so does what a step in flight may still read. What it does not: go over the table, or hold the
-//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step are
-//! set aside until they are not, so that nobody looks at them twice; the evictions come in pieces, between which others
-//! may use the namespace: it keeps the rest then.
+//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step
+//! are set aside until they are not, so that nobody looks at them twice; the evictions come in pieces, between which
+//! others may use the namespace: it keeps the rest then.
 //! Invariant: unless all blocks of a namespace may go, none goes.
 
 use super::events::RemoveReason;
