@@ -2,8 +2,9 @@
 //!
 //! Our variant of Yang et al. (SOSP 2023): the small queue has a tenth of the blocks; a block that came back at least
 //! twice while in it, or whose ghost is known, goes to the main queue, where each return buys one more round, up to
-//! three. Held blocks keep their place as in `fifo`: set aside when passed over, and put back at the old end. Each
-//! pass takes a return away or sets a block aside, so a victim costs O(1) amortised.
+//! three. Held blocks keep their place as in `fifo`: set aside when passed over, and put back at the old end, each once
+//! for a release. What came back is looked at for at most [`LOOK`] blocks of a queue: then the oldest of the main queue
+//! goes whatever its returns, where else all of a cache that everybody has used would go round before one block goes.
 
 use super::ghosts::Ghosts;
 use super::{Facts, Policy};
@@ -14,6 +15,8 @@ use crate::sys::reserve::filled;
 const SMALL: usize = 0;
 const MAIN: usize = 1;
 const MOST_RETURNS: u8 = 3;
+/// Blocks that came back and are passed over in a queue for one victim.
+const LOOK: u32 = 16;
 
 #[derive(Clone, Copy, Default)]
 struct Place {
@@ -35,16 +38,7 @@ struct S3Fifo {
 }
 
 pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
-    let small_most = small_most(blocks);
-    Ok(Box::new(S3Fifo {
-        queues: Lists::new(blocks, 2)?,
-        places: filled(blocks as usize, Place::default())?,
-        counts: [0; 2],
-        small_most,
-        ghosts: Ghosts::new((blocks - small_most).into())?,
-        evictions: 0,
-        ghost_age: (blocks - small_most).into(),
-    }))
+    Ok(Box::new(S3Fifo::new(blocks)?))
 }
 
 fn small_most(blocks: u32) -> u32 {
@@ -52,6 +46,19 @@ fn small_most(blocks: u32) -> u32 {
 }
 
 impl S3Fifo {
+    fn new(blocks: u32) -> Result<Self> {
+        let small_most = small_most(blocks);
+        Ok(Self {
+            queues: Lists::new(blocks, 2)?,
+            places: filled(blocks as usize, Place::default())?,
+            counts: [0; 2],
+            small_most,
+            ghosts: Ghosts::new((blocks - small_most).into())?,
+            evictions: 0,
+            ghost_age: (blocks - small_most).into(),
+        })
+    }
+
     fn push(&mut self, queue: usize, block: u32) {
         self.places[block as usize].queue = queue as u8;
         self.counts[queue] += 1;
@@ -66,17 +73,19 @@ impl S3Fifo {
 
     /// The next of a queue that goes; what came back goes (on) to the main queue.
     fn victim_of(&mut self, queue: usize, free_returns: u8) -> Option<u32> {
+        let mut passed = 0;
         while let Some(block) = self.pop(queue) {
             let place = &mut self.places[block as usize];
             if place.is_held {
                 continue;
             }
-            if place.returns <= free_returns {
+            if place.returns <= free_returns || (queue == MAIN && passed == LOOK) {
                 return Some(block);
             }
+            passed += 1;
             place.returns = if queue == SMALL { 0 } else { place.returns - 1 };
             self.push(MAIN, block);
-            if queue == SMALL && self.counts[SMALL] < self.small_most {
+            if queue == SMALL && (passed == LOOK || self.counts[SMALL] < self.small_most) {
                 return None;
             }
         }
@@ -170,5 +179,35 @@ impl Policy for S3Fifo {
             true => Ok(()),
             false => Err(Error::internal("s3fifo has lost count of its queues")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_victim_of_a_cache_that_everybody_has_used_costs_a_few_looks() {
+        const BLOCKS: u32 = 4096;
+        let mut policy = S3Fifo::new(BLOCKS).unwrap();
+        for block in 0..BLOCKS {
+            policy.committed(block, &Facts { position: block.into(), ..Facts::default() });
+            policy.released(block);
+            for _ in 0..5 {
+                policy.acquired(block);
+                policy.released(block);
+            }
+        }
+        let state =
+            |policy: &S3Fifo| policy.places.iter().map(|at| (at.queue, at.returns)).collect::<Vec<_>>();
+        let mut gone = vec![false; BLOCKS as usize];
+        for _ in 0..BLOCKS {
+            let before = state(&policy);
+            let victim = policy.victim().unwrap();
+            assert!(!std::mem::replace(&mut gone[victim as usize], true), "each goes once");
+            let passed = state(&policy).iter().zip(&before).filter(|(now, before)| now != before).count();
+            assert!(passed <= 2 * LOOK as usize, "{passed} blocks passed over for one victim");
+        }
+        assert_eq!(policy.victim(), None);
     }
 }
