@@ -191,7 +191,8 @@ pub unsafe extern "C" fn kavern_kv_stats(
 /// Proves every invariant of the cache by walking all of it.
 ///
 /// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks.
+/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks; before, waits for a kavern_kv_resize
+/// that is getting memory.
 /// Since: 0.1
 ///
 /// # Safety
@@ -243,8 +244,9 @@ pub unsafe extern "C" fn kavern_kv_reset(
 /// Evicts up to `count` blocks of a group that nobody holds, in the policy's order.
 ///
 /// `evicted` (may be null) receives how many it were.
-/// Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; takes the cache's lock for 32 blocks at a time, so that steps go on between.
+/// Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_UNSUPPORTED (a worker's cache),
+/// KAVERN_ERR_INVALID_HANDLE.
+/// Threads: any; takes the cache's lock for 64 blocks at a time, so that steps go on between.
 /// Since: 0.1
 ///
 /// # Safety
