@@ -35,8 +35,8 @@ impl Store {
         if block.refs > 1 {
             return;
         }
-        let (tenant, is_retained) = (block.tenant, block.is_retained());
-        tally.turn(tenant, &mut self.by_owner, &mut shared.namespaces);
+        let (tenant, namespace, is_retained) = (block.tenant, block.namespace(), block.is_retained());
+        tally.turn_to((tenant, namespace), &mut self.by_owner, &mut shared.namespaces);
         tally.held += 1;
         if block.is_waiting() {
             let last_step = block.last_step;
@@ -106,9 +106,9 @@ impl Store {
         if is_findable && index < self.limit && !block.is_retained() {
             // An ordinary one, as nearly all are.
             self.inactive += 1;
-            let tenant = block.tenant;
+            let whose = (block.tenant, block.namespace());
             self.policy.released(index);
-            self.join_cached_of(tenant, index, tally, &mut shared.namespaces);
+            self.join_cached_of(whose, index, tally, &mut shared.namespaces);
         } else if is_findable && index >= self.limit && !self.is_pinned(index) {
             // Out of use: only its holders kept it.
             self.policy.removed(index, false);

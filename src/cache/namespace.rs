@@ -3,7 +3,9 @@
 //! An entry is one exact combination of namespace id, adapter and salt (by its digest). Blocks carry the entry's
 //! index and are found only with it, so reuse across entries is impossible by construction. An entry lives while a
 //! lease, a sequence or a findable block uses it. `uses == leases + sequences + findable blocks` of the entry.
-//! Entries without leases and sequences stand in a list in the order in which they lost the last of them.
+//! `cached` are those of its findable blocks that nobody holds or pins and no step in flight reads.
+//! Entries without leases and sequences are idle. They stand in a list in the order in which they lost the last of them,
+//! or were set aside because they cannot make room as they are, and come back as the oldest as soon as they can.
 
 use std::collections::HashMap;
 
@@ -23,6 +25,9 @@ pub(super) enum KeyMode {
     /// The same, and each key names a block whatever comes before it.
     Chunks(u32),
 }
+
+/// Most blocks of a namespace that makes room for another.
+const LEAVING_BLOCKS: u64 = 256;
 
 const OTHER_MODE: &str = "the namespace holds blocks named the other way (tokens, or keys of another size)";
 
@@ -60,6 +65,8 @@ pub(super) struct Namespace {
     uses: u64,
     /// Those of them that are leases and sequences.
     holders: u64,
+    /// Findable blocks that may be evicted, all groups together.
+    cached: u64,
 }
 
 impl Namespace {
@@ -71,6 +78,19 @@ impl Namespace {
     pub(super) fn blocks(&self) -> u64 {
         self.uses - self.holders
     }
+
+    /// Whether an idle one has few blocks, and no pin and no step in flight keeps one of them.
+    pub(super) fn can_leave(&self) -> bool {
+        self.blocks() <= LEAVING_BLOCKS && self.cached == self.blocks()
+    }
+}
+
+/// What a walk over all that uses a namespace finds, for `validate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Uses {
+    pub(super) all: u64,
+    /// Findable blocks that may be evicted.
+    pub(super) cached: u64,
 }
 
 /// The table. Its size is fixed; nothing is allocated after creation.
@@ -81,6 +101,8 @@ pub(super) struct Namespaces {
     by_name: HashMap<Name, u32>,
     /// Entries without leases and sequences, the one that was used least recently first.
     idle: List,
+    /// Those of them that could not leave when they were the oldest, and still cannot.
+    aside: List,
     /// What each namespace id holds and may hold.
     pub(super) owners: Owners,
 }
@@ -96,7 +118,15 @@ impl Namespaces {
         entries.resize_with(most as usize, || None);
         let mut free = room(most as usize)?;
         free.extend((0..most).rev());
-        Ok(Self { secret, entries, free, by_name, idle: List::new(most)?, owners: Owners::new(most)? })
+        Ok(Self {
+            secret,
+            entries,
+            free,
+            by_name,
+            idle: List::new(most)?,
+            aside: List::new(most)?,
+            owners: Owners::new(most)?,
+        })
     }
 
     pub(super) fn count(&self) -> usize {
@@ -139,7 +169,7 @@ impl Namespaces {
         let owner = self.owners.open(id);
         let tenant = owners::tag(tenant_tag(&self.secret, id, salt), owner);
         self.entries[index as usize] =
-            Some(Namespace { name, mode, root, tenant, owner, uses: 1, holders: 1 });
+            Some(Namespace { name, mode, root, tenant, owner, uses: 1, holders: 1, cached: 0 });
         self.by_name.insert(name, index);
         Ok(index)
     }
@@ -149,12 +179,37 @@ impl Namespaces {
         let entry = self.entries[index as usize].as_mut().expect("only a used entry gets another use");
         (entry.uses, entry.holders) = (entry.uses + 1, entry.holders + 1);
         if entry.holders == 1 {
-            self.idle.unlink(index);
+            self.unlink_idle(index);
         }
     }
 
     pub(super) fn add_uses(&mut self, index: u32, count: u64) {
         self.entries[index as usize].as_mut().expect("only a used entry gets another use").uses += count;
+    }
+
+    /// So many blocks more may be evicted, or fewer.
+    #[inline]
+    pub(super) fn add_cached(&mut self, index: u32, count: i64) {
+        let entry =
+            self.entries[index as usize].as_mut().expect("an entry lives while a block of it is findable");
+        entry.cached = entry.cached.wrapping_add_signed(count);
+        if entry.holders == 0 {
+            self.take_back(index);
+        }
+    }
+
+    /// An idle entry is idle no more, or none.
+    fn unlink_idle(&mut self, index: u32) {
+        let list = if self.idle.contains(index) { &mut self.idle } else { &mut self.aside };
+        list.unlink(index);
+    }
+
+    /// An idle entry that was set aside is the oldest again if it can leave now.
+    fn take_back(&mut self, index: u32) {
+        if self.aside.contains(index) && self.get(index).can_leave() {
+            self.aside.unlink(index);
+            self.idle.push_oldest(index);
+        }
     }
 
     /// One lease or sequence less.
@@ -175,21 +230,27 @@ impl Namespaces {
             self.by_name.remove(&name);
             self.owners.close(owner);
             self.entries[index as usize] = None;
-            self.idle.unlink(index);
+            self.unlink_idle(index);
             self.free.push(index);
+        } else if entry.holders == 0 {
+            self.take_back(index);
         }
     }
 
     /// Checks the leases and sequences of each entry against those that the caller found.
-    pub(super) fn validate_holders(&self, found: &[u64]) -> Result<()> {
+    pub(super) fn validate_holders(&self, found: &[Uses]) -> Result<()> {
         let holders = self.entries.iter().map(|entry| entry.as_ref().map_or(0, |entry| entry.holders));
-        let mut idle = self.idle.validate()?;
+        let (mut idle, aside) = (self.idle.validate()?, self.aside.validate()?);
+        if let Some(index) = aside.iter().find(|&&index| self.get(index).can_leave()) {
+            return Err(Error::internal(format!("namespace entry {index} is set aside and can leave")));
+        }
+        idle.extend(aside);
         idle.sort_unstable();
         let without = |index: &u32| self.entries[*index as usize].as_ref().is_some_and(|e| e.holders == 0);
         if !(0..self.entries.len() as u32).filter(without).eq(idle) {
             return Err(Error::internal("the list of idle namespaces is wrong"));
         }
-        match holders.zip(found).position(|(counted, &found)| counted != found) {
+        match holders.zip(found).position(|(counted, found)| counted != found.all) {
             Some(index) => {
                 Err(Error::internal(format!("namespace entry {index} counts its holders wrongly")))
             }
@@ -198,11 +259,13 @@ impl Namespaces {
     }
 
     /// Checks the counts against those that the caller found by walking everything that uses a namespace.
-    pub(super) fn validate(&self, uses_found: &[u64]) -> Result<()> {
-        for (index, (entry, &found)) in self.entries.iter().zip(uses_found).enumerate() {
-            let counted = entry.as_ref().map_or(0, |entry| entry.uses);
+    pub(super) fn validate(&self, found: &[Uses]) -> Result<()> {
+        for (index, (entry, &found)) in self.entries.iter().zip(found).enumerate() {
+            let counted = entry
+                .as_ref()
+                .map_or(Uses::default(), |entry| Uses { all: entry.uses, cached: entry.cached });
             if counted != found {
-                let text = format!("namespace entry {index} counts {counted} uses, {found} were found");
+                let text = format!("namespace entry {index} counts {counted:?}, {found:?} were found");
                 return Err(Error::internal(text));
             }
         }
@@ -214,30 +277,20 @@ impl Namespaces {
         self.owners.validate(&namespaces)
     }
 
-    /// The entries that no lease and no sequence uses, the one that was used least recently first: at most `MOST`, and
-    /// how many.
-    pub(super) fn oldest_idle<const MOST: usize>(&self) -> ([u32; MOST], usize) {
-        let (mut few, mut count) = ([0; MOST], 0);
-        self.idle.oldest_few(MOST, |index| {
-            few[count] = index;
-            count += 1;
-        });
-        (few, count)
+    /// The entry that no lease and no sequence uses and that was used least recently, but for those set aside.
+    pub(super) fn oldest_idle(&self) -> Option<u32> {
+        self.idle.oldest()
     }
 
-    /// Whether an entry is in use by nothing but its blocks.
+    /// Whether an entry is in use by nothing but its blocks, and is not set aside.
     pub(super) fn is_idle(&self, index: u32) -> bool {
         self.idle.contains(index)
     }
 
-    pub(super) fn idle_count(&self) -> u32 {
-        self.idle.count()
-    }
-
-    /// An idle entry takes the place of one that was used now.
-    pub(super) fn put_off(&mut self, index: u32) {
+    /// An idle entry that cannot leave is looked at no more until it can.
+    pub(super) fn set_aside(&mut self, index: u32) {
         self.idle.unlink(index);
-        self.idle.push_newest(index);
+        self.aside.push_newest(index);
     }
 
     /// Whether there is no place for another entry.

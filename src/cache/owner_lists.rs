@@ -208,12 +208,6 @@ impl OwnerLists {
         self.namespaces[namespace as usize][0].checked_sub(1)
     }
 
-    /// The blocks of a namespace from its oldest on.
-    pub(super) fn in_order(&self, namespace: u32) -> impl Iterator<Item = u32> + '_ {
-        let after = |&block: &u32| self.links[block as usize].after[NAMESPACE].checked_sub(1);
-        std::iter::successors(self.oldest_in(namespace), after)
-    }
-
     /// Those set aside go back into the empty order list: some were released while the owner had no limit.
     pub(super) fn take_back(&mut self, owner: u32) {
         let ends = &mut self.owners[owner as usize];

@@ -18,7 +18,7 @@ use super::hash::Key;
 use super::hybrid::ChainLink;
 use super::mirror::{BlockHash, Mirror};
 use super::moves::Mover;
-use super::namespace::Namespaces;
+use super::namespace::{Namespaces, Uses};
 use super::owners::Owners;
 use super::plan_steps::PlanChain;
 use super::prefixes::Prefixes;
@@ -325,10 +325,10 @@ impl State {
         self.holders.validate_kin()?;
         self.validate_trunks()?;
         self.validate_classes()?;
-        let mut namespace_uses = filled(self.shared.namespaces.capacity(), 0u64)?;
+        let mut namespace_uses = filled(self.shared.namespaces.capacity(), Uses::default())?;
         let sequences = self.holders.sequences.iter().map(|s| s.holder);
         for holder in sequences.chain(self.holders.leases.iter().map(|l| l.holder)).filter(|h| h.is_live) {
-            namespace_uses[holder.namespace as usize] += 1;
+            namespace_uses[holder.namespace as usize].all += 1;
         }
         self.shared.namespaces.validate_holders(&namespace_uses)?;
         for (group, store) in self.stores.iter().enumerate() {
@@ -372,7 +372,7 @@ impl State {
         }
     }
 
-    fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [u64]) -> Result<()> {
+    fn validate_store(&self, group: usize, store: &Store, namespace_uses: &mut [Uses]) -> Result<()> {
         self.promises.validate(group, store)?;
         store.validate_namespaces(self.shared.namespaces.capacity() as u32)?;
         let mut refs = filled(store.block_count() as usize, 0u32)?;
@@ -420,7 +420,9 @@ impl State {
             }
             if block.is_findable() {
                 findable += 1;
-                namespace_uses[block.namespace() as usize] += 1;
+                let uses = &mut namespace_uses[block.namespace() as usize];
+                uses.all += 1;
+                uses.cached += u64::from(store.may_go(index));
                 let hash = store.index.hash(&block.key, block.namespace());
                 if store.index.find(hash, |found| found == index) != Some(index) {
                     return Err(Error::internal(format!("block {index} is findable but not in the index")));

@@ -14,7 +14,7 @@ impl Store {
     pub(super) fn leave_inactive(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
         self.inactive -= 1;
         if !self.is_pinned(index) {
-            tally.turn(self.block(index).tenant, &mut self.by_owner, namespaces);
+            tally.turn_to(self.whose(index), &mut self.by_owner, namespaces);
             tally.cached -= 1;
         }
     }
@@ -22,22 +22,22 @@ impl Store {
     /// A findable block that nobody holds or pins: the newest of its owner's.
     #[inline]
     pub(super) fn join_cached(&mut self, index: u32, tally: &mut Tally, namespaces: &mut Namespaces) {
-        self.join_cached_of(self.block(index).tenant, index, tally, namespaces);
+        self.join_cached_of(self.whose(index), index, tally, namespaces);
     }
 
-    /// The same, of which the tenant is known.
+    /// The same, of which tenant and namespace are known.
     #[inline]
     pub(super) fn join_cached_of(
         &mut self,
-        tenant: u64,
+        whose: (u64, u32),
         index: u32,
         tally: &mut Tally,
         namespaces: &mut Namespaces,
     ) {
-        tally.turn(tenant, &mut self.by_owner, namespaces);
+        tally.turn_to(whose, &mut self.by_owner, namespaces);
         tally.cached += 1;
         if tally.is_ordered {
-            self.by_owner.renew(owner_of(tenant), index);
+            self.by_owner.renew(owner_of(whose.0), index);
         }
     }
 

@@ -12,7 +12,7 @@ use super::owners::owner_of;
 pub(super) struct Tally {
     /// Tag of the tenant; 0 while nothing is added.
     tenant: u64,
-    /// Of the blocks that are gone.
+    /// Of the blocks that are cached, or not any more, and of those that are gone.
     namespace: u32,
     /// Whether the owner's cached blocks are kept in the order of their release.
     pub(super) is_ordered: bool,
@@ -37,21 +37,32 @@ impl Tally {
         }
     }
 
+    /// What comes next is a findable block of this tenant and namespace.
+    #[inline]
+    pub(super) fn turn_to(
+        &mut self,
+        (tenant, namespace): (u64, u32),
+        by_owner: &mut OwnerLists,
+        namespaces: &mut Namespaces,
+    ) {
+        if self.namespace != namespace && (self.cached != 0 || self.gone > 0) {
+            self.settle(by_owner, namespaces);
+        }
+        self.turn(tenant, by_owner, namespaces);
+        self.namespace = namespace;
+    }
+
     /// Blocks of this tenant and namespace, so many, stop being findable.
     #[inline]
     pub(super) fn forget(
         &mut self,
-        (tenant, namespace): (u64, u32),
+        whose: (u64, u32),
         count: u32,
         is_eviction: bool,
         by_owner: &mut OwnerLists,
         namespaces: &mut Namespaces,
     ) {
-        if self.gone > 0 && self.namespace != namespace {
-            self.settle(by_owner, namespaces);
-        }
-        self.turn(tenant, by_owner, namespaces);
-        self.namespace = namespace;
+        self.turn_to(whose, by_owner, namespaces);
         self.gone += u64::from(count);
         self.evicted += u64::from(if is_eviction { count } else { 0 });
     }
@@ -69,6 +80,9 @@ impl Tally {
         counts.evicted_blocks += evicted;
         namespaces.owners.add_cached(owner, cached);
         by_owner.add_cached(owner, cached);
+        if cached != 0 {
+            namespaces.add_cached(namespace, cached);
+        }
         if gone > 0 {
             namespaces.drop_uses(namespace, gone);
         }

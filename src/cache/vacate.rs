@@ -2,9 +2,9 @@
 //!
 //! Idle is one without leases and sequences. It can go if it has few blocks, and all of them may be evicted: what is
 //! pinned stays, and so does what a step in flight may still read. What it does not: go over the table, or hold the
-//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step
-//! move behind the others, so that the next turn, or the next lookup, sees further; the evictions come in pieces,
-//! between which others may use the namespace: it keeps the rest then.
+//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step are
+//! set aside until they are not, so that nobody looks at them twice; the evictions come in pieces, between which others
+//! may use the namespace: it keeps the rest then.
 //! Invariant: unless all blocks of a namespace may go, none goes.
 
 use super::events::RemoveReason;
@@ -14,12 +14,8 @@ use super::namespace::Home;
 use super::state::State;
 use crate::error::{Result, Status};
 
-/// Most blocks of a namespace that goes.
-const BLOCKS_MOST: u64 = 256;
 /// Namespaces that one turn looks at.
 const LOOK_NAMESPACES: usize = 16;
-/// Blocks that it looks at; it ends with the namespace that reaches them.
-const LOOK_BLOCKS: u64 = 512;
 /// Turns of one lookup that find nothing.
 const TURNS_MOST: usize = 8;
 /// Blocks that go under one hold of the lock: each costs 1 us where memory is busy.
@@ -42,31 +38,16 @@ impl State {
         namespaces.is_full() && matches!(namespaces.find(home), Ok(None)) && self.holders.next_lease().is_ok()
     }
 
-    /// Whether a pin or a step in flight keeps a block of a namespace that nobody uses; counts the blocks that it looks
-    /// at.
-    fn is_kept(&self, namespace: u32, looked: &mut u64) -> bool {
-        self.stores.iter().any(|store| {
-            store.by_owner.in_order(namespace).any(|block| {
-                *looked += 1;
-                store.is_pinned(block) || !store.is_inactive(block)
-            })
-        })
-    }
-
     /// One turn: the namespace that is to go.
     fn choose_leaving(&mut self) -> Option<Leaving> {
-        let (few, count) = self.shared.namespaces.oldest_idle::<LOOK_NAMESPACES>();
-        let mut looked = 0;
-        for &index in &few[..count] {
-            let namespace = self.shared.namespaces.get(index);
-            let (root, is_large) = (namespace.root, namespace.blocks() > BLOCKS_MOST);
-            if !is_large && !self.is_kept(index, &mut looked) {
-                return Some(Leaving { index, root });
+        let namespaces = &mut self.shared.namespaces;
+        for _ in 0..LOOK_NAMESPACES {
+            let index = namespaces.oldest_idle()?;
+            let namespace = namespaces.get(index);
+            if namespace.can_leave() {
+                return Some(Leaving { index, root: namespace.root });
             }
-            self.shared.namespaces.put_off(index);
-            if looked >= LOOK_BLOCKS {
-                break;
-            }
+            namespaces.set_aside(index);
         }
         None
     }
@@ -125,7 +106,7 @@ impl KvCache {
                 continue;
             }
             leaving = state.choose_leaving();
-            let sees_further = state.shared.namespaces.idle_count() as usize > LOOK_NAMESPACES;
+            let sees_further = state.shared.namespaces.oldest_idle().is_some();
             drop(state);
             if leaving.is_some() {
                 continue;

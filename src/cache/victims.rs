@@ -222,7 +222,7 @@ impl Store {
     }
 
     /// The tenant and the namespace of a findable block.
-    fn whose(&self, index: u32) -> (u64, u32) {
+    pub(in crate::cache) fn whose(&self, index: u32) -> (u64, u32) {
         let block = self.block(index);
         (block.tenant, block.namespace())
     }

@@ -165,3 +165,87 @@ fn a_place_in_a_full_table_costs_the_same_however_large_it_is() {
     // A walk over the table takes a hundred times as long there; memory that is further away, a few times.
     assert!(large < 20 * small.max(2_000), "{small} ns of 64, {large} ns of 65,536");
 }
+
+/// What a refused lookup costs, at best, in nanoseconds, in a full table of namespaces with so many blocks each, of which
+/// the last one is pinned.
+fn cost_of_refusal(blocks: usize) -> u64 {
+    let namespaces = 400;
+    let settings = CacheConfig { metadata_only: true, ..config(vec![group(4)], 100_000) };
+    let long = CacheConfig { max_sequence_tokens: 1024, max_batch_tokens: 1024, ..settings };
+    let mut bench = Bench::new(&CacheConfig { max_namespaces: namespaces, ..long });
+    let tokens = prompt(1, 4 * blocks);
+    for id in 0..u64::from(namespaces) {
+        bench.begin();
+        let (_, sequence) = bench.start(&of(id, 0, &tokens), &tokens);
+        let last = Stretch { target: Target::Id(Id(sequence)), offset: 4 * (blocks as u64 - 1), tokens: 4 };
+        bench.good(&Op::Pin { stretch: last });
+        bench.free(sequence);
+        bench.done();
+    }
+    let one = |_| {
+        let began = now_ns();
+        assert_eq!(refused(lookup(&bench.cache, &of(1000, 0, &tokens[..4]))), Status::LimitReached);
+        now_ns() - began
+    };
+    (0..64).map(one).min().unwrap()
+}
+
+#[test]
+fn pins_at_the_end_of_long_namespaces_cost_a_refused_lookup_nothing() {
+    let [short, long] = [2, 250].map(cost_of_refusal);
+    // A walk to the pinned block takes more than a hundred times as many steps in a long one.
+    assert!(long < 5 * short.max(2_000), "{short} ns with 2 blocks each, {long} ns with 250");
+}
+
+/// Pins by operations and names come and go, on the same blocks too; only the last one that goes lets the namespace go.
+#[test]
+fn a_namespace_makes_room_once_its_last_pin_is_gone() {
+    let mut bench = with_room_for(1, 64);
+    let tokens = prompt(1, 24);
+    bench.begin();
+    let (_, sequence) = bench.start(&of(1, 0, &tokens), &tokens);
+    let of_all = |target| Stretch { target, offset: 0, tokens: 0 };
+    bench.good(&Op::Pin { stretch: of_all(Target::Id(Id(sequence))) });
+    bench.free(sequence);
+    bench.done();
+    let hit = bench.look(&of(1, 0, &tokens[..16]));
+    ["one", "other"].iter().for_each(|name| _ = bench.cache.pin_prefix(name, hit.lease).unwrap());
+    bench.release(hit.lease);
+    let is_refused = |bench: &Bench| {
+        bench.cache.validate().unwrap();
+        refused(lookup(&bench.cache, &of(2, 0, &tokens))) == Status::LimitReached
+    };
+    assert!(is_refused(&bench), "pinned by an operation, and under two names");
+    bench.cache.unpin_prefix("one").unwrap();
+    assert!(is_refused(&bench), "pinned by an operation, and under a name");
+    let hit = bench.look(&of(1, 0, &tokens));
+    bench.begin();
+    bench.good(&Op::Unpin { stretch: of_all(Target::Id(hit.lease)) });
+    bench.release(hit.lease);
+    bench.done();
+    assert!(is_refused(&bench), "pinned under a name");
+    assert_eq!(bench.hits(&of(1, 0, &tokens)), 24);
+    bench.cache.unpin_prefix("other").unwrap();
+    let hit = lookup(&bench.cache, &of(2, 0, &tokens)).unwrap();
+    assert_eq!((hit.tokens, bench.statistics().evicted_blocks), (0, 6));
+    bench.release(hit.lease);
+}
+
+#[test]
+fn a_namespace_that_was_pinned_is_as_old_as_before_once_it_is_not() {
+    let mut bench = with_room_for(3, 64);
+    let tokens = prompt(1, 8);
+    bench.run(&of(1, 0, &tokens));
+    let hit = bench.look(&of(1, 0, &tokens));
+    bench.cache.pin_prefix("pinned", hit.lease).unwrap();
+    bench.release(hit.lease);
+    (2..=3).for_each(|id| _ = bench.run(&of(id, 0, &tokens)));
+    let are_there =
+        |bench: &Bench, ids: [u64; 4]| ids.map(|id| bench.cache.namespace_statistics(id).findable_blocks > 0);
+    assert_eq!(bench.run(&of(4, 0, &tokens)), 0);
+    assert_eq!(are_there(&bench, [1, 2, 3, 4]), [true, false, true, true]);
+    bench.cache.unpin_prefix("pinned").unwrap();
+    assert_eq!(bench.run(&of(5, 0, &tokens)), 0);
+    assert_eq!(are_there(&bench, [1, 3, 4, 5]), [false, true, true, true]);
+    bench.cache.validate().unwrap();
+}
