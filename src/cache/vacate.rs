@@ -2,11 +2,11 @@
 //!
 //! Idle is one without leases and sequences. It can go if all its blocks may be evicted: what is pinned stays, and so
 //! does what a step in flight may still read. Those with few blocks go first. Where no idle one is small, pieces of the
-//! large one that was seen first go, and if some of it is left after as many as one lookup makes go, that is refused and
-//! the next one goes on there: else idle namespaces could shut every new one out for good. What it does not: go over the
-//! table, or hold the lock for long. A turn looks at a few namespaces from the oldest on, and those that are large,
-//! pinned or in a step are set aside until they are not, so that nobody looks at them twice; the evictions come in
-//! pieces, between which others may use the namespace: it keeps the rest then.
+//! large one that was seen first go, and if some of it is left after as many as one lookup makes go, that is refused
+//! and the next one goes on there: else idle namespaces could shut every new one out for good. What it does not: go
+//! over the table, or hold the lock for long. A turn looks at a few namespaces from the oldest on, and those that are
+//! large, pinned or in a step are set aside until they are not, so that nobody looks at them twice; the evictions come
+//! in pieces, between which others may use the namespace: it keeps the rest then.
 //! Invariant: unless all blocks of a namespace may go, none goes.
 
 use super::events::RemoveReason;
