@@ -847,9 +847,10 @@ typedef struct kavern_kv_cache_config {
     uint32_t max_leases;
     /**
      * Namespaces (with salt and adapter) that hold blocks at a time. A lookup for one more evicts what the least
-     * recently used one has cached, of those in which nothing runs or is pinned and that have at most 256 blocks. If
-     * it finds none, it is refused with KAVERN_ERR_LIMIT_REACHED; of many that are larger or have pins one lookup
-     * sees only a part, and the next one others. Default 4096.
+     * recently used one has cached, of those in which nothing runs or is pinned and that have at most 256 blocks; if
+     * there is none, what a larger one has, at most 2,048 blocks of it. If some is left then, or there is none either,
+     * it is refused with KAVERN_ERR_LIMIT_REACHED, and the next one goes on there; of many that are larger or have
+     * pins one lookup sees only a part, and the next one others. Default 4096.
      */
     uint32_t max_namespaces;
     /** Steps between kavern_kv_step and the completion of kavern_kv_step_done, 1 to 64. Default 4. */
@@ -2248,7 +2249,8 @@ kavern_status kavern_kv_stats(const kavern_kv_cache *cache, kavern_kv_statistics
  * Proves every invariant of the cache by walking all of it.
  *
  * Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; holds the cache's lock meanwhile, in proportion to the blocks.
+ * Threads: any; holds the cache's lock meanwhile, in proportion to the blocks; before, waits for a kavern_kv_resize
+ * that is getting memory.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null.
@@ -2277,8 +2279,9 @@ kavern_status kavern_kv_reset(kavern_kv_cache *cache,
  * Evicts up to `count` blocks of a group that nobody holds, in the policy's order.
  *
  * `evicted` (may be null) receives how many it were.
- * Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; takes the cache's lock for 32 blocks at a time, so that steps go on between.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (no such group), KAVERN_ERR_UNSUPPORTED (a worker's cache),
+ * KAVERN_ERR_INVALID_HANDLE.
+ * Threads: any; takes the cache's lock for 64 blocks at a time, so that steps go on between.
  * Since: 0.1
  *
  * Safety: `evicted` must be null or point to a writable value.
@@ -2575,7 +2578,8 @@ kavern_status kavern_kv_class_stats(const kavern_kv_cache *cache,
  * blocks are pinned at a time, and 256 names.
  * Shapes: `name` has 1 to 63 bytes. The lease stays yours, for ADMIT or RELEASE.
  * Errors: KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_IN_USE (the name), KAVERN_ERR_STALE_ID (the lease),
- * KAVERN_ERR_INVALID_ARGUMENT (the name's length), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * KAVERN_ERR_INVALID_ARGUMENT (the name's length, or no UTF-8), KAVERN_ERR_UNSUPPORTED (a worker's cache),
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
  * Threads: any.
  * Since: 0.1
  *
@@ -2588,8 +2592,8 @@ kavern_status kavern_kv_prefix_pin(kavern_kv_cache *cache,
 /**
  * Gives a named prefix up: its blocks are evictable again when nobody holds or pins them.
  *
- * Errors: KAVERN_ERR_NOT_FOUND (no such name), KAVERN_ERR_INVALID_ARGUMENT (the name's length),
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+ * Errors: KAVERN_ERR_NOT_FOUND (no such name), KAVERN_ERR_INVALID_ARGUMENT (the name's length, or no UTF-8),
+ * KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
  * Threads: any.
  * Since: 0.1
  *
@@ -2664,8 +2668,9 @@ kavern_status kavern_set_log_callback(uint32_t level,
  * The answer is that of the same walk over every link, with as much left to the promises of ADMIT; it may be outdated
  * when it arrives. Counts as no lookup and makes no block newer.
  * Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
- * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+ * Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE,
+ * KAVERN_ERR_UNSUPPORTED in a worker's cache, which does not know what is cached); KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
  * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
  * each request.
  * Since: 0.1
@@ -3010,7 +3015,8 @@ kavern_status kavern_kv_namespace_list(const kavern_kv_cache *cache,
  * stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
  * Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
  * cache, KAVERN_ERR_INVALID_HANDLE.
- * Threads: any; makes what is cached beyond the limit go, 32 blocks at a time under the cache's lock.
+ * Threads: any; looks at what a namespace holds and keeps that had no limit of cached blocks, 256 at a time under the
+ * cache's lock, and makes what is cached beyond the limit go, 32 blocks at a time.
  * Since: 0.1
  *
  * Safety: None beyond a handle or null.
@@ -3607,8 +3613,9 @@ kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
  *
  * Shapes: `requests` [n], `results` [n]; block ids of request i go to its own block_ids, group after group.
  * Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
- * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
- * counts are given, block ids are not); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+ * KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_UNSUPPORTED in a worker's cache,
+ * KAVERN_ERR_BUFFER_TOO_SMALL: lease and counts are given, block ids are not); KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
  * In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
  * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
  * each request, and for each 32 blocks that are evicted.
@@ -3633,7 +3640,8 @@ kavern_status kavern_kv_match(kavern_kv_cache *cache,
  * KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row; or what would be taken back was found), KAVERN_ERR_WRONG_STATE (the
  * sequence is preempted, or the open step is yet to write what is needed), KAVERN_ERR_UNSUPPORTED,
  * KAVERN_ERR_INVALID_ARGUMENT. The call itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS,
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
+ * KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+ * KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
  * Threads: any; host only, never waits for the device, grows no memory; takes the cache's lock for the list.
  * Since: 0.1
  *
@@ -3671,7 +3679,8 @@ kavern_status kavern_kv_tables(kavern_kv_cache *cache,
  * Collects finished loads and stores of other tiers, and the blocks of steps whose work is over.
  *
  * Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
- * Errors: KAVERN_ERR_DEVICE_LOST, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * Errors: KAVERN_ERR_DEVICE (also while it keeps a mapping where memory is to be), KAVERN_ERR_DEVICE_LOST,
+ * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
  * Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes
  * of KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
  * Since: 0.1
@@ -3689,8 +3698,9 @@ kavern_status kavern_kv_poll(kavern_kv_cache *cache,
  * Blocks that these steps may read return when the stream is past this point.
  * Stream: records an event; null says that the work is already over, so name the default stream by
  * KAVERN_STREAM_DEFAULT.
- * Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before, or with copies that kavern_kv_tables has not enqueued),
- * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before while its work is not over yet, or with copies that
+ * kavern_kv_tables has not enqueued), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE. Of a step that is known to be
+ * over, and of 0, nothing is left to say: KAVERN_OK.
  * Threads: any; does not wait.
  * Since: 0.1
  *

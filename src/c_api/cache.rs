@@ -191,7 +191,8 @@ pub unsafe extern "C" fn kavern_kv_stats(
 /// Proves every invariant of the cache by walking all of it.
 ///
 /// Errors: KAVERN_ERR_INTERNAL with the broken invariant in the text: a bug of the library. KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks, and waits for a resize that maps memory.
+/// Threads: any; holds the cache's lock meanwhile, in proportion to the blocks; before, waits for a kavern_kv_resize
+/// that is getting memory.
 /// Since: 0.1
 ///
 /// # Safety

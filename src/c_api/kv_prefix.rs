@@ -29,7 +29,8 @@ unsafe fn read_name<'a>(name: *const c_char) -> Result<&'a str> {
 /// blocks are pinned at a time, and 256 names.
 /// Shapes: `name` has 1 to 63 bytes. The lease stays yours, for ADMIT or RELEASE.
 /// Errors: KAVERN_ERR_LIMIT_REACHED, KAVERN_ERR_IN_USE (the name), KAVERN_ERR_STALE_ID (the lease),
-/// KAVERN_ERR_INVALID_ARGUMENT (the name's length, or no UTF-8), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+/// KAVERN_ERR_INVALID_ARGUMENT (the name's length, or no UTF-8), KAVERN_ERR_UNSUPPORTED (a worker's cache),
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any.
 /// Since: 0.1
 ///
@@ -52,7 +53,7 @@ pub unsafe extern "C" fn kavern_kv_prefix_pin(
 /// Gives a named prefix up: its blocks are evictable again when nobody holds or pins them.
 ///
 /// Errors: KAVERN_ERR_NOT_FOUND (no such name), KAVERN_ERR_INVALID_ARGUMENT (the name's length, or no UTF-8),
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
+/// KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any.
 /// Since: 0.1
 ///

@@ -32,9 +32,10 @@ pub struct kavern_kv_cache_config {
     /// Leases at a time. Default 64.
     pub max_leases: u32,
     /// Namespaces (with salt and adapter) that hold blocks at a time. A lookup for one more evicts what the least
-    /// recently used one has cached, of those in which nothing runs or is pinned and that have at most 256 blocks. If
-    /// it finds none, it is refused with KAVERN_ERR_LIMIT_REACHED; of many that are larger or have pins one lookup
-    /// sees only a part, and the next one others. Default 4096.
+    /// recently used one has cached, of those in which nothing runs or is pinned and that have at most 256 blocks; if
+    /// there is none, what a larger one has, at most 2,048 blocks of it. If some is left then, or there is none either,
+    /// it is refused with KAVERN_ERR_LIMIT_REACHED, and the next one goes on there; of many that are larger or have
+    /// pins one lookup sees only a part, and the next one others. Default 4096.
     pub max_namespaces: u32,
     /// Steps between kavern_kv_step and the completion of kavern_kv_step_done, 1 to 64. Default 4.
     pub steps_in_flight: u32,

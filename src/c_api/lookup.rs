@@ -29,8 +29,9 @@ impl From<ChunkHit> for kavern_kv_chunk_hit {
 /// The answer is that of the same walk over every link, with as much left to the promises of ADMIT; it may be outdated
 /// when it arrives. Counts as no lookup and makes no block newer.
 /// Shapes: `requests` [n]; `hit_tokens` [n] receives the tokens, or the negative status of a request that is refused.
-/// Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE);
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+/// Errors: KAVERN_PARTIAL if a request was refused (KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_KEY_MODE,
+/// KAVERN_ERR_UNSUPPORTED in a worker's cache, which does not know what is cached); KAVERN_ERR_NULL_POINTER,
+/// KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
 /// Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
 /// each request.
 /// Since: 0.1

@@ -142,7 +142,8 @@ pub unsafe extern "C" fn kavern_kv_namespace_list(
 /// stay. Oldest is what nobody has held for longest; before the first limit, what was published first.
 /// Errors: KAVERN_ERR_LIMIT_REACHED if max_namespaces namespaces have limits, KAVERN_ERR_UNSUPPORTED for a worker's
 /// cache, KAVERN_ERR_INVALID_HANDLE.
-/// Threads: any; makes what is cached beyond the limit go, 32 blocks at a time under the cache's lock.
+/// Threads: any; looks at what a namespace holds and keeps that had no limit of cached blocks, 256 at a time under the
+/// cache's lock, and makes what is cached beyond the limit go, 32 blocks at a time.
 /// Since: 0.1
 ///
 /// # Safety

@@ -25,8 +25,9 @@ const FEW: usize = 4;
 ///
 /// Shapes: `requests` [n], `results` [n]; block ids of request i go to its own block_ids, group after group.
 /// Errors: KAVERN_PARTIAL if a request was refused, with the reason in its result (KAVERN_ERR_INVALID_ARGUMENT,
-/// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_BUFFER_TOO_SMALL: lease and
-/// counts are given, block ids are not; KAVERN_ERR_UNSUPPORTED in a worker's cache); KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
+/// KAVERN_ERR_KEY_MODE, KAVERN_ERR_LIMIT_REACHED for leases or namespaces, KAVERN_ERR_UNSUPPORTED in a worker's cache,
+/// KAVERN_ERR_BUFFER_TOO_SMALL: lease and counts are given, block ids are not); KAVERN_ERR_NULL_POINTER,
+/// KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
 /// In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
 /// Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
 /// each request, and for each 64 blocks that are evicted.
@@ -195,7 +196,8 @@ impl From<OpResult> for kavern_kv_op_result {
 /// KAVERN_ERR_KEY_MODE, KAVERN_ERR_IN_USE (the row; or what would be taken back was found), KAVERN_ERR_WRONG_STATE (the
 /// sequence is preempted, or the open step is yet to write what is needed), KAVERN_ERR_UNSUPPORTED,
 /// KAVERN_ERR_INVALID_ARGUMENT. The call itself: KAVERN_ERR_WRONG_STATE (step_id), KAVERN_ERR_TOO_MANY_STEPS,
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
+/// KAVERN_ERR_UNSUPPORTED (a worker's cache), KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE,
+/// KAVERN_ERR_INVALID_HANDLE; then nothing was applied.
 /// Threads: any; host only, never waits for the device, grows no memory; takes the cache's lock for the list.
 /// Since: 0.1
 ///
@@ -290,8 +292,8 @@ pub unsafe extern "C" fn kavern_kv_tables(
 /// Collects finished loads and stores of other tiers, and the blocks of steps whose work is over.
 ///
 /// Shapes: `completions` [max]; `count` receives how many were written. Without other tiers it is always 0.
-/// Errors: KAVERN_ERR_DEVICE, KAVERN_ERR_DEVICE_LOST and KAVERN_ERR_OUT_OF_MEMORY for what the device refuses of events
-/// and of memory that comes or goes; the next call tries again. KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+/// Errors: KAVERN_ERR_DEVICE (also while it keeps a mapping where memory is to be), KAVERN_ERR_DEVICE_LOST,
+/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
 /// Threads: any; asks the device for the state of events, does not wait, unless memory moves between the size classes
 /// of KAVERN_KV_ADAPTIVE_BLOCKS: then it maps a step of it. The calls of a step never wait for that.
 /// Since: 0.1
@@ -321,9 +323,9 @@ pub unsafe extern "C" fn kavern_kv_poll(
 /// Blocks that these steps may read return when the stream is past this point.
 /// Stream: records an event; null says that the work is already over, so name the default stream by
 /// KAVERN_STREAM_DEFAULT.
-/// For a step whose work is known to be over nothing is left to do: KAVERN_OK.
-/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, or done before and its work is not known to be over, or with copies
-/// that kavern_kv_tables has not enqueued), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE.
+/// Errors: KAVERN_ERR_WRONG_STATE (step not begun, done before while its work is not over yet, or with copies that
+/// kavern_kv_tables has not enqueued), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_DEVICE. Of a step that is known to be
+/// over, and of 0, nothing is left to say: KAVERN_OK.
 /// Threads: any; does not wait.
 /// Since: 0.1
 ///

@@ -1,7 +1,8 @@
 //! Numbered news about what is findable, for consumers that mirror the index.
 //!
-//! A ring of fixed size. Numbers rise by one with each event, kept or not; a reader whose cursor fell out of the
-//! ring, or never was in it, is told so and takes a snapshot. Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
+//! A ring of fixed size. Numbers rise by one with each event, kept or not; a reader whose cursor fell out of the ring,
+//! or never was in it, is told so and takes a snapshot.
+//! Invariant: the ring holds the numbers `last - kept + 1 ..= last`.
 
 use super::hash::Key;
 use crate::error::Result;

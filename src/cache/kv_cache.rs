@@ -387,7 +387,11 @@ impl KvCache {
     /// Pins the hits of a lease under a name, until `unpin_prefix` or a reset of their namespace. The lease stays.
     pub fn pin_prefix(&self, name: &str, lease: Id) -> Result<PrefixInfo> {
         // Memory is taken before the lock: a lease never grows, so what it needs now is enough.
-        let size = self.state.lock().lease_size(lease)?;
+        let size = {
+            let state = self.state.lock();
+            state.check_decides()?;
+            state.lease_size(lease)?
+        };
         let mut blocks = Vec::with_capacity(self.geometry.groups.len());
         for _ in &self.geometry.groups {
             blocks.push(room(size)?);
@@ -402,7 +406,11 @@ impl KvCache {
     /// Takes the pins of a named prefix away.
     pub fn unpin_prefix(&self, name: &str) -> Result<()> {
         // The name's memory is given back when the lock is not held any more.
-        let prefix = self.state.lock().unpin_prefix(name)?;
+        let prefix = {
+            let mut state = self.state.lock();
+            state.check_decides()?;
+            state.unpin_prefix(name)?
+        };
         drop(prefix);
         Ok(())
     }

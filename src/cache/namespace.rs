@@ -5,7 +5,8 @@
 //! lease, a sequence or a findable block uses it. `uses == leases + sequences + findable blocks` of the entry.
 //! `cached` are those of its findable blocks that nobody holds or pins and no step in flight reads.
 //! Entries without leases and sequences are idle. They stand in a list in the order in which they lost the last of
-//! them, or were set aside because they cannot make room as they are, and come back as the oldest as soon as they can.
+//! them. Those that cannot make room as they are were set aside: with the large ones, of which all may go, or with
+//! those that something keeps. They come back as the oldest as soon as they can.
 
 use std::collections::HashMap;
 
@@ -26,7 +27,7 @@ pub(super) enum KeyMode {
     Chunks(u32),
 }
 
-/// Most blocks of a namespace that makes room for another.
+/// Most blocks of a namespace that makes room for another before the large ones do.
 const LEAVING_BLOCKS: u64 = 256;
 
 const OTHER_MODE: &str = "the namespace holds blocks named the other way (tokens, or keys of another size)";
@@ -81,7 +82,12 @@ impl Namespace {
 
     /// Whether an idle one has few blocks, and no pin and no step in flight keeps one of them.
     pub(super) fn can_leave(&self) -> bool {
-        self.blocks() <= LEAVING_BLOCKS && self.cached == self.blocks()
+        self.blocks() <= LEAVING_BLOCKS && !self.is_kept()
+    }
+
+    /// Whether a holder, a pin or a step in flight keeps one of its blocks.
+    fn is_kept(&self) -> bool {
+        self.cached < self.blocks()
     }
 }
 
@@ -101,7 +107,9 @@ pub(super) struct Namespaces {
     by_name: HashMap<Name, u32>,
     /// Entries without leases and sequences, the one that was used least recently first.
     idle: List,
-    /// Those of them that could not leave when they were the oldest, and still cannot.
+    /// Those of them that were the oldest and are large, and of which nothing is kept.
+    large: List,
+    /// Those of them of which something was kept when they were the oldest, and still is.
     aside: List,
     /// What each namespace id holds and may hold.
     pub(super) owners: Owners,
@@ -124,6 +132,7 @@ impl Namespaces {
             free,
             by_name,
             idle: List::new(most)?,
+            large: List::new(most)?,
             aside: List::new(most)?,
             owners: Owners::new(most)?,
         })
@@ -162,7 +171,7 @@ impl Namespaces {
             self.add_use(index);
             return Ok(index);
         }
-        let full = "max_namespaces namespaces hold blocks and none that is small can go; reset one, end what runs \
+        let full = "max_namespaces namespaces hold blocks and none has gone yet; ask again, reset one, end what runs \
                     or is pinned in one, or raise the limit";
         let index = self.free.pop().ok_or(Error::new(Status::LimitReached, full))?;
         let root = root_key(&self.secret, id, adapter_id, salt);
@@ -200,15 +209,26 @@ impl Namespaces {
 
     /// An idle entry is idle no more, or none.
     fn unlink_idle(&mut self, index: u32) {
-        let list = if self.idle.contains(index) { &mut self.idle } else { &mut self.aside };
-        list.unlink(index);
+        let lists = [&mut self.idle, &mut self.large, &mut self.aside];
+        lists.into_iter().filter(|list| list.contains(index)).for_each(|list| list.unlink(index));
     }
 
-    /// An idle entry that was set aside is the oldest again if it can leave now.
+    /// An idle entry that was set aside is the oldest again if it can leave now, or is large and nothing more.
     fn take_back(&mut self, index: u32) {
-        if self.aside.contains(index) && self.get(index).can_leave() {
-            self.aside.unlink(index);
+        if self.idle.contains(index) || self.get(index).is_kept() {
+            return;
+        }
+        let is_large = self.large.contains(index);
+        if self.get(index).can_leave() {
+            if is_large {
+                self.large.unlink(index)
+            } else {
+                self.aside.unlink(index)
+            }
             self.idle.push_oldest(index);
+        } else if !is_large {
+            self.aside.unlink(index);
+            self.large.push_newest(index);
         }
     }
 
@@ -240,10 +260,18 @@ impl Namespaces {
     /// Checks the leases and sequences of each entry against those that the caller found.
     pub(super) fn validate_holders(&self, found: &[Uses]) -> Result<()> {
         let holders = self.entries.iter().map(|entry| entry.as_ref().map_or(0, |entry| entry.holders));
-        let (mut idle, aside) = (self.idle.validate()?, self.aside.validate()?);
-        if let Some(index) = aside.iter().find(|&&index| self.get(index).can_leave()) {
-            return Err(Error::internal(format!("namespace entry {index} is set aside and can leave")));
+        let (mut idle, large, aside) =
+            (self.idle.validate()?, self.large.validate()?, self.aside.validate()?);
+        let of_large = large.iter().map(|&index| (index, false));
+        let mut set_aside = of_large.chain(aside.iter().map(|&index| (index, true)));
+        let is_wrong = |&(index, is_kept): &(u32, bool)| {
+            let entry = self.get(index);
+            entry.can_leave() || entry.is_kept() != is_kept
+        };
+        if let Some((index, _)) = set_aside.find(is_wrong) {
+            return Err(Error::internal(format!("namespace entry {index} is set aside in the wrong list")));
         }
+        idle.extend(large);
         idle.extend(aside);
         idle.sort_unstable();
         let without = |index: &u32| self.entries[*index as usize].as_ref().is_some_and(|e| e.holders == 0);
@@ -282,15 +310,21 @@ impl Namespaces {
         self.idle.oldest()
     }
 
-    /// Whether an entry is in use by nothing but its blocks, and is not set aside.
+    /// The large entry that was set aside first.
+    pub(super) fn oldest_large(&self) -> Option<u32> {
+        self.large.oldest()
+    }
+
+    /// Whether an entry is in use by nothing but its blocks, of which none is kept as far as is known.
     pub(super) fn is_idle(&self, index: u32) -> bool {
-        self.idle.contains(index)
+        self.idle.contains(index) || self.large.contains(index)
     }
 
     /// An idle entry that cannot leave is looked at no more until it can.
     pub(super) fn set_aside(&mut self, index: u32) {
         self.idle.unlink(index);
-        self.aside.push_newest(index);
+        let is_kept = self.get(index).is_kept();
+        if is_kept { self.aside.push_newest(index) } else { self.large.push_newest(index) }
     }
 
     /// Whether there is no place for another entry.

@@ -28,7 +28,9 @@ impl KvCache {
         prefix::with_scratch(|scratch| {
             let home = self.chain.home(request)?;
             let keys = self.prefix_keys(request, &home, scratch)?;
-            self.state().probe_one(request, &home, &keys)
+            let mut state = self.state();
+            state.check_decides()?;
+            state.probe_one(request, &home, &keys)
         })
     }
 

@@ -1,10 +1,12 @@
 //! A place for a new namespace in a full table: the idle one that was used least recently loses what it has cached.
 //!
-//! Idle is one without leases and sequences. It can go if it has few blocks, and all of them may be evicted: what is
-//! pinned stays, and so does what a step in flight may still read. What it does not: go over the table, or hold the
-//! lock for long. A turn looks at a few namespaces from the oldest on, and those that are large, pinned or in a step
-//! are set aside until they are not, so that nobody looks at them twice; the evictions come in pieces, between which
-//! others may use the namespace: it keeps the rest then.
+//! Idle is one without leases and sequences. It can go if all its blocks may be evicted: what is pinned stays, and so
+//! does what a step in flight may still read. Those with few blocks go first. Where no idle one is small, pieces of the
+//! large one that was seen first go, and if some of it is left after as many as one lookup makes go, that is refused
+//! and the next one goes on there: else idle namespaces could shut every new one out for good. What it does not: go
+//! over the table, or hold the lock for long. A turn looks at a few namespaces from the oldest on, and those that are
+//! large, pinned or in a step are set aside until they are not, so that nobody looks at them twice; the evictions come
+//! in pieces, between which others may use the namespace: it keeps the rest then.
 //! Invariant: unless all blocks of a namespace may go, none goes.
 
 use super::events::RemoveReason;
@@ -20,7 +22,8 @@ const LOOK_NAMESPACES: usize = 16;
 const TURNS_MOST: usize = 8;
 /// Blocks that go under one hold of the lock: each costs 1 us where memory is busy.
 const PIECE: u32 = 32;
-/// Pieces for one lookup: of one namespace 8, and more where other threads take the places that come free.
+/// Pieces for one lookup: of a small namespace 8, and more of a large one, or where other threads take the places that
+/// come free.
 const PIECES_MOST: usize = 64;
 
 /// A namespace that is to go.
@@ -50,6 +53,12 @@ impl State {
             namespaces.set_aside(index);
         }
         None
+    }
+
+    /// The large namespace that is to go where none is small.
+    fn choose_large(&self) -> Option<Leaving> {
+        let namespaces = &self.shared.namespaces;
+        namespaces.oldest_large().map(|index| Leaving { index, root: namespaces.get(index).root })
     }
 
     /// Evicts a piece of what a namespace has cached. False if it is gone or cannot go any more.
@@ -117,7 +126,10 @@ impl KvCache {
                 continue;
             }
             turns += 1;
-            if turns == TURNS_MOST || !sees_further {
+            if !sees_further {
+                leaving = self.state().choose_large();
+            }
+            if leaving.is_none() && (turns == TURNS_MOST || !sees_further) {
                 break;
             }
         }

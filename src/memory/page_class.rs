@@ -167,8 +167,8 @@ pub struct PhysicalStatistics {
     pub stale_mappings: u64,
     /// Mappings whose pages were passed on before they were unmapped.
     pub passed_on: u64,
-    /// Calls by which the device was to remove mappings and did not, but for those that try again. Their pages go to the
-    /// device and to nobody else.
+    /// Calls by which the device was to remove mappings and did not, but for those that try again. Their pages go to
+    /// the device and to nobody else.
     pub failed_unmaps: u64,
 }
 

@@ -22,7 +22,8 @@ use crate::sys::{clock, fork};
 /// Deferred changes are asked for again after so long, each time later while none of them comes.
 const PATIENCE_MIN_NS: u64 = 250_000;
 const PATIENCE_MAX_NS: u64 = 16_000_000;
-/// After a device that has refused a page or a change of page tables, and after somebody took pooled pages for their bytes.
+/// After a device that has refused a page or a change of page tables, and after somebody took pooled pages for their
+/// bytes.
 const REFUSED_NS: u64 = 1_000_000_000;
 /// A pass waits so long for a quiet moment: many copies later than that, memory that others need would not come back.
 const HELD_MAX_NS: u64 = 100_000_000;

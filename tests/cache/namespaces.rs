@@ -59,7 +59,7 @@ fn an_adapter_that_runs_keeps_no_other_of_its_id() {
 }
 
 #[test]
-fn large_and_pinned_namespaces_stand_in_nobodys_way_and_lose_nothing() {
+fn large_and_pinned_namespaces_stand_in_nobodys_way_and_lose_nothing_while_a_small_one_can_go() {
     let kept = 40;
     let mut bench = with_room_for(kept + 2, 2048);
     let (large, small) = (prompt(1, 257 * 4), prompt(2, 8));
@@ -76,12 +76,46 @@ fn large_and_pinned_namespaces_stand_in_nobodys_way_and_lose_nothing() {
     bench.run(&of(101, 0, &small));
     assert_eq!(bench.run(&of(102, 0, &small)), 0, "one lookup sees past all that stay");
     assert_eq!(bench.hits(&of(101, 0, &small)), 8);
+    assert_eq!([bench.hits(&of(1, 0, &large)), bench.hits(&of(2, 0, &small))], [257 * 4, 8]);
     let held = [101, 102].map(|id| bench.look(&of(id, 0, &small)).lease);
     let before = bench.statistics();
-    assert_eq!(refused(lookup(&bench.cache, &of(103, 0, &small))), Status::LimitReached);
-    assert_eq!(bench.statistics().evicted_blocks, before.evicted_blocks);
-    assert_eq!([bench.hits(&of(1, 0, &large)), bench.hits(&of(2, 0, &small))], [257 * 4, 8]);
-    held.into_iter().for_each(|lease| bench.release(lease));
+    // No small one is left that could go.
+    let last = lookup(&bench.cache, &of(103, 0, &small)).unwrap().lease;
+    assert_eq!(bench.statistics().evicted_blocks, before.evicted_blocks + 257);
+    assert_eq!(bench.hits(&of(2, 0, &small)), 8);
+    assert_eq!(refused(lookup(&bench.cache, &of(104, 0, &small))), Status::LimitReached);
+    assert_eq!(bench.statistics().evicted_blocks, before.evicted_blocks + 257);
+    held.into_iter().chain([last]).for_each(|lease| bench.release(lease));
+}
+
+#[test]
+fn idle_namespaces_that_are_all_large_shut_nobody_out() {
+    let mut bench = with_room_for(4, 8192);
+    let long: Vec<Vec<i32>> = (0..6).map(|seed| prompt(seed, 2000)).collect();
+    // One with 3,000 blocks, one of which a block is pinned, and two with 300.
+    long.iter().for_each(|tokens| _ = bench.run(&of(1, 0, tokens)));
+    bench.begin();
+    let (_, sequence) = bench.start(&of(2, 0, &long[0]), &long[0]);
+    let stretch = Stretch { target: Target::Id(Id(sequence)), offset: 0, tokens: 4 };
+    bench.good(&Op::Pin { stretch });
+    bench.free(sequence);
+    bench.done();
+    [3, 4].iter().for_each(|&id| _ = bench.run(&of(id, 0, &long[0][..1200])));
+    // The one that was used least recently goes, as much of it as one lookup may evict, and then the rest.
+    let new = prompt(9, 8);
+    assert_eq!(refused(lookup(&bench.cache, &of(5, 0, &new))), Status::LimitReached);
+    bench.cache.validate().unwrap();
+    let evicted = bench.statistics().evicted_blocks;
+    assert!((1024..3000).contains(&evicted), "{evicted}");
+    assert_eq!([3, 4].map(|id| bench.cache.probe(&of(id, 0, &long[0])).unwrap()), [1200; 2]);
+    assert_eq!(bench.run(&of(5, 0, &new)), 0);
+    assert_eq!(bench.statistics().evicted_blocks, 3000);
+    // As many tenants as there may be come after each other, and each is served.
+    for id in 6..40 {
+        assert_eq!(bench.run(&of(id, 0, &long[1][..1200])), 0);
+        bench.cache.validate().unwrap();
+    }
+    assert_eq!(bench.hits(&of(2, 0, &long[0])), 2000, "a pinned one stays whole");
 }
 
 #[test]
@@ -166,8 +200,8 @@ fn a_place_in_a_full_table_costs_the_same_however_large_it_is() {
     assert!(large < 20 * small.max(2_000), "{small} ns of 64, {large} ns of 65,536");
 }
 
-/// What a refused lookup costs, at best, in nanoseconds, in a full table of namespaces with so many blocks each, of
-/// which the last one is pinned.
+/// What a refused lookup costs, at best, in nanoseconds, in a full table of namespaces with so many blocks each, of which
+/// the last one is pinned.
 fn cost_of_refusal(blocks: usize) -> u64 {
     let namespaces = 400;
     let settings = CacheConfig { metadata_only: true, ..config(vec![group(4)], 100_000) };

@@ -496,6 +496,9 @@ fn only_schedulers_make_plans_and_only_workers_apply_them_and_decide_nothing() {
     let tokens = prompt(1, 8);
     assert_eq!(refused(worker.cache.lookups().find(&ask(&tokens))), Status::Unsupported);
     assert_eq!(refused(worker.cache.keys(&ask(&tokens), |_, _| ())), Status::Unsupported);
+    assert_eq!(refused(worker.cache.probe(&ask(&tokens))), Status::Unsupported);
+    assert_eq!(refused(worker.cache.pin_prefix("a", Id(1))), Status::Unsupported);
+    assert_eq!(refused(worker.cache.unpin_prefix("a")), Status::Unsupported);
     assert_eq!(refused(worker.cache.step(1).map(drop)), Status::Unsupported);
     assert_eq!(refused(worker.cache.evict(0, 1)), Status::Unsupported);
     assert_eq!(refused(worker.cache.reset(kavern::cache::ResetScope::All)), Status::Unsupported);
