@@ -1407,9 +1407,10 @@ typedef struct kavern_manager_config {
     uint64_t machine_budget_bytes;
     /**
      * Physical pages are made ahead by a thread, so that a commit or an allocation finds them there: once less than
-     * this waits for use, up to `ready_high_bytes`, most of it in the largest pages. They count as held, within all
-     * limits, the soft one too. Whoever needs the bytes otherwise gets them, also by kavern_manager_trim; they are
-     * made again when pages are next asked for, at least a second later. 0 for none. Nothing on a simulated device.
+     * this waits for use in pages of all sizes, up to `ready_high_bytes`, most of it in the largest pages. They count as
+     * held, within all limits, the soft one too. Whoever needs the bytes otherwise gets them, also by
+     * kavern_manager_trim; they are made again when pages are next asked for, at least a second later. 0 for none.
+     * Nothing on a simulated device.
      */
     uint64_t ready_low_bytes;
     /** Up to so much. What lies above the low mark and nobody has wanted for ten seconds goes. 0 takes the low mark. */
@@ -3618,7 +3619,7 @@ kavern_status kavern_sim_seed(kavern_manager *manager, uint64_t seed);
  * KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_INVALID_HANDLE.
  * In a full table of namespaces a new one takes the place of one that idles, whose blocks are evicted.
  * Threads: any; host only, never waits for the device; hashes tokens without the cache's lock, which it takes for
- * each request, and for each 32 blocks that are evicted.
+ * each request, and for each 64 blocks that are evicted.
  * Owner: each lease is to be given to ADMIT or RELEASE.
  * Since: 0.1
  *
