@@ -200,8 +200,8 @@ fn a_place_in_a_full_table_costs_the_same_however_large_it_is() {
     assert!(large < 20 * small.max(2_000), "{small} ns of 64, {large} ns of 65,536");
 }
 
-/// What a refused lookup costs, at best, in nanoseconds, in a full table of namespaces with so many blocks each, of which
-/// the last one is pinned.
+/// What a refused lookup costs, at best, in nanoseconds, in a full table of namespaces with so many blocks each, of
+/// which the last one is pinned.
 fn cost_of_refusal(blocks: usize) -> u64 {
     let namespaces = 400;
     let settings = CacheConfig { metadata_only: true, ..config(vec![group(4)], 100_000) };
