@@ -2642,8 +2642,9 @@ kavern_status kavern_kv_resize(kavern_kv_cache *cache,
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
  *
  * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
- * during the call only. It may call the library; what it causes there by its own calls is not passed on to it. It must
- * not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
+ * during the call only. It is called without a lock of the library, at the end of the call in which something was said
+ * or on a thread of the library, and may call the library; what it causes there by its own calls is not passed on to
+ * it. It must not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown level.
  * Threads: blocks until no other thread is in the former function, which is never called again.
  * Owner: `userdata` stays yours and valid until the function has been replaced or removed.
