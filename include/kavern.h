@@ -2417,7 +2417,8 @@ kavern_status kavern_elastic_config_init(kavern_elastic_config *config,
  *
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (no capacity, or more than there are addresses; page_bytes is no multiple of the
  * device's page), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE,
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE.
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_OUT_OF_HOST_MEMORY (the system
+ * gives the device "host" no such range), KAVERN_ERR_DEVICE.
  * Threads: any.
  * Owner: destroy with kavern_elastic_destroy; it keeps its manager alive.
  * Since: 0.1
@@ -2883,7 +2884,8 @@ kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
  * Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
  * KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_WRONG_STATE (during
- * a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_DEVICE.
+ * a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_LIMIT_REACHED
+ * (65,536 streams are in use or have live blocks), KAVERN_ERR_DEVICE.
  * Threads: any; blocks only where memory is short or new pages are mapped.
  * Owner: free with kavern_free.
  * Since: 0.1
@@ -2919,8 +2921,10 @@ kavern_status kavern_alloc_zeroed(kavern_manager *manager,
  *
  * `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
- * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER. Two threads that
- * free one address at the same instant may both hear that it was done.
+ * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER; KAVERN_ERR_DEVICE
+ * or KAVERN_ERR_OUT_OF_MEMORY where the device marks no point on a stream that used the block (kavern_record_use), and
+ * KAVERN_ERR_WRONG_STATE beside a capture on a device that cannot map memory. With all of these it is live as before.
+ * Two threads that free one address at the same instant may both hear that it was done.
  * Threads: any; does not block.
  * Since: 0.1
  *
@@ -3395,7 +3399,8 @@ kavern_status kavern_shared_pool_destroy(kavern_shared_pool **pool);
  * when memory is short; it never has more than `cap_bytes` (0 for no cap but the pool's limit).
  * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (no name or capacity, a weight of 0, minimums over
  * the limit or the cap), KAVERN_ERR_OUT_OF_MEMORY (others use what the minimum needs, and did not give it when asked),
- * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * KAVERN_ERR_OUT_OF_HOST_MEMORY (the system gives the device "host" no such range), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
  * Threads: any, while others work; may call callbacks of other models.
  * Since: 0.1
  *
