@@ -2422,7 +2422,8 @@ kavern_status kavern_elastic_config_init(kavern_elastic_config *config,
  *
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (no capacity, or more than there are addresses; page_bytes is no multiple of the
  * device's page), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE,
- * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE.
+ * KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_OUT_OF_HOST_MEMORY (the system
+ * gives the device "host" no such range), KAVERN_ERR_DEVICE.
  * Threads: any.
  * Owner: destroy with kavern_elastic_destroy; it keeps its manager alive.
  * Since: 0.1
@@ -2650,8 +2651,9 @@ kavern_status kavern_kv_resize(kavern_kv_cache *cache,
  * Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
  *
  * The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
- * during the call only. It may call the library; what it causes there by its own calls is not passed on to it. It must
- * not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
+ * during the call only. It is called without a lock of the library, at the end of the call in which something was said
+ * or on a thread of the library, and may call the library; what it causes there by its own calls is not passed on to
+ * it. It must not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown level.
  * Threads: blocks until no other thread is in the former function, which is never called again.
  * Owner: `userdata` stays yours and valid until the function has been replaced or removed.
@@ -2891,7 +2893,8 @@ kavern_status kavern_manager_stream_unregister(kavern_manager *manager,
  * Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
  * KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_WRONG_STATE (during
- * a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_DEVICE.
+ * a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_LIMIT_REACHED
+ * (65,536 streams are in use or have live blocks), KAVERN_ERR_DEVICE.
  * Threads: any; blocks only where memory is short or new pages are mapped.
  * Owner: free with kavern_free.
  * Since: 0.1
@@ -2927,8 +2930,10 @@ kavern_status kavern_alloc_zeroed(kavern_manager *manager,
  *
  * `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
- * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER. Two threads that
- * free one address at the same instant may both hear that it was done.
+ * KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER; KAVERN_ERR_DEVICE
+ * or KAVERN_ERR_OUT_OF_MEMORY where the device marks no point on a stream that used the block (kavern_record_use), and
+ * KAVERN_ERR_WRONG_STATE beside a capture on a device that cannot map memory. With all of these it is live as before.
+ * Two threads that free one address at the same instant may both hear that it was done.
  * Threads: any; does not block.
  * Since: 0.1
  *
@@ -3404,7 +3409,8 @@ kavern_status kavern_shared_pool_destroy(kavern_shared_pool **pool);
  * when memory is short; it never has more than `cap_bytes` (0 for no cap but the pool's limit).
  * Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (no name or capacity, a weight of 0, minimums over
  * the limit or the cap), KAVERN_ERR_OUT_OF_MEMORY (others use what the minimum needs, and did not give it when asked),
- * KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+ * KAVERN_ERR_OUT_OF_HOST_MEMORY (the system gives the device "host" no such range), KAVERN_ERR_INVALID_HANDLE,
+ * KAVERN_ERR_NULL_POINTER.
  * Threads: any, while others work; may call callbacks of other models.
  * Since: 0.1
  *

@@ -25,12 +25,19 @@ pub struct Event<'a> {
     pub text: &'a str,
 }
 
-/// Where news goes. Called without any lock held.
+/// Where news goes.
 pub trait EventSink: Send + Sync {
     /// Whether anybody reads this level; asked before a text is formatted.
     fn wants(&self, level: Level) -> bool;
-    /// Takes one piece of news.
+    /// Takes one piece of news, possibly while locks are held: what a program hears of it waits for [`settle`], or for
+    /// the end of the program's own call.
+    ///
+    /// [`settle`]: EventSink::settle
     fn emit(&self, event: Event<'_>);
+    /// A thread of the library begins a piece of work.
+    fn hold(&self) {}
+    /// It has ended it, and has no lock: what came meanwhile goes to the program.
+    fn settle(&self) {}
 }
 
 /// A sink that drops everything.

@@ -401,6 +401,13 @@ fn soft_limits_and_budgets_of_the_machine_hold() {
 }
 
 #[test]
+fn a_log_callback_may_use_what_the_news_is_about() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("log", &["log.c"])));
+    }
+}
+
+#[test]
 fn the_programs_with_a_graph_are_for_a_gpu_and_say_so() {
     if !there_is("cc", "cc") {
         return;

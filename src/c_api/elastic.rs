@@ -183,7 +183,8 @@ pub unsafe extern "C" fn kavern_elastic_config_init(
 ///
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (no capacity, or more than there are addresses; page_bytes is no multiple of the
 /// device's page), KAVERN_ERR_UNSUPPORTED (the device cannot map memory), KAVERN_ERR_INVALID_HANDLE,
-/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_DEVICE.
+/// KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_OUT_OF_MEMORY, KAVERN_ERR_OUT_OF_HOST_MEMORY (the system
+/// gives the device "host" no such range), KAVERN_ERR_DEVICE.
 /// Threads: any.
 /// Owner: destroy with kavern_elastic_destroy; it keeps its manager alive.
 /// Since: 0.1

@@ -131,15 +131,25 @@ fn meet_fault(function: &str) {
 
 /// Tells the log of the failure; the text stays, whatever a callback does on this thread.
 fn announce(level: Level) {
-    if !log::wants(level) {
-        return;
+    if log::wants(level) {
+        let text = with_last_error(|text| text.to_owned());
+        keeping_last_error(|| log::emit(level, "c_api", &text));
     }
+}
+
+/// Runs code during which the program may call the library; the text of the last failure is the same afterwards.
+pub(super) fn keeping_last_error(body: impl FnOnce()) {
     let text = with_last_error(|text| text.to_owned());
-    log::emit(level, "c_api", &text);
+    body();
     LAST_ERROR.with_borrow_mut(|last| {
         last.length = 0;
         let _ = last.write_str(&text);
     });
+}
+
+/// Whether this thread is in a function of ours, and so may have a lock of ours.
+pub(super) fn is_inside() -> bool {
+    !matches!(PLACE.get(), Place::Outside)
 }
 
 #[cold]
@@ -191,6 +201,9 @@ pub(super) fn guard(function: &'static str, body: impl FnOnce() -> Result<Status
         body()
     }));
     PLACE.set(outer);
+    if matches!(outer, Place::Outside) {
+        log::settle();
+    }
     match outcome {
         Ok(Ok(status)) => status as kavern_status,
         Ok(Err(error)) => fail(function, &error),

@@ -1,17 +1,19 @@
 //! The log: what the library says goes to one callback and, if `KAVERN_LOG` asks for it, to stderr.
 //!
-//! What it does: keeps the callback, counts the calls in flight, lets an unregistering thread wait for them. What it
-//! does not: filter by room. Silent by default.
+//! What it does: keeps the callback, counts the calls in flight, lets an unregistering thread wait for them; keeps what
+//! rooms say, who may have locks, until the thread is on its way out of the library. What it does not: filter by room.
+//! Silent by default.
 //!
 //! Invariants: a callback is never called under a lock; after `set_callback` returns, the former callback is not
 //! running on any other thread and is never called again; a thread inside a callback gets no further call from what it
-//! does there, so that a callback may use the library. Lock: `STATE`, taken alone.
+//! does there, so that a callback may use the library. Locks: `STATE` and `KEPT`, each taken alone.
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, ThreadId};
 
 use super::guard;
 use super::types::{kavern_log_fn, kavern_status};
@@ -41,9 +43,23 @@ static CALL_ENDED: Condvar = Condvar::new();
 static CALLBACK_LEVEL: AtomicU32 = AtomicU32::new(0);
 static STDERR_LEVEL: OnceLock<u32> = OnceLock::new();
 
+/// What was said by a thread that has not settled since.
+struct Kept {
+    thread: ThreadId,
+    level: Level,
+    room: &'static str,
+    text: String,
+}
+
+static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+
 thread_local! {
     /// Number of the callback that this thread is in; 0 outside.
     static INSIDE: Cell<u64> = const { Cell::new(0) };
+    /// Whether this thread is one of the library's, at work.
+    static IS_HELD: Cell<bool> = const { Cell::new(false) };
+    /// Whether anything of `KEPT` is this thread's.
+    static HAS_KEPT: Cell<bool> = const { Cell::new(false) };
 }
 
 fn read_variable() -> u32 {
@@ -101,11 +117,38 @@ fn end_call(callback: &Callback) {
     CALL_ENDED.notify_all();
 }
 
-/// Says something to whoever listens.
+/// Says something to whoever listens. The caller has no lock.
 pub(super) fn emit(level: Level, room: &str, text: &str) {
     if level as u32 <= stderr_level() {
         write_stderr(level, room, text);
     }
+    call(level, room, text);
+}
+
+/// As `emit`, where the caller may have locks: the callback hears it later.
+fn keep(event: Event<'_>) {
+    if event.level as u32 <= stderr_level() {
+        write_stderr(event.level, event.room, event.text);
+    }
+    if INSIDE.get() == 0 && event.level as u32 <= CALLBACK_LEVEL.load(Ordering::Relaxed) {
+        let (thread, text) = (thread::current().id(), event.text.to_owned());
+        KEPT.lock().push(Kept { thread, level: event.level, room: event.room, text });
+        HAS_KEPT.set(true);
+    }
+}
+
+/// Tells the callback what this thread has kept. It has no lock.
+pub(super) fn settle() {
+    if !HAS_KEPT.get() || INSIDE.get() != 0 {
+        return;
+    }
+    HAS_KEPT.set(false);
+    let here = thread::current().id();
+    let kept: Vec<Kept> = KEPT.lock().extract_if(.., |kept| kept.thread == here).collect();
+    guard::keeping_last_error(|| kept.iter().for_each(|kept| call(kept.level, kept.room, &kept.text)));
+}
+
+fn call(level: Level, room: &str, text: &str) {
     let Some(callback) = begin_call(level) else { return };
     let c_text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
     let (room, text) = (c_text(room), c_text(text));
@@ -146,15 +189,29 @@ impl EventSink for LogSink {
     }
 
     fn emit(&self, event: Event<'_>) {
-        emit(event.level, event.room, event.text);
+        if guard::is_inside() || IS_HELD.get() {
+            keep(event);
+        } else {
+            emit(event.level, event.room, event.text);
+        }
+    }
+
+    fn hold(&self) {
+        IS_HELD.set(true);
+    }
+
+    fn settle(&self) {
+        IS_HELD.set(false);
+        settle();
     }
 }
 
 /// Sets the function that receives what the library says, up to `level` (a KAVERN_LOG_ value); null removes it.
 ///
 /// The function gets `userdata`, the level, the room of the library that speaks, and a sentence; both texts are valid
-/// during the call only. It may call the library; what it causes there by its own calls is not passed on to it. It must
-/// not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
+/// during the call only. It is called without a lock of the library, at the end of the call in which something was said
+/// or on a thread of the library, and may call the library; what it causes there by its own calls is not passed on to
+/// it. It must not throw. The variable KAVERN_LOG (off, error, warn, info, debug) writes to stderr independently of it.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT for an unknown level.
 /// Threads: blocks until no other thread is in the former function, which is never called again.
 /// Owner: `userdata` stays yours and valid until the function has been replaced or removed.
@@ -218,7 +275,7 @@ mod tests {
         guard::guard("kavern_outer", || Err(Error::argument("kept")));
         guard::with_last_error(|text| assert_eq!(text, "kavern_outer: kept"));
 
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..500).for_each(|_| emit(Level::Warn, "test", "log-test crowd")));
             }

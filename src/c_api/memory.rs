@@ -89,7 +89,8 @@ fn free(manager: *const kavern_manager, address: u64, stream: *mut c_void) -> Re
 /// Stream: usable at once by work enqueued on `stream`; elsewhere after an order of yours, told by kavern_record_use.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes, alignment), KAVERN_ERR_OUT_OF_MEMORY with a report in the text,
 /// KAVERN_ERR_STALE_ID (tag), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_WRONG_STATE (during
-/// a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_DEVICE.
+/// a capture, on a device that cannot map memory: each allocation comes straight from it), KAVERN_ERR_LIMIT_REACHED
+/// (65,536 streams are in use or have live blocks), KAVERN_ERR_DEVICE.
 /// Threads: any; blocks only where memory is short or new pages are mapped.
 /// Owner: free with kavern_free.
 /// Since: 0.1
@@ -174,8 +175,10 @@ pub unsafe extern "C" fn kavern_alloc_zeroed(
 ///
 /// `address` 0 does nothing. The stream may be another than that of the allocation, if it is ordered after all use.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT (freed before, never allocated, of another manager, not the first byte),
-/// KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER. Two threads that
-/// free one address at the same instant may both hear that it was done.
+/// KAVERN_ERR_INVALID_HANDLE (manager, stream), KAVERN_ERR_IN_USE (pinned), KAVERN_ERR_NULL_POINTER; KAVERN_ERR_DEVICE
+/// or KAVERN_ERR_OUT_OF_MEMORY where the device marks no point on a stream that used the block (kavern_record_use), and
+/// KAVERN_ERR_WRONG_STATE beside a capture on a device that cannot map memory. With all of these it is live as before.
+/// Two threads that free one address at the same instant may both hear that it was done.
 /// Threads: any; does not block.
 /// Since: 0.1
 ///

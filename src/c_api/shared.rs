@@ -131,7 +131,8 @@ pub unsafe extern "C" fn kavern_shared_pool_destroy(pool: *mut *mut kavern_share
 /// when memory is short; it never has more than `cap_bytes` (0 for no cap but the pool's limit).
 /// Errors: KAVERN_ERR_ALREADY_EXISTS, KAVERN_ERR_INVALID_ARGUMENT (no name or capacity, a weight of 0, minimums over
 /// the limit or the cap), KAVERN_ERR_OUT_OF_MEMORY (others use what the minimum needs, and did not give it when asked),
-/// KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
+/// KAVERN_ERR_OUT_OF_HOST_MEMORY (the system gives the device "host" no such range), KAVERN_ERR_INVALID_HANDLE,
+/// KAVERN_ERR_NULL_POINTER.
 /// Threads: any, while others work; may call callbacks of other models.
 /// Since: 0.1
 ///

@@ -73,7 +73,7 @@ pub(super) struct Core {
     pub(super) device: Arc<dyn Device>,
     pub(super) account: Arc<dyn Payer>,
     pub(super) config: PhysicalConfig,
-    sink: Arc<dyn EventSink>,
+    pub(super) sink: Arc<dyn EventSink>,
     pub(super) page_bytes: u64,
     pub(super) pool: Mutex<Pool>,
     /// Told when a page is no longer in transit.

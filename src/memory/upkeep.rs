@@ -156,8 +156,10 @@ impl Core {
         let mut patience_ns = PATIENCE_MIN_NS;
         loop {
             let pass = AssertUnwindSafe(|| self.tick(clock::now_ns()));
+            self.sink.hold();
             // A panic of the device is told where it happens; the next pass may find it well.
             let next = catch_unwind(pass).unwrap_or(Some(REFUSED_NS));
+            self.sink.settle();
             let mut pool = self.pool.lock();
             if pool.is_stopping {
                 return;

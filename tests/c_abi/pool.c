@@ -118,6 +118,9 @@ static void managed_blocks_are_the_cpus_and_the_devices(kavern_manager *manager)
     CHECK(config.memory_kind == KAVERN_POOL_DEVICE);
     config.memory_kind = KAVERN_POOL_MANAGED;
     config.rounding = KAVERN_POOL_FIXED;
+    config.block_bytes = UINT64_MAX;
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_pool_create(manager, &config, &pool));
+    CHECK(last_error_has("no device has that much"));
     config.block_bytes = (1 << 20) + 1;
     EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_pool_create(manager, &config, &pool));
     CHECK(last_error_has("managed memory") && last_error_has("1048576"));

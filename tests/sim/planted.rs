@@ -210,6 +210,28 @@ fn addresses_that_are_unmapped_under_work() {
 }
 
 #[test]
+fn two_addresses_of_one_page() {
+    found(&[WriteAfterWrite], |engine, is_right| {
+        let device = &engine.device;
+        let unit = device.description().page_bytes;
+        let page = device.page_create(unit).unwrap();
+        let [one, other] = [(); 2].map(|()| {
+            let range = device.virtual_reserve(unit).unwrap();
+            device.virtual_map(range, page).unwrap();
+            device.virtual_set_access(range, Access::ReadWrite).unwrap();
+            range
+        });
+        engine.launch(engine.compute, &[], &[one.part(0, 128).unwrap()]);
+        // Other bytes of the page need no order.
+        engine.launch(engine.transfer, &[], &[other.part(if is_right { 128 } else { 64 }, 128).unwrap()]);
+        engine.synchronize(engine.compute);
+        engine.synchronize(engine.transfer);
+        [one, other].into_iter().for_each(|range| device.virtual_unmap(range).unwrap());
+        device.page_release(page).unwrap();
+    });
+}
+
+#[test]
 fn two_offloads_into_the_same_staging() {
     found(&[WriteAfterWrite], |engine, is_right| {
         engine.offload(engine.compute, 1, 0);

@@ -99,6 +99,22 @@ impl VirtualMemory {
         next >= start + bytes
     }
 
+    /// The mapped parts of a range: of each the number of its page, which is never given again, and its first byte and
+    /// end there.
+    pub(in crate::device) fn pages_behind(
+        &self,
+        start: u64,
+        bytes: u64,
+    ) -> impl Iterator<Item = (u64, (u64, u64))> {
+        let end = start + bytes;
+        let first = self.mappings.range(..=start).next_back().map_or(start, |(&first, _)| first);
+        let parts = self.mappings.range(first..end).map(move |(&address, mapping)| {
+            let (low, high) = (start.max(address), end.min(address + mapping.bytes));
+            (mapping.page, (low.saturating_sub(address), high.saturating_sub(address)))
+        });
+        parts.filter(|(_, (low, high))| low < high)
+    }
+
     fn protection(&self, access: Access) -> Protection {
         if self.is_open { Protection::ReadWrite } else { protection(access) }
     }

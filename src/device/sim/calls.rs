@@ -381,7 +381,7 @@ impl Device for Sim {
     }
 
     fn page_release(&self, page: Page) -> Result<()> {
-        self.ready()?.gpu(self.index).virtual_memory.page_release(page)
+        self.release_page(page)
     }
 
     fn virtual_map(&self, target: DeviceSlice, page: Page) -> Result<()> {

@@ -174,6 +174,14 @@ impl Sim {
         Ok(())
     }
 
+    pub(super) fn release_page(&self, page: Page) -> Result<()> {
+        let mut world = self.ready()?;
+        let gpu = world.gpu(self.index);
+        gpu.virtual_memory.page_release(page)?;
+        gpu.page_shadows.remove(&page.0);
+        Ok(())
+    }
+
     pub(super) fn map(&self, target: DeviceSlice, page: Page) -> Result<()> {
         let mut world = self.ready()?;
         let real = self.real(&mut world, target)?;

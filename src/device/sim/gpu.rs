@@ -3,7 +3,7 @@
 //! What it does not: look at other devices; `world` has them all. Invariants: entry 0 of the streams is the default
 //! stream; an event's slot is live or free; numbers of streams are never used twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::capture::Capture;
@@ -11,6 +11,7 @@ use super::clock::Stamp;
 use super::memory::Space;
 use super::report::{Finding, FindingKind, Party, Report};
 use super::schedule::{Schedule, mix};
+use super::shadow::Shadow;
 use crate::device::host::memory::Physical;
 use crate::device::host::vmm::VirtualMemory;
 use crate::device::{DeviceKey, Event};
@@ -47,6 +48,8 @@ pub(super) struct Gpu {
     pub(super) has_separate_threads: bool,
     pub(super) physical: Arc<Physical>,
     pub(super) virtual_memory: VirtualMemory,
+    /// Accesses to mapped pages, by whatever address, until the page is released.
+    pub(super) page_shadows: HashMap<u64, Shadow>,
     pub(super) space: Space,
     pub(super) streams: Vec<Entry>,
     /// Marks on streams of others that were forgotten before their work was done.
@@ -80,6 +83,7 @@ impl Gpu {
             has_separate_threads: false,
             virtual_memory: VirtualMemory::new_open(key, page_bytes, Arc::clone(&physical)),
             physical,
+            page_shadows: HashMap::new(),
             space,
             streams: Vec::new(),
             lingering: Vec::new(),

@@ -129,7 +129,22 @@ impl World {
             return;
         }
         let Self { regions, gpus, .. } = self;
-        let Some((_, region)) = regions.around(address, bytes) else { return };
+        let Some((start, region)) = regions.around(address, bytes) else { return };
+        let range = (address, address + bytes);
+        let mut clashes: Vec<(Clash, Access)> = Vec::new();
+        let mut add = |clash, other: &Access| clashes.push((clash, *other));
+        match (&region.content, gpus[region.gpu].as_mut()) {
+            (Content::Window(real), Some(gpu)) => {
+                // A page may have several addresses. Who unmaps one asks for what came by that one.
+                region.shadow.note(range, &actor.access, &actor.stamp, is_write, &mut |_, _| {});
+                for (page, part) in gpu.virtual_memory.pages_behind(real + (address - start), bytes) {
+                    let shadow = gpu.page_shadows.entry(page).or_default();
+                    shadow.note(part, &actor.access, &actor.stamp, is_write, &mut add);
+                }
+            }
+            _ => region.shadow.note(range, &actor.access, &actor.stamp, is_write, &mut add),
+        }
+        let born = region.born.filter(|born| !actor.stamp.knows(born.slot, born.count));
         let mut last = None;
         let mut tell = |kind, other: &Access| {
             // A range cut into pieces says the same of each.
@@ -138,13 +153,10 @@ impl World {
                 find_both(gpus, kind, &actor.access, other, (address, bytes));
             }
         };
-        if let Some(born) = region.born.filter(|born| !actor.stamp.knows(born.slot, born.count)) {
+        if let Some(born) = born {
             tell(FindingKind::UnorderedReuse, &born);
         }
-        let range = (address, address + bytes);
-        region.shadow.note(range, &actor.access, &actor.stamp, is_write, &mut |clash, other| {
-            tell(kind_of(clash), other);
-        });
+        clashes.iter().for_each(|(clash, other)| tell(kind_of(*clash), other));
     }
 
     /// Locates and notes in one; answers where the bytes are.

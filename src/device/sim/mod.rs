@@ -6,8 +6,8 @@
 //!
 //! Choices: the default stream is a stream like any other and waits for nobody, so a program that is right here is
 //! right under CUDA's legacy default stream too. Threads of the host count as ordered by the order of their calls,
-//! because their own locks cannot be seen; `threads=separate` takes them to be unordered. Two addresses of one mapped
-//! page are two memories to the search.
+//! because their own locks cannot be seen; `threads=separate` takes them to be unordered. What is written to a mapped
+//! page is looked for at each of its addresses.
 //!
 //! `world` has the devices and the lock, `run` does the work, `judge` finds what is wrong with it, `calls` and
 //! `calls_memory` implement the trait, `capture` says what they refuse beside a capture.

@@ -23,6 +23,7 @@ use super::super::slab::Slot;
 use super::core::{Core, FITTED, Guest, Host, LENDING};
 use super::fitted::granules;
 use super::mesh::holds_captured;
+use super::planted::Mistake;
 use super::{Heap, LARGE, MIDDLE, Names, core};
 use crate::error::{Error, Result, Status};
 
@@ -125,7 +126,8 @@ impl Heap {
         for (at, (block, record)) in loose.enumerate() {
             let offset = u64::from(block.0 + block.1 - 1) * LARGE_GRANULE_BYTES;
             let names = self.names.read();
-            let begin = |core: &mut Core, first| core.lend_end(&names, block, record, first);
+            let is_for_all = self.has(Mistake::EndForAll);
+            let begin = |core: &mut Core, first| core.lend_end(&names, block, record, (first, is_for_all));
             self.lend_page(region, offset, at < WITH_ROOM, begin)?;
         }
         Ok(())
@@ -255,7 +257,7 @@ impl Core {
         names: &Names,
         (start, count): (u32, u32),
         record: &Record,
-        first: u32,
+        (first, is_for_all): (u32, bool),
     ) -> Result<bool> {
         self.middle.reserve_nodes(8)?;
         // Nobody gets a freed block meanwhile, so it is this one or none.
@@ -270,7 +272,12 @@ impl Core {
         self.middle.carve(first + begun, EACH - begun)?;
         self.lent_ends.insert(start, first);
         let bytes = u64::from(EACH - begun) * MIDDLE_GRANULE_BYTES;
-        self.order.free(stream, Freed { class: FITTED, id: (first + begun).into(), bytes });
+        let end = Freed { class: FITTED, id: (first + begun).into(), bytes };
+        if is_for_all {
+            self.give_free(end)?;
+        } else {
+            self.order.free(stream, end);
+        }
         Ok(true)
     }
 

@@ -32,12 +32,14 @@ pub(super) enum Mistake {
     NextBatchToo,
     /// What is cut off a live block is free for all, whoever had it before.
     TailForAll,
+    /// What is lent of the last page of a live large block likewise.
+    EndForAll,
 }
 
 #[cfg(test)]
 impl Mistake {
     /// All of them.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::FenceTaken,
         Self::WaitForgotten,
         Self::WaitTooOld,
@@ -51,6 +53,7 @@ impl Mistake {
         Self::CachesForAll,
         Self::NextBatchToo,
         Self::TailForAll,
+        Self::EndForAll,
     ];
 }
 

@@ -4,7 +4,9 @@
 //! the counts that their caches keep anyway, so nothing of it is on the path of a request; a cache is visited once in
 //! that time. What threads have left that ended goes when no thread came to it in between, whatever others do; all else
 //! when nobody has allocated or freed anything. What it does not: wait for work in flight; the next look finds it done.
-//! Invariant: beside a capture nothing is given up. Lock order: `resting` before all others; the upkeep alone takes it.
+//! Invariant: no event is recorded beside a capture that it would break: one that has begun is seen before, and one
+//! that begins meanwhile by each event itself (`points`). Lock order: `resting` before all others; the upkeep alone
+//! takes it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

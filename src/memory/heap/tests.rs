@@ -297,8 +297,12 @@ fn random_requests_on_several_streams_never_overlap_and_all_come_back() {
 fn races(seed: u64, operations: usize, mistake: Option<Mistake>) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed);
     // How short memory is decides which step of the ladder serves a request.
-    let limit_bytes = [24, 40, 64][random.usize(..3)] * MIB;
-    let heap = heap(&format!("sim?seed={}", seed >> 16), limit_bytes);
+    let (page_bytes, limit, high) = match random.u32(..8) {
+        // Large blocks, those that lend their ends, and pages as a GPU has them.
+        0 => (2 * MIB, 160, 26),
+        other => (64 << 10, [24, 40, 64][other as usize % 3], 23),
+    };
+    let heap = heap(&format!("sim?seed={}&page_bytes={page_bytes}", seed >> 16), limit * MIB);
     heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
     let sim = Arc::clone(&heap.device);
     let simulator = sim.simulator().unwrap();
@@ -310,7 +314,7 @@ fn races(seed: u64, operations: usize, mistake: Option<Mistake>) -> u64 {
         if random.u32(..50) == 0 {
             heap.forget_stream(streams[at]).unwrap();
         } else if live.len() < 16 && random.u32(..5) > 1 {
-            let bytes = some_bytes(&mut random, 5, 23) + 16;
+            let bytes = some_bytes(&mut random, 5, high) + 16;
             let Some(address) = try_allocate(&heap, keys[at], streams[at], bytes) else { continue };
             simulator.declare(streams[at], &[], &[slice_of(&heap, address, bytes)]).unwrap();
             live.push((address, bytes, at));
@@ -388,6 +392,7 @@ fn every_planted_mistake_in_the_order_of_streams_is_found() {
             match mistake {
                 Mistake::WaitForgotten | Mistake::WaitTooOld => races_behind_waits(seed, Some(mistake)) > 0,
                 Mistake::TailForAll => races_on_a_tail(seed, Some(mistake), false) > 0,
+                Mistake::EndForAll => lend::races_on_a_lent_end(seed, Some(mistake)) > 0,
                 _ => races(seed, 400, Some(mistake)) > 0,
             }
         });

@@ -145,8 +145,11 @@ fn check_growth(blocks: u32) -> Result<()> {
 }
 
 fn aligned(bytes: u64) -> Result<u64> {
-    let aligned = bytes.checked_next_multiple_of(ALIGNMENT).filter(|&aligned| aligned > 0);
-    aligned.ok_or_else(|| Error::argument(format!("blocks of {bytes} bytes; give 1 byte or more")))
+    match bytes.checked_next_multiple_of(ALIGNMENT) {
+        Some(0) => Err(Error::argument("blocks of 0 bytes; give 1 byte or more")),
+        Some(aligned) => Ok(aligned),
+        None => Err(Error::argument(format!("blocks of {bytes} bytes; no device has that much"))),
+    }
 }
 
 impl Sizes {

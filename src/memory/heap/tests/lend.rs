@@ -174,8 +174,9 @@ fn half_full(spec: &str, pages: u64) -> (Arc<Heap>, Vec<u64>) {
     let heap = heap(spec, pages * PAGE);
     let blocks: Vec<u64> =
         (0..2 * pages).map_while(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).ok()).collect();
-    let middle = blocks.iter().min().map_or(0, |first| first / PAGE) + pages / 2;
-    let is_kept = |address: &u64| (address / PAGE < middle) == address.is_multiple_of(PAGE);
+    let place = |address: &u64| address - heap.block_at(*address).unwrap().0.base;
+    let middle = blocks.iter().map(place).min().map_or(0, |first| first / PAGE) + pages / 2;
+    let is_kept = |address: &u64| (place(address) / PAGE < middle) == place(address).is_multiple_of(PAGE);
     let (kept, freed): (Vec<u64>, Vec<u64>) = blocks.into_iter().partition(is_kept);
     kept.iter().for_each(|&address| {
         let _ = heap.device.write(slice_of(&heap, address, 8), &address.to_le_bytes());
@@ -290,6 +291,66 @@ fn a_large_request_on_what_is_left_of_others_is_aligned_as_it_asks() {
         free_all(&heap, kept.into_iter().chain([large]));
         check_empty(&heap);
     }
+}
+
+/// A stream is at work on all of a large block, frees it and has a shorter one in its place, of which the end is lent.
+/// Another stream asks for all that is left. How many of its writes met the work.
+pub(super) fn races_on_a_lent_end(seed: u64, mistake: Option<Mistake>) -> u64 {
+    let heap = heap(&format!("sim?seed={seed}"), 64 * MIB);
+    heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
+    let sim = Arc::clone(&heap.device);
+    let simulator = sim.simulator().unwrap();
+    let [one, other] = [(); 2].map(|()| sim.stream_create().unwrap());
+    let full = heap.allocate(one, 36 * MIB, 0, 0).unwrap();
+    (0..200).for_each(|_| simulator.declare(one, &[], &[slice_of(&heap, full, 36 * MIB)]).unwrap());
+    heap.free(one, full).unwrap();
+    let short = heap.allocate(one, 34 * MIB + 512 * KIB, 0, 0).unwrap();
+    assert_eq!(short, full);
+    write_all_that_is_left(&heap, other, 300 * KIB);
+    assert_eq!(class_of(&heap, short), LENDING);
+    heap.validate().unwrap();
+    sim.synchronize().unwrap();
+    sim.race_count()
+}
+
+/// A stream is at work on a block out of the ends of pages and frees it; another stream asks for all that is left. How
+/// many of its writes met the work.
+fn races_on_the_ends_of_pages(seed: u64, mistake: Option<Mistake>) -> u64 {
+    let (heap, _) = half_full(&format!("sim?seed={seed}"), 16);
+    let sim = Arc::clone(&heap.device);
+    let simulator = sim.simulator().unwrap();
+    let [one, other] = [(); 2].map(|()| sim.stream_create().unwrap());
+    sim.synchronize().unwrap();
+    // The first one lies where the two kinds of pages meet.
+    let [_, composed] = [(); 2].map(|()| heap.allocate(one, 2 * MIB, 0, 0).unwrap());
+    assert_eq!(class_of(&heap, composed), COMPOSED);
+    (0..200).for_each(|_| simulator.declare(one, &[], &[slice_of(&heap, composed, 2 * MIB)]).unwrap());
+    heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
+    heap.free(one, composed).unwrap();
+    write_all_that_is_left(&heap, other, MIB);
+    heap.validate().unwrap();
+    sim.synchronize().unwrap();
+    sim.race_count()
+}
+
+fn write_all_that_is_left(heap: &Arc<Heap>, stream: Stream, bytes: u64) {
+    while let Ok(address) = heap.allocate(stream, bytes, 0, 0) {
+        let simulator = heap.device.simulator().unwrap();
+        simulator.declare(stream, &[], &[slice_of(heap, address, bytes)]).unwrap();
+    }
+}
+
+#[test]
+fn what_is_behind_two_addresses_goes_the_way_of_its_stream() {
+    let first = seed();
+    for round in 0..20 {
+        let seed = first.wrapping_add(round);
+        assert_eq!(races_on_a_lent_end(seed, None), 0, "seed {seed}");
+        assert_eq!(races_on_the_ends_of_pages(seed, None), 0, "seed {seed}");
+    }
+    let is_found = |found: &dyn Fn(u64) -> u64| (0..20).any(|round| found(first.wrapping_add(round)) > 0);
+    assert!(is_found(&|seed| races_on_a_lent_end(seed, Some(Mistake::EndForAll))));
+    assert!(is_found(&|seed| races_on_the_ends_of_pages(seed, Some(Mistake::FreeForAll))));
 }
 
 #[test]
