@@ -66,6 +66,13 @@ impl Lists {
         prefetch::prefetch(&self.links, block as usize);
     }
 
+    /// The same of its neighbours, once its own are there.
+    pub(in crate::cache) fn fetch_neighbours(&self, block: u32) {
+        let Link { prev, next } = self.links[block as usize];
+        prefetch::prefetch(&self.links, prev as usize);
+        prefetch::prefetch(&self.links, next as usize);
+    }
+
     /// Has the links of the oldest blocks of a list fetched, at most so many, if those lie in a row, as they do that
     /// came and went together; answers that row.
     #[inline]
