@@ -5,7 +5,7 @@
 //! The bound is measured in the same run, in turns with the evictions: [`Walk`], a plain chase through as much memory
 //! as the cache's bookkeeping takes, of so many touches that its median is the eviction's. Three gates:
 //! - the median. The goal of 10 us is 156 ns for each of 64 blocks: one wait for memory. Where one touch of the walk
-//!   takes longer than that, the goal is stretched by as much. Of all cases but the first it may be twice that.
+//!   takes longer than that, the goal is stretched by as much.
 //! - the 99th percentile: ten times the goal, or one and a half times the walk's in this run. A machine that takes
 //!   the processor away does so from whoever runs, and both run equally long, so both have such tails; of 10,000 calls
 //!   each the 99th percentile rests on a hundred, whose count is sure to a tenth, and tails as long as these (one call
@@ -13,6 +13,8 @@
 //!   (a sweep, a rehash, a page taken) is the eviction's alone and is not hidden by it.
 //! - the eviction's own 99th percentile, without what the machine does to both: ten times the goal, on any machine. It
 //!   is the least time by whose distance from the median at most one eviction in a hundred more is late than walks are.
+//!
+//! All cases but the first may take twice as much: they touch more memory than one wait for each block.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -51,7 +53,7 @@ const CALIBRATING: usize = 500;
 /// What is on, and what is done. Priorities, times to live and events are on in all.
 struct Case {
     name: &'static str,
-    /// How often the goal the median may be.
+    /// How often the first case's gates it may take.
     most_goals: f64,
     /// Calls that are timed.
     timed: usize,
@@ -306,6 +308,7 @@ fn evict(case: &'static Case, blocks: u64, policy: &str) -> Figures {
 fn evicting_64_blocks_of_a_million_takes_microseconds_with_everything_on() {
     // The goal is one of large caches; what lies in the processor's own cache is only printed, and only once.
     let small = std::iter::once((&PLAIN, 1 << 12));
+    let mut late = Vec::new();
     for (case, blocks) in small.chain(CASES.iter().map(|case| (case, 1 << 20))) {
         for policy in ["adaptive", "lru"] {
             let Figures { evictions, walks, touches } = evict(case, blocks, policy);
@@ -326,10 +329,14 @@ fn evicting_64_blocks_of_a_million_takes_microseconds_with_everything_on() {
                 continue;
             }
             let most_p50 = case.most_goals * GOAL_NS as f64 * (wait_ns / GOAL_OF_BLOCK_NS).max(1.0);
-            let most_p99 = (LEAST_GATE_NS as f64).max(EQUAL_TAILS * walk_p99 as f64);
-            assert!(p50 as f64 <= most_p50, "{name}: p50 {p50} ns, at most {most_p50:.0}");
-            assert!(p99 as f64 <= most_p99, "{name}: p99 {p99} ns, at most {most_p99:.0}");
-            assert!(own_p99 <= LEAST_GATE_NS, "{name}: own p99 {own_p99} ns, at most {LEAST_GATE_NS}");
+            let most_p99 = (case.most_goals * LEAST_GATE_NS as f64).max(EQUAL_TAILS * walk_p99 as f64);
+            let most_own = case.most_goals * LEAST_GATE_NS as f64;
+            let gates = [("p50", p50, most_p50), ("p99", p99, most_p99), ("own p99", own_p99, most_own)];
+            let late_ones = gates.into_iter().filter(|&(_, took, most)| took as f64 > most);
+            late.extend(
+                late_ones.map(|(what, took, most)| format!("{name}: {what} {took} ns, at most {most:.0}")),
+            );
         }
     }
+    assert!(late.is_empty(), "{late:#?}");
 }

@@ -8,6 +8,7 @@ use super::hash::Key;
 use super::index::Index;
 use super::steps::NONE;
 use crate::error::{Error, Result};
+use crate::sys::prefetch;
 use crate::sys::reserve::filled;
 
 /// Most children of one parent that a search looks at: the newest, which are the likeliest.
@@ -27,6 +28,10 @@ pub(super) struct Parent {
     pub(super) key: Key,
     pub(super) namespace: u32,
 }
+
+/// Under what the first child of a parent is listed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ParentHash(u32);
 
 pub(super) struct Children {
     firsts: Index,
@@ -65,8 +70,26 @@ impl Children {
         self.firsts.insert(hash, block);
     }
 
+    /// Has the links of a block fetched.
+    #[inline]
+    pub(super) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.links, block as usize);
+    }
+
+    /// Has fetched what `remove` of a block reads beyond its links, once those are there; answers what it asks for.
+    #[inline]
+    pub(super) fn prepare_to_remove(&self, block: u32, parent: &Parent) -> ParentHash {
+        let (Link { prev, next }, hash) = (self.links[block as usize], self.hash(parent));
+        prefetch::prefetch(&self.links, next as usize);
+        match prev {
+            NONE => self.firsts.fetch_around(hash),
+            prev => prefetch::prefetch(&self.links, prev as usize),
+        }
+        ParentHash(hash)
+    }
+
     /// A block stops being findable; one that was never added is left alone.
-    pub(super) fn remove(&mut self, block: u32, parent: &Parent) {
+    pub(super) fn remove(&mut self, block: u32, ParentHash(hash): ParentHash) {
         let Link { prev, next } = self.links[block as usize];
         if next == UNLISTED {
             return;
@@ -79,7 +102,6 @@ impl Children {
             self.links[prev as usize].next = next;
             return;
         }
-        let hash = self.hash(parent);
         self.firsts.remove(hash, block);
         if next != NONE {
             self.firsts.insert(hash, next);

@@ -185,10 +185,13 @@ impl Store {
     }
 
     /// The part of the lists of children and of the copy on the device.
-    pub(super) fn tell_kin_gone(&mut self, index: u32, namespaces: &Namespaces) {
+    fn tell_kin_gone(&mut self, index: u32, namespaces: &Namespaces) {
         if self.children.is_some() {
             let parent = self.parent_of(index);
-            self.children.as_mut().into_iter().for_each(|children| children.remove(index, &parent));
+            self.children.as_mut().into_iter().for_each(|children| {
+                let hash = children.prepare_to_remove(index, &parent);
+                children.remove(index, hash);
+            });
         }
         if let Some(mirror) = &mut self.mirror {
             let block = &self.blocks[index as usize];

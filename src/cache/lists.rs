@@ -57,6 +57,13 @@ impl Lists {
         prefetch::prefetch(&self.links, block as usize);
     }
 
+    /// The same of its neighbours, once its own are there.
+    pub(in crate::cache) fn fetch_neighbours(&self, block: u32) {
+        let Link { prev, next } = self.links[block as usize];
+        prefetch::prefetch(&self.links, prev as usize);
+        prefetch::prefetch(&self.links, next as usize);
+    }
+
     /// The row that [`list::fetch_row`] has fetched of the oldest blocks of a list.
     #[inline]
     pub(in crate::cache) fn fetch_row(&self, list: usize, most: usize) -> Option<Range<usize>> {

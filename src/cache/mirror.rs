@@ -12,6 +12,7 @@ use super::block::Block;
 use super::hash::Key;
 use super::namespace::{KeyMode, Namespace};
 use crate::error::Result;
+use crate::sys::prefetch;
 use crate::sys::reserve::{filled, room};
 
 /// Three words of a hash, then the block + 1; all zero if empty.
@@ -20,11 +21,13 @@ pub(super) type Cell = [u32; 4];
 pub(super) const CHANGE_WORDS: usize = 5;
 /// Cells in one sector of device memory.
 const SECTOR_CELLS: u32 = 2;
+/// How far beyond its home the walk over a block's cell to the next empty one mostly ends: a line holds four cells.
+const CELLS_BEYOND: usize = 4;
 /// Cells for which one word of `dirty` stands.
 const WORD_CELLS: u32 = 64;
 
 /// The 128 bits under which a block is asked for on the device; four words of it, lowest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BlockHash(pub(super) [u32; 4]);
 
 impl BlockHash {
@@ -94,6 +97,16 @@ impl Mirror {
 
     fn home(&self, cell: &Cell) -> u32 {
         cell[0] & self.mask & !(SECTOR_CELLS - 1)
+    }
+
+    /// Has fetched what `remove` of a block under this hash looks at: from its cell on to the next empty one, and
+    /// whether the device knows them.
+    #[inline]
+    pub(super) fn fetch_around(&self, hash: BlockHash) {
+        let home = self.home(&hash.0) as usize;
+        prefetch::prefetch(&self.cells, home);
+        prefetch::prefetch(&self.cells, home + CELLS_BEYOND);
+        prefetch::prefetch(&self.dirty, home / WORD_CELLS as usize);
     }
 
     fn set(&mut self, at: u32, cell: Cell) {

@@ -38,9 +38,11 @@ struct Links {
 
 const UNLISTED: Links = Links { before: [0; 2], after: [0; 2] };
 
-/// A stretch of both lists: its first and its last block in each, + 1.
+/// A stretch of the lists of an owner and a namespace: its first and its last block in each, + 1.
 #[derive(Clone, Copy)]
 struct Piece {
+    owner: u32,
+    namespace: u32,
     front: [u32; 2],
     back: [u32; 2],
 }
@@ -111,13 +113,13 @@ impl OwnerLists {
     /// Takes a block out of the lists in which it is.
     pub(super) fn unlink(&mut self, owner: u32, namespace: u32, block: u32) {
         let both = [block + 1; 2];
-        self.cut(owner, namespace, &Piece { front: both, back: both });
+        self.cut(&Piece { owner, namespace, front: both, back: both });
     }
 
-    fn cut(&mut self, owner: u32, namespace: u32, piece: &Piece) {
-        let of_owner = &mut self.owners[owner as usize][..ENDS];
+    fn cut(&mut self, piece: &Piece) {
+        let of_owner = &mut self.owners[piece.owner as usize][..ENDS];
         close(&mut self.links, OWNER, of_owner, (piece.front[OWNER], piece.back[OWNER]), None);
-        let of_namespace = &mut self.namespaces[namespace as usize];
+        let of_namespace = &mut self.namespaces[piece.namespace as usize];
         close(
             &mut self.links,
             NAMESPACE,
@@ -127,9 +129,10 @@ impl OwnerLists {
         );
     }
 
-    /// Several blocks of one owner and namespace, at most [`LEAVING_MOST`], are about to leave their lists: those of
-    /// which each stands beside the one before it, in both lists, as one piece. Has fetched what `leave` then reads.
-    pub(super) fn prepare_to_leave(&mut self, blocks: &[u32]) {
+    /// Several blocks of one owner and namespace are about to leave their lists: those of which each stands beside the
+    /// one before it, in both lists, as one piece. Has fetched what `leave` then reads. Until then at most
+    /// [`LEAVING_MOST`] blocks are prepared, whosesoever.
+    pub(super) fn prepare_to_leave(&mut self, owner: u32, namespace: u32, blocks: &[u32]) {
         let mut blocks = blocks.iter();
         let mut next = blocks.next();
         while let Some(&first) = next {
@@ -154,14 +157,14 @@ impl OwnerLists {
                 next = blocks.next();
             }
             before.into_iter().chain(after).for_each(|at| self.fetch_place(at));
-            self.leaving.push(Piece { front, back });
+            self.leaving.push(Piece { owner, namespace, front, back });
         }
     }
 
     /// Takes the blocks that were prepared for it out of the lists in which they are.
-    pub(super) fn leave(&mut self, owner: u32, namespace: u32) {
+    pub(super) fn leave(&mut self) {
         while let Some(piece) = self.leaving.pop() {
-            self.cut(owner, namespace, &piece);
+            self.cut(&piece);
         }
     }
 
@@ -342,9 +345,12 @@ mod tests {
             }
             gone.iter().for_each(|&block| one.unlink(1, namespaces[block as usize], block));
             for of_one in gone.chunk_by(|&a, &b| namespaces[a as usize] == namespaces[b as usize]) {
-                other.prepare_to_leave(of_one);
-                other.leave(1, namespaces[of_one[0] as usize]);
+                other.prepare_to_leave(1, namespaces[of_one[0] as usize], of_one);
+                if random.bool() {
+                    other.leave();
+                }
             }
+            other.leave();
             assert_eq!(listed(&one), listed(&other), "without {gone:?} of {count}");
             assert_eq!(listed(&one)[0].len() + gone.len(), count as usize);
         }
@@ -359,9 +365,9 @@ mod tests {
                 (0..20).rev().for_each(|block| lists.renew(1, block));
             }
             for row in [[5, 6, 7, 8], [16, 15, 14, 13]] {
-                lists.prepare_to_leave(&row);
+                lists.prepare_to_leave(1, 0, &row);
                 assert_eq!(lists.leaving.len(), 1);
-                lists.leave(1, 0);
+                lists.leave();
             }
             assert_eq!(listed(&lists)[1], [0, 1, 2, 3, 4, 9, 10, 11, 12, 17, 18, 19]);
         }

@@ -12,6 +12,8 @@
 //! Invariants: `pinned <= pin_limit`; a block is in a priority's list exactly if it is inactive, not pinned and not
 //! ordinary; it is in the wheel exactly if its priority expires.
 
+use std::ops::Range;
+
 use super::lists::Lists;
 use crate::error::{Error, Result, Status};
 use crate::sys::prefetch;
@@ -184,9 +186,23 @@ impl Retention {
         }
     }
 
+    /// Has fetched what the choice of so many victims below the ordinary reads, if they are likely to lie in a row;
+    /// answers that row.
+    pub(super) fn fetch_next(&self, most: usize) -> Option<Range<usize>> {
+        self.by_priority.fetch_row(self.is_used.trailing_zeros() as usize, most)
+    }
+
     /// Has fetched what is remembered of a block.
     pub(super) fn fetch(&self, block: u32) {
         prefetch::prefetch(&self.marks, block as usize);
+        self.wheel.fetch(block);
+    }
+
+    /// Has fetched what `clear` of a block reads beyond that, once it is there.
+    pub(super) fn fetch_neighbours(&self, block: u32) {
+        if self.marks[block as usize].place != NOWHERE {
+            self.wheel.fetch_neighbours(block);
+        }
     }
 
     fn victims_of(&mut self, priorities: u128, places: &mut [u32]) -> usize {

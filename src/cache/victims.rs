@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use super::{PINNED_SHARE, Store};
 use crate::cache::block::{FINDABLE, NAMESPACE_MASK, RETAINED, Shared};
+use crate::cache::children::ParentHash;
 use crate::cache::events::{CacheEventKind, RemoveReason};
+use crate::cache::mirror::BlockHash;
 use crate::cache::owner_lists::LEAVING_MOST;
 use crate::cache::owners::owner_of;
 use crate::cache::retention::Pinner;
@@ -41,6 +43,14 @@ fn for_each_row(blocks: &[u32], mut each: impl FnMut(Range<usize>)) {
         }
     }
     each(first as usize..end as usize);
+}
+
+/// Under what a victim is listed; only what there is.
+#[derive(Clone, Copy, Default)]
+struct Hashes {
+    key: u32,
+    parent: ParentHash,
+    on_device: BlockHash,
 }
 
 impl Store {
@@ -114,9 +124,17 @@ impl Store {
             }
         }
         if evicted >= FETCH_LEAST as u64 && self.is_large {
-            self.policy.fetch_next(self.latest_row);
+            self.fetch_next(self.latest_row);
         }
         evicted
+    }
+
+    /// Has fetched what the choice of so many victims reads, if they are likely to lie in a row; answers that row.
+    fn fetch_next(&mut self, most: usize) -> Option<Range<usize>> {
+        match self.retention.has_victims_below() {
+            true => self.retention.fetch_next(most),
+            false => self.policy.fetch_next(most),
+        }
     }
 
     /// Evicts the next victim, which the caller puts to use.
@@ -174,8 +192,8 @@ impl Store {
     fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
         // Blocks that came together go together: the next ones are asked for before they are known.
         let mut likely = 0..0;
-        if places.len() >= FETCH_LEAST && self.is_large && !self.retention.has_victims_below() {
-            likely = self.policy.fetch_next(places.len().min(self.latest_row)).unwrap_or(likely);
+        if places.len() >= FETCH_LEAST && self.is_large {
+            likely = self.fetch_next(places.len().min(self.latest_row)).unwrap_or(likely);
             prefetch::prefetch_all(&self.blocks, likely.clone());
         }
         let count = self.choose_victims(places);
@@ -192,13 +210,19 @@ impl Store {
         }
         // What is asked for in each loop is read in a later one, so that no loop waits for what it asked for itself.
         let reads_ancestry = shared.events.is_on() || self.children.is_some();
-        let mut hashes = [0; TOGETHER];
-        for (&victim, hash) in victims.iter().zip(&mut hashes) {
+        let mut hashes = [Hashes::default(); TOGETHER];
+        for (&victim, hashes) in victims.iter().zip(&mut hashes) {
             let block = self.block(victim);
-            *hash = self.index.hash(&block.key, block.namespace());
+            hashes.key = self.index.hash(&block.key, block.namespace());
+            if self.mirror.is_some() {
+                hashes.on_device = BlockHash::of(shared.namespaces.get(block.namespace()), block);
+            }
             if fetches {
-                self.index.fetch_around(*hash);
+                self.index.fetch_around(hashes.key);
                 self.by_owner.fetch(victim);
+                if let Some(children) = &self.children {
+                    children.fetch(victim);
+                }
                 if reads_ancestry {
                     self.fetch_ancestry(victim);
                 }
@@ -211,13 +235,7 @@ impl Store {
         if reason == RemoveReason::Evicted {
             shared.counters.evicted_blocks += count as u64;
         }
-        let (mut left, mut hashes) = (victims, &hashes[..count]);
-        while let Some(&first) = left.first() {
-            let of_one = left.iter().take_while(|&&victim| self.whose(victim) == self.whose(first)).count();
-            let (of_first, of_others) = left.split_at(of_one);
-            self.forget_all(of_first, &hashes[..of_one], reason, shared);
-            (left, hashes) = (of_others, &hashes[of_one..]);
-        }
+        self.forget_all(victims, &mut hashes[..count], reason, shared);
         count
     }
 
@@ -227,19 +245,62 @@ impl Store {
         (block.tenant, block.namespace())
     }
 
-    /// Takes victims of one tenant and namespace out of the index, where they stand under these hashes; the policy has
-    /// already let them go.
-    fn forget_all(&mut self, victims: &[u32], hashes: &[u32], reason: RemoveReason, shared: &mut Shared) {
-        let Some(&first) = victims.first() else { return };
-        let ((tenant, namespace), owner) = (self.whose(first), owner_of(self.block(first).tenant));
-        for (at, (&victim, &hash)) in victims.iter().zip(hashes).enumerate() {
+    /// The next of these victims that are of one tenant and namespace, taken off their front.
+    fn of_one<'a>(&self, victims: &mut &'a [u32]) -> Option<&'a [u32]> {
+        let &first = victims.first()?;
+        let count = victims.iter().take_while(|&&victim| self.whose(victim) == self.whose(first)).count();
+        let of_one;
+        (of_one, *victims) = victims.split_at(count);
+        Some(of_one)
+    }
+
+    /// Takes victims out of the index and all lists, where they stand under these hashes; the policy has already let
+    /// them go.
+    fn forget_all(
+        &mut self,
+        victims: &[u32],
+        hashes: &mut [Hashes],
+        reason: RemoveReason,
+        shared: &mut Shared,
+    ) {
+        for (at, (&victim, hashes)) in victims.iter().zip(&*hashes).enumerate() {
             shared.events.fetch_next(at);
-            self.index.remove(hash, victim);
+            self.index.remove(hashes.key, victim);
+            if let Some(mirror) = &self.mirror {
+                mirror.fetch_around(hashes.on_device);
+            }
+            if self.block(victim).is_retained() {
+                self.retention.fetch_neighbours(victim);
+            }
         }
-        self.by_owner.prepare_to_leave(victims);
-        if self.children.is_some() || self.mirror.is_some() {
-            victims.iter().for_each(|&victim| self.tell_kin_gone(victim, &shared.namespaces));
+        if let Some(children) = &self.children {
+            for (&victim, hashes) in victims.iter().zip(&mut *hashes) {
+                hashes.parent = children.prepare_to_remove(victim, &self.parent_of(victim));
+            }
         }
+        let mut left = victims;
+        while let Some(of_one) = self.of_one(&mut left) {
+            let block = self.block(of_one[0]);
+            self.by_owner.prepare_to_leave(owner_of(block.tenant), block.namespace(), of_one);
+        }
+        if let Some(mirror) = &mut self.mirror {
+            let told = victims.iter().zip(&*hashes);
+            told.for_each(|(&victim, hashes)| mirror.remove(hashes.on_device, victim));
+        }
+        if let Some(children) = &mut self.children {
+            let told = victims.iter().zip(&*hashes);
+            told.for_each(|(&victim, hashes)| children.remove(victim, hashes.parent));
+        }
+        self.by_owner.leave();
+        let mut left = victims;
+        while let Some(of_one) = self.of_one(&mut left) {
+            self.tell_gone_of_one(of_one, reason, shared);
+        }
+    }
+
+    /// Tells events, marks, blocks and counters of victims of one tenant and namespace.
+    fn tell_gone_of_one(&mut self, victims: &[u32], reason: RemoveReason, shared: &mut Shared) {
+        let (tenant, namespace) = self.whose(victims[0]);
         let (is_eviction, newest) = (reason == RemoveReason::Evicted, shared.steps.newest());
         let namespace_id = shared.namespaces.get(namespace).id();
         for &victim in victims {
@@ -255,7 +316,6 @@ impl Store {
                 self.ages.note(block.last_step, newest);
             }
         }
-        self.by_owner.leave(owner, namespace);
         let mut tally = Tally::NONE;
         let (of_all, count) = ((tenant, namespace), victims.len() as u32);
         tally.forget(of_all, count, reason.is_eviction(), &mut self.by_owner, &mut shared.namespaces);

@@ -30,6 +30,8 @@ const GHOSTS_ENOUGH: u64 = 1 << 23;
 
 /// Evictions whose ghosts are still to be written: an eviction should not wait for that part of the memory.
 const PENDING_MOST: usize = 256;
+/// So many of them are written together once there are that many, the oldest, so that their waits overlap.
+const WRITTEN: usize = 64;
 
 #[derive(Clone, Copy, Default)]
 struct Entry {
@@ -81,7 +83,7 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
         lists: Lists::new(blocks, CLASSES)?,
         entries: filled(blocks as usize, Entry::default())?,
         ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
-        pending: room(PENDING_MOST)?,
+        pending: room(PENDING_MOST + WRITTEN)?,
         judged: [NO_RANK; CLASSES],
         is_judged: false,
         gone: [0; CLASSES],
@@ -139,7 +141,7 @@ impl Adaptive {
         let least_other = others.min().unwrap_or(NO_RANK);
         // Blocks of one slot promise the same: those up to one of them go before any other class's.
         let (mut promised, mut until, mut goes_until, mut count) = (0, 0, 0, 0);
-        let Self { lists, entries, ghosts, pending, odds, .. } = self;
+        let Self { lists, entries, pending, odds, .. } = self;
         let mut next = NO_RANK;
         lists.pop_while(class, |oldest| {
             let entry = entries[oldest as usize];
@@ -158,9 +160,6 @@ impl Adaptive {
                 next = rank(promised, stamp);
                 return false;
             }
-            if pending.len() == PENDING_MOST {
-                write_ghost(pending, ghosts, odds.now());
-            }
             pending.push(entry);
             places[count] = oldest;
             count += 1;
@@ -171,17 +170,37 @@ impl Adaptive {
         count
     }
 
+    /// Chooses victims, at most [`WRITTEN`]; answers how many.
+    fn choose(&mut self, places: &mut [u32]) -> usize {
+        if self.pending.len() + places.len() >= PENDING_MOST {
+            self.pending.iter().take(WRITTEN).for_each(|gone| self.ghosts.fetch(gone.fingerprint));
+        }
+        let mut count = 0;
+        while count < places.len() {
+            let class = self.next_class();
+            if self.judged[class] == NO_RANK {
+                break;
+            }
+            count += self.take_oldest(class, &mut places[count..]);
+        }
+        if self.pending.len() >= PENDING_MOST {
+            let now = self.odds.now();
+            self.pending.drain(..WRITTEN).for_each(|gone| write_ghost(&mut self.ghosts, gone, now));
+        }
+        count
+    }
+
     /// Writes the ghost of an eviction that waits for it, if there is one.
     fn write_ghost(&mut self) {
-        write_ghost(&mut self.pending, &mut self.ghosts, self.odds.now());
+        if let Some(gone) = self.pending.pop() {
+            write_ghost(&mut self.ghosts, gone, self.odds.now());
+            self.pending.last().into_iter().for_each(|next| self.ghosts.fetch(next.fingerprint));
+        }
     }
 }
 
-fn write_ghost(pending: &mut Vec<Entry>, ghosts: &mut Ghosts, now: u64) {
-    if let Some(gone) = pending.pop() {
-        ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), now);
-        pending.last().into_iter().for_each(|next| ghosts.fetch(next.fingerprint));
-    }
+fn write_ghost(ghosts: &mut Ghosts, gone: Entry, now: u64) {
+    ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), now);
 }
 
 impl Policy for Adaptive {
@@ -244,15 +263,7 @@ impl Policy for Adaptive {
 
     fn victims(&mut self, places: &mut [u32]) -> usize {
         self.judge_all();
-        let mut count = 0;
-        while count < places.len() {
-            let class = self.next_class();
-            if self.judged[class] == NO_RANK {
-                break;
-            }
-            count += self.take_oldest(class, &mut places[count..]);
-        }
-        count
+        places.chunks_mut(WRITTEN).map(|places| self.choose(places)).sum()
     }
 
     fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
@@ -283,7 +294,7 @@ impl Policy for Adaptive {
     fn bytes(&self) -> u64 {
         let each = size_of::<Entry>() as u64;
         self.lists.bytes()
-            + (self.entries.len() + PENDING_MOST) as u64 * each
+            + (self.entries.len() + PENDING_MOST + WRITTEN) as u64 * each
             + self.ghosts.bytes()
             + self.odds.bytes()
     }
