@@ -1407,8 +1407,8 @@ typedef struct kavern_manager_config {
     uint64_t machine_budget_bytes;
     /**
      * Physical pages are made ahead by a thread, so that a commit or an allocation finds them there: once less than
-     * this waits for use in pages of all sizes, up to `ready_high_bytes`, most of it in the largest pages. They count as
-     * held, within all limits, the soft one too. Whoever needs the bytes otherwise gets them, also by
+     * this waits for use in pages of all sizes, up to `ready_high_bytes`, most of it in the largest pages. They count
+     * as held, within all limits, the soft one too. Whoever needs the bytes otherwise gets them, also by
      * kavern_manager_trim; they are made again when pages are next asked for, at least a second later. 0 for none.
      * Nothing on a simulated device.
      */

@@ -37,7 +37,8 @@ const DOUBT_OF_AGE: f64 = 8.0;
 const LEARN_SLOTS: u64 = 48;
 /// Touches before it, where the cache is small: chances need counts.
 const LEARN_TOUCHES: u64 = 4096;
-/// In a cache of fewer blocks chances by class and age rest on too little: lru is followed. A single prompt may fill it.
+/// In a cache of fewer blocks, which a single prompt may fill, chances by class and age rest on too little: lru is
+/// followed.
 const LEAST_BLOCKS: u64 = 256;
 /// Share of all touches that may be lost against lru: two thirds of what a default may cost.
 const BUDGET: f64 = 0.002;

@@ -2,8 +2,8 @@
 //!
 //! What it does: looks at what one more request would find: what the device and the limits leave, mappings of which all
 //! is free, free slots, free runs with new pages beside them, what would be put together of the ends of pages, and the
-//! longest rest of a large block that was cut. What it does not: count what would be lent, what others would give if they
-//! were asked, or what comes back when work in flight is done; a request may be served by that on top.
+//! longest rest of a large block that was cut. What it does not: count what would be lent, what others would give if
+//! they were asked, or what comes back when work in flight is done; a request may be served by that on top.
 //! Invariant: what is said to fit is given to the next request, if nobody takes anything meanwhile and the device keeps
 //! its word. Lock order: `core` and those of ranges, one after the other.
 
