@@ -19,6 +19,8 @@ use super::store::Store;
 use super::walk::{AHEAD, Search};
 use crate::error::{Error, Result, Status};
 
+/// Links that are walked at a time in one of several groups: another may end the prefix after a few.
+const STRETCH: usize = 8 * AHEAD;
 /// Links that are hashed before the first question.
 const FIRST_WINDOW: usize = 64;
 
@@ -213,8 +215,7 @@ impl State {
     pub(super) fn find_prefix(&mut self, search: &Search<'_>, groups: Groups) {
         let links = search.keys.count().min(self.most_links());
         let count = groups.range().filter(|&group| self.stores[group].reach.is_prefix()).count();
-        // One group has all of a prefix; else another may end it after a few links.
-        let stretch = if count == 1 { links } else { AHEAD };
+        let stretch = if count == 1 { links } else { STRETCH };
         let (mut reached, mut is_all) = (0, count > 0);
         while is_all && reached < links {
             reached = links.min(reached + stretch);
