@@ -1,5 +1,5 @@
 //! What a block costs in a warm match, a commit and an eviction, over pools of a thousand to ten million blocks; and
-//! what a warm match of 128 Ki tokens costs with given keys, XXH3 and BLAKE3.
+//! what a warm match of 128 Ki tokens costs with given keys, XXH3 and BLAKE3, in a cache of one group and of two kinds.
 //!
 //! Prints one JSON object. Every figure is the median of many samples and the least of them; a sample is one prompt of
 //! at most 8,192 blocks. `--most N` leaves out larger pools.
@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 
-use kavern::cache::HashKind;
+use kavern::cache::{HashKind, Reach};
 use kavern::sys::clock;
 
 #[path = "load/blocks.rs"]
@@ -16,7 +16,7 @@ mod blocks;
 #[path = "load/prompts.rs"]
 mod prompts;
 
-use prompts::{Costs, LONG_TOKENS, LongPrompt, Named, costs, sum_up};
+use prompts::{Costs, LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, costs, sum_up};
 
 const SAMPLES: usize = 300;
 
@@ -41,8 +41,12 @@ fn sample(mut work: impl FnMut()) -> (f64, f64) {
 
 /// Microseconds of a warm match of 128 Ki tokens with the release of its lease; of the walk without a lease, and of the
 /// keys alone. The prompt's blocks lie one behind the other or scattered over the pool.
-fn long_prompt((name, named): (&str, Named), is_scattered: bool) -> String {
-    let mut prompt = LongPrompt::new(named, is_scattered);
+fn long_prompt(
+    (name, named): (&str, Named),
+    (groups, beside): (&str, Option<Reach>),
+    is_scattered: bool,
+) -> String {
+    let mut prompt = LongPrompt::new(named, beside, is_scattered);
     let (middle, least) = sum_up((0..4 * SAMPLES).map(|_| prompt.visit() as f64 / 1e3).collect());
     let (cache, request) = prompt.parts();
     let (probe, probe_least) =
@@ -53,7 +57,8 @@ fn long_prompt((name, named): (&str, Named), is_scattered: bool) -> String {
     });
     black_box(last);
     format!(
-        "{{\"keys\": \"{name}\", \"is_scattered\": {is_scattered}, \"match_release_us\": [{middle:.1}, {least:.1}], \
+        "{{\"keys\": \"{name}\", \"groups\": \"{groups}\", \"is_scattered\": {is_scattered}, \
+         \"match_release_us\": [{middle:.1}, {least:.1}], \
          \"probe_us\": [{probe:.1}, {probe_least:.1}], \"keys_us\": [{chain:.1}, {chain_least:.1}]}}"
     )
 }
@@ -69,9 +74,16 @@ fn main() {
         ("xxh3", Named::By(HashKind::Xxh3)),
         ("blake3", Named::By(HashKind::Blake3)),
     ];
-    let prompts: Vec<String> = [false, true]
+    let one = ("full", None);
+    let caches = [
+        (one, false),
+        (("full_sliding", Some(SLIDING)), false),
+        (("full_state", Some(STATE)), false),
+        (one, true),
+    ];
+    let prompts: Vec<String> = caches
         .into_iter()
-        .flat_map(|is_scattered| kinds.map(|kind| long_prompt(kind, is_scattered)))
+        .flat_map(|(groups, is_scattered)| kinds.map(|kind| long_prompt(kind, groups, is_scattered)))
         .collect();
     println!(
         "{{\"samples\": {SAMPLES}, \"median_and_least\": true, \"pools\": [\n  {}\n], \"prompt_of_128k_tokens\": [\n  {}\n]}}",

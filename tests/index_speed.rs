@@ -13,7 +13,7 @@ mod blocks;
 #[path = "../benches/load/prompts.rs"]
 mod prompts;
 
-use prompts::{LONG_TOKENS, LongPrompt, Named, costs};
+use prompts::{LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, costs};
 
 /// Goal for a warm match of 128 Ki tokens with the release of its lease.
 const LONG_MATCH_US: u64 = 400;
@@ -25,13 +25,17 @@ const ROOM: u64 = 3;
 /// One test, so that the machine has no other work of this file.
 #[test]
 fn long_matches_are_fast_and_a_block_costs_about_the_same_in_a_large_cache() {
-    for named in [Named::Keys, Named::By(HashKind::Xxh3)] {
-        let mut prompt = LongPrompt::new(named, false);
+    let caches = [None, Some(SLIDING), Some(STATE)];
+    let prompts = caches.map(|beside| [(beside, Named::Keys), (beside, Named::By(HashKind::Xxh3))]);
+    for (beside, named) in prompts.into_iter().flatten() {
+        let mut prompt = LongPrompt::new(named, beside, false);
         let (cache, request) = prompt.parts();
         assert_eq!(cache.probe(&request).expect("a valid request"), LONG_TOKENS);
         let least = (0..300).map(|_| prompt.visit()).min().expect("there were some") / 1000;
-        say(&format!("a warm match of 128 Ki tokens, {named:?}: {least} us"));
-        assert!(least <= ROOM * LONG_MATCH_US, "{named:?}: a warm match of 128 Ki tokens takes {least} us");
+        let text =
+            format!("a warm match of 128 Ki tokens, {named:?}, beside a full group {beside:?}: {least} us");
+        say(&text);
+        assert!(least <= ROOM * LONG_MATCH_US, "{text}");
     }
     let [small, large] = [1000, 1_000_000].map(|blocks| costs(blocks, 300));
     let calls = [

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use kavern::cache::{CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Request, Target};
+use kavern::cache::{
+    CacheConfig, Content, GroupConfig, HashKind, KvCache, Naming, Op, Reach, Request, Target,
+};
 use kavern::device::registry;
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
@@ -21,6 +23,10 @@ pub(crate) const LONG_TOKENS: u64 = PROMPT_BLOCKS * BLOCK_TOKENS as u64;
 const KEY_BYTES: usize = 32;
 /// Most blocks that one call evicts.
 const EVICTED: u64 = 1024;
+
+/// What a second group may be beside one that needs every block.
+pub(crate) const SLIDING: Reach = Reach::Sliding { window_tokens: 4096 };
+pub(crate) const STATE: Reach = Reach::State { snapshot_blocks: 0 };
 
 /// How the blocks of a prompt get their names.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,10 +80,15 @@ struct Prompts {
 }
 
 impl Prompts {
-    fn new(blocks: u64, hash: HashKind) -> Self {
+    /// A cache of one group that needs every block, and of those `beside` it.
+    fn new(blocks: u64, hash: HashKind, beside: Option<Reach>) -> Self {
         let tokens = blocks.min(PROMPT_BLOCKS) * u64::from(BLOCK_TOKENS);
+        let group = |reach| GroupConfig {
+            reach,
+            ..GroupConfig::new(Content::Opaque { block_bytes: 64 }, BLOCK_TOKENS)
+        };
         let config = CacheConfig {
-            groups: vec![GroupConfig::new(Content::Opaque { block_bytes: 64 }, BLOCK_TOKENS)],
+            groups: std::iter::once(Reach::All).chain(beside).map(group).collect(),
             hash,
             max_sequence_tokens: tokens,
             max_batch_tokens: tokens as u32,
@@ -153,7 +164,7 @@ pub(crate) struct Costs {
 pub(crate) fn costs(blocks: u64, samples: usize) -> Costs {
     let each = PROMPT_BLOCKS.min(blocks / 2);
     let tokens = each * u64::from(BLOCK_TOKENS);
-    let mut pool = Prompts::new(blocks, HashKind::Blake3);
+    let mut pool = Prompts::new(blocks, HashKind::Blake3, None);
     let per_block = |spent: u64| spent as f64 / each as f64;
     let count = blocks / each;
     let named = |prompt: u64, work: &mut dyn FnMut(&Request<'_>) -> u64| {
@@ -184,9 +195,9 @@ pub(crate) struct LongPrompt {
 }
 
 impl LongPrompt {
-    /// Its blocks lie one behind the other or scattered over the pool.
-    pub(crate) fn new(named: Named, is_scattered: bool) -> Self {
-        let mut pool = Prompts::new(2 * PROMPT_BLOCKS, named.hash());
+    /// In a cache of one group, and of one `beside` it. Its blocks lie one behind the other or scattered over the pool.
+    pub(crate) fn new(named: Named, beside: Option<Reach>, is_scattered: bool) -> Self {
+        let mut pool = Prompts::new(2 * PROMPT_BLOCKS, named.hash(), beside);
         if is_scattered {
             pool.scatter(2 * PROMPT_BLOCKS, named);
         }

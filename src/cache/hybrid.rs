@@ -1,12 +1,12 @@
 //! Match in a cache whose groups need different parts of a prefix.
 //!
-//! What it does: walks the chain forward over the groups that need every block, then from the longest length that they
-//! allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing block
-//! rules out every length that needs it, so each block is looked up at most once, and what promises leave of it is
-//! counted once too. What it does not: hold what it finds;
-//! that is `lookup`. Lengths are multiples of the blocks of the groups by token alone; a state adds none but those at
-//! which its snapshots lie, and none that the open step is yet to write: of two sequences of one step, neither can
-//! start from what the other ends with. Inputs of cross-attention are found by their own name.
+//! What it does: has the groups that need every block walked forward (`prefix`), then goes from the longest length that
+//! they allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing
+//! block rules out every length that needs it, so each block is looked up at most once, and what promises leave of it is
+//! counted once too. What it does not: hold what it finds; that is `lookup`. Lengths are multiples of the blocks of the
+//! groups by token alone; a state adds none but those at which its snapshots lie, and none that the open step is yet to
+//! write: of two sequences of one step, neither can start from what the other ends with. Inputs of cross-attention are
+//! found by their own name.
 
 use super::block::{Publication, ROOT_SERIAL};
 use super::config::GROUPS_MAX;
@@ -16,14 +16,8 @@ use super::lookup::{Extra, Naming, Request};
 use super::prefix::LinkKeys;
 use super::publish::anchor_serial;
 use super::state::State;
+use super::walk;
 use std::ops::Range;
-
-/// One link of the chain of the prompt that is being looked up.
-#[derive(Clone, Copy, Default)]
-pub(super) struct ChainLink {
-    pub(super) key: Key,
-    pub(super) extras: [u64; 4],
-}
 
 /// What is being looked up, and how far each group got.
 struct Search<'a> {
@@ -128,7 +122,7 @@ impl State {
             }
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
-        (found, length, last.map_or(root, |link| self.chain[link as usize].key), inputs)
+        (found, length, last.map_or(root, |link| keys.key(link as usize)), inputs)
     }
 
     /// A length, at most `limit`, above which the groups that need every block cannot be held beside what is promised.
@@ -175,27 +169,12 @@ impl State {
         })
     }
 
-    /// Keeps the keys of the prompt and the blocks of the groups that need every one; answers how far all of them
-    /// reach.
+    /// Keeps the blocks of the groups that need every one; answers how far all of them reach.
     fn walk_chain(&mut self, search: &Search<'_>) -> u64 {
-        let links = search.keys.count().min(self.chain.len());
+        let Search { request, keys, namespace, lease, .. } = *search;
+        self.find_prefix(&walk::Search { request, keys, namespace, row: lease }, self.classes[0]);
+        let links = keys.count().min(self.most_links());
         let mut reached = links as u64 * u64::from(self.link_tokens);
-        'links: for link in 0..links {
-            self.chain[link] = ChainLink { key: search.keys.key(link), extras: search.keys.extras(link).0 };
-            for group in 0..self.stores.len() {
-                let store = &self.stores[group];
-                let each = (store.block_tokens / self.link_tokens) as usize;
-                if !store.reach.is_prefix() || (link + 1) % each != 0 {
-                    continue;
-                }
-                let row = self.holders.lease_rows[group].row(search.lease);
-                let serial = row.last().map_or(ROOT_SERIAL, |&last| store.origin(last as u32).serial);
-                match self.probe(search, group, link / each, serial) {
-                    Some(block) => self.holders.lease_rows[group].push(search.lease, block),
-                    None => break 'links,
-                }
-            }
-        }
         for (store, rows) in self.stores.iter().zip(&self.holders.lease_rows) {
             if store.reach.is_prefix() {
                 reached = reached.min(rows.count(search.lease) as u64 * u64::from(store.block_tokens));
@@ -213,13 +192,12 @@ impl State {
             Naming::Keys { .. } | Naming::Chunks { .. } => &[],
         };
         let link = (position + 1) * each / self.link_tokens as usize - 1;
-        let ChainLink { key, extras } = self.chain[link];
         let wanted = Publication {
-            key,
+            key: search.keys.key(link),
             namespace: search.namespace,
             parent_key: Key::default(),
             parent_serial: parent,
-            extras: Extras(extras),
+            extras: *search.keys.extras(link),
             position: position as u64,
             has_tokens: !tokens.is_empty(),
         };
@@ -241,9 +219,8 @@ impl State {
             }
             let (base, input, has_tokens) = match search.request.naming {
                 Naming::Tokens(_, extras) => (Some(root), input_of(extras), true),
-                Naming::Keys { bytes, .. } | Naming::Chunks { bytes, .. } => {
-                    let first = self.chain.first().filter(|_| !bytes.is_empty());
-                    (first.map(|link| link.key), Extras::NONE, false)
+                Naming::Keys { .. } | Naming::Chunks { .. } => {
+                    ((search.keys.count() > 0).then(|| search.keys.key(0)), Extras::NONE, false)
                 }
             };
             let base = base.filter(|_| !has_tokens || input != Extras::NONE);
@@ -343,3 +320,7 @@ impl State {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "hybrid_tests.rs"]
+mod tests;

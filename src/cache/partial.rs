@@ -9,7 +9,8 @@ use super::block::ROOT_SERIAL;
 use super::children::{Parent, SEARCHED};
 use super::classes::Groups;
 use super::hash::{Extras, Key};
-use super::lookup::{Naming, Request};
+use super::lookup::Naming;
+use super::sizes::Look;
 use super::state::State;
 use super::step::Refusal;
 use super::store::Store;
@@ -52,14 +53,8 @@ impl Store {
 
 impl State {
     /// As `settle_hits`, with hits that end inside blocks.
-    pub(super) fn settle_partial(
-        &mut self,
-        request: &Request<'_>,
-        namespace: u32,
-        lease: usize,
-        groups: Groups,
-        root: Key,
-    ) -> (u64, u64, Key) {
+    pub(super) fn settle_partial(&mut self, look: &Look<'_>, groups: Groups) -> (u64, u64, Key) {
+        let Look { request, keys, namespace, row: lease, root, .. } = *look;
         let Naming::Tokens(tokens, extras) = request.naming else {
             return self.settle_hits(request, lease, groups, root);
         };
@@ -90,7 +85,7 @@ impl State {
                         namespace,
                     },
                     parent_serial: last.map_or(ROOT_SERIAL, |last| store.origin(last).serial),
-                    extras: link.map_or(Extras::NONE, |link| Extras(self.chain[link].extras)),
+                    extras: link.map_or(Extras::NONE, |link| *keys.extras(link)),
                     position: rows.count(lease) as u64,
                     tokens: &tokens[at..end],
                 };
@@ -107,7 +102,7 @@ impl State {
             rows.truncate(lease, length.div_ceil(u64::from(store.block_tokens)) as usize);
         }
         let last = (length / u64::from(self.link_tokens)).checked_sub(1);
-        (found.unwrap_or(0), length, last.map_or(root, |link| self.chain[link as usize].key))
+        (found.unwrap_or(0), length, last.map_or(root, |link| keys.key(link as usize)))
     }
 
     /// The largest length, at most `length`, that ends inside no block which an open step writes.

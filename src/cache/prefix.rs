@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use super::classes::Groups;
 use super::config::HashKind;
 use super::hash::{self, Extras, Key};
-use super::hybrid::ChainLink;
 use super::lookup::{Extra, Naming, Request};
 use super::namespace::{Home, KeyMode};
 use super::sizes::Look;
@@ -20,8 +19,8 @@ use super::store::Store;
 use super::walk::{AHEAD, Search};
 use crate::error::{Error, Result, Status};
 
-/// Links that are walked at a time where one group has all of a prefix; else another may end it after a few.
-const STRETCH: usize = 1024;
+/// Links that are walked at a time in one of several groups: another may end the prefix after a few.
+const STRETCH: usize = 8 * AHEAD;
 /// Links that are hashed before the first question.
 const FIRST_WINDOW: usize = 64;
 
@@ -211,29 +210,20 @@ pub(super) fn key_mode(request: &Request<'_>) -> Result<KeyMode> {
 }
 
 impl State {
-    /// Fills a row of the leases with the blocks of the longest prefix, not yet acquired.
-    pub(super) fn find_prefix(
-        &mut self,
-        request: &Request<'_>,
-        keys: &LinkKeys<'_>,
-        namespace: u32,
-        row: usize,
-        groups: Groups,
-    ) {
-        let search = Search { request, keys, namespace, row };
-        let most = (self.max_sequence_tokens / u64::from(self.link_tokens)) as usize;
-        let links = keys.count().min(most);
-        let (mut reached, mut is_all) = (0, true);
-        let stretch = if groups.range().len() == 1 { STRETCH } else { AHEAD };
+    /// Fills a row of the leases with the blocks of the longest prefix, not yet acquired, in those of these groups that
+    /// need every one of them. One may get some blocks further than another.
+    pub(super) fn find_prefix(&mut self, search: &Search<'_>, groups: Groups) {
+        let links = search.keys.count().min(self.most_links());
+        let count = groups.range().filter(|&group| self.stores[group].reach.is_prefix()).count();
+        let stretch = if count == 1 { links } else { STRETCH };
+        let (mut reached, mut is_all) = (0, count > 0);
         while is_all && reached < links {
-            let before = reached;
             reached = links.min(reached + stretch);
-            // Kept where hits may end inside a block.
-            for (link, at) in self.chain.iter_mut().enumerate().take(reached).skip(before) {
-                *at = ChainLink { key: keys.key(link), extras: keys.extras(link).0 };
-            }
             for group in groups.range() {
                 let (store, rows) = (&self.stores[group], &mut self.holders.lease_rows[group]);
+                if !store.reach.is_prefix() {
+                    continue;
+                }
                 let links_each = (store.block_tokens / self.link_tokens) as usize;
                 let counters = &mut self.shared.counters;
                 is_all &= search.take_blocks(store, rows, links_each, reached / links_each, counters);

@@ -19,6 +19,7 @@ use super::lookup::Request;
 use super::op_result::{OpResult, Refusal};
 use super::prefix::LinkKeys;
 use super::state::State;
+use super::walk::Search;
 use crate::error::{Error, Result, Status};
 
 /// Rows that are read under one hold of the lock.
@@ -181,13 +182,13 @@ impl State {
             let (found_tokens, hit_tokens, key) = match look.is_cold {
                 true => (0, 0, root),
                 false => {
-                    self.find_prefix(request, keys, namespace, lease, groups);
+                    self.find_prefix(&Search { request, keys, namespace, row: lease }, groups);
                     // What is left to promises was found all the same.
                     let found_tokens =
                         if self.promises.are_made() { self.reached_tokens(lease, groups) } else { 0 };
                     let has_promises = self.leave_promised(lease, groups);
                     let (left_tokens, hit_tokens, key) = match self.finds_partial && !has_promises {
-                        true => self.settle_partial(request, namespace, lease, groups, root),
+                        true => self.settle_partial(look, groups),
                         false => self.settle_hits(request, lease, groups, root),
                     };
                     (found_tokens.max(left_tokens), hit_tokens, key)

@@ -15,7 +15,6 @@ use super::events::{CacheEvent, CacheEventKind, Events, RemoveReason};
 use super::evict;
 use super::group::Reach;
 use super::hash::Key;
-use super::hybrid::ChainLink;
 use super::mirror::{BlockHash, Mirror};
 use super::moves::Mover;
 use super::namespace::{Namespaces, Uses};
@@ -106,8 +105,6 @@ pub(super) struct State {
     pub(super) is_plain: bool,
     /// See [`Geometry::anchor`].
     pub(super) anchor: Option<usize>,
-    /// Links of the prompt that is being looked up; empty where nobody needs them.
-    pub(super) chain: Vec<ChainLink>,
     /// Hits may end inside a block.
     pub(super) finds_partial: bool,
     /// Another cache decides, this one has its tables.
@@ -142,8 +139,6 @@ impl State {
             exact_order: config.exact_order,
         };
         let trunks = Trunks::new(config.max_sequences, geometry.groups.len())?;
-        let keeps_chain = !geometry.is_plain() || config.partial_hits;
-        let links = geometry.max_sequence_tokens / u64::from(geometry.hash_block_tokens);
         let mut stores = Vec::with_capacity(geometry.groups.len());
         for (index, group) in geometry.groups.iter().enumerate() {
             let policy = evict::make(&config.policy, group.blocks)?;
@@ -177,7 +172,6 @@ impl State {
             ahead: Ahead::new(geometry.hash_block_tokens)?,
             is_plain: geometry.is_plain(),
             anchor: geometry.anchor,
-            chain: filled(if keeps_chain { links as usize } else { 0 }, ChainLink::default())?,
             finds_partial: config.partial_hits,
             is_worker: false,
             plans: PlanChain::default(),
@@ -285,8 +279,7 @@ impl State {
                 + self.trunks.bytes()
                 + self.promises.bytes()
                 + self.sizes.as_ref().map_or(0, Sizes::bytes)
-                + self.mover.bytes()
-                + (self.chain.len() * size_of::<ChainLink>()) as u64,
+                + self.mover.bytes(),
             pool_bytes: 0,
             last_step: self.shared.steps.newest(),
             device_index_cells_sent: sum(&|s| s.mirror().map_or(0, Mirror::sent)),
