@@ -2,11 +2,11 @@
 //!
 //! What it does: has the groups that need every block walked forward (`prefix`), then goes from the longest length that
 //! they allow downward: the first one at which each window holds its last blocks and each state a snapshot. A missing
-//! block rules out every length that needs it, so each block is looked up at most once, and what promises leave of it is
-//! counted once too. What it does not: hold what it finds; that is `lookup`. Lengths are multiples of the blocks of the
-//! groups by token alone; a state adds none but those at which its snapshots lie, and none that the open step is yet to
-//! write: of two sequences of one step, neither can start from what the other ends with. Inputs of cross-attention are
-//! found by their own name.
+//! block rules out every length that needs it, so each block of a window is looked up at most once, and what promises
+//! leave of it is counted once too. What it does not: hold what it finds; that is `lookup`. Lengths are multiples of
+//! the blocks of the groups by token alone; a state adds none but those at which its snapshots lie, and none that the
+//! open step is yet to write: of two sequences of one step, neither can start from what the other ends with. Inputs of
+//! cross-attention are found by their own name.
 
 use super::block::{Publication, ROOT_SERIAL};
 use super::config::GROUPS_MAX;
