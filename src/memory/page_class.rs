@@ -86,7 +86,8 @@ impl PhysicalConfig {
 
     /// Bytes of all sizes below which more are made, and which stay.
     pub(super) fn low_bytes(&self, page_bytes: u64) -> u64 {
-        let ahead = PageClass::ALL.into_iter().map(|class| u64::from(self.ahead[class.index()]) * class.pages());
+        let ahead =
+            PageClass::ALL.into_iter().map(|class| u64::from(self.ahead[class.index()]) * class.pages());
         self.low_bytes.min(ahead.sum::<u64>().saturating_mul(page_bytes))
     }
 }
