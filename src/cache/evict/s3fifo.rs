@@ -15,8 +15,9 @@ use crate::sys::reserve::filled;
 const SMALL: usize = 0;
 const MAIN: usize = 1;
 const MOST_RETURNS: u8 = 3;
-/// Blocks that came back and are passed over in a queue for one victim.
-const LOOK: u32 = 16;
+/// Blocks that came back and are passed over in a queue for one victim. With 16 a prompt that came back as a whole was
+/// evicted all the same, which cost 3.5 points of the conversation trace at 10,000 blocks; with 1,024 nothing.
+const LOOK: u32 = 1024;
 
 #[derive(Clone, Copy, Default)]
 struct Place {
