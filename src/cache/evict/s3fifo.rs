@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_victim_of_a_cache_that_everybody_has_used_costs_a_few_looks() {
+    fn a_victim_passes_over_a_bounded_number_of_blocks_however_many_came_back() {
         const BLOCKS: u32 = 4096;
         let mut policy = S3Fifo::new(BLOCKS).unwrap();
         for block in 0..BLOCKS {
