@@ -155,10 +155,12 @@ impl Heap {
         let count = granules(bytes);
         let run_bytes = u64::from(count) * MIDDLE_GRANULE_BYTES;
         let alignment = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
-        if is_captured && let Some(block) = self.take_captured(stream, FITTED, run_bytes) {
+        // What was freed begins at any granule.
+        let fits =
+            |block: &Freed| block.bytes == run_bytes && block.id.is_multiple_of(u64::from(alignment));
+        if is_captured && let Some(block) = self.take_captured(stream, FITTED, fits) {
             return Ok(Some(block.id as u32));
         }
-        // What was freed on a stream begins at any granule.
         let may_reuse = !is_captured && alignment == 1;
         if !is_captured {
             self.reunite()?;

@@ -63,7 +63,8 @@ impl Heap {
         may_wait: bool,
     ) -> Result<Option<u32>> {
         let bytes = bytes.next_multiple_of(LARGE_GRANULE_BYTES);
-        if is_captured && let Some(block) = self.take_captured(stream, core::LARGE, bytes) {
+        let is_as_long = |block: &Freed| block.bytes == bytes;
+        if is_captured && let Some(block) = self.take_captured(stream, core::LARGE, is_as_long) {
             return Ok(Some(block.id as u32));
         }
         if !is_captured {

@@ -32,13 +32,17 @@ const PREFILL_MAX: u64 = 64;
 const PARKED_MAX: usize = 64;
 
 impl Heap {
-    /// A freed block of the capture under way on a stream; `bytes` tells large ones apart.
-    pub(super) fn take_captured(&self, stream: Stream, class: u32, bytes: u64) -> Option<Freed> {
+    /// A freed block of the capture under way on a stream, of a class and fit for the request.
+    pub(super) fn take_captured(
+        &self,
+        stream: Stream,
+        class: u32,
+        fits: impl Fn(&Freed) -> bool,
+    ) -> Option<Freed> {
         let number = self.names.read().streams.find(stream)?;
         let mut captured = self.captured.lock();
         let blocks = captured.get_mut(&number)?;
-        let fits = |block: &Freed| block.class == class && (bytes == 0 || block.bytes == bytes);
-        let at = blocks.iter().rposition(fits)?;
+        let at = blocks.iter().rposition(|block| block.class == class && fits(block))?;
         Some(blocks.swap_remove(at))
     }
 

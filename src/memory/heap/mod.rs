@@ -331,7 +331,7 @@ impl Heap {
             return self.core.lock().middle.allocate(count, granules);
         }
         let wanted = class.index() as u32;
-        if is_captured && let Some(block) = self.take_captured(stream, wanted, 0) {
+        if is_captured && let Some(block) = self.take_captured(stream, wanted, |_| true) {
             return Ok(Some(block.id as u32));
         }
         let is_fitted = !class.is_small() && self.is_short();

@@ -84,6 +84,11 @@ impl PlainBlocks {
         self.blocks.lock().values().map(|block| block.stream).collect()
     }
 
+    /// Gives the tag and the bytes of each live block.
+    pub(super) fn for_each_tagged(&self, mut each: impl FnMut(u16, u64)) {
+        self.blocks.lock().values().for_each(|block| each(block.tag, block.bytes));
+    }
+
     fn with<T>(&self, address: u64, body: impl FnOnce(&mut Block) -> T) -> Result<T> {
         self.blocks.lock().get_mut(&address).map(body).ok_or_else(|| no_such_block(address))
     }

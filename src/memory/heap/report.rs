@@ -212,18 +212,34 @@ impl Heap {
         })
     }
 
+    /// Live bytes by number of the tag. Walks all records, and holds nobody up.
+    fn bytes_by_tag(&self) -> Vec<u64> {
+        let mut sums = Vec::new();
+        let mut add = |tag: u16, bytes: u64| {
+            let tag = usize::from(tag);
+            if tag >= sums.len() {
+                sums.resize(tag + 1, 0);
+            }
+            sums[tag] += bytes;
+        };
+        if let Some(plain) = &self.plain {
+            plain.for_each_tagged(&mut add);
+        }
+        for (_, region) in self.regions.iter() {
+            region.records.live().for_each(|(_, facts)| add(facts.tag, facts.bytes));
+        }
+        sums
+    }
+
     /// The tags with the most live bytes, for people.
     pub(super) fn top_tags(&self, count: usize) -> String {
-        let mut sums: Vec<(String, u64)> = Vec::new();
-        for block in self.live_blocks() {
-            match sums.iter_mut().find(|(tag, _)| *tag == block.tag) {
-                Some((_, bytes)) => *bytes += block.bytes,
-                None => sums.push((block.tag, block.bytes)),
-            }
-        }
-        sums.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        let shown = |(tag, bytes): &(String, u64)| format!("\"{tag}\" {bytes}");
-        let list: Vec<String> = sums.iter().take(count).map(shown).collect();
+        let sums = self.bytes_by_tag();
+        let mut tags: Vec<usize> = (0..sums.len()).filter(|&tag| sums[tag] > 0).collect();
+        tags.sort_by_key(|&tag| std::cmp::Reverse(sums[tag]));
+        let names = self.names.read();
+        let name = |tag: usize| names.tags.get(tag).map_or("", |name| name);
+        let shown = |&tag: &usize| format!("\"{}\" {}", name(tag), sums[tag]);
+        let list: Vec<String> = tags.iter().take(count).map(shown).collect();
         if list.is_empty() { "nothing".to_owned() } else { list.join(", ") }
     }
 }

@@ -247,3 +247,38 @@ fn a_user_that_goes_before_it_has_a_point_is_waited_for_and_nobody_else_is_taken
 fn class_of_mib() -> u32 {
     crate::memory::size_class::class_of(MIB, 256).unwrap().index() as u32
 }
+
+#[test]
+fn a_capture_that_reuses_its_own_where_memory_is_short_keeps_alignments() {
+    const SLOT: u64 = 256 << 10;
+    let mut reused = 0;
+    for seed in 0..4 {
+        let heap = heap(&format!("sim?seed={seed}&capture=1&page_bytes=2097152"), 24 * MIB);
+        let simulator = heap.device.simulator().unwrap();
+        let captured = heap.device.stream_create().unwrap();
+        let mut random = fastrand::Rng::with_seed(seed);
+        // More than half of what can be had, so that blocks are cut to length.
+        let holes: Vec<u64> = (0..45)
+            .map(|_| heap.allocate(Stream::DEFAULT, SLOT + random.u64(..200_000), 0, 0).unwrap())
+            .collect();
+        holes.iter().step_by(2).for_each(|&block| heap.free(Stream::DEFAULT, block).unwrap());
+        heap.device.synchronize().unwrap();
+        heap.capture_begins(captured);
+        simulator.capture(captured, true).unwrap();
+        let some = |alignment: u64| -> Vec<u64> {
+            (0..8).map(|_| heap.allocate(captured, 200 << 10, alignment, 0).unwrap()).collect()
+        };
+        let first = some(0);
+        first.iter().for_each(|&block| heap.free(captured, block).unwrap());
+        let aligned = some(SLOT);
+        for block in &aligned {
+            assert_eq!(block % SLOT, 0, "seed {seed}: {block:#x}");
+        }
+        aligned.iter().for_each(|&block| heap.free(captured, block).unwrap());
+        let again = some(0);
+        reused += again.iter().filter(|&block| first.contains(block) || aligned.contains(block)).count();
+        simulator.capture(captured, false).expect("nothing broke the capture");
+        heap.validate().unwrap();
+    }
+    assert!(reused > 0, "a capture has what it freed again");
+}

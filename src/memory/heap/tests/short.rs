@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::MIB;
+use super::{MIB, heap};
 use crate::device::{Stream, registry};
 use crate::error::Status;
 use crate::event::NoSink;
 use crate::memory::{Limits, Memory};
+use crate::sys::clock;
 
 const ALL: u64 = 2048 * MIB;
 
@@ -78,4 +79,23 @@ fn a_length_that_no_region_has_is_refused_and_not_cut() {
         heap.validate().unwrap();
         heap.close();
     }
+}
+
+#[test]
+fn a_refusal_beside_many_blocks_of_many_tags_is_told_soon() {
+    const BLOCKS: usize = 60_000;
+    let heap = heap("host", 512 * MIB);
+    let tags: Vec<u64> = (0..2000).map(|n| heap.tag(&format!("a layer of the model, {n}")).unwrap().0).collect();
+    for n in 0..BLOCKS {
+        heap.allocate(Stream::DEFAULT, 1024, 0, tags[n % 1500]).unwrap();
+    }
+    heap.allocate(Stream::DEFAULT, 8 * MIB, 0, tags[1700]).unwrap();
+    let refused_in_ns = || {
+        let start = clock::thread_ns();
+        let refusal = heap.allocate(Stream::DEFAULT, 4096 * MIB, 0, 0).unwrap_err();
+        assert!(refusal.text.contains("most: \"a layer of the model, 1700\" 8388608, "), "{}", refusal.text);
+        clock::thread_ns() - start
+    };
+    let least = (0..5).map(|_| refused_in_ns()).min().unwrap_or_default();
+    assert!(least < 20_000_000, "{least} ns");
 }
