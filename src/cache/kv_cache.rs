@@ -26,7 +26,7 @@ use crate::device::{Device, DeviceSlice, Event, OwnedEvent, Stream};
 use crate::error::{Error, Result, Status};
 use crate::format::Strides;
 use crate::memory::Memory;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, give_way};
 use crate::sys::clock::coarse_ms;
 use crate::sys::reserve::room;
 use crate::types::Id;
@@ -376,11 +376,13 @@ impl KvCache {
         loop {
             // Others have the lock in between.
             let piece = EVICT_PIECE.min(count - evicted);
-            let gone = self.state.lock().evict(group as usize, piece);
+            let mut state = self.state.lock();
+            let gone = state.evict(group as usize, piece);
             evicted += gone;
             if gone < piece || evicted == count {
                 return Ok(evicted);
             }
+            give_way(state);
         }
     }
 

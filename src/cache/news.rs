@@ -9,6 +9,7 @@ use super::kv_cache::KvCache;
 use super::prefixes::{MAX_PREFIXES, Prefix};
 use super::state::{ResetScope, State};
 use crate::error::Result;
+use crate::sync::give_way;
 use crate::sys::reserve::room;
 
 /// Events that are copied under one hold of the lock: 13 kB.
@@ -240,7 +241,9 @@ impl KvCache {
         let (mut position, mut count) = (position, 0);
         loop {
             let room = EVENT_PIECE.min(most - count);
-            let (read, next, is_all) = self.state.lock().snapshot_piece(position, &mut buffer[..room]);
+            let state = self.state.lock();
+            let (read, next, is_all) = state.snapshot_piece(position, &mut buffer[..room]);
+            give_way(state);
             buffer[..read].iter().enumerate().for_each(|(at, event)| take(count + at, event));
             (position, count) = (next, count + read);
             if is_all || count == most {

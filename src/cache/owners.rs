@@ -50,6 +50,15 @@ pub struct NamespaceStatistics {
     pub promised_blocks: u64,
 }
 
+/// Where a pass over the lists of an owner is.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sorting {
+    /// Lists that are sorted.
+    pub(super) lists_done: usize,
+    /// The block with which the next list ends, and at most how many come before: others may move it meanwhile.
+    pub(super) end: Option<(u32, u64)>,
+}
+
 /// One owner.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Owner {
@@ -61,8 +70,8 @@ pub(super) struct Owner {
     is_over: bool,
     /// Rises with each reset of the namespace.
     epoch: u64,
-    /// Number of the pass that is to sort its lists, for a limit of cached blocks that is new; 0 if they are sorted.
-    sorting: u64,
+    /// The pass that sorts its lists, for a limit of cached blocks that is new.
+    sorting: Option<Sorting>,
     pub(super) counts: NamespaceStatistics,
 }
 
@@ -88,8 +97,6 @@ pub(super) struct Owners {
     max_limited: usize,
     /// Rises with each reset of everything.
     epoch: u64,
-    /// Passes over the lists of owners that were begun.
-    sortings: u64,
 }
 
 impl Owners {
@@ -116,7 +123,6 @@ impl Owners {
             limited: 0,
             max_limited: max_namespaces as usize,
             epoch: 0,
-            sortings: 0,
         })
     }
 
@@ -182,12 +188,12 @@ impl Owners {
     }
 
     /// Sets the limits of a namespace, which need not be in use; [`NO_LIMIT`] lifts one. That of cached blocks counts
-    /// once their lists are sorted, if it is new: answers the number of the pass that sorts them, or 0.
-    pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<u64> {
+    /// once their lists are sorted, if it is new.
+    pub(super) fn limit(&mut self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
         let is_limited = max_held_blocks != NO_LIMIT || max_cached_blocks != NO_LIMIT;
         if !is_limited && self.find(id).is_none() {
             // There is nothing to lift, and there may be no room for one more.
-            return Ok(0);
+            return Ok(());
         }
         let was_limited = self.find(id).is_some_and(|owner| self.get(owner).is_limited());
         if is_limited && !was_limited && self.limited == self.max_limited {
@@ -201,21 +207,20 @@ impl Owners {
         (counts.max_held_blocks, counts.max_cached_blocks) = (max_held_blocks, max_cached_blocks);
         let is_ordered = self.get(owner).is_ordered();
         if was_ordered != is_ordered {
-            self.sortings += 1;
-            self.entries[owner as usize].sorting = if is_ordered { self.sortings } else { 0 };
+            self.entries[owner as usize].sorting = is_ordered.then(Sorting::default);
         }
         self.forget_idle(owner);
-        Ok(if is_ordered && !was_ordered { self.sortings } else { 0 })
+        Ok(())
     }
 
-    /// Whether the lists of an owner are what this pass goes over.
-    pub(super) fn is_sorting(&self, owner: u32, pass: u64) -> bool {
-        self.get(owner).sorting == pass
+    /// Where the pass over the lists of an owner is, while there is one.
+    pub(super) fn sorting(&self, owner: u32) -> Option<Sorting> {
+        self.get(owner).sorting
     }
 
-    /// The lists of an owner are sorted: from here on its limit counts.
-    pub(super) fn note_sorted(&mut self, owner: u32) {
-        self.entries[owner as usize].sorting = 0;
+    /// How far the pass has come; nothing once the lists are sorted: from there on the limit counts.
+    pub(super) fn set_sorting(&mut self, owner: u32, sorting: Option<Sorting>) {
+        self.entries[owner as usize].sorting = sorting;
     }
 
     /// So many cached blocks more.
@@ -244,7 +249,7 @@ impl Owners {
     /// Whether the owner has more cached blocks than it may.
     pub(super) fn has_excess(&self, owner: u32) -> bool {
         let Owner { is_live, counts, sorting, .. } = self.get(owner);
-        *is_live && *sorting == 0 && counts.cached_blocks > counts.max_cached_blocks
+        *is_live && sorting.is_none() && counts.cached_blocks > counts.max_cached_blocks
     }
 
     /// What is computed under an epoch may be published as long as the epoch is the same.

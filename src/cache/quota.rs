@@ -8,10 +8,11 @@
 
 use super::events::RemoveReason;
 use super::kv_cache::KvCache;
-use super::owners::{NO_LIMIT, NamespaceStatistics, owner_of};
+use super::owners::{NO_LIMIT, NamespaceStatistics, Sorting, owner_of};
 use super::state::State;
 use super::step::Refusal;
 use crate::error::{Error, Result, Status};
+use crate::sync::give_way;
 use crate::sys::reserve::filled;
 
 /// Blocks that a new limit makes go under one hold of the lock.
@@ -21,23 +22,21 @@ const SORT_PIECE: u32 = 256;
 /// Ids that are copied under one hold of the lock.
 const ID_PIECE: usize = 256;
 
-/// A pass over the lists of an owner: where it is.
-struct Sorting {
-    pass: u64,
-    /// What is left after this list: first those set aside of each group, then the order lists.
-    lists: Vec<(usize, bool)>,
-    /// The block with which the list ends, and at most how many come before: others may move it meanwhile.
-    end: Option<(u32, u64)>,
-}
-
 impl State {
-    /// Puts a piece of an owner's blocks into the lists where they belong. False if none is left.
-    fn sort_piece(&mut self, owner: u32, sorting: &mut Sorting) -> bool {
+    /// Puts a piece of an owner's blocks into the lists where they belong, if those are to be sorted. False if none is
+    /// left.
+    fn sort_piece(&mut self, owner: u32) -> bool {
+        let Some(mut sorting) = self.shared.namespaces.owners.sorting(owner) else { return false };
         for _ in 0..SORT_PIECE {
-            let Some(&(group, is_aside)) = sorting.lists.last() else { return false };
+            // Those set aside of each group, then its order list.
+            let Some(list) = (2 * self.stores.len()).checked_sub(sorting.lists_done + 1) else {
+                self.shared.namespaces.owners.set_sorting(owner, None);
+                return false;
+            };
+            let (group, is_aside) = (list / 2, list % 2 == 1);
             let store = &mut self.stores[group];
             let Some((oldest, newest)) = store.by_owner.ends(owner, is_aside) else {
-                (sorting.end, _) = (None, sorting.lists.pop());
+                sorting = Sorting { lists_done: sorting.lists_done + 1, end: None };
                 continue;
             };
             let findable = self.shared.namespaces.owners.get(owner).counts.findable_blocks;
@@ -49,9 +48,10 @@ impl State {
             }
             sorting.end = Some((end, left.saturating_sub(1)));
             if oldest == end || left <= 1 {
-                (sorting.end, _) = (None, sorting.lists.pop());
+                sorting = Sorting { lists_done: sorting.lists_done + 1, end: None };
             }
         }
+        self.shared.namespaces.owners.set_sorting(owner, Some(sorting));
         true
     }
 
@@ -121,7 +121,7 @@ impl State {
             let mut listed = filled(store.block_count() as usize, u32::MAX)?;
             for (owner, _) in owners.live() {
                 store.by_owner.validate(owner, |block| listed[block as usize] = owner)?;
-                if owners.get(owner).is_ordered() && owners.is_sorting(owner, 0) {
+                if owners.get(owner).is_ordered() && owners.sorting(owner).is_none() {
                     let mut count = 0;
                     store
                         .by_owner
@@ -214,36 +214,23 @@ impl KvCache {
     pub fn limit_namespace(&self, id: u64, max_held_blocks: u64, max_cached_blocks: u64) -> Result<()> {
         let mut state = self.reap()?;
         state.check_decides()?;
-        let pass = state.shared.namespaces.owners.limit(id, max_held_blocks, max_cached_blocks)?;
+        state.shared.namespaces.owners.limit(id, max_held_blocks, max_cached_blocks)?;
         drop(state);
-        if pass > 0 {
-            self.sort_lists(id, pass);
-        }
-        let mut is_within = false;
-        while !is_within {
-            let mut state = self.state.lock();
-            let owner = state.shared.namespaces.owners.find(id);
-            is_within = owner.is_none_or(|owner| state.settle_limit(owner, LIMIT_PIECE));
-        }
+        // Its lists are sorted first, by turns with whoever else is setting a limit, unless it is lifted meanwhile.
+        self.in_pieces(id, |state, owner| !state.sort_piece(owner));
+        self.in_pieces(id, |state, owner| state.settle_limit(owner, LIMIT_PIECE));
         Ok(())
     }
 
-    /// Sorts the lists of an owner for a limit, unless that is lifted meanwhile. From then on the limit counts.
-    fn sort_lists(&self, id: u64, pass: u64) {
-        let groups = 0..self.group_count() as usize;
-        let lists = groups.flat_map(|group| [(group, false), (group, true)]).collect();
-        let mut sorting = Sorting { pass, lists, end: None };
+    /// Works for a namespace as long as there is one and until `is_done`; others have the lock in between.
+    fn in_pieces(&self, id: u64, is_done: impl Fn(&mut State, u32) -> bool) {
         loop {
             let mut state = self.state.lock();
             let owner = state.shared.namespaces.owners.find(id);
-            let Some(owner) = owner.filter(|&o| state.shared.namespaces.owners.is_sorting(o, sorting.pass))
-            else {
-                return;
-            };
-            if !state.sort_piece(owner, &mut sorting) {
-                state.shared.namespaces.owners.note_sorted(owner);
+            if owner.is_none_or(|owner| is_done(&mut state, owner)) {
                 return;
             }
+            give_way(state);
         }
     }
 }

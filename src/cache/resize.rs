@@ -23,7 +23,7 @@ use super::kv_cache::KvCache;
 use super::pool::Pool;
 use super::store::Store;
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, give_way};
 
 /// Ids that are retired or brought back under one hold of the cache's lock: some ten microseconds.
 const STRETCH: u32 = 256;
@@ -373,6 +373,7 @@ impl KvCache {
             if !is_going_on {
                 break;
             }
+            give_way(state);
         }
         let outcome = backing.map_or(Ok(()), |backing| self.take_tail(at, backing, progress));
         let state = self.state.lock();

@@ -15,6 +15,7 @@ use super::kv_cache::KvCache;
 use super::namespace::Home;
 use super::state::State;
 use crate::error::{Result, Status};
+use crate::sync::give_way;
 
 /// Namespaces that one turn looks at.
 const LOOK_NAMESPACES: usize = 16;
@@ -112,6 +113,7 @@ impl KvCache {
                 if !state.evict_leaving(chosen) {
                     leaving = None;
                 }
+                give_way(state);
                 continue;
             }
             leaving = state.choose_leaving();

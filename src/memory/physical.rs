@@ -90,6 +90,8 @@ pub(super) struct Core {
     pub(super) pressed_ns: AtomicU64,
     /// No page was asked for since.
     pub(super) is_pressed: AtomicBool,
+    /// By size: the last one that waited was taken, or there was none, since the upkeep made pages ahead.
+    pub(super) is_used_up: [AtomicBool; PageClass::ALL.len()],
     table_changes: AtomicU64,
     loud_changes: AtomicU64,
     /// Mappings that are left of pages which were passed on.
@@ -221,6 +223,9 @@ impl Core {
         let last = pool.idle[class.index()].iter().rposition(|idle| !idle.is_broken())?;
         let idle = pool.idle[class.index()].remove(last)?;
         pool.counts[class.index()].hits += 1;
+        if pool.idle[class.index()].is_empty() {
+            self.note_used_up(class);
+        }
         Some(idle)
     }
 
@@ -234,6 +239,7 @@ impl Core {
             match self.create(class) {
                 Ok(page) => {
                     self.pool.lock().counts[class.index()].misses += 1;
+                    self.note_used_up(class);
                     return Ok(Idle { page, tenant: 0, since_ns: 0, bond: None });
                 }
                 Err(error) if error.status != Status::OutOfMemory => return Err(error),
@@ -284,21 +290,9 @@ impl Core {
         }
     }
 
-    pub(super) fn pooled_bytes(&self, pool: &Pool) -> u64 {
-        PageClass::ALL.iter().map(|&class| pool.idle[class.index()].len() as u64 * self.bytes_of(class)).sum()
-    }
-
     /// All pages that there are.
     fn alive_bytes(&self, pool: &Pool) -> u64 {
         PageClass::ALL.iter().map(|&class| pool.alive[class.index()] * self.bytes_of(class)).sum()
-    }
-
-    /// Gives the upkeep reason to look.
-    pub(super) fn stir(&self) {
-        if self.config.has_thread {
-            self.pool.lock().is_stirred = true;
-            self.wake.notify_one();
-        }
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -364,6 +358,7 @@ impl Physical {
             held_since_ns: AtomicU64::new(0),
             pressed_ns: AtomicU64::new(0),
             is_pressed: AtomicBool::new(false),
+            is_used_up: Default::default(),
             table_changes: AtomicU64::new(0),
             loud_changes: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -409,7 +404,7 @@ impl Physical {
         let idle = self.core.obtain(class)?;
         paid.iter().for_each(Paid::settle);
         let is_used_by_us = idle.tenant == tenant && tenant != 0;
-        if self.core.is_low() {
+        if self.core.is_used_up(class) || self.core.is_low() {
             self.core.stir();
         }
         Ok(PhysicalPage {

@@ -104,7 +104,9 @@ impl Core {
     /// pages in another form, before pages are asked for again, and not at once then: they must not be taken from under
     /// whoever is about to get them.
     fn stock_up(&self, now_ns: u64) -> Option<u64> {
-        if !self.is_low() || self.is_pressed.load(Ordering::Relaxed) {
+        let is_low = self.is_low();
+        let is_used_up = PageClass::ALL.into_iter().any(|class| self.is_used_up(class));
+        if !(is_low || is_used_up) || self.is_pressed.load(Ordering::Relaxed) {
             return None;
         }
         let pressed_ns = self.pressed_ns.load(Ordering::Relaxed);
@@ -112,6 +114,9 @@ impl Core {
             return Some(REFUSED_NS - now_ns.saturating_sub(pressed_ns));
         }
         for class in PageClass::ALL {
+            if !self.is_used_up[class.index()].swap(false, Ordering::Relaxed) && !is_low {
+                continue;
+            }
             while self.lacks(class) && self.account.spare_bytes() >= self.bytes_of(class) {
                 if let Err(error) = self.stock(class) {
                     self.say(Level::Debug, || format!("making a physical page ahead: {error}"));
@@ -126,6 +131,17 @@ impl Core {
     pub(super) fn is_low(&self) -> bool {
         let low_bytes = self.config.low_bytes(self.page_bytes);
         low_bytes > 0 && self.pooled_bytes(&self.pool.lock()) < low_bytes
+    }
+
+    /// Nothing waits of this size any more.
+    pub(super) fn note_used_up(&self, class: PageClass) {
+        let is_made_ahead = self.config.ahead[class.index()] > 0;
+        self.is_used_up[class.index()].store(is_made_ahead, Ordering::Relaxed);
+    }
+
+    /// Whether pages of this size are to be made, however much waits of others.
+    pub(super) fn is_used_up(&self, class: PageClass) -> bool {
+        self.is_used_up[class.index()].load(Ordering::Relaxed)
     }
 
     /// Whether a page that nobody wants may go.
@@ -150,6 +166,18 @@ impl Core {
         let times = due.filter_map(|class| pool.idle[class.index()].iter().find(|idle| !idle.is_tied()));
         let wait = |since_ns: u64| since_ns.saturating_add(self.config.idle_ns).saturating_sub(now_ns).max(1);
         times.map(|idle| wait(idle.since_ns)).min()
+    }
+
+    /// Gives the upkeep reason to look.
+    pub(super) fn stir(&self) {
+        if self.config.has_thread {
+            self.pool.lock().is_stirred = true;
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn pooled_bytes(&self, pool: &Pool) -> u64 {
+        PageClass::ALL.iter().map(|&class| pool.idle[class.index()].len() as u64 * self.bytes_of(class)).sum()
     }
 
     fn work(&self) {

@@ -156,6 +156,32 @@ fn a_limit_on_a_namespace_that_has_more_takes_effect_at_once_and_counts_tokens_o
 }
 
 #[test]
+fn a_limit_that_is_set_while_another_is_being_kept_is_kept_when_its_call_ends() {
+    const PROMPT: usize = 1 << 14;
+    for round in 0..8 {
+        let settings = CacheConfig {
+            max_sequence_tokens: PROMPT as u64,
+            max_batch_tokens: PROMPT as u32,
+            metadata_only: true,
+            ..config(vec![group(1)], 4 * PROMPT as u64)
+        };
+        let mut bench = Bench::new(&settings);
+        (0..4).for_each(|seed| drop(bench.run(&ask(&prompt(4 * round + seed, PROMPT)))));
+        let cache = &bench.cache;
+        assert!(cache.namespace_statistics(1).cached_blocks > 3 * PROMPT as u64);
+        std::thread::scope(|scope| {
+            scope.spawn(|| cache.limit_namespace(1, NO_LIMIT, 20).unwrap());
+            while cache.namespace_statistics(1).max_cached_blocks != 20 {
+                std::hint::spin_loop();
+            }
+            cache.limit_namespace(1, NO_LIMIT, 10).unwrap();
+            assert!(cache.namespace_statistics(1).cached_blocks <= 10);
+        });
+        cache.validate().unwrap();
+    }
+}
+
+#[test]
 fn limits_are_set_for_as_many_namespaces_as_there_may_be_and_leave_those_their_place() {
     let mut bench = Bench::new(&CacheConfig { max_namespaces: 3, ..config(vec![group(4)], 32) });
     (10..13).for_each(|id| bench.cache.limit_namespace(id, 9, 9).unwrap());

@@ -180,6 +180,25 @@ fn the_low_mark_is_kept_to_the_page_whatever_the_sizes() {
 }
 
 #[test]
+fn pages_of_a_size_that_are_used_up_are_made_however_much_waits_of_others() {
+    each(|memory, unit| {
+        let pool = by_hand(memory, 1000, |config| {
+            config.keep_ready(Ready::new(64 * unit, 256 * unit).unwrap(), unit, PageClass::LARGE);
+        });
+        let mut held = Vec::new();
+        for taken in 0..200 {
+            if taken % 8 == 0 {
+                pool.poll(clock::now_ns());
+            }
+            held.push(pool.take(PageClass::SMALL, 0, None).unwrap());
+        }
+        let seen = pool.statistics();
+        assert_eq!((seen.classes[0].hits, seen.classes[0].misses), (200, 0));
+        assert!(seen.pooled_bytes <= 256 * unit);
+    });
+}
+
+#[test]
 fn what_the_device_refuses_was_never_held() {
     let memory = super::support::memory_of("host?memory_bytes=1048576");
     let pool = by_hand(&memory, 0, |_| {});
