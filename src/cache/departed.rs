@@ -65,7 +65,7 @@ impl Store {
         self.index.hash(&block.key, block.namespace())
     }
 
-    /// Has fetched what `take_out_under` reads of a block, as far as its number and the hash of its key tell.
+    /// Has fetched what `drop_cells` reads of a block, as far as its number and the hash of its key tell.
     #[inline]
     pub(super) fn fetch_cells(&self, index: u32, hash: u32) {
         self.index.fetch_around(hash);
@@ -75,6 +75,17 @@ impl Store {
         }
         if let Some(mirror) = &self.mirror {
             mirror.fetch(index);
+        }
+    }
+
+    /// The same of what that leads to.
+    #[inline]
+    pub(super) fn fetch_cells_further(&self, index: u32) {
+        if let Some(mirror) = &self.mirror {
+            mirror.fetch_around(index);
+        }
+        if let Some(children) = self.children.as_ref().filter(|children| children.has(index)) {
+            children.prepare_to_remove(index, &self.parent_of(index));
         }
     }
 
@@ -106,29 +117,30 @@ impl Store {
     }
 
     /// Takes departed blocks out of all tables, where the index lists them under these hashes.
-    pub(super) fn take_out_under(&mut self, blocks: &[u32], hashes: &[u32]) {
+    fn take_out_under(&mut self, blocks: &[u32], hashes: &[u32]) {
         if blocks.len() >= FETCH_LEAST && self.is_large {
-            for &index in blocks {
-                if let Some(mirror) = &self.mirror {
-                    mirror.fetch_around(index);
-                }
-                if let Some(children) = self.children.as_ref().filter(|children| children.has(index)) {
-                    children.prepare_to_remove(index, &self.parent_of(index));
-                }
-            }
+            blocks.iter().for_each(|&index| self.fetch_cells_further(index));
         }
         for (&index, &hash) in blocks.iter().zip(hashes) {
-            self.index.remove(hash, index);
-            if let Some(mirror) = &mut self.mirror {
-                mirror.remove(index);
+            self.drop_cells(index, hash);
+            if self.mirror.is_some() {
                 unlink(&mut self.blocks, index, &mut self.departed_list);
-            }
-            if self.children.is_some() {
-                self.leave_children(index);
             }
             self.blocks[index as usize].namespace_and_flags &= !(DEPARTED | NAMESPACE_MASK);
         }
         self.departed -= blocks.len() as u32;
+    }
+
+    /// Takes the cells of a block out of all tables; the index lists it under this hash.
+    #[inline]
+    pub(super) fn drop_cells(&mut self, index: u32, hash: u32) {
+        self.index.remove(hash, index);
+        if let Some(mirror) = &mut self.mirror {
+            mirror.remove(index);
+        }
+        if self.children.is_some() {
+            self.leave_children(index);
+        }
     }
 
     /// Takes the blocks that departed last out of all tables, where they stand in a list; answers how many.

@@ -175,10 +175,12 @@ impl Store {
             shared.events.push(event);
         }
         let (tenant, namespace) = self.whose(index);
-        self.leave_siblings(index);
-        self.depart(index);
         if self.block(index).refs > 0 || self.block(index).is_waiting() {
-            self.take_out(index);
+            self.drop_cells(index, self.key_hash(index));
+            self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        } else {
+            self.leave_siblings(index);
+            self.depart(index);
         }
         self.clear_retention(index);
         self.by_owner.unlink(owner_of(tenant), namespace, index);

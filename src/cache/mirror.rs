@@ -265,7 +265,16 @@ mod tests {
         for round in 0..100_000 {
             let block = random.u32(0..200);
             match model.remove(&block) {
-                Some(_) => mirror.remove(block),
+                // It goes, or another block is what it was.
+                Some(hash) => {
+                    let other = random.u32(0..200);
+                    if other == block || model.contains_key(&other) {
+                        mirror.remove(block);
+                    } else {
+                        mirror.replace(block, other);
+                        model.insert(other, hash);
+                    }
+                }
                 None => {
                     // Few distinct homes, also at the end of the table: long runs that wrap around.
                     let hash = BlockHash([random.u32(0..40) + 490, random.u32(..), random.u32(0..2), 0]);
@@ -273,7 +282,9 @@ mod tests {
                     model.insert(block, hash);
                 }
             }
+            assert!(!mirror.has_any(block) || model.contains_key(&block));
             for (&block, &hash) in model.iter().take(3) {
+                assert!(mirror.has(hash, block));
                 assert_eq!(mirror.find(hash), Some(block));
             }
             assert_eq!(mirror.find(BlockHash([random.u32(490..530), random.u32(..), 2, 0])), None);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{PINNED_SHARE, Store};
-use crate::cache::block::{RETAINED, Shared};
+use crate::cache::block::{FINDABLE, NAMESPACE_MASK, RETAINED, Shared};
 use crate::cache::events::{CacheEventKind, RemoveReason};
 use crate::cache::owner_lists::LEAVING_MOST;
 use crate::cache::owners::owner_of;
@@ -229,11 +229,10 @@ impl Store {
             }
         }
         self.inactive -= count as u32;
-        self.forget_all(victims, reason, shared);
         if is_reused {
             shared.counters.evicted_blocks += count as u64;
-            self.take_out_under(victims, &hashes[..count]);
         }
+        self.forget_all(victims, &hashes[..count], reason, shared);
         count
     }
 
@@ -252,11 +251,17 @@ impl Store {
         Some(of_one)
     }
 
-    /// Victims are in no list any more and depart; the policy has already let them go.
-    fn forget_all(&mut self, victims: &[u32], reason: RemoveReason, shared: &mut Shared) {
+    /// Takes victims out of all lists, and out of the tables too, under these hashes of their keys, if they are wanted
+    /// now; the policy has already let them go.
+    fn forget_all(&mut self, victims: &[u32], hashes: &[u32], reason: RemoveReason, shared: &mut Shared) {
+        let is_reused = reason == RemoveReason::Evicted;
         for (at, &victim) in victims.iter().enumerate() {
             shared.events.fetch_next(at);
-            self.fetch_siblings(victim);
+            if is_reused {
+                self.fetch_cells_further(victim);
+            } else {
+                self.fetch_siblings(victim);
+            }
             if self.block(victim).is_retained() {
                 self.retention.fetch_neighbours(victim);
             }
@@ -266,7 +271,11 @@ impl Store {
             let block = self.block(of_one[0]);
             self.by_owner.prepare_to_leave(owner_of(block.tenant), block.namespace(), of_one);
         }
-        victims.iter().for_each(|&victim| self.leave_siblings(victim));
+        if is_reused {
+            victims.iter().zip(hashes).for_each(|(&victim, &hash)| self.drop_cells(victim, hash));
+        } else {
+            victims.iter().for_each(|&victim| self.leave_siblings(victim));
+        }
         self.by_owner.leave();
         let mut left = victims;
         while let Some(of_one) = self.of_one(&mut left) {
@@ -286,9 +295,11 @@ impl Store {
                 shared.events.push(self.event_in(namespace_id, victim, CacheEventKind::Removed, reason));
             }
             self.clear_retention(victim);
-            self.depart(victim);
             if is_eviction {
+                self.blocks[victim as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
                 self.ages.note(self.block(victim).last_step, newest);
+            } else {
+                self.depart(victim);
             }
         }
         let mut tally = Tally::NONE;
