@@ -188,6 +188,9 @@ impl Store {
 
     /// Evicts the next victims, as many as may go and as there are places, at most [`TOGETHER`]; answers how many.
     fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
+        if places.is_empty() {
+            return 0;
+        }
         // Blocks that came together go together: the next ones are asked for before they are known.
         let mut likely = 0..0;
         if places.len() >= FETCH_LEAST && self.is_large {
@@ -296,6 +299,7 @@ impl Store {
             }
             self.clear_retention(victim);
             if is_eviction {
+                // In no table any more, for somebody wants it now.
                 self.blocks[victim as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
                 self.ages.note(self.block(victim).last_step, newest);
             } else {
