@@ -5,13 +5,39 @@
 //! Part of `store`, whose invariants hold here too.
 
 use super::Store;
-use crate::cache::block::{Shared, WAITING};
+use crate::cache::block::{Block, Shared, WAITING};
 use crate::cache::events::RemoveReason;
 use crate::cache::owners::owner_of;
 use crate::cache::retention::Retention;
 use crate::cache::steps::{NONE, Waiting};
 use crate::cache::tally::Tally;
 use crate::cache::walk::AHEAD;
+
+/// Puts a block at the end of a list that is linked through the blocks.
+#[inline]
+pub(super) fn append(blocks: &mut [Block], index: u32, list: &mut Waiting) {
+    let block = &mut blocks[index as usize];
+    (block.prev, block.next) = (list.tail, NONE);
+    match list.tail {
+        NONE => list.head = index,
+        tail => blocks[tail as usize].next = index,
+    }
+    list.tail = index;
+}
+
+/// Takes a block out of the list in which it is.
+#[inline]
+pub(super) fn unlink(blocks: &mut [Block], index: u32, list: &mut Waiting) {
+    let Block { prev, next, .. } = blocks[index as usize];
+    match prev {
+        NONE => list.head = next,
+        prev => blocks[prev as usize].next = next,
+    }
+    match next {
+        NONE => list.tail = prev,
+        next => blocks[next as usize].prev = prev,
+    }
+}
 
 impl Store {
     /// One more holder of a findable block.
@@ -133,30 +159,14 @@ impl Store {
     }
 
     pub(super) fn link_waiting(&mut self, index: u32, list: &mut Waiting) {
-        let block = &mut self.blocks[index as usize];
-        block.namespace_and_flags |= WAITING;
-        block.prev = list.tail;
-        block.next = NONE;
-        match list.tail {
-            NONE => list.head = index,
-            tail => self.blocks[tail as usize].next = index,
-        }
-        list.tail = index;
+        self.blocks[index as usize].namespace_and_flags |= WAITING;
+        append(&mut self.blocks, index, list);
         self.waiting += 1;
     }
 
     fn unlink_waiting(&mut self, index: u32, list: &mut Waiting) {
-        let block = &mut self.blocks[index as usize];
-        block.namespace_and_flags &= !WAITING;
-        let (prev, next) = (block.prev, block.next);
-        match prev {
-            NONE => list.head = next,
-            prev => self.blocks[prev as usize].next = next,
-        }
-        match next {
-            NONE => list.tail = prev,
-            next => self.blocks[next as usize].prev = prev,
-        }
+        self.blocks[index as usize].namespace_and_flags &= !WAITING;
+        unlink(&mut self.blocks, index, list);
         self.waiting -= 1;
     }
 

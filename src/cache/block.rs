@@ -1,7 +1,8 @@
 //! A block and its content as types, and the parts of a cache that its groups share.
 //!
 //! Life of a block: free, then open in a sequence, then findable from its publication on; nobody holds it when its
-//! last holder lets go; it waits for steps in flight, is inactive, and is evicted or taken again.
+//! last holder lets go; it waits for steps in flight, is inactive, and is evicted or taken again. Once evicted it is
+//! free, and departed until the tables that list findable blocks are rid of it.
 
 use super::events::Events;
 use super::hash::{Extras, Key};
@@ -23,7 +24,9 @@ pub(super) const NAMED: u32 = 1 << 26;
 pub(super) const HELD_TWICE: u32 = 1 << 25;
 /// A copy into it is listed and not enqueued.
 pub(super) const COPY_TARGET: u32 = 1 << 24;
-pub(super) const NAMESPACE_MASK: u32 = (1 << 24) - 1;
+/// Free, and cells in the tables of its group (`departed`) still name it, under its old key and namespace.
+pub(super) const DEPARTED: u32 = 1 << 23;
+pub(super) const NAMESPACE_MASK: u32 = (1 << 23) - 1;
 
 /// Identity of the content before the first block.
 pub(super) const ROOT_SERIAL: u64 = 1;
@@ -34,7 +37,7 @@ pub(super) const NO_SERIAL: u64 = 0;
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Block {
-    /// Its content, while findable.
+    /// Its content, while findable or departed.
     pub(super) key: Key,
     /// Whose bytes lie in the slot; 0 nobody's.
     pub(super) tenant: u64,
@@ -43,7 +46,7 @@ pub(super) struct Block {
     /// Sequences and leases that hold it.
     pub(super) refs: u32,
     pub(super) namespace_and_flags: u32,
-    /// Links of the waiting list.
+    /// Links of the waiting list, or of the departed ones.
     pub(super) prev: u32,
     pub(super) next: u32,
 }
@@ -61,6 +64,10 @@ impl Block {
 
     pub(super) fn is_findable(&self) -> bool {
         self.namespace_and_flags & FINDABLE != 0
+    }
+
+    pub(super) fn is_departed(&self) -> bool {
+        self.namespace_and_flags & DEPARTED != 0
     }
 
     /// The key of what it holds, if that is known.

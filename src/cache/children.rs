@@ -1,8 +1,10 @@
 //! From a block's key to the findable blocks that follow it, newest first, for hits that end inside a block.
 //!
 //! An index holds the first child of each parent; the others hang on it, linked through an array. Adding and removing
-//! are O(1); a search looks at the first [`SEARCHED`] children. Invariant: a listed block is findable, and stands in
-//! the list of the parent that its origin names.
+//! are O(1); a search looks at the first [`SEARCHED`] children. A child that departs leaves at once if others stay, who
+//! know its place; an only child, as nearly all are, stays until its cell is taken out or another comes. Invariants: a
+//! listed block is findable, or departed and alone in its list, and stands in the list of the parent that its origin
+//! names.
 
 use super::hash::Key;
 use super::index::Index;
@@ -29,10 +31,6 @@ pub(super) struct Parent {
     pub(super) namespace: u32,
 }
 
-/// Under what the first child of a parent is listed.
-#[derive(Clone, Copy, Default)]
-pub(super) struct ParentHash(u32);
-
 pub(super) struct Children {
     firsts: Index,
     links: Vec<Link>,
@@ -48,7 +46,7 @@ impl Children {
         self.firsts.hash(&parent.key, parent.namespace)
     }
 
-    /// The newest child of a parent; `is_child` tells whether a block is one.
+    /// The first block in the list of a parent; `is_child` tells whether a block is in it.
     pub(super) fn first(&self, parent: &Parent, is_child: impl FnMut(u32) -> bool) -> Option<u32> {
         self.firsts.find(self.hash(parent), is_child)
     }
@@ -58,16 +56,42 @@ impl Children {
         Some(self.links[block as usize].next).filter(|&next| next != NONE)
     }
 
-    /// A block became findable.
-    pub(super) fn add(&mut self, block: u32, parent: &Parent, is_child: impl FnMut(u32) -> bool) {
+    /// A block became findable. It takes the place of one that has departed.
+    pub(super) fn add(
+        &mut self,
+        block: u32,
+        parent: &Parent,
+        is_child: impl FnMut(u32) -> bool,
+        is_departed: impl FnOnce(u32) -> bool,
+    ) {
         let hash = self.hash(parent);
-        let next = self.firsts.find(hash, is_child).unwrap_or(NONE);
-        if next != NONE {
-            self.firsts.remove(hash, next);
-            self.links[next as usize].prev = block;
+        let mut next = NONE;
+        match self.firsts.find(hash, is_child) {
+            None => self.firsts.insert(hash, block),
+            Some(first) => {
+                self.firsts.replace(hash, first, block);
+                if is_departed(first) {
+                    self.links[first as usize].next = UNLISTED;
+                } else {
+                    self.links[first as usize].prev = block;
+                    next = first;
+                }
+            }
         }
         self.links[block as usize] = Link { prev: NONE, next };
-        self.firsts.insert(hash, block);
+    }
+
+    /// Whether a block is in a list.
+    #[inline]
+    pub(super) fn has(&self, block: u32) -> bool {
+        self.links[block as usize].next != UNLISTED
+    }
+
+    /// Whether a block is in a list with others, which it leaves when it departs.
+    #[inline]
+    pub(super) fn has_siblings(&self, block: u32) -> bool {
+        let Link { prev, next } = self.links[block as usize];
+        next != UNLISTED && (prev != NONE || next != NONE)
     }
 
     /// Has the links of a block fetched.
@@ -76,20 +100,19 @@ impl Children {
         prefetch::prefetch(&self.links, block as usize);
     }
 
-    /// Has fetched what `remove` of a block reads beyond its links, once those are there; answers what it asks for.
+    /// Has fetched what `remove` of a listed block reads beyond its links, once those are there.
     #[inline]
-    pub(super) fn prepare_to_remove(&self, block: u32, parent: &Parent) -> ParentHash {
-        let (Link { prev, next }, hash) = (self.links[block as usize], self.hash(parent));
+    pub(super) fn prepare_to_remove(&self, block: u32, parent: &Parent) {
+        let Link { prev, next } = self.links[block as usize];
         prefetch::prefetch(&self.links, next as usize);
         match prev {
-            NONE => self.firsts.fetch_around(hash),
+            NONE => self.firsts.fetch_around(self.hash(parent)),
             prev => prefetch::prefetch(&self.links, prev as usize),
         }
-        ParentHash(hash)
     }
 
-    /// A block stops being findable; one that was never added is left alone.
-    pub(super) fn remove(&mut self, block: u32, ParentHash(hash): ParentHash) {
+    /// Takes a block out of its list; one that is in none is left alone.
+    pub(super) fn remove(&mut self, block: u32, parent: &Parent) {
         let Link { prev, next } = self.links[block as usize];
         if next == UNLISTED {
             return;
@@ -102,9 +125,10 @@ impl Children {
             self.links[prev as usize].next = next;
             return;
         }
-        self.firsts.remove(hash, block);
-        if next != NONE {
-            self.firsts.insert(hash, next);
+        let hash = self.hash(parent);
+        match next {
+            NONE => self.firsts.remove(hash, block),
+            next => self.firsts.replace(hash, block, next),
         }
     }
 
@@ -129,9 +153,18 @@ impl Children {
         self.firsts.bytes() + (self.links.len() * size_of::<Link>()) as u64
     }
 
-    /// Checks every list; `parent_of` answers the parent of a findable block.
-    pub(super) fn validate(&self, parent_of: impl Fn(u32) -> Option<Parent>) -> Result<()> {
+    /// Checks every list; `parent_of` answers the parent of a block that is findable or departed.
+    pub(super) fn validate(
+        &self,
+        parent_of: impl Fn(u32) -> Option<Parent>,
+        is_departed: impl Fn(u32) -> bool,
+    ) -> Result<()> {
+        let mut lists = 0;
         for (block, link) in (0u32..).zip(&self.links).filter(|(_, link)| link.next != UNLISTED) {
+            lists += u32::from(link.prev == NONE);
+            if is_departed(block) && self.has_siblings(block) {
+                return Err(Error::internal(format!("block {block} departed and is in a list of children")));
+            }
             let is_in_place = match (parent_of(block), link.prev) {
                 (None, _) => false,
                 (Some(parent), NONE) => {
@@ -143,6 +176,9 @@ impl Children {
                 return Err(Error::internal(format!("block {block} is in the wrong list of children")));
             }
         }
-        Ok(())
+        match lists == self.firsts.count() {
+            true => Ok(()),
+            false => Err(Error::internal("lists of children begin with blocks that are in none")),
+        }
     }
 }

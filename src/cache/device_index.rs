@@ -153,12 +153,18 @@ impl IndexUpdate {
 
     /// Packs changed cells of a group, as many as fit; answers whether that were all.
     pub(super) fn pack(&mut self, packer: &mut Packer<'_>, group: usize, store: &mut Store) -> bool {
+        let most = packer.room() / CHANGE_WORDS;
+        // Who departed must not be found there any more.
+        while store.mirror().is_some_and(|mirror| mirror.dirty_cells() < most) && store.take_out_latest() > 0
+        {
+        }
+        let has_departed = store.has_departed();
         let Some(mirror) = store.mirror_mut() else { return true };
-        let count = mirror.dirty_cells().min(packer.room() / CHANGE_WORDS);
+        let count = mirror.dirty_cells().min(most);
         let (first, words) = packer.run(None, count * CHANGE_WORDS);
         mirror.take_changes(words);
         self.runs[group] = (first, count);
-        mirror.dirty_cells() == 0
+        mirror.dirty_cells() == 0 && !has_departed
     }
 
     /// Enqueues what `pack` left, after the lookups before it.

@@ -153,7 +153,7 @@ impl Store {
         tokens: &[i32],
         counters: &mut Counters,
     ) -> Option<u32> {
-        let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
+        let found = self.index.find(hash, |block| self.is_named(block, &wanted.key, wanted.namespace))?;
         let is_it = !self.compares(wanted)
             || self.prove(found, wanted.parent_serial, &wanted.extras, tokens, counters).is_some();
         is_it.then_some(found)
@@ -195,10 +195,10 @@ impl Store {
         self.proof == Proof::Chain
     }
 
-    /// The newest findable block after a parent.
+    /// The newest findable block after a parent. One that departed has no others beside it.
     pub(in crate::cache) fn first_child(&self, parent: &Parent) -> Option<u32> {
         let is_child = |block| self.parent_of(block) == *parent;
-        self.children.as_ref()?.first(parent, is_child)
+        self.children.as_ref()?.first(parent, is_child).filter(|&first| self.block(first).is_findable())
     }
 
     /// The one after it.
@@ -206,6 +206,7 @@ impl Store {
         self.children.as_ref()?.next(block)
     }
 
+    /// Whether a block that is findable or departed is listed under this key.
     pub(super) fn has_key(&self, block: u32, wanted: &Publication) -> bool {
         let block = &self.blocks[block as usize];
         block.namespace() == wanted.namespace && block.key == wanted.key

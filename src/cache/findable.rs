@@ -42,7 +42,9 @@ impl Store {
         }
         let hash = self.index.hash(&as_what.key, as_what.namespace);
         let found = self.index.find_or_place(hash, |block| self.has_key(block, as_what));
-        if let &Ok(taken) = &found {
+        if let &Ok(taken) = &found
+            && self.block(taken).is_findable()
+        {
             let compares = self.compares(as_what);
             let origin = self.origin(taken);
             if compares && !self.is_filled_with(taken, self.kept_tokens(index), &as_what.extras) {
@@ -65,6 +67,10 @@ impl Store {
                 return Published::Refused;
             }
             self.remove(taken, RemoveReason::Replaced, shared);
+        }
+        if let &Ok(taken) = &found {
+            // It has departed: a key has one block.
+            self.take_out(taken);
         }
         if let Some(origin) = self.origins.get_mut(index as usize) {
             *origin = Origin {
@@ -99,7 +105,7 @@ impl Store {
                 let (block, ancestry) = (&blocks[block as usize], &ancestries[block as usize]);
                 Parent { key: ancestry.parent_key, namespace: block.namespace() } == parent
             };
-            children.add(index, &parent, is_child);
+            children.add(index, &parent, is_child, |block| blocks[block as usize].is_departed());
         }
         let facts = Facts {
             key: as_what.key,
@@ -156,7 +162,7 @@ impl Store {
         }
     }
 
-    /// Takes a block out of the index; the policy has already let it go.
+    /// A block is not findable any more; the policy has already let it go. If somebody holds it, its cells go at once.
     pub(super) fn forget(
         &mut self,
         index: u32,
@@ -164,39 +170,22 @@ impl Store {
         shared: &mut Shared,
         tally: &mut Tally,
     ) {
-        let (key, namespace) = (self.block(index).key, self.block(index).namespace());
-        self.index.remove(self.index.hash(&key, namespace), index);
-        self.tell_gone(index, reason, shared);
-        self.clear_retention(index);
-        let tenant = self.block(index).tenant;
-        self.by_owner.unlink(owner_of(tenant), namespace, index);
-        let namespaces = &mut shared.namespaces;
-        tally.forget((tenant, namespace), 1, reason.is_eviction(), &mut self.by_owner, namespaces);
-    }
-
-    /// A block is in the index no more: tells the events, the lists of children, the copy on the device and the block.
-    fn tell_gone(&mut self, index: u32, reason: RemoveReason, shared: &mut Shared) {
         if shared.events.is_on() {
             let event = self.event(index, CacheEventKind::Removed, reason, &shared.namespaces);
             shared.events.push(event);
         }
-        self.tell_kin_gone(index, &shared.namespaces);
-        self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
-    }
-
-    /// The part of the lists of children and of the copy on the device.
-    fn tell_kin_gone(&mut self, index: u32, namespaces: &Namespaces) {
-        if self.children.is_some() {
-            let parent = self.parent_of(index);
-            self.children.as_mut().into_iter().for_each(|children| {
-                let hash = children.prepare_to_remove(index, &parent);
-                children.remove(index, hash);
-            });
+        let (tenant, namespace) = self.whose(index);
+        if self.block(index).refs > 0 || self.block(index).is_waiting() {
+            self.drop_cells(index, self.key_hash(index));
+            self.blocks[index as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+        } else {
+            self.leave_siblings(index);
+            self.depart(index);
         }
-        if let Some(mirror) = &mut self.mirror {
-            let block = &self.blocks[index as usize];
-            mirror.remove(BlockHash::of(namespaces.get(block.namespace()), block), index);
-        }
+        self.clear_retention(index);
+        self.by_owner.unlink(owner_of(tenant), namespace, index);
+        let namespaces = &mut shared.namespaces;
+        tally.forget((tenant, namespace), 1, reason.is_eviction(), &mut self.by_owner, namespaces);
     }
 
     /// Makes a findable block unfindable, whoever holds it; one that nobody holds becomes free.

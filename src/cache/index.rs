@@ -3,7 +3,8 @@
 //! A cell holds 32 bits of hash beside the block, so a probe touches a block only when it is almost surely the one.
 //! Removal shifts the following cells back, so there are no tombstones and the cost does not grow with age.
 //! The hash is seeded by the process, so nobody can choose keys that crowd one place.
-//! Invariant: walking from a cell's home to the cell meets no empty cell.
+//! Invariants: walking from a cell's home to the cell meets no empty cell; a block has at most one cell. A cell's block
+//! is findable, or departed (`departed`): who finds it looks at its record.
 
 use super::hash::Key;
 use crate::error;
@@ -121,7 +122,7 @@ impl Index {
         let Some(mask) = cells.len().checked_sub(1) else { return };
         let mut hole = hash as usize & mask;
         while cells[hole & mask] != wanted {
-            assert!(cells[hole & mask] != 0, "a findable block is in the index");
+            assert!(cells[hole & mask] != 0, "the block is in the index");
             hole = (hole + 1) & mask;
         }
         let mut at = hole;
@@ -147,7 +148,7 @@ impl Index {
         let wanted = u64::from(hash) << 32 | u64::from(from + 1);
         let mut at = hash & self.mask;
         while self.cells[at as usize] != wanted {
-            assert!(self.cells[at as usize] != 0, "a findable block is in the index");
+            assert!(self.cells[at as usize] != 0, "the block is in the index");
             at = (at + 1) & self.mask;
         }
         self.cells[at as usize] = u64::from(hash) << 32 | u64::from(to + 1);

@@ -6,7 +6,8 @@
 //! the device's table equals this image bit for bit. A cell holds 96 bits of the hash, so a lookup of something that
 //! is not there answers a block with a chance of at most blocks / 2^96, for hashes that nobody can choose.
 //! Invariants: walking from a cell's home to the cell meets no empty cell; a cell that the device does not know has
-//! its bit in `dirty`; a word of `dirty` with a bit is in `queue`, once. Nothing is allocated after creation.
+//! its bit in `dirty`; a word of `dirty` with a bit is in `queue`, once; a block has at most one cell. One that departed
+//! (`departed`) keeps its cell until changes are taken for the device. Nothing is allocated after creation.
 
 use super::block::Block;
 use super::hash::Key;
@@ -57,6 +58,8 @@ impl BlockHash {
 /// The image.
 pub(super) struct Mirror {
     cells: Vec<Cell>,
+    /// By block: the first word of the hash under which it is there.
+    words: Vec<u32>,
     mask: u32,
     count: u32,
     /// A bit for each cell.
@@ -78,6 +81,7 @@ impl Mirror {
         let words = count / WORD_CELLS as usize;
         Ok(Self {
             cells: filled(count, [0; 4])?,
+            words: filled(blocks as usize, 0)?,
             mask: (count - 1) as u32,
             count: 0,
             dirty: filled(words, 0)?,
@@ -95,15 +99,21 @@ impl Mirror {
         self.sent
     }
 
-    fn home(&self, cell: &Cell) -> u32 {
-        cell[0] & self.mask & !(SECTOR_CELLS - 1)
+    fn home(&self, first_word: u32) -> u32 {
+        first_word & self.mask & !(SECTOR_CELLS - 1)
     }
 
-    /// Has fetched what `remove` of a block under this hash looks at: from its cell on to the next empty one, and
-    /// whether the device knows them.
+    /// Has fetched where a block is.
     #[inline]
-    pub(super) fn fetch_around(&self, hash: BlockHash) {
-        let home = self.home(&hash.0) as usize;
+    pub(super) fn fetch(&self, block: u32) {
+        prefetch::prefetch(&self.words, block as usize);
+    }
+
+    /// Has fetched what `remove` of a block looks at: from its cell on to the next empty one, and whether the device
+    /// knows them.
+    #[inline]
+    pub(super) fn fetch_around(&self, block: u32) {
+        let home = self.home(self.words[block as usize]) as usize;
         prefetch::prefetch(&self.cells, home);
         prefetch::prefetch(&self.cells, home + CELLS_BEYOND);
         prefetch::prefetch(&self.dirty, home / WORD_CELLS as usize);
@@ -120,10 +130,22 @@ impl Mirror {
         self.dirty[word] |= bit;
     }
 
+    /// Whether this block is there.
+    pub(super) fn has_any(&self, block: u32) -> bool {
+        self.place(block).is_some()
+    }
+
+    /// Whether this block is there under this hash.
+    pub(super) fn has(&self, hash: BlockHash, block: u32) -> bool {
+        let BlockHash([a, b, c, _]) = hash;
+        self.place(block).is_some_and(|at| self.cells[at as usize] == [a, b, c, block + 1])
+    }
+
     /// The block under this hash.
+    #[cfg(test)]
     pub(super) fn find(&self, hash: BlockHash) -> Option<u32> {
         let BlockHash([a, b, c, _]) = hash;
-        let mut at = self.home(&hash.0);
+        let mut at = self.home(a);
         loop {
             match self.cells[at as usize] {
                 [.., 0] => return None,
@@ -136,21 +158,38 @@ impl Mirror {
     /// Adds a block that is not there.
     pub(super) fn insert(&mut self, hash: BlockHash, block: u32) {
         let BlockHash([a, b, c, _]) = hash;
-        let mut at = self.home(&hash.0);
+        let mut at = self.home(a);
         while self.cells[at as usize][3] != 0 {
             at = (at + 1) & self.mask;
         }
         self.set(at, [a, b, c, block + 1]);
+        self.words[block as usize] = a;
         self.count += 1;
     }
 
-    /// Takes a block out that is there.
-    pub(super) fn remove(&mut self, hash: BlockHash, block: u32) {
-        let mut hole = self.home(&hash.0);
-        while self.cells[hole as usize][3] != block + 1 {
-            assert!(self.cells[hole as usize][3] != 0, "a findable block is in the image");
-            hole = (hole + 1) & self.mask;
+    /// The place of a block's cell.
+    fn place(&self, block: u32) -> Option<u32> {
+        let mut at = self.home(self.words[block as usize]);
+        loop {
+            match self.cells[at as usize][3] {
+                0 => return None,
+                there if there == block + 1 => return Some(at),
+                _ => at = (at + 1) & self.mask,
+            }
         }
+    }
+
+    /// What this block was found for, another one is.
+    pub(super) fn replace(&mut self, from: u32, to: u32) {
+        let at = self.place(from).expect("the block is in the image");
+        let [a, b, c, _] = self.cells[at as usize];
+        self.set(at, [a, b, c, to + 1]);
+        self.words[to as usize] = a;
+    }
+
+    /// Takes a block out that is there.
+    pub(super) fn remove(&mut self, block: u32) {
+        let mut hole = self.place(block).expect("the block is in the image");
         let mut at = hole;
         loop {
             at = (at + 1) & self.mask;
@@ -160,7 +199,7 @@ impl Mirror {
             }
             // The cell may move back to the hole unless its home lies after the hole.
             let distance = |from: u32| at.wrapping_sub(from) & self.mask;
-            if distance(self.home(&cell)) >= distance(hole) {
+            if distance(self.home(cell[0])) >= distance(hole) {
                 self.set(hole, cell);
                 hole = at;
             }
@@ -201,7 +240,7 @@ impl Mirror {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.cells.len() as u64 * 16 + self.dirty.len() as u64 * 12
+        self.cells.len() as u64 * 16 + self.dirty.len() as u64 * 12 + self.words.len() as u64 * 4
     }
 }
 
@@ -226,7 +265,16 @@ mod tests {
         for round in 0..100_000 {
             let block = random.u32(0..200);
             match model.remove(&block) {
-                Some(hash) => mirror.remove(hash, block),
+                // It goes, or another block is what it was.
+                Some(hash) => {
+                    let other = random.u32(0..200);
+                    if other == block || model.contains_key(&other) {
+                        mirror.remove(block);
+                    } else {
+                        mirror.replace(block, other);
+                        model.insert(other, hash);
+                    }
+                }
                 None => {
                     // Few distinct homes, also at the end of the table: long runs that wrap around.
                     let hash = BlockHash([random.u32(0..40) + 490, random.u32(..), random.u32(0..2), 0]);
@@ -234,7 +282,9 @@ mod tests {
                     model.insert(block, hash);
                 }
             }
+            assert!(!mirror.has_any(block) || model.contains_key(&block));
             for (&block, &hash) in model.iter().take(3) {
+                assert!(mirror.has(hash, block));
                 assert_eq!(mirror.find(hash), Some(block));
             }
             assert_eq!(mirror.find(BlockHash([random.u32(490..530), random.u32(..), 2, 0])), None);

@@ -146,12 +146,12 @@ fn no_piece_of_a_wipe_holds_the_lock_for_long_and_only_its_own_blocks_are_touche
         }
     }
     assert_eq!(pieces.len() as u64, BLOCKS / 2 / u64::from(RESET_PIECE) + 1, "none but its own");
-    assert_eq!(u64::from(state.stores[0].index.count()), BLOCKS / 2);
+    assert_eq!(u64::from(state.stores[0].findable_count()), BLOCKS / 2);
     let mut stretches = Vec::new();
     for from in (0..BLOCKS as u32).step_by(RESET_PIECE as usize) {
         stretches.push(timed(|| state.reset_stretch(0, from..from + RESET_PIECE)).0);
     }
-    assert_eq!(state.stores[0].index.count(), 0);
+    assert_eq!(state.stores[0].findable_count(), 0);
     for (name, pieces) in [("wipe", &mut pieces), ("reset", &mut stretches)] {
         pieces.sort_unstable();
         let (most, longest) = (pieces[pieces.len() * 99 / 100], pieces[pieces.len() - 1]);

@@ -9,7 +9,6 @@ use crate::cache::block::{
 };
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEventKind, RemoveReason};
-use crate::cache::mirror::BlockHash;
 use crate::cache::owners::owner_of;
 
 /// Flags that tell of the content of a block and not of its slot.
@@ -25,6 +24,7 @@ impl Store {
     /// if that is free. The caller has checked `available`.
     pub(in crate::cache) fn take_slot(&mut self, near: Option<u32>, shared: &mut Shared) -> u32 {
         if let Some((slot, _)) = self.free.take_run(1, near) {
+            self.take_out(slot);
             return slot;
         }
         self.evict(RemoveReason::Evicted, shared).expect("the caller checked that a block is available")
@@ -73,9 +73,7 @@ impl Store {
         if old.is_findable() {
             self.index.replace(self.index.hash(&old.key, old.namespace()), from, to);
             if let Some(mirror) = &mut self.mirror {
-                let hash = BlockHash::of(shared.namespaces.get(old.namespace()), &old);
-                mirror.remove(hash, from);
-                mirror.insert(hash, to);
+                mirror.replace(from, to);
             }
             if let Some(children) = &mut self.children {
                 children.replace(from, to, &parent);

@@ -254,7 +254,7 @@ impl State {
             used_blocks: sum(&|s| (s.block_count() - s.retired_count()).into()) - free - inactive - deferred,
             inactive_blocks: inactive,
             deferred_blocks: deferred,
-            indexed_blocks: sum(&|s| s.index.count().into()),
+            indexed_blocks: sum(&|s| s.findable_count().into()),
             sequences: self.holders.sequence_count(),
             leases: self.holders.lease_count(),
             namespaces: self.shared.namespaces.count() as u64,
@@ -416,21 +416,17 @@ impl State {
                 let uses = &mut namespace_uses[block.namespace() as usize];
                 uses.all += 1;
                 uses.cached += u64::from(store.may_go(index));
-                let hash = store.index.hash(&block.key, block.namespace());
-                if store.index.find(hash, |found| found == index) != Some(index) {
-                    return Err(Error::internal(format!("block {index} is findable but not in the index")));
-                }
                 let hash = BlockHash::of(self.shared.namespaces.get(block.namespace()), block);
-                if store.mirror().is_some_and(|mirror| mirror.find(hash) != Some(index)) {
+                if store.mirror().is_some_and(|mirror| !mirror.has(hash, index)) {
                     return Err(Error::internal(format!(
                         "block {index} is not in the image of the device's index"
                     )));
                 }
             }
         }
+        store.validate_departed()?;
         if (inactive, waiting, findable)
-            != (store.inactive_count(), store.waiting_count(), store.index.count())
-            || store.mirror().is_some_and(|mirror| mirror.count() != findable)
+            != (store.inactive_count(), store.waiting_count(), store.findable_count())
         {
             return Err(Error::internal("counts of inactive, waiting or findable blocks are wrong"));
         }

@@ -21,6 +21,7 @@ use super::index::Index;
 use super::mirror::Mirror;
 use super::owner_lists::OwnerLists;
 use super::retention::Retention;
+use super::steps::Waiting;
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
@@ -56,6 +57,9 @@ pub(super) struct Store {
     /// Free or inactive blocks that are promised to sequences; see `promise`.
     pub(super) promised: u32,
     pub(super) index: Index,
+    /// Blocks that departed; where there is a mirror, also in a list, in the order in which they did.
+    departed: u32,
+    departed_list: Waiting,
     /// Of the index on the device, if there is one.
     mirror: Option<Mirror>,
     /// Only where hits may end inside a block.
@@ -111,6 +115,8 @@ impl Store {
             retired: blocks - geometry.first_blocks,
             promised: 0,
             index: Index::new(blocks, seed)?,
+            departed: 0,
+            departed_list: Waiting::EMPTY,
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
             children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
@@ -238,7 +244,10 @@ impl Store {
     /// Hands out a block, evicting if none is free. The caller has checked `available`.
     pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
         let index = match self.free.pop() {
-            Some(index) => index,
+            Some(index) => {
+                self.take_out(index);
+                index
+            }
             None => self
                 .evict(RemoveReason::Evicted, shared)
                 .expect("the caller checked that a block is available"),
@@ -248,7 +257,7 @@ impl Store {
         index
     }
 
-    /// A block that was free becomes a holder's; the caller counts it.
+    /// A block that was free becomes a holder's; the caller counts it and has taken it out of all tables.
     fn hand_out(&mut self, index: u32, tenant: u64) {
         let block = &mut self.blocks[index as usize];
         let foreign = block.tenant != 0 && block.tenant != tenant;
@@ -327,6 +336,8 @@ pub(super) struct StoreOptions {
 
 #[path = "acquire.rs"]
 mod acquire;
+#[path = "departed.rs"]
+mod departed;
 #[path = "find.rs"]
 mod find;
 #[path = "findable.rs"]

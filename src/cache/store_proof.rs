@@ -55,7 +55,9 @@ impl Store {
         let is_ordinary = |index: u32| self.is_inactive(index) && !self.retention.governs(index);
         self.policy.validate(&is_ordinary, &is_findable)?;
         if let Some(children) = &self.children {
-            children.validate(|index| is_findable(index).then(|| self.parent_of(index)))?;
+            let is_departed = |index: u32| self.block(index).is_departed();
+            let is_listed = |index: u32| is_findable(index) || is_departed(index);
+            children.validate(|index| is_listed(index).then(|| self.parent_of(index)), is_departed)?;
         }
         self.free.validate()
     }

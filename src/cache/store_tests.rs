@@ -1,4 +1,5 @@
-//! What a store does when two contents meet under one key, which nobody outside can bring about.
+//! What a store does when two contents meet under one key, which nobody outside can bring about, and what becomes of the
+//! cells of blocks that departed.
 
 use super::*;
 use crate::cache::block::Counters;
@@ -6,8 +7,9 @@ use crate::cache::block::{Publication, Published};
 use crate::cache::events::CacheEventKind;
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
+use crate::cache::mirror::BlockHash;
 use crate::cache::namespace::{Home, KeyMode, Namespaces};
-use crate::cache::steps::Steps;
+use crate::cache::steps::{StepState, Steps};
 use crate::format::Strides;
 
 const KEY: Key = Key([1, 2, 0, 0]);
@@ -36,7 +38,7 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         compares_tokens: true,
         keeps_events: true,
         mirrors: true,
-        finds_partial: false,
+        finds_partial: true,
         owners: 8,
         namespaces: 4,
         exact_order: true,
@@ -92,7 +94,7 @@ fn other_tokens_under_the_same_key_are_not_found_and_stay_private_with_all_that_
     assert_eq!(store.publish(follower, &after_theirs, &mut shared), Published::Refused);
     let after_ours = content(NEXT, namespace, store.origin(ours).serial);
     assert_eq!(found(&store, &after_ours, &[5, 6], &mut shared), None);
-    assert_eq!((store.index.count(), shared.counters.committed_blocks), (1, 1));
+    assert_eq!((store.findable_count(), shared.counters.committed_blocks), (1, 1));
 }
 
 #[test]
@@ -165,4 +167,180 @@ fn one_namespace_never_finds_anothers_block_even_where_the_hashes_meet() {
     assert_eq!(store.publish(theirs, &content(key, other, ROOT_SERIAL), &mut shared), Published::Stored);
     assert_eq!(found(&store, &content(key, other, ROOT_SERIAL), &[1, 2], &mut shared), Some(theirs));
     assert_eq!(found(&store, &content(key, owner, ROOT_SERIAL), &[1, 2], &mut shared), Some(block));
+}
+
+fn prove(store: &Store) {
+    store.validate_departed().unwrap();
+    store.validate_lists().unwrap();
+}
+
+/// Makes one cached block go for which nobody has a use.
+fn evict(store: &mut Store, shared: &mut Shared) {
+    assert_eq!(store.evict_some(1, RemoveReason::Requested, shared), 1);
+    prove(store);
+}
+
+/// A block that was found under this key, and has departed.
+fn departed(store: &mut Store, shared: &mut Shared, as_what: &Publication) -> u32 {
+    let block = store.allocate(shared.namespaces.get(as_what.namespace).tenant, shared);
+    store.keep_tokens(block, 0, &[1, 2]);
+    assert_eq!(store.publish(block, as_what, shared), Published::Stored);
+    assert_eq!(found(store, as_what, &[1, 2], shared), Some(block));
+    store.release(block, 0, shared);
+    evict(store, shared);
+    assert!(store.block(block).is_departed());
+    assert_eq!(found(store, as_what, &[1, 2], shared), None);
+    assert_eq!(store.find_named(&as_what.key, as_what.namespace), None);
+    block
+}
+
+/// Cells in the index and in the image of the device's.
+fn cells(store: &Store) -> [u32; 2] {
+    [store.index.count(), store.mirror().unwrap().count()]
+}
+
+#[test]
+fn a_block_that_departed_leaves_its_key_to_the_next_one() {
+    let (mut store, mut shared, namespace) = store();
+    let first = content(KEY, namespace, ROOT_SERIAL);
+    let next = filled(&mut store, &mut shared, [1, 2]);
+    let gone = departed(&mut store, &mut shared, &first);
+    assert_eq!((cells(&store), store.findable_count()), ([1; 2], 0));
+    assert_eq!(store.publish(next, &first, &mut shared), Published::Stored);
+    assert!(!store.block(gone).is_departed());
+    assert_eq!(found(&store, &first, &[1, 2], &mut shared), Some(next));
+    assert_eq!((cells(&store), store.findable_count()), ([1; 2], 1));
+    prove(&store);
+}
+
+#[test]
+fn a_block_that_departed_is_in_no_table_once_it_is_handed_out() {
+    for count in [1, 2] {
+        let (mut store, mut shared, namespace) = store();
+        let (first, second) = (content(KEY, namespace, ROOT_SERIAL), content(NEXT, namespace, ROOT_SERIAL));
+        let gone = departed(&mut store, &mut shared, &first);
+        let mut taken = Vec::new();
+        match count {
+            1 => taken.push(store.allocate(1, &mut shared)),
+            _ => store.allocate_run(count, None, 1, &mut shared, |block| taken.push(block)),
+        }
+        assert_eq!((taken[0], cells(&store)), (gone, [0; 2]));
+        prove(&store);
+        store.keep_tokens(gone, 0, &[3, 4]);
+        assert_eq!(store.publish(gone, &second, &mut shared), Published::Stored);
+        assert_eq!(found(&store, &second, &[3, 4], &mut shared), Some(gone));
+        assert_eq!(cells(&store), [1; 2]);
+        prove(&store);
+    }
+}
+
+#[test]
+fn a_block_that_somebody_holds_or_waits_for_leaves_the_tables_at_once() {
+    let (mut store, mut shared, namespace) = store();
+    shared.steps.open(1).unwrap();
+    let keys = [KEY, NEXT, Key([5, 6, 0, 0])];
+    let blocks = keys.map(|key| {
+        let block = filled(&mut store, &mut shared, [1, 2]);
+        store.publish(block, &content(key, namespace, ROOT_SERIAL), &mut shared);
+        block
+    });
+    store.release_all(&blocks[1..].iter().map(|&block| block as i32).collect::<Vec<_>>(), 1, &mut shared);
+    assert_eq!(store.waiting_count(), 2);
+    for block in &blocks[..2] {
+        store.remove(*block, RemoveReason::Reset, &mut shared);
+        prove(&store);
+    }
+    assert_eq!((cells(&store), store.has_departed()), ([1; 2], false));
+    let (at, _) = shared.steps.begin_done(1).unwrap().unwrap();
+    shared.steps.end_done(at, StepState::Complete);
+    let mut list = *shared.steps.waiting(1, 0);
+    shared.steps.note_complete(1);
+    store.give_back_waiting(&mut list, &mut shared);
+    assert_eq!((store.waiting_count(), store.inactive_count(), store.free_count()), (0, 1, 2));
+    prove(&store);
+}
+
+#[test]
+fn content_that_moves_finds_the_slot_of_a_block_that_departed_in_no_table() {
+    let (mut store, mut shared, namespace) = store();
+    shared.steps.open(1).unwrap();
+    let [first, second] = [KEY, NEXT].map(|key| content(key, namespace, ROOT_SERIAL));
+    let held = filled(&mut store, &mut shared, [3, 4]);
+    store.publish(held, &second, &mut shared);
+    let gone = departed(&mut store, &mut shared, &first);
+    let slot = store.take_slot(None, &mut shared);
+    assert_eq!((slot, cells(&store)), (gone, [1; 2]));
+    store.note_copy(held, slot, 1);
+    store.relocate(held, slot, &mut shared);
+    assert_eq!(found(&store, &second, &[3, 4], &mut shared), Some(slot));
+    let hash = BlockHash::of(shared.namespaces.get(namespace), store.block(slot));
+    assert!(store.mirror().unwrap().has(hash, slot));
+    prove(&store);
+}
+
+#[test]
+fn the_next_namespace_in_an_entry_does_not_find_what_departed_from_it() {
+    let (mut store, mut shared, _) = store();
+    let home = |id| Home::new(id, 0, b"", KeyMode::Keys(8));
+    let ours = shared.namespaces.open(&home(7)).unwrap();
+    let as_what = |namespace| Publication { has_tokens: false, ..content(KEY, namespace, ROOT_SERIAL) };
+    let next = filled(&mut store, &mut shared, [1, 2]);
+    let gone = departed(&mut store, &mut shared, &as_what(ours));
+    shared.namespaces.drop_use(ours);
+    let theirs = shared.namespaces.open(&home(8)).unwrap();
+    assert_eq!(theirs, ours, "the entry is another's");
+    assert_eq!(store.find_named(&KEY, theirs), None);
+    assert_eq!(store.publish(next, &as_what(theirs), &mut shared), Published::Stored);
+    let hash = BlockHash::of(shared.namespaces.get(theirs), store.block(next));
+    assert!(store.mirror().unwrap().has(hash, next));
+    assert_eq!((store.find_named(&KEY, theirs), store.block(gone).is_departed()), (Some(next), false));
+    prove(&store);
+}
+
+#[test]
+fn children_that_departed_are_neither_found_nor_in_the_way_of_others() {
+    let (mut store, mut shared, namespace) = store();
+    let parent = Parent { key: KEY, namespace };
+    let child = |number: u64| Publication {
+        parent_key: KEY,
+        ..content(Key([number, 0, 0, 0]), namespace, ROOT_SERIAL)
+    };
+    let children = |store: &Store| {
+        let first = store.first_child(&parent);
+        std::iter::successors(first, |&child| store.next_child(child)).collect::<Vec<_>>()
+    };
+    let only = departed(&mut store, &mut shared, &child(1));
+    assert!(children(&store).is_empty());
+    assert!(store.children.as_ref().unwrap().has(only));
+    let [a, b, c] = [2, 3, 4].map(|number| {
+        let block = filled(&mut store, &mut shared, [1, 2]);
+        assert_eq!(store.publish(block, &child(number), &mut shared), Published::Stored);
+        prove(&store);
+        block
+    });
+    assert_eq!(children(&store), [c, b, a]);
+    for (leaving, others) in [(b, &[c, a][..]), (c, &[a]), (a, &[])] {
+        store.release(leaving, 0, &mut shared);
+        evict(&mut store, &mut shared);
+        assert_eq!((children(&store), store.block(leaving).is_departed()), (others.to_vec(), true));
+    }
+    let last = filled(&mut store, &mut shared, [1, 2]);
+    assert_eq!(last, a, "freed last");
+    assert_eq!(store.publish(last, &child(5), &mut shared), Published::Stored);
+    assert_eq!(children(&store), [last]);
+    prove(&store);
+}
+
+#[test]
+fn the_image_of_the_devices_index_is_rid_of_what_departed_before_it_is_sent() {
+    let (mut store, mut shared, namespace) = store();
+    let [first, second] = [KEY, NEXT].map(|key| content(key, namespace, ROOT_SERIAL));
+    let held = filled(&mut store, &mut shared, [3, 4]);
+    store.publish(held, &second, &mut shared);
+    let gone = departed(&mut store, &mut shared, &first);
+    assert_eq!((cells(&store), store.take_out_latest()), ([2; 2], 1));
+    assert_eq!((cells(&store), store.take_out_latest()), ([1; 2], 0));
+    assert!(!store.block(gone).is_departed() && !store.has_departed());
+    assert_eq!(filled(&mut store, &mut shared, [1, 2]), gone);
+    prove(&store);
 }

@@ -1,14 +1,14 @@
 //! How a store makes room: who goes, in what order, and how several blocks are handed out at once.
 //!
-//! Priorities and pins (`retention`) come before the policy. Part of `store`, whose invariants hold here too.
+//! Priorities and pins (`retention`) come before the policy. A victim departs (`departed`): what lists it as findable
+//! keeps its cells until they are in the way, which is at once if it goes to make room for a block that is wanted now.
+//! Part of `store`, whose invariants hold here too.
 
 use std::ops::Range;
 
 use super::{PINNED_SHARE, Store};
 use crate::cache::block::{FINDABLE, NAMESPACE_MASK, RETAINED, Shared};
-use crate::cache::children::ParentHash;
 use crate::cache::events::{CacheEventKind, RemoveReason};
-use crate::cache::mirror::BlockHash;
 use crate::cache::owner_lists::LEAVING_MOST;
 use crate::cache::owners::owner_of;
 use crate::cache::retention::Pinner;
@@ -17,9 +17,9 @@ use crate::error::Result;
 use crate::sys::prefetch;
 
 /// Victims that go together: what they read is fetched for all of them before any of them goes.
-const TOGETHER: usize = LEAVING_MOST;
+pub(super) const TOGETHER: usize = LEAVING_MOST;
 /// Fewer are not worth it.
-const FETCH_LEAST: usize = 4;
+pub(super) const FETCH_LEAST: usize = 4;
 /// So many are fetched as likely to lie in a row, or as many as did of the latest victims.
 const ROW_LEAST: usize = 4;
 /// Requests of fewer blocks are not worth headroom.
@@ -29,7 +29,7 @@ const HEADROOM_SHARE: u32 = 64;
 
 /// Gives each stretch of blocks whose ids follow each other, up or down.
 #[inline]
-fn for_each_row(blocks: &[u32], mut each: impl FnMut(Range<usize>)) {
+pub(super) fn for_each_row(blocks: &[u32], mut each: impl FnMut(Range<usize>)) {
     let Some((&first, others)) = blocks.split_first() else { return };
     let (mut first, mut end) = (first, first + 1);
     for &block in others {
@@ -45,14 +45,6 @@ fn for_each_row(blocks: &[u32], mut each: impl FnMut(Range<usize>)) {
     each(first as usize..end as usize);
 }
 
-/// Under what a victim is listed; only what there is.
-#[derive(Clone, Copy, Default)]
-struct Hashes {
-    key: u32,
-    parent: ParentHash,
-    on_device: BlockHash,
-}
-
 impl Store {
     /// Hands out several blocks, in runs of ascending ids where that can be, the first beside `near`. The caller has
     /// checked `available`.
@@ -66,24 +58,15 @@ impl Store {
     ) {
         shared.count_handed_out(count, tenant);
         if self.free.is_exact() {
-            let mut left = count;
-            while left > 0
-                && let Some(index) = self.free.pop()
-            {
-                self.hand_out(index, tenant);
-                take(index);
-                left -= 1;
-            }
-            let mut victims = [0; TOGETHER];
+            let (mut blocks, mut left) = ([0; TOGETHER], count as usize);
             while left > 0 {
-                let victims = &mut victims[..TOGETHER.min(left as usize)];
-                let gone = self.evict_into(victims, RemoveReason::Evicted, shared);
-                assert!(gone == victims.len(), "the caller checked that as many blocks are available");
-                for &index in &*victims {
-                    self.hand_out(index, tenant);
-                    take(index);
-                }
-                left -= gone as u32;
+                let blocks = &mut blocks[..TOGETHER.min(left)];
+                let free =
+                    blocks.iter_mut().map_while(|place| self.free.pop().map(|index| *place = index)).count();
+                let gone = self.evict_into(&mut blocks[free..], RemoveReason::Evicted, shared);
+                assert!(free + gone == blocks.len(), "the caller checked that as many blocks are available");
+                self.hand_out_all(blocks, tenant, &mut take);
+                left -= blocks.len();
             }
             return;
         }
@@ -96,13 +79,28 @@ impl Store {
             self.evict_some(wanted.into(), RemoveReason::Evicted, shared);
         }
         let (mut left, mut near) = (count, near);
+        let (mut blocks, mut known) = ([0; TOGETHER], 0);
         while left > 0 {
             let (first, length) = self.free.take_run(left, near).expect("as many are free as are wanted");
             for index in first..first + length {
-                self.hand_out(index, tenant);
-                take(index);
+                blocks[known] = index;
+                known += 1;
+                if known == TOGETHER {
+                    self.hand_out_all(&blocks, tenant, &mut take);
+                    known = 0;
+                }
             }
             (left, near) = (left - length, Some(first + length - 1));
+        }
+        self.hand_out_all(&blocks[..known], tenant, &mut take);
+    }
+
+    /// Free blocks become a holder's.
+    fn hand_out_all(&mut self, blocks: &[u32], tenant: u64, take: &mut impl FnMut(u32)) {
+        self.take_out_all(blocks);
+        for &index in blocks {
+            self.hand_out(index, tenant);
+            take(index);
         }
     }
 
@@ -190,6 +188,9 @@ impl Store {
 
     /// Evicts the next victims, as many as may go and as there are places, at most [`TOGETHER`]; answers how many.
     fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
+        if places.is_empty() {
+            return 0;
+        }
         // Blocks that came together go together: the next ones are asked for before they are known.
         let mut likely = 0..0;
         if places.len() >= FETCH_LEAST && self.is_large {
@@ -209,33 +210,32 @@ impl Store {
             });
         }
         // What is asked for in each loop is read in a later one, so that no loop waits for what it asked for itself.
-        let reads_ancestry = shared.events.is_on() || self.children.is_some();
-        let mut hashes = [Hashes::default(); TOGETHER];
-        for (&victim, hashes) in victims.iter().zip(&mut hashes) {
-            let block = self.block(victim);
-            hashes.key = self.index.hash(&block.key, block.namespace());
-            if self.mirror.is_some() {
-                hashes.on_device = BlockHash::of(shared.namespaces.get(block.namespace()), block);
+        let is_reused = reason == RemoveReason::Evicted;
+        let mut hashes = [0; TOGETHER];
+        for (&victim, hash) in victims.iter().zip(&mut hashes) {
+            if is_reused {
+                *hash = self.key_hash(victim);
             }
             if fetches {
-                self.index.fetch_around(hashes.key);
                 self.by_owner.fetch(victim);
-                if let Some(children) = &self.children {
+                if is_reused {
+                    self.fetch_cells(victim, *hash);
+                } else if let Some(children) = &self.children {
                     children.fetch(victim);
                 }
-                if reads_ancestry {
+                if shared.events.is_on() {
                     self.fetch_ancestry(victim);
                 }
-                if block.is_retained() {
+                if self.block(victim).is_retained() {
                     self.retention.fetch(victim);
                 }
             }
         }
         self.inactive -= count as u32;
-        if reason == RemoveReason::Evicted {
+        if is_reused {
             shared.counters.evicted_blocks += count as u64;
         }
-        self.forget_all(victims, &mut hashes[..count], reason, shared);
+        self.forget_all(victims, &hashes[..count], reason, shared);
         count
     }
 
@@ -254,28 +254,19 @@ impl Store {
         Some(of_one)
     }
 
-    /// Takes victims out of the index and all lists, where they stand under these hashes; the policy has already let
-    /// them go.
-    fn forget_all(
-        &mut self,
-        victims: &[u32],
-        hashes: &mut [Hashes],
-        reason: RemoveReason,
-        shared: &mut Shared,
-    ) {
-        for (at, (&victim, hashes)) in victims.iter().zip(&*hashes).enumerate() {
+    /// Takes victims out of all lists, and out of the tables too, under these hashes of their keys, if they are wanted
+    /// now; the policy has already let them go.
+    fn forget_all(&mut self, victims: &[u32], hashes: &[u32], reason: RemoveReason, shared: &mut Shared) {
+        let is_reused = reason == RemoveReason::Evicted;
+        for (at, &victim) in victims.iter().enumerate() {
             shared.events.fetch_next(at);
-            self.index.remove(hashes.key, victim);
-            if let Some(mirror) = &self.mirror {
-                mirror.fetch_around(hashes.on_device);
+            if is_reused {
+                self.fetch_cells_further(victim);
+            } else {
+                self.fetch_siblings(victim);
             }
             if self.block(victim).is_retained() {
                 self.retention.fetch_neighbours(victim);
-            }
-        }
-        if let Some(children) = &self.children {
-            for (&victim, hashes) in victims.iter().zip(&mut *hashes) {
-                hashes.parent = children.prepare_to_remove(victim, &self.parent_of(victim));
             }
         }
         let mut left = victims;
@@ -283,13 +274,10 @@ impl Store {
             let block = self.block(of_one[0]);
             self.by_owner.prepare_to_leave(owner_of(block.tenant), block.namespace(), of_one);
         }
-        if let Some(mirror) = &mut self.mirror {
-            let told = victims.iter().zip(&*hashes);
-            told.for_each(|(&victim, hashes)| mirror.remove(hashes.on_device, victim));
-        }
-        if let Some(children) = &mut self.children {
-            let told = victims.iter().zip(&*hashes);
-            told.for_each(|(&victim, hashes)| children.remove(victim, hashes.parent));
+        if is_reused {
+            victims.iter().zip(hashes).for_each(|(&victim, &hash)| self.drop_cells(victim, hash));
+        } else {
+            victims.iter().for_each(|&victim| self.leave_siblings(victim));
         }
         self.by_owner.leave();
         let mut left = victims;
@@ -310,10 +298,12 @@ impl Store {
                 shared.events.push(self.event_in(namespace_id, victim, CacheEventKind::Removed, reason));
             }
             self.clear_retention(victim);
-            let block = &mut self.blocks[victim as usize];
-            block.namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
             if is_eviction {
-                self.ages.note(block.last_step, newest);
+                // In no table any more, for somebody wants it now.
+                self.blocks[victim as usize].namespace_and_flags &= !(FINDABLE | NAMESPACE_MASK);
+                self.ages.note(self.block(victim).last_step, newest);
+            } else {
+                self.depart(victim);
             }
         }
         let mut tally = Tally::NONE;
