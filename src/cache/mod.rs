@@ -36,6 +36,7 @@ mod index_kernels;
 mod kernels;
 mod kin;
 mod kv_cache;
+mod lanes;
 mod list;
 mod lists;
 mod lookup;

@@ -18,7 +18,7 @@ use std::ops::Range;
 use super::ghosts::Ghosts;
 use super::odds::{CLASSES, Odds};
 use super::{Facts, Policy};
-use crate::cache::lists::Lists;
+use crate::cache::lanes::Lanes;
 use crate::error::{Error, Result};
 use crate::sys::prefetch;
 use crate::sys::reserve::{filled, room};
@@ -33,21 +33,12 @@ const PENDING_MOST: usize = 256;
 /// So many of them are written together once there are that many, the oldest, so that their waits overlap.
 const WRITTEN: usize = 64;
 
-#[derive(Clone, Copy, Default)]
-struct Entry {
+/// An evicted block: when it was let go last, and its class then.
+#[derive(Clone, Copy)]
+struct Gone {
     fingerprint: u64,
-    /// Touch at which it was let go last, and the class in the two low bits.
-    stamp_and_class: u64,
-}
-
-impl Entry {
-    fn stamp(self) -> u64 {
-        self.stamp_and_class >> 2
-    }
-
-    fn class(self) -> usize {
-        (self.stamp_and_class & 3) as usize
-    }
+    stamp: u64,
+    class: usize,
 }
 
 /// Of an empty class.
@@ -65,10 +56,11 @@ fn rank(order: u64, stamp: u64) -> u128 {
 }
 
 struct Adaptive {
-    lists: Lists,
-    entries: Vec<Entry>,
+    /// Released blocks by class; the stamp is the touch at which one was let go. Of a held one only the class counts.
+    lists: Lanes,
+    fingerprints: Vec<u64>,
     ghosts: Ghosts,
-    pending: Vec<Entry>,
+    pending: Vec<Gone>,
     /// By class, the rank of its oldest block; holds until something but an eviction happens.
     judged: [u128; CLASSES],
     is_judged: bool,
@@ -80,8 +72,8 @@ struct Adaptive {
 pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
     let count = u64::from(blocks);
     Ok(Box::new(Adaptive {
-        lists: Lists::new(blocks, CLASSES)?,
-        entries: filled(blocks as usize, Entry::default())?,
+        lists: Lanes::new(blocks, CLASSES)?,
+        fingerprints: filled(blocks as usize, 0)?,
         ghosts: Ghosts::new((GHOSTS_PER_BLOCK * count).min(GHOSTS_ENOUGH.max(count)))?,
         pending: room(PENDING_MOST + WRITTEN)?,
         judged: [NO_RANK; CLASSES],
@@ -92,21 +84,10 @@ pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
 }
 
 impl Adaptive {
-    fn entry(&self, block: u32) -> Entry {
-        self.entries[block as usize]
-    }
-
-    fn set_stamp(&mut self, block: u32, stamp: u64, class: usize) {
-        self.entries[block as usize].stamp_and_class = stamp << 2 | class as u64;
-    }
-
     /// Ranks the oldest block of a class.
     fn judge(&mut self, class: usize) {
         self.judged[class] = match self.lists.oldest(class) {
-            Some(oldest) => {
-                let stamp = self.entry(oldest).stamp();
-                rank(order(self.odds.promise(class, stamp).0), stamp)
-            }
+            Some((_, stamp)) => rank(order(self.odds.promise(class, stamp).0), stamp),
             None => NO_RANK,
         };
     }
@@ -123,7 +104,7 @@ impl Adaptive {
     #[inline]
     fn fetch_row(&self, class: usize, most: usize) -> Option<Range<usize>> {
         let row = self.lists.fetch_row(class, most)?;
-        prefetch::prefetch_all(&self.entries, row.clone());
+        prefetch::prefetch_all(&self.fingerprints, row.clone());
         Some(row)
     }
 
@@ -141,11 +122,9 @@ impl Adaptive {
         let least_other = others.min().unwrap_or(NO_RANK);
         // Blocks of one slot promise the same: those up to one of them go before any other class's.
         let (mut promised, mut until, mut goes_until, mut count) = (0, 0, 0, 0);
-        let Self { lists, entries, pending, odds, .. } = self;
+        let Self { lists, fingerprints, odds, .. } = self;
         let mut next = NO_RANK;
-        lists.pop_while(class, |oldest| {
-            let entry = entries[oldest as usize];
-            let stamp = entry.stamp();
+        lists.pop_while(class, |oldest, stamp| {
             if stamp >= until {
                 let promise;
                 (promise, until) = odds.promise(class, stamp);
@@ -160,7 +139,7 @@ impl Adaptive {
                 next = rank(promised, stamp);
                 return false;
             }
-            pending.push(entry);
+            prefetch::prefetch(fingerprints, oldest as usize);
             places[count] = oldest;
             count += 1;
             true
@@ -183,6 +162,10 @@ impl Adaptive {
             }
             count += self.take_oldest(class, &mut places[count..]);
         }
+        for &victim in &places[..count] {
+            let (stamp, class) = self.lists.stamp_and_list(victim);
+            self.pending.push(Gone { fingerprint: self.fingerprints[victim as usize], stamp, class });
+        }
         if self.pending.len() >= PENDING_MOST {
             let now = self.odds.now();
             self.pending.drain(..WRITTEN).for_each(|gone| write_ghost(&mut self.ghosts, gone, now));
@@ -199,8 +182,8 @@ impl Adaptive {
     }
 }
 
-fn write_ghost(ghosts: &mut Ghosts, gone: Entry, now: u64) {
-    ghosts.insert(gone.fingerprint, gone.stamp(), gone.class(), now);
+fn write_ghost(ghosts: &mut Ghosts, gone: Gone, now: u64) {
+    ghosts.insert(gone.fingerprint, gone.stamp, gone.class, now);
 }
 
 impl Policy for Adaptive {
@@ -216,7 +199,8 @@ impl Policy for Adaptive {
             _ => 0,
         };
         self.odds.hold();
-        self.entries[block as usize] = Entry { fingerprint, stamp_and_class: class as u64 };
+        self.fingerprints[block as usize] = fingerprint;
+        self.lists.assign(block, class);
     }
 
     fn room(&mut self, blocks: u32) {
@@ -225,32 +209,31 @@ impl Policy for Adaptive {
 
     fn acquired(&mut self, block: u32) {
         self.is_judged = false;
-        let entry = self.entry(block);
-        self.lists.unlink(entry.class(), block);
-        self.odds.came_back(entry.class(), self.odds.now() - entry.stamp(), true);
+        let (stamp, class) = self.lists.stamp_and_list(block);
+        self.lists.unlink(block);
+        self.odds.came_back(class, self.odds.now() - stamp, true);
         self.odds.hold();
-        self.set_stamp(block, 0, (entry.class() + 1).min(CLASSES - 1));
+        self.lists.assign(block, (class + 1).min(CLASSES - 1));
     }
 
     fn released(&mut self, block: u32) {
         self.is_judged = false;
         self.write_ghost();
-        let class = self.entry(block).class();
-        let stamp = self.odds.let_go(class);
-        self.set_stamp(block, stamp, class);
-        self.lists.push_newest(class, block);
+        let (_, class) = self.lists.stamp_and_list(block);
+        self.lists.push_newest(class, block, self.odds.let_go(class));
     }
 
     fn moved(&mut self, from: u32, to: u32) {
-        self.entries[to as usize] = self.entries[from as usize];
+        self.fingerprints[to as usize] = self.fingerprints[from as usize];
+        self.lists.moved(from, to);
     }
 
     fn removed(&mut self, block: u32, was_released: bool) {
         self.is_judged = false;
         if was_released {
-            let entry = self.entry(block);
-            self.lists.unlink(entry.class(), block);
-            self.odds.withdraw(entry.class(), self.odds.now() - entry.stamp());
+            let (stamp, class) = self.lists.stamp_and_list(block);
+            self.lists.unlink(block);
+            self.odds.withdraw(class, self.odds.now() - stamp);
         } else {
             self.odds.unhold();
         }
@@ -271,7 +254,7 @@ impl Policy for Adaptive {
         let all = self.gone.iter().sum::<usize>().max(1);
         for (class, gone) in std::mem::take(&mut self.gone).into_iter().enumerate() {
             self.lists.oldest_few(class, gone * most / all + 1, |block| {
-                prefetch::prefetch(&self.entries, block as usize);
+                prefetch::prefetch(&self.fingerprints, block as usize);
                 each(block);
             });
         }
@@ -284,7 +267,6 @@ impl Policy for Adaptive {
 
     fn fetch(&self, block: u32) {
         self.lists.fetch(block);
-        prefetch::prefetch(&self.entries, block as usize);
     }
 
     fn fetch_for(&self, facts: &Facts) {
@@ -292,9 +274,9 @@ impl Policy for Adaptive {
     }
 
     fn bytes(&self) -> u64 {
-        let each = size_of::<Entry>() as u64;
         self.lists.bytes()
-            + (self.entries.len() + PENDING_MOST + WRITTEN) as u64 * each
+            + (self.fingerprints.len() * size_of::<u64>()) as u64
+            + ((PENDING_MOST + WRITTEN) * size_of::<Gone>()) as u64
             + self.ghosts.bytes()
             + self.odds.bytes()
     }
@@ -304,7 +286,7 @@ impl Policy for Adaptive {
         let mut held = 0;
         for (block, list) in (0..).zip(&listed) {
             if list.is_some() != is_released(block)
-                || list.is_some_and(|list| list != self.entry(block).class())
+                || list.is_some_and(|list| list != self.lists.stamp_and_list(block).1)
             {
                 return Err(Error::internal(format!("adaptive is wrong about block {block}")));
             }

@@ -5,16 +5,18 @@
 use std::ops::Range;
 
 use super::{Facts, Policy};
-use crate::cache::list::List;
+use crate::cache::lanes::Lanes;
 use crate::error::{Error, Result};
 
 struct Lru {
     /// Exactly the released blocks.
-    released: List,
+    released: Lanes,
+    /// Stamp of the latest.
+    now: u64,
 }
 
 pub(super) fn make(blocks: u32) -> Result<Box<dyn Policy>> {
-    Ok(Box::new(Lru { released: List::new(blocks)? }))
+    Ok(Box::new(Lru { released: Lanes::new(blocks, 1)?, now: 0 }))
 }
 
 impl Policy for Lru {
@@ -25,7 +27,8 @@ impl Policy for Lru {
     }
 
     fn released(&mut self, block: u32) {
-        self.released.push_newest(block);
+        self.now += 1;
+        self.released.push_newest(0, block, self.now);
     }
 
     fn moved(&mut self, _from: u32, _to: u32) {}
@@ -37,19 +40,27 @@ impl Policy for Lru {
     }
 
     fn victim(&mut self) -> Option<u32> {
-        self.released.pop_oldest()
+        let mut place = [0];
+        (self.victims(&mut place) > 0).then_some(place[0])
     }
 
     fn victims(&mut self, places: &mut [u32]) -> usize {
-        self.released.pop_oldest_into(places)
+        let mut count = 0;
+        self.released.pop_while(0, |oldest, _| {
+            let Some(place) = places.get_mut(count) else { return false };
+            *place = oldest;
+            count += 1;
+            true
+        });
+        count
     }
 
     fn likely_victims(&mut self, most: usize, each: &mut dyn FnMut(u32)) {
-        self.released.oldest_few(most, each);
+        self.released.oldest_few(0, most, each);
     }
 
     fn fetch_next(&mut self, most: usize) -> Option<Range<usize>> {
-        self.released.fetch_row(most)
+        self.released.fetch_row(0, most)
     }
 
     fn fetch(&self, block: u32) {
@@ -62,8 +73,8 @@ impl Policy for Lru {
 
     fn validate(&self, is_released: &dyn Fn(u32) -> bool, _is_findable: &dyn Fn(u32) -> bool) -> Result<()> {
         let listed = self.released.validate()?;
-        match listed.iter().find(|&&block| !is_released(block)) {
-            Some(block) => Err(Error::internal(format!("lru lists block {block}, which is held"))),
+        match (0..).zip(listed).find(|&(block, list)| list.is_some() != is_released(block)) {
+            Some((block, _)) => Err(Error::internal(format!("lru is wrong about block {block}"))),
             None => Ok(()),
         }
     }
