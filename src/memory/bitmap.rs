@@ -37,6 +37,12 @@ impl Bitmap {
         Ok(Self { words: Zeroed::new(total as usize)?, begins, levels, limit })
     }
 
+    /// Where the lowest level says what some numbers are: address and bytes.
+    pub(super) fn words_of(&self, first: u32, count: u32) -> (usize, u64) {
+        let (begin, end) = (first as usize / 64, (first as usize + count as usize).div_ceil(64));
+        (self.words[begin..end].as_ptr().addr(), 8 * (end - begin) as u64)
+    }
+
     #[inline]
     fn place(&self, level: usize, word: u32) -> usize {
         (self.begins[level] + word) as usize

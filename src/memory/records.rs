@@ -178,6 +178,11 @@ impl Records {
         self.0.grow(index as usize)
     }
 
+    /// Has the system put pages behind some of them; else each comes when a block is first given out there.
+    pub(super) fn populate(&self, first: u32, count: u32) {
+        self.0.populate(first as usize, count as usize);
+    }
+
     /// All live records with their indexes.
     pub(super) fn live(&self) -> impl Iterator<Item = (u32, Facts)> + '_ {
         let records = self.0.iter().enumerate();

@@ -113,6 +113,18 @@ pub fn populate(address: usize, bytes: u64) {
     }
 }
 
+/// Whether all pages of a range have memory.
+#[cfg(test)]
+pub(crate) fn is_populated(address: usize, bytes: u64) -> bool {
+    let page = os_page_bytes() as usize;
+    let start = address / page * page;
+    let mut pages = vec![0; (address + bytes as usize - start).div_ceil(page)];
+    let length = address + bytes as usize - start;
+    // SAFETY: the result has a byte for each page, and the call reads no memory of the range.
+    let code = unsafe { libc::mincore(start as *mut libc::c_void, length, pages.as_mut_ptr()) };
+    code == 0 && pages.iter().all(|is_there: &u8| is_there & 1 == 1)
+}
+
 /// The NUMA node of a place on the PCI bus, if the system knows one.
 pub fn node_of_pci(domain: u32, bus: u32, device: u32) -> Option<u32> {
     let path = format!("/sys/bus/pci/devices/{domain:04x}:{bus:02x}:{device:02x}.0/numa_node");

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytemuck::Zeroable;
 
+use super::numa;
 use super::shm::{Protection, Reservation};
 use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
@@ -100,6 +101,15 @@ impl<T> Steady<T> {
         Some(unsafe { value.as_ref() })
     }
 
+    /// Has the system put pages behind some values now, so that nobody waits for one who touches them first.
+    pub fn populate(&self, first: usize, count: usize) {
+        if let Some(value) = self.get(first)
+            && self.get(first + count.max(1) - 1).is_some()
+        {
+            numa::populate(std::ptr::from_ref(value).addr(), (count * size_of::<T>()) as u64);
+        }
+    }
+
     /// All values there are now.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         (0..self.length.load(Ordering::Acquire)).filter_map(|index| self.get(index))
@@ -135,6 +145,29 @@ mod tests {
         assert_eq!(table.grow(5000).unwrap_err().status, Status::LimitReached);
         assert!(table.get(4999).is_some() && table.get(5000).is_none() && table.get(usize::MAX).is_none());
         assert!(Steady::<u64>::new(usize::MAX).is_err() && Steady::<u64>::new(0).is_err());
+    }
+
+    #[test]
+    fn values_that_are_to_be_touched_soon_have_their_pages_and_no_others() {
+        let table: Steady<u64> = Steady::new(1 << 20).unwrap();
+        table.grow(1 << 19).unwrap();
+        let is_there = |index: usize| {
+            let address = std::ptr::from_ref(table.get(index).unwrap()).addr();
+            numa::is_populated(address, 8)
+        };
+        assert!(!is_there(0));
+        table.populate(1 << 16, 1 << 15);
+        // A system that is older than the advice leaves all as it was.
+        if !is_there(1 << 16) {
+            return;
+        }
+        let pages = [(1 << 16) + 1000, (1 << 16) + (1 << 15) - 1];
+        assert!(pages.into_iter().all(is_there));
+        assert!(!is_there(0) && !is_there(1 << 19));
+        // Beyond its end there is nothing to have pages.
+        table.populate(1 << 19, 1 << 19);
+        assert!(!is_there(1 << 19));
+        assert_eq!(table.iter().sum::<u64>(), 0);
     }
 
     #[test]

@@ -147,6 +147,28 @@ impl Pair {
                     self.naive.set(start, count, State::Free);
                 }
             }
+            94..96 => {
+                let (start, count) = (self.start(), self.count());
+                let whole = self.naive.used.get(&start).copied().filter(|&whole| 0 < count && count < whole);
+                assert_eq!(
+                    self.list.split(start, count).is_ok(),
+                    whole.is_some(),
+                    "split {count} at {start}"
+                );
+                if let Some(whole) = whole {
+                    self.naive.used.extend([(start, count), (start + count, whole - count)]);
+                }
+            }
+            96..98 => {
+                let start = self.start();
+                let lower = self.naive.used.get(&start).copied();
+                let upper = lower.and_then(|lower| Some(lower + self.naive.used.get(&(start + lower))?));
+                assert_eq!(self.list.unite(start).is_ok(), upper.is_some(), "unite at {start}");
+                if let (Some(lower), Some(both)) = (lower, upper) {
+                    self.naive.used.remove(&(start + lower));
+                    self.naive.used.insert(start, both);
+                }
+            }
             _ => {
                 let start = self.start();
                 let known = self.naive.used.remove(&start);

@@ -1,9 +1,50 @@
-//! Giving back a part of an allocation.
+//! Allocations that become several or one, a part of one that goes back, and where it says what granules are.
 
-use super::{FreeList, Range, State};
+use super::{FreeList, NONE, Range, State, USED};
 use crate::error::{Error, Result};
 
 impl FreeList {
+    /// Makes two allocations of one, of which the first has so many granules.
+    pub fn split(&mut self, start: u32, count: u32) -> Result<()> {
+        let whole =
+            self.used_at(start).filter(|&index| 0 < count && count < self.nodes[index as usize].count);
+        let Some(upper) = whole else {
+            return Err(Error::argument(format!(
+                "split {count} granules off at {start}: no allocation has more"
+            )));
+        };
+        self.reserve_nodes(1)?;
+        let lower = self.cut(upper, start + count);
+        self.mark(lower);
+        self.mark(upper);
+        self.used_ranges += 1;
+        Ok(())
+    }
+
+    /// Makes one allocation of the one that begins at `start` and the one behind its end. Needs no host memory.
+    pub fn unite(&mut self, start: u32) -> Result<()> {
+        let lower = self.used_at(start);
+        let above = lower.map(|index| self.nodes[index as usize].above).filter(|&above| above != NONE);
+        let (Some(lower), Some(upper)) =
+            (lower, above.filter(|&above| self.nodes[above as usize].kind == USED))
+        else {
+            return Err(Error::argument(format!(
+                "unite at {start}: no allocation begins there, or none follows"
+            )));
+        };
+        self.starts.remove(self.nodes[upper as usize].start);
+        self.join(lower, upper);
+        self.used_ranges -= 1;
+        Ok(())
+    }
+
+    /// The host memory that says what some granules are, which the system gives as it is first touched: addresses and
+    /// bytes.
+    pub fn tables_of(&self, start: u32, count: u32) -> [(usize, u64); 2] {
+        let nodes = &self.node_at[start as usize..(start + count) as usize];
+        [(nodes.as_ptr().addr(), size_of_val(nodes) as u64), self.starts.words_of(start, count)]
+    }
+
     /// Gives some granules of an allocation back; what is below and above them stay allocations, each of its own.
     pub fn free_part(&mut self, start: u32, count: u32) -> Result<()> {
         let end = start.saturating_add(count);
@@ -48,5 +89,28 @@ mod tests {
         }
         list.validate().unwrap();
         assert_eq!(list.used_granules(), 12);
+    }
+
+    #[test]
+    fn an_allocation_becomes_two_and_those_become_one_again() {
+        let mut list = FreeList::new(64).unwrap();
+        list.insert(0, 64).unwrap();
+        list.carve(8, 16).unwrap();
+        let before: Vec<Range> = list.ranges().collect();
+        list.split(8, 6).unwrap();
+        list.validate().unwrap();
+        assert_eq!((list.size_of(8), list.size_of(14)), (Some(6), Some(10)));
+        // None begins there, all of it, nothing of it, and the last one, behind which all is free.
+        let refused = [list.split(9, 1), list.split(8, 6), list.split(8, 0), list.unite(9), list.unite(14)];
+        assert!(refused.iter().all(Result::is_err));
+        list.validate().unwrap();
+        list.unite(8).unwrap();
+        list.validate().unwrap();
+        assert_eq!(list.ranges().collect::<Vec<_>>(), before);
+        list.carve(24, 40).unwrap();
+        list.unite(8).unwrap();
+        assert_eq!(list.size_of(8), Some(56));
+        list.unite(8).unwrap_err();
+        list.validate().unwrap();
     }
 }

@@ -240,7 +240,8 @@ impl Heap {
             let bytes = u64::from(granules) * MIDDLE_GRANULE_BYTES;
             let backed = outcome
                 .and_then(|()| region.records.grow(first + granules - 1))
-                .and_then(|()| region.back(offset, bytes));
+                .and_then(|()| region.back(offset, bytes))
+                .inspect(|()| self.populate_tables(region, first, granules));
             let mut core = self.core.lock();
             outcome = backed.and_then(|()| core.middle.insert(first, granules));
             if outcome.is_err() {
@@ -298,14 +299,10 @@ impl Core {
         let start = block.id as u32;
         let whole = granules(block.bytes);
         if whole > count {
-            // What can fail comes before the run is free for a moment, and nobody's any more.
-            if let Err(error) = self.middle.reserve_nodes(4) {
+            if let Err(error) = self.middle.split(start, count) {
                 self.order.free(stream, block);
                 return Err(error);
             }
-            self.middle.free(start)?;
-            self.middle.carve(start, count)?;
-            self.middle.carve(start + count, whole - count)?;
             let id = u64::from(start + count);
             let bytes = u64::from(whole - count) * MIDDLE_GRANULE_BYTES;
             self.order.free(stream, Freed { class: FITTED, id, bytes });

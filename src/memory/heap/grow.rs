@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
+use crate::sys::numa;
 
 /// By how much the middle region grows while most of the memory is unused: one page of the largest size, because the
 /// driver prices pages and not bytes.
@@ -135,6 +136,7 @@ impl Heap {
             let offset = u64::from(start) * LARGE_GRANULE_BYTES;
             let last = first + granules - 1;
             let backed = region.records.grow(last).and_then(|()| region.back(offset, bytes));
+            let backed = backed.inspect(|()| self.populate_tables(region, first, granules));
             let mut core = self.core.lock();
             match backed.and_then(|()| core.middle.insert(first, granules)) {
                 Ok(()) => return core.middle.allocate(count, alignment),
@@ -148,6 +150,14 @@ impl Heap {
             }
         }
         Ok(None)
+    }
+
+    /// Has the system put pages behind what says what some granules of middle sizes are. Where each came with the first
+    /// block that lies there, calls waited for it that map nothing themselves.
+    pub(super) fn populate_tables(&self, region: &Region, first: u32, count: u32) {
+        region.records.populate(first, count);
+        let tables = self.core.lock().middle.tables_of(first, count);
+        tables.into_iter().for_each(|(address, bytes)| numa::populate(address, bytes));
     }
 
     /// Takes everything out of the caches and gives free memory back to the device. Bytes that went.

@@ -59,9 +59,7 @@ impl Heap {
         let end = (block.id + block.bytes / LARGE_GRANULE_BYTES) as u32;
         match backed {
             Ok(()) => {
-                core.large.free(block.id as u32)?;
-                core.large.free(end)?;
-                core.large.carve(block.id as u32, (bytes / LARGE_GRANULE_BYTES) as u32)?;
+                core.large.unite(block.id as u32)?;
                 Ok(Some(block.id as u32))
             }
             Err(error) => {
@@ -100,10 +98,7 @@ impl core::Core {
         let block = self.take_first(stream, &found, bytes)?;
         if block.bytes > bytes {
             let (start, count) = (block.id as u32, (bytes / LARGE_GRANULE_BYTES) as u32);
-            let rest = (block.bytes / LARGE_GRANULE_BYTES) as u32 - count;
-            self.large.free(start)?;
-            self.large.carve(start, count)?;
-            self.large.carve(start + count, rest)?;
+            self.large.split(start, count)?;
             let id = u64::from(start + count);
             let rest = Freed { class: core::LARGE, id, bytes: block.bytes - bytes };
             self.give_large(stream, found.is_own, rest)?;
@@ -137,8 +132,8 @@ impl core::Core {
     /// So many bytes of a stretch and what is left of its last block, out of circulation as one block. With room for
     /// the nodes of one that is cut.
     fn take_first(&mut self, stream: Stream, found: &Found, bytes: u64) -> Result<Freed> {
-        // What can fail comes before anything is free for a moment, and nobody's any more.
-        self.large.reserve_nodes(6)?;
+        // What can fail comes before a block is out of its list: the rest of it needs a node.
+        self.large.reserve_nodes(1)?;
         let blocks = match found.is_own {
             true => self.order.take_first_large(stream, found.stretch, bytes),
             false => self.idle_large.take_first(found.stretch, bytes),
@@ -147,10 +142,7 @@ impl core::Core {
         if !found.is_own {
             self.idle_large_bytes -= whole.bytes;
         }
-        if blocks.len() > 1 {
-            blocks.iter().try_for_each(|block| self.large.free(block.id as u32).map(drop))?;
-            self.large.carve(whole.id as u32, (whole.bytes / LARGE_GRANULE_BYTES) as u32)?;
-        }
+        blocks.iter().skip(1).try_for_each(|_| self.large.unite(whole.id as u32))?;
         Ok(whole)
     }
 

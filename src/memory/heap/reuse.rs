@@ -244,14 +244,8 @@ impl Core {
     /// Makes one run of some that were freed side by side.
     fn join(&mut self, stream: Stream, side_by_side: &[Freed]) -> Result<()> {
         let [first, ..] = side_by_side else { return Ok(()) };
-        // What can fail comes before anything is free for a moment, and nobody's any more.
-        if let Err(error) = self.middle.reserve_nodes(4) {
-            side_by_side.iter().for_each(|&run| self.order.free(stream, run));
-            return Err(error);
-        }
         let bytes = side_by_side.iter().map(|run| run.bytes).sum();
-        side_by_side.iter().try_for_each(|run| self.middle.free(run.id as u32).map(drop))?;
-        self.middle.carve(first.id as u32, granules(bytes))?;
+        side_by_side.iter().skip(1).try_for_each(|_| self.middle.unite(first.id as u32))?;
         self.order.free(stream, Freed { class: FITTED, id: first.id, bytes });
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! keep, has not met it. Nobody allocates on a stream that goes, so no record comes to name it later.
 //! Lock order: inside the heap's lock of names, under which those of plain blocks and of captured ones are taken.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::Heap;
 use super::lane::{has_lanes_of_threads, is_of_a_thread};
@@ -24,7 +24,7 @@ pub(super) struct StreamNumbers {
     /// Streams in use, by number.
     used: Vec<Option<Stream>>,
     /// The same the other way round.
-    numbers: HashMap<u64, u16>,
+    numbers: BTreeMap<u64, u16>,
     gone: BTreeMap<u16, Stream>,
     free: Vec<u16>,
     /// How many of `gone` live blocks named at the last walk: as many again have to go before the next one.

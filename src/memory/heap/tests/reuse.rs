@@ -5,10 +5,12 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use super::super::Heap;
+use super::super::super::region::MIDDLE_GRANULE_BYTES;
+use super::super::{Heap, MIDDLE};
 use super::{MIB, allocate, fill, free, heap, heap_with, is_filled, key};
 use crate::device::Stream;
 use crate::memory::front_cache::Key;
+use crate::sys::numa;
 
 const KIB: u64 = 1 << 10;
 const ROOMY: &str = "host?memory_bytes=17179869184";
@@ -45,6 +47,30 @@ fn sizes_that_change_do_not_add_up() {
         assert!(most <= times * live, "{name}: {} MiB backed", most / MIB);
         heap.close();
     }
+}
+
+#[test]
+fn a_call_that_maps_nothing_meets_no_page_of_the_tables_that_is_missing() {
+    // A system that is older than the advice gives pages as they are touched.
+    let (page, table) = (4096, vec![0u8; 1 << 20]);
+    numa::populate(table.as_ptr().addr() + page, page as u64);
+    if !numa::is_populated(table.as_ptr().addr() + page, page as u64) {
+        return;
+    }
+    let heap = heap(ROOMY, 0);
+    let address = heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap();
+    let region = heap.regions.get(MIDDLE).unwrap();
+    let count = (heap.statistics().backed_bytes / MIDDLE_GRANULE_BYTES) as u32;
+    assert!(count >= 1 << 14, "a slab of {count} granules");
+    let first = region.index_of(address).unwrap();
+    let [low, high] = [first, first + count - 1].map(|index| region.records.get(index).unwrap());
+    let low = std::ptr::from_ref(low).addr();
+    assert!(numa::is_populated(low, (std::ptr::from_ref(high).addr() - low) as u64), "records");
+    for (address, bytes) in heap.core.lock().middle.tables_of(first, count) {
+        assert!(numa::is_populated(address, bytes), "{bytes} bytes of a table");
+    }
+    heap.free(Stream::DEFAULT, address).unwrap();
+    heap.close();
 }
 
 #[test]
