@@ -12,6 +12,7 @@ mod ages;
 mod ahead;
 mod balance;
 mod batch;
+mod bits;
 mod block;
 mod branch;
 mod change;
