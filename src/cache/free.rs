@@ -1,9 +1,10 @@
 //! The free blocks of a group: handed out in runs of ascending ids where that can be, or in exact order.
 //!
-//! In runs: one bit a block with levels of summary bits above, so the next free block after any place is found in a
-//! few words. A request looks at a few runs from where the last one ended and takes the first that is long enough, or
-//! the longest of them. In exact order: a stack, the block freed last goes first. Nothing is allocated after creation.
+//! In runs: one bit a block, so the next free block after any place is found in a few words. A request looks at a few
+//! runs from where the last one ended and takes the first that is long enough, or the longest of them. In exact order:
+//! a stack, the block freed last goes first. Nothing is allocated after creation.
 
+use super::bits::Bits;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
 
@@ -25,8 +26,7 @@ pub(super) struct Stack {
 
 /// A set of blocks in which the next member is found fast.
 pub(super) struct Runs {
-    /// The first level has one bit for each block, each next one a bit for each word below that is not 0.
-    levels: Vec<Vec<u64>>,
+    bits: Bits,
     count: u32,
     /// Where the last run ended.
     cursor: u32,
@@ -41,20 +41,7 @@ impl Free {
             (0..free).rev().for_each(|block| stack.push(block));
             return Ok(Self::Stack(stack));
         }
-        let mut levels = Vec::new();
-        let (mut bits, mut set) = (blocks as usize, free as usize);
-        loop {
-            let mut words = filled(bits.div_ceil(64), 0)?;
-            words[..set / 64].fill(u64::MAX);
-            if !set.is_multiple_of(64) {
-                words[set / 64] = (1 << (set % 64)) - 1;
-            }
-            (bits, set) = (words.len(), set.div_ceil(64));
-            levels.push(words);
-            if bits <= 1 {
-                return Ok(Self::Runs(Runs { levels, count: free, cursor: 0 }));
-            }
-        }
+        Ok(Self::Runs(Runs { bits: Bits::new(blocks, free)?, count: free, cursor: 0 }))
     }
 
     pub(super) fn count(&self) -> u32 {
@@ -111,7 +98,7 @@ impl Free {
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Stack(stack) => 4 * (stack.order.capacity() + stack.places.len()) as u64,
-            Self::Runs(runs) => runs.levels.iter().map(|level| 8 * level.len() as u64).sum(),
+            Self::Runs(runs) => runs.bits.bytes(),
         }
     }
 
@@ -121,14 +108,7 @@ impl Free {
             Self::Stack(stack) => return stack.validate(),
             Self::Runs(runs) => runs,
         };
-        for (below, above) in runs.levels.iter().zip(&runs.levels[1..]) {
-            let is_right = |(at, &word): (usize, &u64)| (word != 0) == (above[at / 64] >> (at % 64) & 1 == 1);
-            if !below.iter().enumerate().all(is_right) {
-                return Err(Error::internal("a summary of the free blocks is wrong"));
-            }
-        }
-        let has = |block: &u32| runs.levels[0][*block as usize / 64] >> (block % 64) & 1 == 1;
-        let free: Vec<u32> = (0..64 * runs.levels[0].len() as u32).filter(has).collect();
+        let free = runs.bits.validate()?;
         match free.len() == runs.count as usize {
             true => Ok(free),
             false => Err(Error::internal("the count of the free blocks is wrong")),
@@ -163,7 +143,7 @@ impl Stack {
 impl Runs {
     fn insert(&mut self, block: u32) {
         self.count += 1;
-        self.set(block as usize / 64, 1 << (block % 64));
+        self.bits.insert(block);
     }
 
     /// Blocks whose bits stand in one word, one after the other, are one write.
@@ -173,58 +153,17 @@ impl Runs {
         for &block in blocks {
             let of_block = block as usize / 64;
             if of_block != word {
-                self.set(word, bits);
+                self.bits.insert_in_word(word, bits);
                 (word, bits) = (of_block, 0);
             }
             bits |= 1 << (block % 64);
         }
-        self.set(word, bits);
-    }
-
-    /// Sets bits of a word of the first level, if there are any, and of those above what follows from that.
-    fn set(&mut self, mut at: usize, mut bits: u64) {
-        if bits == 0 {
-            return;
-        }
-        for level in &mut self.levels {
-            let word = &mut level[at];
-            let was_empty = *word == 0;
-            *word |= bits;
-            if !was_empty {
-                return;
-            }
-            (at, bits) = (at / 64, 1 << (at % 64));
-        }
+        self.bits.insert_in_word(word, bits);
     }
 
     fn remove(&mut self, block: u32) {
-        let mut at = block as usize;
         self.count -= 1;
-        for level in &mut self.levels {
-            let word = &mut level[at / 64];
-            *word &= !(1 << (at % 64));
-            if *word != 0 {
-                return;
-            }
-            at /= 64;
-        }
-    }
-
-    /// The first free block at or after this one: up until a word has a bit beyond, then down.
-    fn next(&self, from: u32) -> Option<u32> {
-        let mut at = from as usize;
-        for (height, level) in self.levels.iter().enumerate() {
-            let rest = level.get(at / 64)? & (u64::MAX << (at % 64));
-            if rest != 0 {
-                at = at / 64 * 64 + rest.trailing_zeros() as usize;
-                for below in self.levels[..height].iter().rev() {
-                    at = at * 64 + below[at].trailing_zeros() as usize;
-                }
-                return Some(at as u32);
-            }
-            at = at / 64 + 1;
-        }
-        None
+        self.bits.remove(block);
     }
 
     /// How many blocks are free from a free one on, counted up to `most`.
@@ -232,7 +171,7 @@ impl Runs {
         let mut length = 0;
         while length < most {
             let at = (first + length) as usize;
-            let Some(word) = self.levels[0].get(at / 64) else { break };
+            let Some(word) = self.bits.words().get(at / 64) else { break };
             let ones = (!(word >> (at % 64))).trailing_zeros().min(64 - (at % 64) as u32);
             length += ones;
             if ones == 0 || !(at + ones as usize).is_multiple_of(64) {
@@ -262,7 +201,7 @@ impl Runs {
         let mut best = (0, 0);
         let mut from = self.cursor;
         for _ in 0..LOOK {
-            let Some(first) = self.next(from).or_else(|| self.next(0)) else { break };
+            let Some(first) = self.bits.next(from).or_else(|| self.bits.next(0)) else { break };
             let length = self.length(first, most);
             if length > best.1 {
                 best = (first, length);

@@ -107,22 +107,6 @@ impl List {
         self.count -= 1;
     }
 
-    /// Puts a block that is in no list in the place of one that is.
-    pub(in crate::cache) fn replace(&mut self, from: u32, to: u32) {
-        debug_assert!(self.contains(from) && !self.contains(to), "a block is linked once");
-        let Link { prev, next } = self.links[from as usize];
-        self.links[to as usize] = Link { prev, next };
-        match prev {
-            NONE => self.head = to,
-            prev => self.links[prev as usize].next = to,
-        }
-        match next {
-            NONE => self.tail = to,
-            next => self.links[next as usize].prev = to,
-        }
-        self.links[from as usize].next = UNLINKED;
-    }
-
     pub(in crate::cache) fn pop_oldest(&mut self) -> Option<u32> {
         let block = self.oldest()?;
         let next = std::mem::replace(&mut self.links[block as usize].next, UNLINKED);

@@ -80,16 +80,6 @@ impl Lists {
         }
     }
 
-    pub(in crate::cache) fn push_oldest(&mut self, list: usize, block: u32) {
-        debug_assert!(!self.contains(block), "a block is linked once");
-        let oldest = std::mem::replace(&mut self.ends[list].oldest, block);
-        self.links[block as usize] = Link { prev: NONE, next: oldest };
-        match oldest {
-            NONE => self.ends[list].newest = block,
-            oldest => self.links[oldest as usize].prev = block,
-        }
-    }
-
     pub(in crate::cache) fn unlink(&mut self, list: usize, block: u32) {
         debug_assert!(self.contains(block), "only a linked block is unlinked");
         let Link { prev, next } = self.links[block as usize];
@@ -118,17 +108,6 @@ impl Lists {
             next => self.links[next as usize].prev = to,
         }
         self.links[from as usize].next = UNLINKED;
-    }
-
-    pub(in crate::cache) fn pop_oldest(&mut self, list: usize) -> Option<u32> {
-        let block = self.oldest(list)?;
-        let next = std::mem::replace(&mut self.links[block as usize].next, UNLINKED);
-        self.ends[list].oldest = next;
-        match next {
-            NONE => self.ends[list].newest = NONE,
-            next => self.links[next as usize].prev = NONE,
-        }
-        Some(block)
     }
 
     /// Takes the oldest blocks out of a list as long as `goes` says so of the one that is the oldest then.

@@ -31,7 +31,7 @@ pub(crate) struct Group {
     pub(crate) block_tokens: usize,
     pub(crate) blocks: Vec<Block>,
     pub(crate) free: Vec<u32>,
-    /// Released blocks, oldest first (lru), or all findable ones by age (fifo).
+    /// Released blocks, oldest first (lru), or all findable ones by age, also while they are held (fifo).
     pub(crate) order: VecDeque<u32>,
     /// Released blocks of another priority than 50 that are not pinned, oldest first.
     pub(crate) others: Vec<u32>,
@@ -68,12 +68,11 @@ impl Group {
         if let Some(block) = self.other_victim(true) {
             return Some(block);
         }
-        while let Some(block) = self.order.pop_front() {
-            if self.is_released(block) && !self.is_governed(block) {
-                return Some(block);
-            }
+        let goes = |&block: &u32| self.is_released(block) && !self.is_governed(block);
+        match self.order.iter().position(goes) {
+            Some(at) => self.order.remove(at),
+            None => self.other_victim(false),
         }
-        self.other_victim(false)
     }
 
     pub(crate) fn forget(&mut self, block: u32) {
@@ -145,8 +144,6 @@ impl Group {
             self.others.extend((self.blocks[block as usize].pins == 0).then_some(block));
         } else if !self.is_fifo {
             self.order.push_back(block);
-        } else if !self.order.contains(&block) {
-            self.order.push_front(block);
         }
     }
 

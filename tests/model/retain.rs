@@ -31,8 +31,6 @@ impl Group {
         self.others.retain(|&listed| listed != block);
         if !self.is_fifo {
             self.order.push_back(block);
-        } else if !self.order.contains(&block) {
-            self.order.push_front(block);
         }
     }
 
