@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 mod closed;
 mod lane;
 
+pub(super) use closed::count_reached;
 use lane::Lane;
 
 /// `Freed::class` of large blocks, which follows those of the size classes. It says no size, and no later one does.
@@ -101,7 +102,7 @@ impl Order {
     }
 
     /// Notes whether a stream has something behind fences, and lets it go if it has nothing and will not.
-    fn note_closed(&mut self, stream: u64) {
+    pub(super) fn note_closed(&mut self, stream: u64) {
         let Some(lane) = self.lanes.get(&stream) else { return };
         if !lane.closed.is_empty() {
             self.closed.insert(stream);
@@ -244,7 +245,27 @@ impl Order {
         self.closed.iter().filter_map(|stream| self.lanes.get(stream).map(Box::as_ref))
     }
 
-    /// The oldest fence of every stream, for the caller to ask about.
+    /// Whether something of a stream stands behind a fence.
+    pub(super) fn is_closed(&self, stream: Stream) -> bool {
+        self.closed.contains(&stream.0)
+    }
+
+    /// Whether something stands behind a fence.
+    pub(super) fn is_any_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
+    /// Streams with something behind fences.
+    pub(super) fn closed_streams(&self) -> Vec<Stream> {
+        self.closed.iter().map(|&stream| Stream(stream)).collect()
+    }
+
+    /// A fence of a stream by its place, from the oldest on, for the caller to ask about.
+    pub(super) fn fence_at(&self, stream: Stream, at: usize) -> Option<Arc<Fence>> {
+        self.lanes.get(&stream.0)?.closed.fence_at(at).cloned()
+    }
+
+    /// The oldest fence of every stream.
     pub(super) fn oldest(&self) -> Vec<Arc<Fence>> {
         self.closed_lanes().filter_map(|lane| lane.closed.oldest().cloned()).collect()
     }
@@ -266,6 +287,11 @@ impl Order {
             self.over.insert(stream.0);
             self.note_closed(stream.0);
         }
+    }
+
+    /// Whether a stream is over of which something is held.
+    pub(super) fn is_any_over(&self) -> bool {
+        !self.over.is_empty()
     }
 
     /// Streams that are over and of which something stands behind no event.

@@ -258,6 +258,11 @@ impl Core {
         self.middle.free(block.id as u32).map(drop)
     }
 
+    /// Whether something waits for a point, or for one to be recorded.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.order.is_any_closed() || self.order.is_any_over() || !self.limbo.is_empty()
+    }
+
     /// Proves what can be proved here.
     pub(super) fn validate(&self) -> Result<()> {
         self.order.validate()?;

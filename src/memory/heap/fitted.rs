@@ -44,6 +44,11 @@ pub(super) fn granules(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(MIDDLE_GRANULE_BYTES)).unwrap_or(u32::MAX)
 }
 
+/// Bytes of the run of a fitted block.
+pub(super) fn run_bytes(bytes: u64) -> u64 {
+    bytes.next_multiple_of(MIDDLE_GRANULE_BYTES)
+}
+
 impl Heap {
     /// Whether what is held was more than what could still be had when that was weighed last.
     pub(in crate::memory) fn is_short(&self) -> bool {
@@ -66,7 +71,7 @@ impl Heap {
     /// Whether less can be had than the device has. Until such memory is short, blocks stay as they are: what is joined
     /// and cut before leaves more holes among exact lengths.
     pub(super) fn is_limited(&self) -> bool {
-        let held = self.physical.statistics().held_bytes;
+        let held = self.physical.held_bytes();
         self.physical.left_bytes().saturating_add(held) < self.total_bytes
     }
 
@@ -90,7 +95,10 @@ impl Heap {
             Ok(Some((LARGE, index)))
         };
         let is_short = self.is_short() || self.weigh();
-        if is_short && !self.is_squeezed.swap(true, Ordering::Relaxed) {
+        if is_short
+            && !self.is_squeezed.load(Ordering::Relaxed)
+            && !self.is_squeezed.swap(true, Ordering::Relaxed)
+        {
             // What it cannot cut stays as it is: that is no reason to refuse what fits.
             if let Err(error) = self.squeeze() {
                 self.physical.say(Level::Warn, || {
@@ -153,7 +161,7 @@ impl Heap {
         may_wait: bool,
     ) -> Result<Option<u32>> {
         let count = granules(bytes);
-        let run_bytes = u64::from(count) * MIDDLE_GRANULE_BYTES;
+        let run_bytes = run_bytes(bytes);
         let alignment = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
         // What was freed begins at any granule.
         let fits =
@@ -201,11 +209,20 @@ impl Heap {
     /// A run that stands in the order of a stream joins nothing beside it, and the next run is put elsewhere. Left to
     /// when nothing fits, that spreads what lives long over all that is held.
     fn reunite(&self) -> Result<()> {
-        let bytes = (self.physical.statistics().held_bytes / REUNITED_SHARE).max(1);
-        if self.core.lock().order.bytes() < bytes {
-            return Ok(());
-        }
-        self.close_lanes_from(bytes)?;
+        let bytes = (self.physical.held_bytes() / REUNITED_SHARE).max(1);
+        let lanes = {
+            let core = self.core.lock();
+            if core.order.bytes() < bytes {
+                return Ok(());
+            }
+            let lanes = core.order.streams_with(bytes);
+            // The sum of many streams says nothing of one.
+            if lanes.is_empty() && !core.is_waiting() {
+                return Ok(());
+            }
+            lanes
+        };
+        lanes.into_iter().try_for_each(|lane| self.close_lane(lane))?;
         while self.collect()? {}
         Ok(())
     }

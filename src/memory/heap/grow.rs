@@ -120,7 +120,7 @@ impl Heap {
         }
         let region = self.region(MIDDLE)?;
         let needed = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
-        let held = self.physical.statistics().held_bytes;
+        let held = self.physical.held_bytes();
         let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
         let grand = if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES };
         // Much while there is much, else just what is needed.

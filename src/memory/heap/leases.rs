@@ -90,7 +90,7 @@ impl Heap {
         let Some(region) = self.region_of_class(class) else { return };
         let block_bytes = size_class::bytes_of(class);
         let count = (PREFILL_BYTES / block_bytes).clamp(1, PREFILL_MAX);
-        let mut blocks = Vec::with_capacity(count as usize);
+        let mut blocks = Vec::new();
         {
             let mut core = self.core.lock();
             while blocks.len() < count as usize {
@@ -99,6 +99,9 @@ impl Heap {
                 let Some(index) = own.or_else(|| core.take_line(stream, class).ok().flatten()) else { break };
                 blocks.push(region.block(index));
             }
+        }
+        if blocks.is_empty() {
+            return;
         }
         let left = front_cache::refill(key, class, blocks);
         let freed =
@@ -186,6 +189,9 @@ impl Heap {
     /// Takes blocks in the order of a stream. What comes from a front cache comes from within the visit: whoever visits
     /// it next finds its blocks here.
     pub(in crate::memory) fn take_freed(&self, stream: Stream, freed: Vec<Freed>) {
+        if freed.is_empty() {
+            return;
+        }
         let mut core = self.core.lock();
         if self.has(Mistake::CachesForAll) {
             freed.into_iter().for_each(|block| drop(core.give_free(block)));

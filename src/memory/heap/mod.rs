@@ -50,6 +50,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use self::core::Core;
+use self::fitted::run_bytes;
 use self::limbo::Limbo;
 use self::names::Names;
 use self::planted::Mistake;
@@ -335,7 +336,7 @@ impl Heap {
             return Ok(Some(block.id as u32));
         }
         let is_fitted = !class.is_small() && self.is_short();
-        {
+        let is_waiting = {
             let mut core = self.core.lock();
             // What a graph captures must not be anybody's later, so it takes nothing that is only free for a stream.
             let own = if is_captured { None } else { core.order.take_same(stream, wanted) };
@@ -349,7 +350,8 @@ impl Heap {
             if found.is_some() {
                 return Ok(found);
             }
-        }
+            core.is_waiting()
+        };
         if !is_captured
             && self.empty_parked(stream)
             && let Some(block) = self.core.lock().order.take_same(stream, wanted)
@@ -357,6 +359,7 @@ impl Heap {
             return Ok(Some(block.id as u32));
         }
         if !is_captured
+            && is_waiting
             && self.collect()?
             && let Some(index) = self.core.lock().take_free(class)?
         {
@@ -389,7 +392,11 @@ impl Heap {
     fn try_free(&self, stream: Stream, address: u64) -> Result<bool> {
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
-        let block = self.block(class, index)?;
+        let block = match class {
+            // The lists need not be asked: such a run is as long as its block.
+            core::FITTED => Freed { class, id: index.into(), bytes: run_bytes(facts.bytes) },
+            _ => self.block(class, index)?,
+        };
         if facts.is_shared {
             self.check_unpinned(address)?;
         }
@@ -414,13 +421,13 @@ impl Heap {
         if facts.is_shared {
             self.shared.lock().remove(&address);
         }
+        let mut core = self.core.lock();
         if class == core::FITTED {
-            self.core.lock().count_rare(facts.bytes, false);
+            core.count_rare(facts.bytes, false);
         }
         if facts.is_captured {
             return Ok(true);
         }
-        let mut core = self.core.lock();
         if self.has(Mistake::FreeForAll) {
             core.give_free(block)?;
         } else if waits.fences.is_empty() && waits.unmarked.is_empty() {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::super::fence::Fence;
+use super::super::order::{self, Freed};
 use super::lane::is_gone_lane;
 use super::planted::Mistake;
 use super::{Heap, MOVED_MOST};
@@ -119,12 +120,28 @@ impl Heap {
             Ok(true) | Err(_) => {}
         }
         let _lanes = self.lanes.read();
-        let blocks = self.core.lock().order.take_all_open(lane);
+        let (blocks, is_first) = {
+            let mut core = self.core.lock();
+            (core.order.take_all_open(lane), !core.order.is_closed(lane))
+        };
         if blocks.is_empty() {
             return Ok(());
         }
         match self.mark(if self.has(Mistake::FenceElsewhere) { Stream::DEFAULT } else { lane }) {
-            Ok(Some(fence)) => self.core.lock().order.close(lane, fence, blocks),
+            Ok(Some(fence)) => {
+                // A stream that has nothing to do is past it already.
+                let asked = is_first.then_some(&fence).map_or(Ok(false), |fence| fence.is_reached());
+                if let Ok(true) = asked {
+                    self.give_parts(&blocks)?;
+                    self.core.lock().order.note_closed(lane.0);
+                    return Ok(());
+                }
+                self.core.lock().order.close(lane, fence, blocks);
+                // What a capture has taken cannot be asked for.
+                asked.or_else(
+                    |error| if error.status == Status::WrongState { Ok(false) } else { Err(error) },
+                )?;
+            }
             Err(error) if is_gone(&error) && self.outlasts_gone() => {
                 Self::give_all(&mut self.core.lock(), blocks)?;
             }
@@ -140,23 +157,35 @@ impl Heap {
         Ok(())
     }
 
-    /// Asks about the oldest fences and takes back what is free for all now. Whether anything was.
+    /// Asks which fences were reached and takes back what is free for all now. Whether anything was.
     pub(super) fn collect(&self) -> Result<bool> {
         if let Some(plain) = &self.plain {
             return plain.collect();
         }
-        self.mark_late();
-        self.close_ended()?;
-        let (oldest, mut of_several) = {
+        let is_unmarked = {
             let core = self.core.lock();
-            if core.order.count() == 0 && core.limbo.is_empty() {
+            if !core.is_waiting() {
                 return Ok(false);
             }
-            (core.order.oldest(), core.limbo.oldest())
+            core.order.is_any_over() || core.limbo.next_unmarked(0).is_some()
         };
-        let mut is_any = self.are_any_reached(&oldest)? || self.has(Mistake::FenceTaken);
+        if is_unmarked {
+            self.mark_late();
+            self.close_ended()?;
+        }
+        let (closed, mut of_several, has_limbo) = {
+            let core = self.core.lock();
+            (core.order.closed_streams(), core.limbo.oldest(), !core.limbo.is_empty())
+        };
+        let mut is_any = self.has(Mistake::FenceTaken);
+        for lane in closed {
+            is_any |= self.is_any_reached(lane)?;
+        }
         if is_any {
             is_any = self.take_reached()?;
+        }
+        if !has_limbo {
+            return Ok(is_any);
         }
         // Each of these points is another one's, and the next of its stream is asked about once it was reached.
         loop {
@@ -170,6 +199,16 @@ impl Heap {
             }
             of_several = core.limbo.oldest();
         }
+    }
+
+    /// Asks about the points of a lane, of many in flight about few; whether any was reached.
+    fn is_any_reached(&self, lane: Stream) -> Result<bool> {
+        let ask = |at: usize| {
+            // No call to the device under the lock.
+            let fence = self.core.lock().order.fence_at(lane, at);
+            self.are_any_reached(fence.as_slice())
+        };
+        Ok(order::count_reached(ask)? > 0)
     }
 
     fn are_any_reached(&self, fences: &[Arc<Fence>]) -> Result<bool> {
@@ -188,10 +227,15 @@ impl Heap {
             usize::from(self.has(Mistake::NextBatchToo))
         };
         let blocks = self.core.lock().order.take_reached(too_many);
-        // Whoever waits for the lock has it in between.
-        for part in blocks.chunks(MOVED_MOST) {
-            Self::give_all(&mut self.core.lock(), part.to_vec())?;
-        }
+        self.give_parts(&blocks)?;
         Ok(!blocks.is_empty())
+    }
+
+    /// Gives back what is free for all. Whoever waits for the lock has it in between.
+    fn give_parts(&self, blocks: &[Freed]) -> Result<()> {
+        blocks.chunks(MOVED_MOST).try_for_each(|part| {
+            let mut core = self.core.lock();
+            part.iter().try_for_each(|&block| core.give_free(block))
+        })
     }
 }

@@ -193,12 +193,7 @@ impl Heap {
     /// Puts all that was freed behind events, one for each stream. What is being captured records nothing outside of
     /// its graph and is left alone.
     pub(super) fn close_lanes(&self) -> Result<()> {
-        self.close_lanes_from(0)
-    }
-
-    /// As `close_lanes`, of the streams of which so many bytes stand behind no event.
-    pub(super) fn close_lanes_from(&self, bytes: u64) -> Result<()> {
-        let lanes = self.core.lock().order.streams_with(bytes);
+        let lanes = self.core.lock().order.streams_with(0);
         lanes.into_iter().try_for_each(|lane| self.close_lane(lane))
     }
 

@@ -8,6 +8,7 @@ mod cut;
 mod lend;
 mod many;
 mod parked;
+mod points;
 mod resting;
 mod reuse;
 mod short;

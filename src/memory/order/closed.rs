@@ -6,6 +6,7 @@
 //! counted, and the lists of each class are in the order of the fences' numbers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::super::fence::Fence;
@@ -25,6 +26,24 @@ type Waiting = (u64, Freed);
 /// Bytes, number of the fence, id.
 type Sized = (u64, u64, u64);
 
+/// How many points of a stream, of which none is reached before those that are older, are found to be reached. Looks
+/// further by twice as much each time, then between by halves: the work grows with what was reached, the questions with
+/// its logarithm.
+pub(in crate::memory) fn count_reached<E>(
+    mut is_reached: impl FnMut(usize) -> std::result::Result<bool, E>,
+) -> std::result::Result<usize, E> {
+    let (mut count, mut step) = (0, 1);
+    while is_reached(count + step - 1)? {
+        count += step;
+        step *= 2;
+    }
+    while step > 1 {
+        step /= 2;
+        count += if is_reached(count + step - 1)? { step } else { 0 };
+    }
+    Ok(count)
+}
+
 #[derive(Default)]
 pub(super) struct Closed {
     /// By number. If one has not been reached, neither has any that was begun after it.
@@ -38,6 +57,10 @@ pub(super) struct Closed {
 impl Closed {
     pub(super) fn is_empty(&self) -> bool {
         self.fences.is_empty()
+    }
+
+    pub(super) fn fence_at(&self, at: usize) -> Option<&Arc<Fence>> {
+        self.fences.values().nth(at).map(|behind| &behind.fence)
     }
 
     pub(super) fn oldest(&self) -> Option<&Arc<Fence>> {
@@ -161,8 +184,14 @@ impl Closed {
     /// `too_many` fences later for a test that plants that mistake.
     fn reached_until(&self, mut too_many: usize) -> u64 {
         // What was recorded before a point that was reached was reached before it.
-        let known = self.fences.values().rev().find(|behind| behind.fence.is_known_reached());
-        let before = known.map_or(0, |behind| behind.fence.begun());
+        let is_known = |fence: &&Arc<Fence>| fence.is_known_reached();
+        let known = self.youngest().filter(is_known).or_else(|| {
+            let Ok(count) = count_reached(|at| {
+                Ok::<_, Infallible>(self.fence_at(at).is_some_and(|fence| is_known(&fence)))
+            });
+            self.fence_at(count.checked_sub(1)?)
+        });
+        let before = known.map_or(0, |fence| fence.begun());
         for (&number, behind) in self.fences.range(before..) {
             if !behind.fence.is_known_reached() {
                 if too_many == 0 {

@@ -183,8 +183,12 @@ impl Lane {
         let mut blocks = Vec::with_capacity(self.count);
         self.open.iter_mut().for_each(|list| blocks.append(list));
         for (index, runs) in self.runs.iter_mut().enumerate() {
-            let taken = std::mem::take(&mut runs.by_bytes).into_iter();
-            blocks.extend(taken.map(|(bytes, _, id)| Freed { class: Self::class_of_runs(index), id, bytes }));
+            let taken = std::mem::take(&mut runs.by_bytes);
+            let mut taken: Vec<(u64, u64)> = taken.into_iter().map(|(bytes, _, id)| (bytes, id)).collect();
+            // Of equals the lowest first, as they come back from behind a fence.
+            taken.sort_unstable();
+            let class = Self::class_of_runs(index);
+            blocks.extend(taken.into_iter().map(|(bytes, id)| Freed { class, id, bytes }));
         }
         blocks.extend(self.large.iter_mut().flat_map(|large| large.take_all()));
         (self.count, self.bytes) = (0, 0);

@@ -10,6 +10,12 @@ impl Physical {
         left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
     }
 
+    /// Bytes that were handed out and have not come back.
+    pub(in crate::memory) fn held_bytes(&self) -> u64 {
+        let pool = self.core.pool.lock();
+        self.core.alive_bytes(&pool) - self.core.pooled_bytes(&pool)
+    }
+
     /// As `left_bytes`, as far as is known: of a device of so many bytes, less what others here have of it, and what
     /// others elsewhere had when it refused a page last.
     pub(in crate::memory) fn likely_left_bytes(&self, total_bytes: u64) -> u64 {
