@@ -1,5 +1,5 @@
-//! What a store does when two contents meet under one key, which nobody outside can bring about, and what becomes of the
-//! cells of blocks that departed.
+//! What a store does when two contents meet under one key, which nobody outside can bring about, and what becomes of
+//! the cells of blocks that departed.
 
 use super::*;
 use crate::cache::block::Counters;
