@@ -6,8 +6,8 @@
 //! the device's table equals this image bit for bit. A cell holds 96 bits of the hash, so a lookup of something that
 //! is not there answers a block with a chance of at most blocks / 2^96, for hashes that nobody can choose.
 //! Invariants: walking from a cell's home to the cell meets no empty cell; a cell that the device does not know has
-//! its bit in `dirty`; a word of `dirty` with a bit is in `queue`, once; a block has at most one cell. One that departed
-//! (`departed`) keeps its cell until changes are taken for the device. Nothing is allocated after creation.
+//! its bit in `dirty`; a word of `dirty` with a bit is in `queue`, once; a block has at most one cell. A block that
+//! departed (`departed`) has one until changes are taken for the device. Nothing is allocated after creation.
 
 use super::block::Block;
 use super::hash::Key;

@@ -1,5 +1,5 @@
-//! What a store does when two contents meet under one key, which nobody outside can bring about, and what becomes of the
-//! cells of blocks that departed.
+//! What a store does when two contents meet under one key, which nobody outside can bring about, and what becomes of
+//! the cells of blocks that departed.
 
 use super::*;
 use crate::cache::block::Counters;
@@ -310,11 +310,13 @@ fn children_that_departed_are_neither_found_nor_in_the_way_of_others() {
         let first = store.first_child(&parent);
         std::iter::successors(first, |&child| store.next_child(child)).collect::<Vec<_>>()
     };
+    let early = filled(&mut store, &mut shared, [1, 2]);
     let only = departed(&mut store, &mut shared, &child(1));
     assert!(children(&store).is_empty());
     assert!(store.children.as_ref().unwrap().has(only));
     let [a, b, c] = [2, 3, 4].map(|number| {
-        let block = filled(&mut store, &mut shared, [1, 2]);
+        // The first comes while the one that departed is still listed.
+        let block = if number == 2 { early } else { filled(&mut store, &mut shared, [1, 2]) };
         assert_eq!(store.publish(block, &child(number), &mut shared), Published::Stored);
         prove(&store);
         block
