@@ -59,17 +59,6 @@ impl List {
         Some(self.head).filter(|&head| head != NONE)
     }
 
-    /// Gives the oldest blocks, at most so many.
-    pub(in crate::cache) fn oldest_few(&self, most: usize, each: impl FnMut(u32)) {
-        let newer = |&block: &u32| Some(self.links[block as usize].next).filter(|&next| next != NONE);
-        std::iter::successors(self.oldest(), newer).take(most).for_each(each);
-    }
-
-    /// Has the links of a block fetched.
-    pub(in crate::cache) fn fetch(&self, block: u32) {
-        prefetch::prefetch(&self.links, block as usize);
-    }
-
     pub(in crate::cache) fn push_newest(&mut self, block: u32) {
         debug_assert!(!self.contains(block), "a block is linked once");
         self.links[block as usize] = Link { prev: self.tail, next: NONE };
@@ -133,32 +122,6 @@ impl List {
         }
         self.count -= 1;
         Some(block)
-    }
-
-    /// Takes the oldest blocks out, as many as there are places; answers how many.
-    pub(in crate::cache) fn pop_oldest_into(&mut self, places: &mut [u32]) -> usize {
-        let (mut at, mut count) = (self.head, 0);
-        for place in places {
-            if at == NONE {
-                break;
-            }
-            *place = at;
-            at = std::mem::replace(&mut self.links[at as usize].next, UNLINKED);
-            count += 1;
-        }
-        self.head = at;
-        match at {
-            NONE => self.tail = NONE,
-            head => self.links[head as usize].prev = NONE,
-        }
-        self.count -= count as u32;
-        count
-    }
-
-    /// The row that [`fetch_row`] has fetched of the oldest blocks.
-    #[inline]
-    pub(in crate::cache) fn fetch_row(&self, most: usize) -> Option<Range<usize>> {
-        fetch_row(&self.links, self.oldest()?, most)
     }
 
     pub(in crate::cache) fn bytes(&self) -> u64 {
