@@ -58,10 +58,10 @@ struct Run {
 impl Run {
     const EMPTY: Self = Self { first: [NO_STAMP; LANES], ends: [Ends { oldest: NONE, newest: NONE }; LANES] };
 
-    /// The lane of the oldest block, if there is any.
+    /// The stamp of the oldest block, if there is any.
     #[inline]
-    fn oldest_lane(&self) -> usize {
-        (1..LANES).fold(0, |least, lane| if self.first[lane] < self.first[least] { lane } else { least })
+    fn oldest(&self) -> u64 {
+        self.first.into_iter().fold(NO_STAMP, u64::min)
     }
 }
 
@@ -110,8 +110,8 @@ impl Lanes {
     #[inline]
     pub(in crate::cache) fn oldest(&self, list: usize) -> Option<(u32, u64)> {
         let run = &self.lists[list];
-        let lane = run.oldest_lane();
-        (run.first[lane] != NO_STAMP).then(|| (run.ends[lane].oldest, run.first[lane]))
+        let stamp = run.oldest();
+        (stamp != NO_STAMP).then(|| (run.ends[lane_of(stamp)].oldest, stamp))
     }
 
     /// Gives about so many of the oldest blocks of a list.
@@ -188,10 +188,11 @@ impl Lanes {
     pub(in crate::cache) fn pop_while(&mut self, list: usize, mut goes: impl FnMut(u32, u64) -> bool) {
         let Self { records, lists } = self;
         let run = &mut lists[list];
-        let mut lane = run.oldest_lane();
-        loop {
-            let (block, stamp) = (run.ends[lane].oldest, run.first[lane]);
-            if stamp == NO_STAMP || !goes(block, stamp) {
+        let mut stamp = run.oldest();
+        while stamp != NO_STAMP {
+            let lane = lane_of(stamp);
+            let block = run.ends[lane].oldest;
+            if !goes(block, stamp) {
                 break;
             }
             let next = std::mem::replace(&mut records[block as usize].next, UNLINKED);
@@ -210,8 +211,8 @@ impl Lanes {
                 }
             };
             // Nothing is older than what was listed right after this one.
-            let beside = lane_of(stamp + 1);
-            lane = if run.first[beside] == stamp + 1 { beside } else { run.oldest_lane() };
+            let beside = stamp + 1;
+            stamp = if run.first[lane_of(beside)] == beside { beside } else { run.oldest() };
         }
     }
 

@@ -151,9 +151,6 @@ impl Adaptive {
 
     /// Chooses victims, at most [`WRITTEN`]; answers how many.
     fn choose(&mut self, places: &mut [u32]) -> usize {
-        if self.pending.len() + places.len() >= PENDING_MOST {
-            self.pending.iter().take(WRITTEN).for_each(|gone| self.ghosts.fetch(gone.fingerprint));
-        }
         let mut count = 0;
         while count < places.len() {
             let class = self.next_class();
@@ -169,6 +166,10 @@ impl Adaptive {
         if self.pending.len() >= PENDING_MOST {
             let now = self.odds.now();
             self.pending.drain(..WRITTEN).for_each(|gone| write_ghost(&mut self.ghosts, gone, now));
+        }
+        // If as many go the next time, these are written then, and are there by then.
+        if self.pending.len() + count >= PENDING_MOST {
+            self.pending.iter().take(WRITTEN).for_each(|gone| self.ghosts.fetch(gone.fingerprint));
         }
         count
     }
