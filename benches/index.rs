@@ -1,5 +1,5 @@
 //! What a block costs in a warm match, a commit and an eviction, over pools of a thousand to ten million blocks; and
-//! what a warm match of 128 Ki tokens costs with given keys, XXH3 and BLAKE3, in a cache of one group and of two kinds.
+//! what a warm match of 128 Ki tokens costs with given keys, XXH3 and BLAKE3, in a cache of one group and of two.
 //!
 //! Prints one JSON object. Every figure is the median of many samples and the least of them; a sample is one prompt of
 //! at most 8,192 blocks. `--most N` leaves out larger pools.
@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 
-use kavern::cache::{HashKind, Reach};
+use kavern::cache::HashKind;
 use kavern::sys::clock;
 
 #[path = "load/blocks.rs"]
@@ -16,7 +16,7 @@ mod blocks;
 #[path = "load/prompts.rs"]
 mod prompts;
 
-use prompts::{Costs, LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, costs, sum_up};
+use prompts::{Beside, COARSE, Costs, LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, WIDE, costs, sum_up};
 
 const SAMPLES: usize = 300;
 
@@ -43,7 +43,7 @@ fn sample(mut work: impl FnMut()) -> (f64, f64) {
 /// keys alone. The prompt's blocks lie one behind the other or scattered over the pool.
 fn long_prompt(
     (name, named): (&str, Named),
-    (groups, beside): (&str, Option<Reach>),
+    (groups, beside): (&str, Option<Beside>),
     is_scattered: bool,
 ) -> String {
     let mut prompt = LongPrompt::new(named, beside, is_scattered);
@@ -77,7 +77,9 @@ fn main() {
     let one = ("full", None);
     let caches = [
         (one, false),
+        (("full_full_of_32", Some(COARSE)), false),
         (("full_sliding", Some(SLIDING)), false),
+        (("full_wide_window", Some(WIDE)), false),
         (("full_state", Some(STATE)), false),
         (one, true),
     ];

@@ -13,7 +13,7 @@ mod blocks;
 #[path = "../benches/load/prompts.rs"]
 mod prompts;
 
-use prompts::{LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, costs};
+use prompts::{COARSE, LONG_TOKENS, LongPrompt, Named, SLIDING, STATE, WIDE, costs};
 
 /// Goal for a warm match of 128 Ki tokens with the release of its lease.
 const LONG_MATCH_US: u64 = 400;
@@ -25,7 +25,7 @@ const ROOM: u64 = 3;
 /// One test, so that the machine has no other work of this file.
 #[test]
 fn long_matches_are_fast_and_a_block_costs_about_the_same_in_a_large_cache() {
-    let caches = [None, Some(SLIDING), Some(STATE)];
+    let caches = [None, Some(COARSE), Some(SLIDING), Some(WIDE), Some(STATE)];
     let prompts = caches.map(|beside| [(beside, Named::Keys), (beside, Named::By(HashKind::Xxh3))]);
     for (beside, named) in prompts.into_iter().flatten() {
         let mut prompt = LongPrompt::new(named, beside, false);

@@ -24,9 +24,12 @@ const KEY_BYTES: usize = 32;
 /// Most blocks that one call evicts.
 const EVICTED: u64 = 1024;
 
-/// What a second group may be beside one that needs every block.
-pub(crate) const SLIDING: Reach = Reach::Sliding { window_tokens: 4096 };
-pub(crate) const STATE: Reach = Reach::State { snapshot_blocks: 0 };
+/// A second group beside one that needs every block: what it needs, and the tokens of its blocks.
+pub(crate) type Beside = (Reach, u32);
+pub(crate) const COARSE: Beside = (Reach::All, 2 * BLOCK_TOKENS);
+pub(crate) const SLIDING: Beside = (Reach::Sliding { window_tokens: 4096 }, BLOCK_TOKENS);
+pub(crate) const WIDE: Beside = (Reach::Sliding { window_tokens: 65_536 }, BLOCK_TOKENS);
+pub(crate) const STATE: Beside = (Reach::State { snapshot_blocks: 0 }, BLOCK_TOKENS);
 
 /// How the blocks of a prompt get their names.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,14 +84,14 @@ struct Prompts {
 
 impl Prompts {
     /// A cache of one group that needs every block, and of those `beside` it.
-    fn new(blocks: u64, hash: HashKind, beside: Option<Reach>) -> Self {
+    fn new(blocks: u64, hash: HashKind, beside: Option<Beside>) -> Self {
         let tokens = blocks.min(PROMPT_BLOCKS) * u64::from(BLOCK_TOKENS);
-        let group = |reach| GroupConfig {
+        let group = |(reach, block_tokens)| GroupConfig {
             reach,
-            ..GroupConfig::new(Content::Opaque { block_bytes: 64 }, BLOCK_TOKENS)
+            ..GroupConfig::new(Content::Opaque { block_bytes: 64 }, block_tokens)
         };
         let config = CacheConfig {
-            groups: std::iter::once(Reach::All).chain(beside).map(group).collect(),
+            groups: std::iter::once((Reach::All, BLOCK_TOKENS)).chain(beside).map(group).collect(),
             hash,
             max_sequence_tokens: tokens,
             max_batch_tokens: tokens as u32,
@@ -196,7 +199,7 @@ pub(crate) struct LongPrompt {
 
 impl LongPrompt {
     /// In a cache of one group, and of one `beside` it. Its blocks lie one behind the other or scattered over the pool.
-    pub(crate) fn new(named: Named, beside: Option<Reach>, is_scattered: bool) -> Self {
+    pub(crate) fn new(named: Named, beside: Option<Beside>, is_scattered: bool) -> Self {
         let mut pool = Prompts::new(2 * PROMPT_BLOCKS, named.hash(), beside);
         if is_scattered {
             pool.scatter(2 * PROMPT_BLOCKS, named);

@@ -154,9 +154,29 @@ impl Store {
         counters: &mut Counters,
     ) -> Option<u32> {
         let found = self.index.find(hash, |block| self.has_key(block, wanted))?;
-        let is_it = !self.compares(wanted)
-            || self.prove(found, wanted.parent_serial, &wanted.extras, tokens, counters).is_some();
-        is_it.then_some(found)
+        self.proves(found, wanted, tokens, counters).then_some(found)
+    }
+
+    /// The same. This block is looked at first, if there is one with this id.
+    #[inline]
+    pub(in crate::cache) fn find_near(
+        &self,
+        likely: u32,
+        wanted: &Publication,
+        tokens: &[i32],
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        let found = match self.is_named(likely, &wanted.key, wanted.namespace) {
+            true => likely,
+            false => self.find_named(&wanted.key, wanted.namespace)?,
+        };
+        self.proves(found, wanted, tokens, counters).then_some(found)
+    }
+
+    /// Whether a block with the wanted key is the wanted content.
+    fn proves(&self, found: u32, wanted: &Publication, tokens: &[i32], counters: &mut Counters) -> bool {
+        !self.compares(wanted)
+            || self.prove(found, wanted.parent_serial, &wanted.extras, tokens, counters).is_some()
     }
 
     /// Whether a block, if there is one with this id, is the one that is findable under this key.

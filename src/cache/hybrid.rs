@@ -183,8 +183,15 @@ impl State {
         reached
     }
 
-    /// The findable block or state of a group that ends with its `position`th block of the prompt.
-    fn probe(&mut self, search: &Search<'_>, group: usize, position: usize, parent: u64) -> Option<u32> {
+    /// The findable block or state of a group that ends with its `position`th block of the prompt, which may be `likely`.
+    fn probe(
+        &mut self,
+        search: &Search<'_>,
+        group: usize,
+        position: usize,
+        parent: u64,
+        likely: u32,
+    ) -> Option<u32> {
         let store = &self.stores[group];
         let each = store.block_tokens as usize;
         let tokens = match search.request.naming {
@@ -201,12 +208,7 @@ impl State {
             position: position as u64,
             has_tokens: !tokens.is_empty(),
         };
-        store.find(
-            store.index.hash(&wanted.key, wanted.namespace),
-            &wanted,
-            tokens,
-            &mut self.shared.counters,
-        )
+        store.find_near(likely, &wanted, tokens, &mut self.shared.counters)
     }
 
     /// Looks the inputs of cross-attention up; answers the groups whose input is there, and whether that is all of
@@ -270,7 +272,7 @@ impl State {
                     }
                 } else if matches!(reach, Reach::State { .. }) {
                     let parent = self.lease_anchor(search.lease, length);
-                    match self.probe(search, group, cells - 1, parent) {
+                    match self.probe(search, group, cells - 1, parent, walk::NONE) {
                         Some(state) if !self.is_being_written(group, state) => search.states[group] = state,
                         _ => {
                             limit = length - 1;
@@ -306,14 +308,17 @@ impl State {
     fn cover(&mut self, search: &mut Search<'_>, group: usize, first: usize, cells: usize) -> Option<usize> {
         let (from, to) = search.found[group];
         let mut from = if from < cells && cells <= to { from } else { cells };
+        // Blocks of a prompt mostly lie one behind the other, as they were handed out in runs.
+        let mut likely = walk::NONE;
         while from > first {
             let each = u64::from(self.stores[group].block_tokens);
             let parent = self.lease_anchor(search.lease, from as u64 * each);
-            let Some(block) = self.probe(search, group, from - 1, parent) else {
+            let Some(block) = self.probe(search, group, from - 1, parent, likely) else {
                 search.found[group] = (from, cells);
                 return Some(from - 1);
             };
             from -= 1;
+            likely = block.wrapping_sub(1);
             self.holders.lease_rows[group].put(search.lease, from, block as i32);
         }
         search.found[group] = (from, cells);

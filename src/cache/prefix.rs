@@ -19,8 +19,9 @@ use super::store::Store;
 use super::walk::{AHEAD, Search};
 use crate::error::{Error, Result, Status};
 
-/// Links that are walked at a time in one of several groups: another may end the prefix after a few.
-const STRETCH: usize = 8 * AHEAD;
+/// Links that are walked at first in one of several groups, as another may end the prefix after a few. As long as none
+/// does, each stretch is as long as all before it.
+const FIRST_STRETCH: usize = 8 * AHEAD;
 /// Links that are hashed before the first question.
 const FIRST_WINDOW: usize = 64;
 
@@ -215,10 +216,10 @@ impl State {
     pub(super) fn find_prefix(&mut self, search: &Search<'_>, groups: Groups) {
         let links = search.keys.count().min(self.most_links());
         let count = groups.range().filter(|&group| self.stores[group].reach.is_prefix()).count();
-        let stretch = if count == 1 { links } else { STRETCH };
+        let first = if count == 1 { links } else { FIRST_STRETCH };
         let (mut reached, mut is_all) = (0, count > 0);
         while is_all && reached < links {
-            reached = links.min(reached + stretch);
+            reached = links.min(first.max(2 * reached));
             for group in groups.range() {
                 let (store, rows) = (&self.stores[group], &mut self.holders.lease_rows[group]);
                 if !store.reach.is_prefix() {

@@ -17,7 +17,7 @@ use super::store::{Proof, Store};
 /// Positions between the fetch of a cell and of its block, and from there to their use.
 pub(super) const AHEAD: usize = 16;
 /// No block.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 
 /// What is looked up, and the row that receives what is found.
 pub(super) struct Search<'a> {
