@@ -11,7 +11,8 @@ use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
 use crate::cache::{
-    CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, Scrub, Sizing,
+    CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, SMALL_BYTES,
+    Scrub, Sizing,
 };
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
@@ -208,6 +209,7 @@ pub(super) unsafe fn cache_config(
         exact_order: settings.flags & exact_order != 0,
         adaptive,
         max_blocks: settings.max_blocks,
+        small_bytes: SMALL_BYTES,
     })
 }
 

@@ -130,7 +130,12 @@ pub struct CacheConfig {
     pub exact_order: bool,
     /// The groups are size classes, of which each sequence gets one.
     pub adaptive: Option<AdaptiveBlocks>,
+    /// Memory is asked for ahead in groups whose bookkeeping takes more bytes; [`SMALL_BYTES`] but in tests.
+    pub small_bytes: u64,
 }
+
+/// Bookkeeping of so many bytes is in the second-level cache of most processors.
+pub const SMALL_BYTES: u64 = 2 << 20;
 
 /// Cells of a table row where the caller names no longest sequence: bounds the tables of a very large pool.
 pub const DEFAULT_ROW_CELLS: u64 = 32_768;
@@ -285,6 +290,7 @@ impl CacheConfig {
             worker: false,
             exact_order: true,
             adaptive: None,
+            small_bytes: SMALL_BYTES,
         }
     }
 

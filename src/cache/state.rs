@@ -137,6 +137,7 @@ impl State {
             owners: Owners::capacity(config.max_namespaces),
             namespaces: config.max_namespaces,
             exact_order: config.exact_order,
+            small_bytes: config.small_bytes,
         };
         let trunks = Trunks::new(config.max_sequences, geometry.groups.len())?;
         let mut stores = Vec::with_capacity(geometry.groups.len());

@@ -27,9 +27,6 @@ use crate::sys::reserve::{filled, room};
 /// At most one block in so many is pinned.
 const PINNED_SHARE: u32 = 2;
 
-/// Bookkeeping of so many bytes is in the second-level cache of most processors.
-const SMALL_BYTES: u64 = 2 << 20;
-
 /// The blocks of one group.
 pub(super) struct Store {
     pub(super) group: u32,
@@ -123,7 +120,7 @@ impl Store {
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
             by_owner: OwnerLists::new(blocks, options.owners, options.namespaces)?,
         };
-        store.is_large = store.bytes() > SMALL_BYTES;
+        store.is_large = store.bytes() > options.small_bytes;
         Ok(store)
     }
 
@@ -323,6 +320,8 @@ pub(super) struct StoreOptions {
     pub(super) namespaces: u32,
     /// Free blocks are handed out in the order in which they were freed, not in runs.
     pub(super) exact_order: bool,
+    /// A group whose bookkeeping takes more bytes asks for memory ahead.
+    pub(super) small_bytes: u64,
 }
 
 #[path = "acquire.rs"]

@@ -40,6 +40,7 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         owners: 8,
         namespaces: 4,
         exact_order: true,
+        small_bytes: 0,
     };
     let policy = evict::make("lru", 4).unwrap();
     let mut shared = Shared {

@@ -20,7 +20,7 @@ use kavern::types::{Dtype, Id};
 
 use super::numbers::{number, numbers};
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
-use super::{play_seeds, until_ok};
+use super::{play_seeds, small_bytes, until_ok};
 
 const SHAPES: [(&[u32], HashKind, Layout); 6] = [
     (&[4], HashKind::Blake3, Layout::Nhd),
@@ -661,7 +661,8 @@ fn play(seed: u64, operations: u64) -> [u64; 14] {
         waste_permille: 100,
         table_permille: 200,
     });
-    let config = CacheConfig { partial_hits, adaptive, ..config(block_tokens, hash, layout) };
+    let small_bytes = small_bytes(seed / (2 * SHAPES.len() as u64));
+    let config = CacheConfig { partial_hits, adaptive, small_bytes, ..config(block_tokens, hash, layout) };
     let cache = until_ok(|| KvCache::new(&memory, &config));
     let mut run = Run {
         random: Rng::with_seed(seed),

@@ -19,8 +19,8 @@ use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
 use super::numbers::number;
-use super::play_seeds;
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
+use super::{play_seeds, small_bytes};
 
 #[path = "kinds_ops.rs"]
 mod ops;
@@ -377,7 +377,9 @@ fn play(seed: u64, steps: u64) -> [u64; 15] {
     let (hash, groups) = CACHES[seed as usize % CACHES.len()];
     let device = registry::open("host").unwrap();
     let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
-    let cache = KvCache::new(&memory, &config(hash, groups)).unwrap();
+    let small_bytes = small_bytes(seed / CACHES.len() as u64);
+    let config = CacheConfig { small_bytes, ..config(hash, groups) };
+    let cache = KvCache::new(&memory, &config).unwrap();
     let mut run = Run {
         random: Rng::with_seed(seed),
         stream: device.stream_create().unwrap(),
