@@ -293,6 +293,13 @@ fn a_refused_plan_of_another_scheduler_takes_no_memory_from_a_worker() {
 }
 
 #[test]
+fn a_worker_with_size_classes_chooses_none_and_counts_none() {
+    let worker = Bench::of(memory(0), &CacheConfig { worker: true, ..settings(64) });
+    assert_eq!(refused(worker.cache.advise(1, 8, 0)), Status::Unsupported);
+    assert_eq!(refused(worker.cache.class_statistics(0)), Status::Unsupported);
+}
+
+#[test]
 fn a_plan_without_sizes_is_refused_where_memory_follows_them_and_one_with_sizes_needs_none_that_follows() {
     let settings = settings(64);
     // Fixed classes with as many blocks as the others can get to: the same geometry of plans.
