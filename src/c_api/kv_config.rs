@@ -11,8 +11,8 @@ use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
 use crate::cache::{
-    CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, SMALL_BYTES, Scrub,
-    Sizing,
+    CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, SMALL_BYTES,
+    Scrub, Sizing,
 };
 use crate::device::Device;
 use crate::error::{Error, Result, Status};

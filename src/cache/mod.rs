@@ -89,7 +89,8 @@ pub use change::{Change, PreemptMode};
 pub use chunks::ChunkHit;
 pub use classes::AdaptiveBlocks;
 pub use config::{
-    CacheConfig, Content, DEFAULT_ROW_CELLS, GROUPS_MAX, GroupConfig, HashKind, IndexOptions, SMALL_BYTES, Scrub,
+    CacheConfig, Content, DEFAULT_ROW_CELLS, GROUPS_MAX, GroupConfig, HashKind, IndexOptions, SMALL_BYTES,
+    Scrub,
 };
 pub use copies::TokenCopy;
 pub use device_index::{DeviceLookup, LookupMode};

@@ -212,6 +212,33 @@ fn a_cache_grows_again_where_the_device_kept_a_mapping_once_and_tells_its_word_w
 }
 
 #[test]
+fn a_resize_that_cannot_ask_the_device_about_a_fill_has_happened_and_polls_go_on_with_it_and_tell() {
+    let filled = |faults: String| {
+        let device = registry::open(&format!("host?page_bytes=4096&kind=event&{faults}")).unwrap();
+        let memory = Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink));
+        let settings = CacheConfig { max_blocks: 200, ..config(vec![opaque(4, 4096)], 200) };
+        let cache = KvCache::new(&memory, &settings).unwrap();
+        cache.fill_pattern(Stream::DEFAULT, 0, &[150], &[7]).unwrap();
+        device.stream_synchronize(Stream::DEFAULT).unwrap();
+        (cache, device.call_count())
+    };
+    let (_, calls) = filled("fail_nth=0".to_owned());
+    for (faults, is_lasting) in [("fail_nth", false), ("fail_from", true)] {
+        let (cache, _) = filled(format!("{faults}={}", calls + 1));
+        let resized = cache.resize(0, 64).unwrap();
+        assert_eq!((resized.blocks, resized.committed_bytes, resized.is_done), (64, 200 * 4096, false));
+        for _ in 0..3 {
+            let polled = cache.poll().map_err(|error| error.status);
+            assert_eq!(polled.map(drop), if is_lasting { Err(Status::Device) } else { Ok(()) });
+            cache.validate().unwrap();
+        }
+        let resized = cache.resize(0, 64).unwrap();
+        let kept = if is_lasting { 200 } else { 64 };
+        assert_eq!((resized.committed_bytes, resized.is_done), (kept * 4096, !is_lasting));
+    }
+}
+
+#[test]
 fn a_lost_device_answers_errors_and_the_cache_can_still_be_dropped() {
     for nth in (1..60).step_by(7) {
         let device = registry::open(&format!("host?fail_nth={nth}&error=lost")).unwrap();

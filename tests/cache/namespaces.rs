@@ -119,6 +119,26 @@ fn idle_namespaces_that_are_all_large_shut_nobody_out() {
 }
 
 #[test]
+fn a_large_namespace_that_shrinks_is_the_oldest_again() {
+    let mut bench = with_room_for(3, 2048);
+    let (large, small) = (prompt(1, 257 * 4), prompt(2, 8));
+    bench.run(&of(1, 0, &large));
+    [2, 3].iter().for_each(|&id| _ = bench.run(&of(id, 0, &small)));
+    bench.run(&of(4, 0, &small));
+    let probe = |bench: &Bench, id, tokens: &[i32]| bench.cache.probe(&of(id, 0, tokens)).unwrap();
+    assert_eq!(
+        [probe(&bench, 1, &large), probe(&bench, 2, &small)],
+        [257 * 4, 0],
+        "the large one was set aside"
+    );
+    assert_eq!(bench.cache.evict(0, 100).unwrap(), 100);
+    bench.cache.validate().unwrap();
+    bench.run(&of(5, 0, &small));
+    assert_eq!([1, 3, 4, 5].map(|id| probe(&bench, id, &small)), [0, 8, 8, 8]);
+    assert_eq!(bench.cache.namespace_statistics(1).findable_blocks, 0);
+}
+
+#[test]
 fn namespaces_that_wait_for_a_step_stand_in_nobodys_way() {
     let waiting = 20;
     let mut bench = with_room_for(waiting + 1, 64);

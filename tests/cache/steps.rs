@@ -10,6 +10,37 @@ fn append(sequence: u64, tokens: u64) -> Op<'static> {
     Op::Append { target: Target::Id(Id(sequence)), tokens, lookahead: 0 }
 }
 
+/// So many sequences that have room in their only block, for which an APPEND takes the short way.
+fn ready(bench: &mut Bench, count: usize) -> Vec<u64> {
+    bench.begin();
+    let leases: Vec<Id> = (0..count).map(|_| bench.look(&ask(&[])).lease).collect();
+    let sequences: Vec<u64> = leases.into_iter().map(|lease| bench.admit(lease, 1).sequence).collect();
+    bench.done();
+    bench.begin();
+    sequences.iter().for_each(|&sequence| _ = bench.append(sequence, 1));
+    bench.done();
+    sequences
+}
+
+#[test]
+fn an_append_that_needs_no_block_is_refused_as_well_after_a_refusal_and_in_a_full_batch() {
+    let mut bench = Bench::new(&CacheConfig { max_batch_tokens: 8, ..config(vec![group(16)], 8) });
+    let sequences = ready(&mut bench, 2);
+    bench.begin();
+    let mut session = bench.cache.step(bench.step).unwrap();
+    let tokens = [1, 2, 3];
+    assert_eq!(session.apply(&commit(sequences[0], &tokens, &[])).status, Status::InvalidArgument);
+    assert_eq!(session.apply(&append(sequences[0], 1)).status, Status::Dependency);
+    assert_eq!(session.apply(&append(sequences[1], 6)).status, Status::Ok);
+    drop(session);
+    let mut session = bench.cache.step(bench.step).unwrap();
+    assert_eq!(session.apply(&append(sequences[0], 3)).status, Status::LimitReached);
+    assert_eq!(session.apply(&append(sequences[0], 2)).status, Status::Dependency);
+    drop(session);
+    assert_eq!(bench.apply(&append(sequences[0], 2)).status, Status::Ok);
+    bench.done();
+}
+
 #[test]
 fn a_block_that_a_running_step_may_read_is_not_handed_out() {
     let mut bench = Bench::simple(4, 4);

@@ -19,8 +19,8 @@ use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
 use super::numbers::number;
-use super::{play_seeds, small_bytes};
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
+use super::{play_seeds, small_bytes};
 
 #[path = "kinds_ops.rs"]
 mod ops;

@@ -65,7 +65,7 @@ pub(super) trait Policy: Send {
     /// The next to go; it is already forgotten when this returns.
     fn victim(&mut self) -> Option<u32>;
     /// The same of several at once, in the order in which single ones would go, as many as there are places; answers
-    /// how many.
+    /// how many. What bounds the time of one call may let the later ones go earlier than they would by themselves.
     fn victims(&mut self, places: &mut [u32]) -> usize {
         let mut count = 0;
         while count < places.len()
@@ -287,6 +287,26 @@ mod tests {
             });
             let least = took.min().unwrap();
             assert!(least < 200_000, "{name}: {least} ns");
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_is_the_row_in_which_the_next_victims_lie() {
+        let cases: [(Vec<u32>, Option<Range<usize>>); 5] = [
+            ((10..40).collect(), Some(10..18)),
+            ((10..40).rev().collect(), Some(32..40)),
+            ((60..64).collect(), Some(60..64)),
+            ((0..4).rev().collect(), Some(0..4)),
+            (vec![10, 20, 30], None),
+        ];
+        for name in ["adaptive", "lru"] {
+            for (order, row) in &cases {
+                let mut policy = make(name, 64).unwrap();
+                assert_eq!(policy.fetch_next(8), None, "{name}: nothing may go");
+                order.iter().for_each(|&block| policy.committed(block, &facts(block)));
+                order.iter().for_each(|&block| policy.released(block));
+                assert_eq!(policy.fetch_next(8), *row, "{name} of {order:?}");
+            }
         }
     }
 

@@ -242,11 +242,16 @@ mod tests {
                         }
                     }
                 }
-                assert_eq!([0, 1].map(|queue| queues.count(queue) as usize), plain.each_ref().map(VecDeque::len));
+                assert_eq!(
+                    [0, 1].map(|queue| queues.count(queue) as usize),
+                    plain.each_ref().map(VecDeque::len)
+                );
                 if random.u8(..) == 0 {
                     let found = queues.validate().unwrap();
                     for (queue, entries) in plain.iter().enumerate() {
-                        assert!(entries.iter().all(|&(block, goes)| found[block as usize] == Some((queue, goes))));
+                        assert!(
+                            entries.iter().all(|&(block, goes)| found[block as usize] == Some((queue, goes)))
+                        );
                     }
                 }
             }
