@@ -408,6 +408,16 @@ fn a_log_callback_may_use_what_the_news_is_about() {
 }
 
 #[test]
+fn a_log_callback_may_use_the_pool_whose_thread_it_hears() {
+    if there_is("cc", "cc") {
+        let program = build("log_pinned", &["log_pinned.c"]);
+        for what in ["allocate", "reserve", "destroy"] {
+            run(Command::new(&program).arg(what));
+        }
+    }
+}
+
+#[test]
 fn the_programs_with_a_graph_are_for_a_gpu_and_say_so() {
     if !there_is("cc", "cc") {
         return;

@@ -97,7 +97,7 @@ pub(super) struct Core {
     /// Mappings that are left of pages which were passed on.
     stale: AtomicU64,
     passed_on: AtomicU64,
-    failed_unmaps: AtomicU64,
+    unmaps: passing::Unmaps,
     /// What passes over deferred changes ever freed of its old addresses.
     unmapped_bytes: AtomicU64,
     /// Changes that somebody waits for; the upkeep makes none beside them, until it is overdue.
@@ -363,7 +363,7 @@ impl Physical {
             loud_changes: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             passed_on: AtomicU64::new(0),
-            failed_unmaps: AtomicU64::new(0),
+            unmaps: passing::Unmaps::default(),
             unmapped_bytes: AtomicU64::new(0),
             awaited: AtomicU32::new(0),
             is_overdue: AtomicBool::new(false),
@@ -480,7 +480,7 @@ impl Physical {
         sum.loud_changes = self.core.loud_changes.load(Ordering::Relaxed);
         sum.stale_mappings = self.core.stale.load(Ordering::Acquire);
         sum.passed_on = self.core.passed_on.load(Ordering::Relaxed);
-        sum.failed_unmaps = self.core.failed_unmaps.load(Ordering::Relaxed);
+        sum.failed_unmaps = self.core.unmaps.failed();
         sum
     }
 }

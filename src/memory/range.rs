@@ -193,8 +193,8 @@ impl Range {
         for (first, end) in runs {
             self.physical.note_change();
             let unmapped = self.part(first, end).and_then(|run| self.physical.device().virtual_unmap(run));
+            self.physical.note_unmap(unmapped.is_ok());
             if let Err(error) = &unmapped {
-                self.physical.note_failed_unmap();
                 self.physical
                     .say(Level::Error, || format!("pages {first} to {end} of a range stay mapped: {error}"));
             }
@@ -396,9 +396,11 @@ impl Range {
         &self.told
     }
 
-    /// Checks the table.
+    /// Checks the table, and what the device kept beside it.
     pub(super) fn validate(&self) -> Result<()> {
-        self.table.lock().validate()
+        let table = self.table.lock();
+        table.validate()?;
+        self.stuck.validate(&table)
     }
 
     /// Bytes that [`Range::back`] would have to get for `[first, end)`.

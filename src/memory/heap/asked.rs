@@ -85,7 +85,7 @@ impl Heap {
     /// What the device still has and the limits leave, with the pages that wait for use.
     pub(super) fn fresh_bytes(&self) -> Result<u64> {
         let free = self.device.memory_info()?.free_bytes;
-        let pooled = self.physical.statistics().pooled_bytes;
+        let pooled = self.physical.usable_bytes();
         Ok(free.saturating_add(pooled).min(self.physical.certain_bytes()))
     }
 
@@ -152,8 +152,12 @@ impl Heap {
             || parts.of_block(count, possible.pages_bytes).is_some()
     }
 
-    /// Memory of mappings of which all is free for everybody: a trim makes new pages of it.
+    /// Memory of mappings of which all is free for everybody: a trim makes new pages of it, but where the device keeps
+    /// what it was asked for last.
     fn whole_bytes(&self) -> u64 {
+        if self.physical.is_refused() {
+            return 0;
+        }
         let page_bytes = self.physical.page_bytes();
         let granule = (LARGE_GRANULE_BYTES / page_bytes).max(1);
         let whole = |region: &Region, offset: u64, bytes: u64| -> u64 {

@@ -143,21 +143,19 @@ impl Heap {
         let left_bytes = self.fresh_bytes()?;
         let Some((whole, composed)) = self.claim_parts(region, count, left_bytes)? else { return Ok(None) };
         let pages = whole + composed.parts().count() as u32;
-        let place = self.core.lock().take_room(pages, true);
-        let composed_at = match place {
-            Ok(Some(place)) => {
-                let made = self.put_together(region, place, whole, &composed);
-                let made = made.and_then(|()| self.core.lock().begin_composed(place, pages, count, composed));
-                if made.is_err() {
-                    // Not all of it has memory.
-                    let bytes = u64::from(pages) * LARGE_GRANULE_BYTES;
-                    region.unback(u64::from(place) * LARGE_GRANULE_BYTES, bytes)?;
-                    self.core.lock().middle_bare.insert(place, pages)?;
-                }
-                made.map(Some)
+        let composed_at = self.pass_over(MIDDLE, || {
+            let place = self.core.lock().take_room(pages, true)?;
+            let Some(place) = place else { return Ok(None) };
+            let made = self.put_together(region, place, whole, &composed);
+            let made = made.and_then(|()| self.core.lock().begin_composed(place, pages, count, composed));
+            if made.is_err() {
+                // Not all of it has memory.
+                let bytes = u64::from(pages) * LARGE_GRANULE_BYTES;
+                region.unback(u64::from(place) * LARGE_GRANULE_BYTES, bytes)?;
+                self.core.lock().middle_bare.insert(place, pages)?;
             }
-            other => other,
-        };
+            made.map(Some)
+        });
         if !matches!(composed_at, Ok(Some(_))) {
             let mut core = self.core.lock();
             composed.parts().try_for_each(|(start, _)| core.middle.free(start).map(drop))?;

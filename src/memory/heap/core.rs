@@ -14,6 +14,7 @@ use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, MIDDLE_STE
 use super::super::size_class::{self, Class};
 use super::super::slab::{Slab, Slot};
 use super::super::stretches::Stretches;
+use super::aside::Aside;
 use super::compose::Composed;
 use super::limbo::Limbos;
 use crate::device::Stream;
@@ -126,6 +127,20 @@ impl Small {
     pub(super) fn give_bare(&mut self, page: u32) {
         self.bare.push(Reverse(page));
     }
+
+    /// The pages of `[first, end)` that have none, which nobody is given from here on.
+    pub(super) fn take_bare_in(&mut self, first: u32, end: u32) -> Vec<u32> {
+        let is_inside = |page: &u32| (first..end).contains(page);
+        let found = self.bare.iter().map(|Reverse(page)| *page).filter(is_inside).collect();
+        self.bare.retain(|Reverse(page)| !is_inside(page));
+        found
+    }
+
+    /// Whether a page was used, and neither has memory nor is to get any.
+    pub(super) fn is_nowhere(&self, page: u32) -> bool {
+        let is_listed = self.left.contains(&page) || self.bare.iter().any(|Reverse(bare)| *bare == page);
+        page < self.used && !is_listed && self.slab.live_in(page).is_err()
+    }
 }
 
 /// Everything under the lock.
@@ -150,6 +165,8 @@ pub(super) struct Core {
     pub(super) left_pages: Vec<u32>,
     /// Last pages of large blocks that are gone, in granules of the large region: addresses that still have memory.
     pub(super) left_ends: Vec<u32>,
+    /// Addresses that get no memory while the device keeps a mapping there.
+    pub(super) aside: BTreeSet<Aside>,
     /// Live blocks of small requests that are cut to their length, by the class of their bytes.
     pub(super) rare: [u32; size_class::SMALL_CLASS_COUNT],
     small_region_bytes: u64,
@@ -183,6 +200,7 @@ impl Core {
             limbo: Limbos::default(),
             lent_ends: HashMap::new(),
             left_ends: Vec::new(),
+            aside: BTreeSet::new(),
             composed: HashMap::new(),
             left_pages: Vec::new(),
             rare: [0; size_class::SMALL_CLASS_COUNT],
@@ -274,6 +292,7 @@ impl Core {
         self.prove_bare()?;
         self.prove_lent()?;
         self.prove_composed()?;
+        self.prove_aside()?;
         self.small.iter().flatten().try_for_each(Small::validate)
     }
 }

@@ -232,6 +232,11 @@ impl Heap {
         if alignment > 1 || !self.core.lock().is_walked() {
             return self.grow_middle(count, alignment);
         }
+        self.pass_over(MIDDLE, || self.grow_place(count))
+    }
+
+    /// As `grow_fitted`, where the run begins the fewest pages.
+    fn grow_place(&self, count: u32) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         self.weigh();
         let region = self.region(MIDDLE)?;

@@ -89,6 +89,10 @@ impl Heap {
 
     /// A new page for a small class, and a block of it. Nothing if another thread's growth may have left one.
     pub(super) fn grow(&self, stream: Stream, class: Class) -> Result<Option<u32>> {
+        self.pass_over(class.index(), || self.grow_page(stream, class))
+    }
+
+    fn grow_page(&self, stream: Stream, class: Class) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         if let Some(index) = self.core.lock().take_line(stream, class)? {
             return Ok(Some(index));
@@ -114,6 +118,10 @@ impl Heap {
 
     /// More pages for runs of granules, and such a run of them.
     pub(super) fn grow_middle(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
+        self.pass_over(MIDDLE, || self.grow_run(count, alignment))
+    }
+
+    fn grow_run(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         if let Some(index) = self.core.lock().middle.allocate(count, alignment)? {
             return Ok(Some(index));
@@ -185,6 +193,7 @@ impl Heap {
         let bytes = self.trim()?;
         // Pages that have moved before their old addresses were left are the device's only after that.
         let bytes = bytes + self.physical.collect();
+        self.take_aside_back();
         Ok(bytes.max(self.returned_bytes() - before))
     }
 
@@ -199,6 +208,7 @@ impl Heap {
                 _ => self.trim_small(number, region)?,
             };
         }
+        self.take_aside_back();
         self.weigh();
         Ok(bytes)
     }

@@ -2,8 +2,8 @@
 //!
 //! What it does: finds addresses, backs them, keeps freed ones with their memory for a request of the same size. What
 //! it does not: cut pages; a large block has whole ones.
-//! Invariant: what `core.large` holds as used is backed, or is being backed or taken away by whoever holds it; each
-//! granule of it has a record.
+//! Invariant: what `core.large` holds as used is backed, or is being backed or taken away by whoever holds it, and each
+//! granule of it has a record; or it is set aside (`aside`).
 
 use super::super::order::Freed;
 use super::super::region::{LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region};
@@ -96,6 +96,11 @@ impl Heap {
             let _growing = self.growing.lock();
             self.region(LARGE)?
         };
+        self.pass_over(LARGE, || self.back_large(region, bytes))
+    }
+
+    /// Addresses of a large block with memory behind them.
+    fn back_large(&self, region: &Region, bytes: u64) -> Result<u32> {
         let start = self.large_addresses(bytes)?;
         let offset = u64::from(start) * LARGE_GRANULE_BYTES;
         let backed = grow_records(region, start, bytes).and_then(|()| region.back(offset, bytes));

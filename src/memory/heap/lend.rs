@@ -13,9 +13,11 @@
 //! Lock order: `growing`, then `names`, then `core`, then a page table's.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::super::free_list::State;
 use super::super::order::Freed;
+use super::super::physical::PhysicalPage;
 use super::super::records::{Facts, Record};
 use super::super::region::{Cut, LARGE_GRANULE_BYTES, MIDDLE_GRANULE_BYTES, Region, SLAB_PAGE_BYTES, Slots};
 use super::super::size_class::{self, Class};
@@ -145,27 +147,35 @@ impl Heap {
         let (from, from_end) = region.pages(offset, LARGE_GRANULE_BYTES);
         let Some(page) = region.range.own_page(from, from_end) else { return Ok(()) };
         let middle = self.region(MIDDLE)?;
-        let Some(place) = self.core.lock().take_room(1, has_room)? else { return Ok(()) };
-        let place_offset = u64::from(place) * LARGE_GRANULE_BYTES;
-        let (to, to_end) = middle.pages(place_offset, LARGE_GRANULE_BYTES);
-        let mapped = middle
-            .records
-            .grow(place * EACH + EACH - 1)
-            .and_then(|()| middle.range.back_with(to, to_end, &[page]));
-        let is_mapped = matches!(mapped, Ok(true));
-        let lent = match is_mapped {
-            true => begin(&mut self.core.lock(), place * EACH),
-            false => mapped,
-        };
+        let pages = [page];
+        let place = self.pass_over(MIDDLE, || self.map_again(middle, &pages, has_room))?;
+        drop(pages);
+        let Some(place) = place else { return Ok(()) };
+        let lent = begin(&mut self.core.lock(), place * EACH);
         if matches!(lent, Ok(true)) {
             region.range.count_elsewhere(from);
             return Ok(());
         }
-        if is_mapped {
-            middle.unback(place_offset, LARGE_GRANULE_BYTES)?;
-        }
+        middle.unback(u64::from(place) * LARGE_GRANULE_BYTES, LARGE_GRANULE_BYTES)?;
         self.core.lock().middle_bare.insert(place, 1)?;
         lent.map(drop)
+    }
+
+    /// Maps one page at addresses of the middle region too: where.
+    fn map_again(
+        &self,
+        middle: &Region,
+        page: &[Arc<PhysicalPage>; 1],
+        has_room: bool,
+    ) -> Result<Option<u32>> {
+        let Some(place) = self.core.lock().take_room(1, has_room)? else { return Ok(None) };
+        let (to, to_end) = middle.pages(u64::from(place) * LARGE_GRANULE_BYTES, LARGE_GRANULE_BYTES);
+        let last = place * EACH + EACH - 1;
+        let mapped = middle.records.grow(last).and_then(|()| middle.range.back_with(to, to_end, page));
+        if !matches!(mapped, Ok(true)) {
+            self.core.lock().middle_bare.insert(place, 1)?;
+        }
+        mapped.map(|is_mapped| is_mapped.then_some(place))
     }
 
     /// Takes the memory away from behind the ends of large blocks that are gone: it is the middle region's now.

@@ -12,6 +12,7 @@
 //! Lock order: `growing`, then `lanes`, then `core`; `leases`, then `ended`. A front cache is visited before `core` is
 //! locked, never after. No driver call under `core`.
 
+mod aside;
 mod asked;
 mod compose;
 mod core;

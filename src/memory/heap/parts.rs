@@ -39,7 +39,7 @@ impl Heap {
                 return Ok(Some(index));
             }
         }
-        match self.lengthen(stream, bytes)? {
+        match self.pass_over(LARGE, || self.lengthen(stream, bytes))? {
             None => self.grow_large(bytes).map(Some),
             found => Ok(found),
         }

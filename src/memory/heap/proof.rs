@@ -126,6 +126,9 @@ impl Core {
             ensure(freed.insert(place(&block)), || format!("freed twice: {block:?}"))?;
             ensure(self.is_used(&block), || format!("freed, and free for all as well: {block:?}"))?;
         }
+        for place in self.aside_runs() {
+            ensure(freed.insert(place), || format!("freed, and set aside as well: {place:?}"))?;
+        }
         Ok(freed)
     }
 

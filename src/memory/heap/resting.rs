@@ -49,6 +49,7 @@ impl Idler for Heap {
         if since_ns < idle_ns {
             return idle_ns - since_ns;
         }
+        self.take_aside_back();
         let is_first = seen.at_ns.replace(now_ns).is_none();
         let counts = self.activity();
         let is_idle = std::mem::replace(&mut seen.counts, counts) == counts && !is_first;

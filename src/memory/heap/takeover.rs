@@ -97,7 +97,7 @@ impl Heap {
             if !claims.gather((bytes - fresh) / self.physical.page_bytes())? {
                 return Ok(None);
             }
-            match self.put_behind(region, bytes, &claims.pages) {
+            match self.pass_over(LARGE, || self.put_behind(region, bytes, &claims.pages)) {
                 Ok(Some(start)) => return claims.leave().map(|()| Some(start)),
                 Ok(None) => return Ok(None),
                 Err(error) if error.status == Status::OutOfMemory => {}

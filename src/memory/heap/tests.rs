@@ -1,5 +1,6 @@
 //! The heap against a naive model, on the host and on simulated streams.
 
+mod aside;
 mod asked;
 mod at_hand;
 mod books;

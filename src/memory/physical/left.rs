@@ -1,13 +1,36 @@
 //! How much memory can still be had, and which limit stands in the way. What it does not: take any. Invariant: none of
 //! its answers holds for longer than nobody else takes something.
 
-use super::Physical;
+use std::sync::atomic::Ordering;
+
+use super::{Core, Physical, Pool};
+use crate::memory::page_class::PageClass;
+
+impl Core {
+    /// What is pooled, less what nobody can have: pages to which addresses lead that the device does not leave.
+    fn usable_bytes(&self, pool: &Pool) -> u64 {
+        let pooled_bytes = self.pooled_bytes(pool);
+        if self.unmaps.failed() == 0 || self.stale.load(Ordering::Acquire) == 0 {
+            return pooled_bytes;
+        }
+        let kept = |class: PageClass| {
+            let idle = pool.idle[class.index()].iter();
+            idle.filter(|idle| idle.is_tied() && idle.is_broken()).count() as u64
+        };
+        pooled_bytes - PageClass::ALL.into_iter().map(|class| kept(class) * self.bytes_of(class)).sum::<u64>()
+    }
+}
 
 impl Physical {
     /// Most that [`Physical::take`] could hand out now; others may be faster.
     pub fn left_bytes(&self) -> u64 {
         let left = self.core.account.left_bytes();
-        left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
+        left.saturating_add(self.core.usable_bytes(&self.core.pool.lock()))
+    }
+
+    /// Bytes of pages that wait for use and can be had.
+    pub(in crate::memory) fn usable_bytes(&self) -> u64 {
+        self.core.usable_bytes(&self.core.pool.lock())
     }
 
     /// Bytes that were handed out and have not come back.
@@ -21,7 +44,7 @@ impl Physical {
     pub(in crate::memory) fn likely_left_bytes(&self, total_bytes: u64) -> u64 {
         let (pooled_bytes, alive_bytes, ceiling_bytes) = {
             let pool = self.core.pool.lock();
-            (self.core.pooled_bytes(&pool), self.core.alive_bytes(&pool), pool.ceiling_bytes)
+            (self.core.usable_bytes(&pool), self.core.alive_bytes(&pool), pool.ceiling_bytes)
         };
         let account = &self.core.account;
         let left_bytes = account.left_bytes().min(total_bytes.saturating_sub(account.used_bytes()));
@@ -32,11 +55,43 @@ impl Physical {
     /// As `left_bytes`, where what has to be found out first counts as used.
     pub(in crate::memory) fn certain_bytes(&self) -> u64 {
         let left = self.core.account.certain_bytes();
-        left.saturating_add(self.core.pooled_bytes(&self.core.pool.lock()))
+        left.saturating_add(self.core.usable_bytes(&self.core.pool.lock()))
     }
 
     /// The limit that stands in the way, for people.
     pub(in crate::memory) fn limit_text(&self) -> String {
         self.core.account.limit_text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::device::registry;
+    use crate::event::NoSink;
+    use crate::memory::{Limits, Memory};
+
+    #[test]
+    fn a_page_that_nobody_can_have_is_not_left() {
+        let device = registry::open("sim?page_bytes=2097152").unwrap();
+        let limits = Limits { device_limit_bytes: 8 << 20, ..Limits::default() };
+        let memory = Memory::new(device, limits, Arc::new(NoSink));
+        let physical = memory.physical().unwrap();
+        let left = || [physical.left_bytes(), physical.likely_left_bytes(8 << 20), physical.certain_bytes()];
+        let all = left();
+        let mut page = physical.take(PageClass::SMALL, 0, None).unwrap();
+        page.pass_on();
+        assert_eq!(left(), all, "others may have it before it is unmapped");
+        // The device keeps the mapping.
+        page.discard();
+        physical.note_unmap(false);
+        assert_eq!((left(), physical.usable_bytes()), (all.map(|bytes| bytes - (2 << 20)), 0));
+        drop(page);
+        assert_eq!(left(), all, "the device gets it, and gives it anew");
+        let pages: Vec<_> =
+            (0..4).map(|_| physical.take(PageClass::SMALL, 0, None)).collect::<Result<_, _>>().unwrap();
+        assert_eq!((pages.len(), physical.left_bytes()), (4, 0));
     }
 }

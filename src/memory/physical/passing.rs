@@ -4,7 +4,7 @@
 //! somebody waits for a change of page tables; gives idle pages to the device, for which they have to be unmapped. What
 //! it does not: choose the pages; that is the ranges'.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Core, Physical, Pool};
 use crate::memory::chores::Skipped;
@@ -12,6 +12,21 @@ use crate::memory::upkeep::Idlers;
 
 /// Old mappings of pages that were passed on, at most: what two moves of 8 GiB leave, and 0.2 s of a driver.
 const STALE_MAX: u64 = 8192;
+
+/// What became of removals of mappings.
+#[derive(Default)]
+pub(super) struct Unmaps {
+    failed: AtomicU64,
+    /// Of the last one.
+    is_refused: AtomicBool,
+}
+
+impl Unmaps {
+    /// How many the device did not make.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
 
 /// A change of page tables that somebody waits for, until the drop.
 pub(in crate::memory) struct Awaited<'a>(&'a Core);
@@ -83,9 +98,20 @@ impl Physical {
         &self.core.idlers
     }
 
-    /// Counts a mapping that the device did not remove.
-    pub(in crate::memory) fn note_failed_unmap(&self) {
-        self.core.failed_unmaps.fetch_add(1, Ordering::Relaxed);
+    /// Notes whether the device has removed a mapping.
+    pub(in crate::memory) fn note_unmap(&self, is_done: bool) {
+        let unmaps = &self.core.unmaps;
+        if unmaps.is_refused.load(Ordering::Relaxed) == is_done {
+            unmaps.is_refused.store(!is_done, Ordering::Relaxed);
+        }
+        if !is_done {
+            unmaps.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the device did not remove what it was asked to remove last: it may keep the next mapping too.
+    pub(in crate::memory) fn is_refused(&self) -> bool {
+        self.core.unmaps.is_refused.load(Ordering::Relaxed)
     }
 
     /// Counts what is free of its old addresses by a deferred change, after it is back in the pool.

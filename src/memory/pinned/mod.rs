@@ -9,7 +9,8 @@
 //! asked for; the budget is charged for each chunk and each registered range before they are pinned. A failed call
 //! leaves all as it was, but that idle chunks may have gone back.
 //! Lock order: the books' one lock, then the ledger's; no device is called under them. The thread that pins ahead takes
-//! the same lock; it is joined when the pool goes, and there is none on a simulated device.
+//! the same lock; there is none on a simulated device. What it says is heard when it has nothing half done, and whoever
+//! hears it may use the pool: so nobody waits for the thread but the drop of the pool on another one.
 
 mod books;
 mod carve;
@@ -18,8 +19,9 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 pub use statistics::PinnedStatistics;
 
@@ -33,7 +35,7 @@ use crate::error::{Error, Result, Status};
 use crate::event::{Event, Level};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::numa::{self, HostMemory};
-use crate::sys::shm;
+use crate::sys::{fork, shm};
 
 /// A first chunk has so many bytes, and later ones as many as there are already, up to the configured size.
 const FIRST_CHUNK: u64 = 2 << 20;
@@ -56,7 +58,7 @@ pub struct PinnedConfig {
 impl PinnedConfig {
     /// 1 GiB, as many threads as there are processors, the node that is nearest to the device.
     pub fn of(memory: &Memory) -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
+        let threads = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
         let node = memory.device().attribute(Attribute::HostNode).ok();
         Self { chunk_bytes: 1 << 30, threads, node: node.and_then(|node| u32::try_from(node).ok()) }
     }
@@ -76,7 +78,8 @@ struct Shared {
 /// A pool of pinned host memory. Shared by threads.
 pub struct PinnedPool {
     shared: Arc<Shared>,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    /// The thread that pins ahead, and those before it that may not have ended yet.
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl PinnedPool {
@@ -90,7 +93,7 @@ impl PinnedPool {
             changed: Condvar::new(),
             ask: Fence::is_reached,
         };
-        Self { shared: Arc::new(shared), worker: Mutex::new(None) }
+        Self { shared: Arc::new(shared), workers: Mutex::default() }
     }
 
     /// Pinned memory of so many bytes, whose content is whatever was there before; `tag` says for what. Blocks while a
@@ -182,7 +185,7 @@ impl PinnedPool {
     pub fn reserve(&self, bytes: u64) -> Result<()> {
         let shared = &self.shared;
         let is_simulated = shared.memory.device().description().capabilities.race_detection;
-        let mut worker = self.worker.lock();
+        let mut workers = self.workers.lock();
         let is_idle = {
             let mut books = shared.books.lock();
             // Without a limit nothing else would end it before the system ends somebody.
@@ -195,17 +198,16 @@ impl PinnedPool {
             return Ok(());
         }
         if is_simulated {
+            drop(workers);
             shared.pin_ahead();
             return Ok(());
         }
-        if let Some(former) = worker.take() {
-            let _ = former.join();
-        }
+        workers.retain(|worker| !worker.is_finished());
         let body = Arc::clone(shared);
-        let thread = std::thread::Builder::new().name("kavern-pin".to_owned());
-        match thread.spawn(move || body.pin_ahead()) {
+        let thread = thread::Builder::new().name("kavern-pin".to_owned());
+        match thread.spawn(move || body.work()) {
             Ok(handle) => {
-                *worker = Some(handle);
+                workers.push(handle);
                 Ok(())
             }
             Err(error) => {
@@ -389,6 +391,14 @@ impl Shared {
         Some(charge.and_then(|charge| Ok(Ahead { memory: self.touched(bytes)?, charge })))
     }
 
+    /// What the thread does.
+    fn work(&self) {
+        self.memory.sink.hold();
+        // A panic of the device is told where it happens, and by `wait_reserved`.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.pin_ahead()));
+        self.memory.sink.settle();
+    }
+
     /// Makes chunks until as many bytes have come as were wished for. While the device pins one, the next is touched.
     fn pin_ahead(&self) {
         let ending = Ending(self);
@@ -399,7 +409,7 @@ impl Shared {
                 Err(error) => return ending.early(error),
             };
             let bytes = ahead.memory.bytes();
-            let (pinned, following) = std::thread::scope(|scope| {
+            let (pinned, following) = thread::scope(|scope| {
                 let touching = scope.spawn(|| self.next_ahead(bytes));
                 let pinned = PinnedRegion::new(self.memory.device(), ahead.memory);
                 (pinned, touching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -431,16 +441,20 @@ struct Ending<'a>(&'a Shared);
 
 impl Ending<'_> {
     fn early(self, error: Error) {
-        self.0.say(Level::Warn, || format!("pinning ahead ended early: {error}"));
-        let mut books = self.0.books.lock();
-        books.ahead_bytes = 0;
-        books.ahead_error = Some(error);
+        let (shared, text) = (self.0, format!("pinning ahead ended early: {error}"));
+        {
+            let mut books = shared.books.lock();
+            books.ahead_bytes = 0;
+            books.ahead_error = Some(error);
+        }
+        drop(self);
+        shared.say(Level::Warn, || text);
     }
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let mut books = self.0.books.lock();
             books.ahead_bytes = 0;
             books.ahead_error = Some(Error::internal("a panic while memory was pinned ahead"));
@@ -452,7 +466,10 @@ impl Drop for Ending<'_> {
 impl Drop for PinnedPool {
     fn drop(&mut self) {
         self.shared.books.lock().ahead_bytes = 0;
-        if let Some(worker) = self.worker.get_mut().take() {
+        // One of them itself may be the last to let go of the pool; in the child of a fork there are none.
+        let is_other = |worker: &JoinHandle<()>| worker.thread().id() != thread::current().id();
+        let workers = std::mem::take(self.workers.get_mut());
+        for worker in workers.into_iter().filter(is_other).filter(|_| !fork::is_forked_child()) {
             let _ = worker.join();
         }
         let (chunks, foreign, left) = self.shared.books.lock().close(&self.shared.memory);

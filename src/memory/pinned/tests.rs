@@ -66,7 +66,7 @@ fn a_freed_range_comes_back_when_its_stream_is_past_it() {
     assert_eq!(pool.statistics().leaving_bytes, 2 << 20);
     assert_eq!(pool.trim(), 0);
     // There is no more memory: the next request waits for the stream.
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let waiting = scope.spawn(|| pool.allocate(1 << 20, "next").unwrap());
         drop(open);
         assert_eq!(waiting.join().unwrap().address(), slice.address());

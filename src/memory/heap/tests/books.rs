@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 
+use super::super::aside::Aside;
 use super::super::core::{Core, FITTED};
 use super::super::limbo::Limbo;
 use super::super::{LARGE, MIDDLE, Waits};
@@ -282,7 +283,7 @@ fn a_false_entry_in_any_book_is_found() {
     heap.free(Stream::DEFAULT, heap.allocate(Stream::DEFAULT, 5 * KIB, 0, 0).unwrap()).unwrap();
     assert!(heap.core.lock().idle_large.len() > 0 && heap.core.lock().order.count() > 0);
     heap.validate().unwrap();
-    let forgeries: [Forgery; 6] = [
+    let forgeries: [Forgery; 7] = [
         ("the sum of idle blocks", |core| core.idle_large_bytes += 1, |core| core.idle_large_bytes -= 1),
         ("the place of an idle block", |core| shift_idle(core, 1), |core| shift_idle(core, -1)),
         (
@@ -310,6 +311,11 @@ fn a_false_entry_in_any_book_is_found() {
                 let taken = core.middle_bare.ranges().find(|range| range.state == State::Used).unwrap();
                 core.middle_bare.free(taken.start).unwrap();
             },
+        ),
+        (
+            "addresses that are set aside and to be had",
+            |core| assert!(core.aside.insert(Aside { number: LARGE, start: 4096, count: 1 })),
+            |core| assert!(core.aside.pop_last().is_some()),
         ),
         (
             "too few live blocks of their own length",
