@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use kavern::cache::{
     AdaptiveBlocks, CacheConfig, Content, DEFAULT_POLICY, GroupConfig, HashKind, IndexOptions, KvCache,
-    Naming, Op, Reach, Request, Scrub, Sizing, Target,
+    Naming, Op, Reach, Request, SMALL_BYTES, Scrub, Sizing, Target,
 };
 use kavern::device::registry;
 use kavern::error::{Result, Status};
@@ -110,6 +110,7 @@ fn cache(class: usize, advisor: &str) -> Result<KvCache> {
         partial_hits: false,
         worker: false,
         exact_order: false,
+        small_bytes: SMALL_BYTES,
         adaptive: Some(AdaptiveBlocks {
             classes: vec![1, 2, 3],
             advisor: advisor.to_owned(),

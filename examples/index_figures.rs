@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use kavern::cache::{
     CacheConfig, Content, DeviceLookup, GroupConfig, HashKind, IndexOptions, KvCache, LookupMode, Naming, Op,
-    Reach, Request, Scrub, Target,
+    Reach, Request, SMALL_BYTES, Scrub, Target,
 };
 use kavern::device::{Arg, CpuArgs, Device, DeviceSlice, Kernel, Launch, Stream, registry};
 use kavern::error::{Error, Result, Status};
@@ -65,6 +65,7 @@ fn config(blocks: u64) -> CacheConfig {
         partial_hits: false,
         worker: false,
         exact_order: true,
+        small_bytes: SMALL_BYTES,
         adaptive: None,
         max_blocks: 0,
         index: IndexOptions { device: true, chunks: false },

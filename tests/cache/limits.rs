@@ -166,7 +166,9 @@ fn a_limit_that_is_set_while_another_is_being_kept_is_kept_when_its_call_ends() 
             ..config(vec![group(1)], 4 * PROMPT as u64)
         };
         let mut bench = Bench::new(&settings);
-        (0..4).for_each(|seed| drop(bench.run(&ask(&prompt(4 * round + seed, PROMPT)))));
+        for seed in 0..4 {
+            bench.run(&ask(&prompt(4 * round + seed, PROMPT)));
+        }
         let cache = &bench.cache;
         assert!(cache.namespace_statistics(1).cached_blocks > 3 * PROMPT as u64);
         std::thread::scope(|scope| {

@@ -164,8 +164,7 @@ impl Heap {
         let run_bytes = run_bytes(bytes);
         let alignment = (alignment / MIDDLE_GRANULE_BYTES).max(1) as u32;
         // What was freed begins at any granule.
-        let fits =
-            |block: &Freed| block.bytes == run_bytes && block.id.is_multiple_of(u64::from(alignment));
+        let fits = |block: &Freed| block.bytes == run_bytes && block.id.is_multiple_of(u64::from(alignment));
         if is_captured && let Some(block) = self.take_captured(stream, FITTED, fits) {
             return Ok(Some(block.id as u32));
         }

@@ -85,7 +85,8 @@ fn a_length_that_no_region_has_is_refused_and_not_cut() {
 fn a_refusal_beside_many_blocks_of_many_tags_is_told_soon() {
     const BLOCKS: usize = 60_000;
     let heap = heap("host", 512 * MIB);
-    let tags: Vec<u64> = (0..2000).map(|n| heap.tag(&format!("a layer of the model, {n}")).unwrap().0).collect();
+    let tags: Vec<u64> =
+        (0..2000).map(|n| heap.tag(&format!("a layer of the model, {n}")).unwrap().0).collect();
     for n in 0..BLOCKS {
         heap.allocate(Stream::DEFAULT, 1024, 0, tags[n % 1500]).unwrap();
     }
