@@ -183,7 +183,8 @@ impl State {
         reached
     }
 
-    /// The findable block or state of a group that ends with its `position`th block of the prompt, which may be `likely`.
+    /// The findable block or state of a group that ends with its `position`th block of the prompt, which may be
+    /// `likely`.
     fn probe(
         &mut self,
         search: &Search<'_>,

@@ -2,9 +2,9 @@
 //!
 //! Our variant of Yang et al. (SOSP 2023): the small queue has a tenth of the blocks; a block that came back at least
 //! twice while in it, or whose ghost is known, goes to the main queue, where each return buys one more round, up to
-//! three. Held blocks keep their place. At most [`LOOK`] blocks that came back are passed over in one call, however many
-//! victims it wants: then the oldest of the main queue goes whatever its returns, where else all of a cache that everybody
-//! has used would go round before one block goes.
+//! three. Held blocks keep their place. At most [`LOOK`] blocks that came back are passed over in one call, however
+//! many victims it wants: then the oldest of the main queue goes whatever its returns, where else all of a cache that
+//! everybody has used would go round before one block goes.
 
 use super::ghosts::Ghosts;
 use super::queues::Queues;
@@ -15,8 +15,8 @@ use crate::sys::reserve::filled;
 const SMALL: usize = 0;
 const MAIN: usize = 1;
 const MOST_RETURNS: u8 = 3;
-/// Blocks that came back and are passed over in one call. With 16 for each victim a prompt that came back as a whole was
-/// evicted all the same, which cost 3.5 points of the conversation trace at 10,000 blocks; with 1,024 nothing.
+/// Blocks that came back and are passed over in one call. With 16 for each victim a prompt that came back as a whole
+/// was evicted all the same, which cost 3.5 points of the conversation trace at 10,000 blocks; with 1,024 nothing.
 const LOOK: u32 = 1024;
 
 #[derive(Clone, Copy, Default)]

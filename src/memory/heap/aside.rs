@@ -3,8 +3,8 @@
 //! What it does: takes such addresses out of the lists of what can get memory, once they were tried in vain, and puts
 //! them back when the mapping has gone. What it does not: try to remove a mapping; the range does, in the passes of the
 //! upkeep and with each trim, and not for each request.
-//! Invariants, checked by `validate()`: what is set aside of middle and large sizes is used there and is nobody's block;
-//! a page of slots is in no list. Lock order: `growing`, then `core`; a range's list of what it keeps, alone.
+//! Invariants, checked by `validate()`: what is set aside of middle and large sizes is used there and is nobody's
+//! block; a page of slots is in no list. Lock order: `growing`, then `core`; a range's list of what it keeps, alone.
 
 use std::collections::BTreeSet;
 
