@@ -133,7 +133,8 @@ impl Policy for S3Fifo {
     }
 
     fn victim(&mut self) -> Option<u32> {
-        self.next_victim(&mut LOOK.clone())
+        let mut looks = LOOK;
+        self.next_victim(&mut looks)
     }
 
     fn victims(&mut self, places: &mut [u32]) -> usize {
