@@ -36,10 +36,12 @@ built=$?
 count $built
 
 begin "cargo test"
-# Each passing test by name is in the log; on the screen stand suites, sums, and everything about a failure.
-cargo test --release --locked --no-fail-fast 2>&1 | tee "$log" |
+# Each passing test by name is in the log; on the screen stand suites, sums, and everything about a failure. Whatever
+# hangs ends with the time, so that the rest is still told.
+timeout --kill-after=30 "${KAVERN_TEST_SECONDS:-1500}" cargo test --release --locked --no-fail-fast 2>&1 | tee "$log" |
     grep --line-buffered -vE '^test .* \.\.\. (ok|ignored.*)$|^$|^running [0-9]+ test|^   Compiling |^    Finished '
 status=${PIPESTATUS[0]}
+[ "$status" -ne 124 ] || echo "   cut off after ${KAVERN_TEST_SECONDS:-1500} s; the last suite above did not end"
 sums=$(awk '/^test result:/ { p += $4; f += $6; i += $8 } END { print p + 0, f + 0, i + 0 }' "$log")
 read -r suite_passed suite_failed suite_ignored <<<"$sums"
 # A suite that does not compile or dies has no sum of its own.

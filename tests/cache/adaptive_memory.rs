@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use kavern::cache::{CacheConfig, GroupConfig, Op, Request};
+use kavern::cache::{CacheConfig, GroupConfig, Op, Request, StepTables};
 use kavern::device::registry;
 use kavern::error::{Result, Status};
 use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory, Room};
 
 use super::adaptive::{adaptive, forced, three};
-use super::bench::{Bench, ask, config, lookup, opaque, prompt};
+use super::bench::{Bench, Stop, ask, config, lookup, opaque, prompt};
 
 pub(super) const PAGE: u64 = 4096;
 
@@ -258,41 +258,50 @@ fn no_byte_is_lost_while_another_thread_moves_memory() {
     let (cache, stop) = (Arc::clone(&bench.cache), AtomicBool::new(false));
     let mut random = fastrand::Rng::with_seed(2);
     std::thread::scope(|scope| {
-        let poller = scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
+        let stop = Stop(&stop);
+        let is_over = stop.0;
+        scope.spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
                 cache.poll().unwrap();
                 std::thread::yield_now();
             }
         });
-        let mut live: Vec<(u64, u32, Vec<i32>, Vec<u64>)> = Vec::new();
+        // Sequence, group, row, and what was written into its blocks.
+        let mut live: Vec<(u64, u32, usize, Vec<u64>)> = Vec::new();
         for round in 0..2400 {
             // The class that everybody wants changes every 300 requests.
             let group = (round / 300 % 3) as u32;
             bench.begin();
             let tokens = prompt(round, random.usize(100..1500));
             let begun = attempt(&mut bench, &forced(&tokens, group + 1), &tokens).unwrap();
-            let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
-                let row = tables.batch_rows()?.last().map_or(0, |&row| row as usize);
-                let view = tables.group(group as usize)?;
-                Ok(view.block_table[row * view.row_cells as usize..].to_vec())
-            });
+            // A shrink may move what is held: where blocks are is what the tables of this step show.
+            let cells = |group: u32, row: usize, count: usize| {
+                let read = |tables: &StepTables<'_>| {
+                    let view = tables.group(group as usize)?;
+                    Ok(view.block_table[row * view.row_cells as usize..][..count].to_vec())
+                };
+                bench.cache.tables(bench.step, bench.stream, read).unwrap()
+            };
+            let row = |tables: &StepTables<'_>| Ok(tables.batch_rows()?.last().map(|&row| row as usize));
+            let row = bench.cache.tables(bench.step, bench.stream, row).unwrap();
             if let Some(sequence) = begun {
-                let count = tokens.len().div_ceil([4, 16, 64][group as usize]);
-                let blocks = rows.unwrap()[..count].to_vec();
+                let (row, count) = (row.unwrap(), tokens.len().div_ceil([4, 16, 64][group as usize]));
                 let marks: Vec<u64> = (0..count as u64).map(|at| (sequence << 20) ^ at).collect();
+                let blocks = cells(group, row, count);
                 bench.cache.fill_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                live.push((sequence, group, blocks, marks));
+                live.push((sequence, group, row, marks));
             }
+            let mut gone = Vec::new();
             while live.len() > 8 || ((begun.is_none() || round == 2399) && !live.is_empty()) {
-                let (sequence, group, blocks, marks) = live.swap_remove(random.usize(..live.len()));
+                let (sequence, group, row, marks) = live.swap_remove(random.usize(..live.len()));
+                let blocks = cells(group, row, marks.len());
                 bench.cache.check_pattern(bench.stream, group, &blocks, &marks).unwrap();
-                bench.free(sequence);
+                gone.push(sequence);
             }
+            gone.into_iter().for_each(|sequence| bench.free(sequence));
             bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
             bench.device.stream_synchronize(bench.stream).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
-        poller.join().unwrap();
     });
     let result = bench.cache.take_check_result().unwrap();
     assert!(result.checked > 10_000 && result.mismatched == 0, "{result:?}");

@@ -1,6 +1,7 @@
 //! A cache on a device of its own with short words for what the tests do; checks every invariant when it goes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use kavern::cache::{
@@ -12,6 +13,15 @@ use kavern::event::NoSink;
 use kavern::format::{BlockShape, Layout};
 use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
+
+/// Tells a thread's loop to end however the scope that waits for it is left: a failed check must not hang.
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// A group of full attention with small blocks.
 pub(super) fn group(block_tokens: u32) -> GroupConfig {

@@ -11,7 +11,7 @@ use kavern::event::NoSink;
 use kavern::memory::{Limits, Memory};
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, commit, config, group, lookup, opaque, prompt, refused};
+use super::bench::{Bench, Stop, ask, commit, config, group, lookup, opaque, prompt, refused};
 
 const PAGE: u64 = 4096;
 /// Pages that may stay because they came in one piece with others that are in use.
@@ -337,8 +337,9 @@ fn no_byte_is_lost_while_another_thread_grows_and_shrinks_the_pool() {
                 }
                 (resizes, pages)
             });
+            let stopping = Stop(stop);
             let (served, hits) = serve(&bench, &mut random, 3000);
-            stop.store(true, Ordering::Relaxed);
+            drop(stopping);
             let (resizes, pages) = resizing.join().unwrap();
             (served, hits, resizes, pages)
         });

@@ -10,7 +10,7 @@ use kavern::cache::{
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, config, group, opaque, prompt, refused};
+use super::bench::{Bench, Stop, ask, config, group, opaque, prompt, refused};
 
 fn all_of(id: u64) -> Stretch {
     Stretch { target: Target::Id(Id(id)), offset: 0, tokens: 0 }
@@ -275,11 +275,11 @@ fn names_pinned_during_a_reset_never_list_blocks_that_it_took() {
                     _ = cache.pin_prefix("x", lease);
                 }
             });
+            let _stop = Stop(&stop);
             while cache.prefixes(|_, _, _| {}) == 0 {
                 std::thread::yield_now();
             }
             bench.cache.reset(ResetScope::All).unwrap();
-            stop.store(true, Ordering::Relaxed);
         });
         bench.cache.validate().unwrap();
         bench.release(lease);
