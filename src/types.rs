@@ -76,7 +76,12 @@ impl Id {
 
     /// The index, if the id is of this kind; the caller compares the generation.
     pub const fn index(self, kind: IdKind) -> Option<usize> {
-        if self.0 >> 56 == kind as u64 { Some((self.0 & 0xff_ffff) as usize) } else { None }
+        if self.0 >> 56 == kind as u64 { Some(self.likely_index()) } else { None }
+    }
+
+    /// The index, whatever the kind: for hints.
+    pub const fn likely_index(self) -> usize {
+        (self.0 & 0xff_ffff) as usize
     }
 
     /// The generation that the id carries.

@@ -149,21 +149,27 @@ pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<C
     })
 }
 
-/// The result of an APPEND whose sequence is ready for it: nearly all operations of a step that decodes are such.
-/// `None` for all others, which are still to be done.
+/// APPENDs at the head of a list to sequences that are ready for them: nearly all operations of a step that decodes are
+/// such. Answers how many there were, and tells the results; all others are still to be done.
 #[inline]
-pub(super) fn append_ready(step: &mut StepSession<'_>, op: &kavern_kv_op) -> Option<OpResult> {
-    let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
-    if !is_append || op.reserved != 0 || later_fields(op) != 0 {
-        return None;
-    }
-    step.append_ready(Id(op.target), op.tokens, op.lookahead)
+pub(super) fn append_ready(
+    step: &mut StepSession<'_>,
+    ops: &[kavern_kv_op],
+    tell: impl FnMut(usize, OpResult),
+) -> usize {
+    let read = |op: &kavern_kv_op| {
+        let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
+        let is_simple = is_append && u64::from(op.reserved) | later_fields(op) == 0;
+        is_simple.then_some((Id(op.target), op.tokens, op.lookahead))
+    };
+    step.append_ready(ops.iter().map(read), tell)
 }
 
-/// Has memory fetched for an operation that comes in a while.
+/// Has memory fetched for operations that come in a while.
 #[inline]
-pub(super) fn expect(step: &StepSession<'_>, op: &kavern_kv_op) {
-    step.expect(Id(op.target), op.kind == kavern_kv_op_kind::KAVERN_OP_COMMIT as u32);
+pub(super) fn expect(step: &StepSession<'_>, ops: &[kavern_kv_op]) {
+    let is_commit = |op: &kavern_kv_op| op.kind == kavern_kv_op_kind::KAVERN_OP_COMMIT as u32;
+    step.expect(ops.iter().map(|op| (Id(op.target), is_commit(op))));
 }
 
 /// Gets ready for an APPEND or a COMMIT that comes soon; what is wrong with it is told when it comes.

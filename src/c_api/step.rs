@@ -148,7 +148,7 @@ unsafe fn read_op<'a>(
     })
 }
 
-/// Applies an operation of any kind for which `kv_ops::append_ready` had nothing.
+/// Applies an operation of any kind, writes its result, and notes in `status` if it was refused.
 ///
 /// # Safety
 /// The pointers of `op` are as its fields say.
@@ -157,18 +157,22 @@ unsafe fn apply_op(
     step: &mut StepSession<'_>,
     op: &kavern_kv_op,
     index: usize,
-    done: &OutArray<kavern_kv_op_result>,
+    results: &mut OutArray<kavern_kv_op_result>,
     link_tokens: u32,
-) -> kavern_kv_op_result {
+    status: &mut Status,
+) {
     // SAFETY: the caller's promise.
-    let result = match unsafe { read_op(op, index, done, link_tokens) } {
+    let result = match unsafe { read_op(op, index, results, link_tokens) } {
         Ok(op) => step.apply_unready(&op),
         Err(error) => {
-            let target = target(op, index, done).ok().filter(|_| kv_ops::has_dependants(op.kind));
+            let target = target(op, index, results).ok().filter(|_| kv_ops::has_dependants(op.kind));
             step.refuse(error.status, target)
         }
     };
-    result.into()
+    if result.status != Status::Ok {
+        *status = Status::Partial;
+    }
+    results.write(index, result.into());
 }
 
 impl From<OpResult> for kavern_kv_op_result {
@@ -219,37 +223,37 @@ pub unsafe extern "C" fn kavern_kv_step(
         let link_tokens = object.cache.hash_block_tokens();
         let mut step = object.cache.step(step_id)?;
         let mut status = Status::Ok;
-        let mut apply = |step: &mut StepSession<'_>, index: usize, op: &kavern_kv_op| {
-            if let Some(result) = kv_ops::append_ready(step, op) {
-                return results.write(index, result.into());
-            }
-            // SAFETY: the header asks for pointers as the fields say.
-            let result = unsafe { apply_op(step, op, index, &results, link_tokens) };
-            if result.status != Status::Ok as i32 {
-                status = Status::Partial;
-            }
-            results.write(index, result);
-        };
         let Some(list) = ops.whole() else {
-            ops.iter().enumerate().for_each(|(index, op)| apply(&mut step, index, &op));
+            for (index, op) in ops.iter().enumerate() {
+                // SAFETY: the header asks for pointers as the fields say.
+                unsafe { apply_op(&mut step, &op, index, &mut results, link_tokens, &mut status) };
+            }
             return Ok(status);
         };
-        // In a long list each operation is met three times: far ahead, near, and when its turn comes.
-        let (far, near) = (StepSession::FAR.min(n), StepSession::NEAR.min(n));
+        // A long list is gone through in runs, and each run is met three times: far ahead, near, and when its turn comes.
+        const RUN: usize = StepSession::RUN;
+        let run = |from: usize| &list[from.min(n)..(from + RUN).min(n)];
+        // SAFETY: the header asks for pointers as the fields say.
+        let prepare =
+            |step: &mut _, from| run(from).iter().for_each(|op| unsafe { kv_ops::prepare(step, op) });
         if n >= FEW {
-            list[..far].iter().for_each(|op| kv_ops::expect(&step, op));
-            // SAFETY: the header asks for pointers as the fields say.
-            list[..near].iter().for_each(|op| unsafe { kv_ops::prepare(&mut step, op) });
+            kv_ops::expect(&step, &list[..n.min(2 * RUN)]);
+            prepare(&mut step, 0);
         }
-        for (index, op) in list.iter().enumerate() {
-            if let Some(op) = list.get(index + far) {
-                kv_ops::expect(&step, op);
+        for from in (0..n).step_by(RUN) {
+            kv_ops::expect(&step, run(from + 2 * RUN));
+            prepare(&mut step, from + RUN);
+            let (mut index, ops) = (from, run(from));
+            let end = from + ops.len();
+            while index < end {
+                let tell = |at: usize, result: OpResult| results.write(index + at, result.into());
+                index += kv_ops::append_ready(&mut step, &ops[index - from..], tell);
+                if let Some(op) = list[..end].get(index) {
+                    // SAFETY: the header asks for pointers as the fields say.
+                    unsafe { apply_op(&mut step, op, index, &mut results, link_tokens, &mut status) };
+                    index += 1;
+                }
             }
-            if let Some(op) = list.get(index + near) {
-                // SAFETY: the header asks for pointers as the fields say.
-                unsafe { kv_ops::prepare(&mut step, op) };
-            }
-            apply(&mut step, index, op);
         }
         Ok(status)
     })

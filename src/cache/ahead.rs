@@ -1,10 +1,10 @@
 //! What the next operations of a step touch, asked for before they come.
 //!
 //! A step goes once through all running sequences, and the model's work ran since the last one did, so hardly a line
-//! of what it reads is in the processor's caches. Its list tells which sequences come: [`FAR`] operations ahead their
-//! records and last cells are asked for, [`NEAR`] operations ahead what those lead to. A COMMIT's key decides where
-//! its block is entered, so keys are made ahead too and kept until their operation comes. Invariant: what is done here
-//! changes nothing that an operation does, however wrong a guess is.
+//! of what it reads is in the processor's caches. Its list tells which sequences come, and is gone through in runs: two
+//! runs ahead the records of sequences and their last cells are asked for, one run ahead what those lead to. A COMMIT's
+//! key decides where its block is entered, so keys are made ahead too and kept until their operation comes. Invariant:
+//! what is done here changes nothing that an operation does, however wrong a guess is.
 
 use super::config::GROUPS_MAX;
 use super::hash::{self, Extras, Key};
@@ -16,10 +16,10 @@ use crate::error::Result;
 use crate::sys::reserve::filled;
 use crate::types::{Id, IdKind};
 
-/// Operations between the fetch of a sequence's record and its use.
-pub(super) const FAR: usize = 16;
-/// Operations between the fetch of what the record leads to and its use.
-pub(super) const NEAR: usize = 8;
+/// Operations of a run.
+pub(super) const RUN: usize = 8;
+/// Keys that are kept: those of a run that is on, and of the one that is prepared.
+const KEPT: usize = 2 * RUN;
 /// Free blocks below which the next victims are fetched.
 const FREE_FEW: u32 = 8;
 /// Victims that are fetched together.
@@ -30,8 +30,8 @@ const VICTIMS: u32 = 8;
 pub(super) struct Ahead {
     /// In the order in which they were made, round and round: row, parent and key. A row has a place however the others
     /// are numbered, and keeps it for more operations than lie between its key and its COMMIT.
-    keys: [Option<(u32, Key, Key)>; FAR],
-    /// `[FAR][link_tokens]`: their tokens.
+    keys: [Option<(u32, Key, Key)>; KEPT],
+    /// `[KEPT][link_tokens]`: their tokens.
     links: Vec<i32>,
     link_tokens: usize,
     next: usize,
@@ -43,8 +43,8 @@ impl Ahead {
     pub(super) fn new(link_tokens: u32) -> Result<Self> {
         let link_tokens = link_tokens as usize;
         Ok(Self {
-            keys: [None; FAR],
-            links: filled(FAR * link_tokens, 0)?,
+            keys: [None; KEPT],
+            links: filled(KEPT * link_tokens, 0)?,
             link_tokens,
             next: 0,
             growths: [0; GROUPS_MAX],
@@ -64,7 +64,7 @@ impl Ahead {
     /// Keeps the key of the link that was written.
     fn keep(&mut self, row: usize, parent: &Key, key: &Key) {
         self.keys[self.next] = Some((row as u32, *parent, *key));
-        self.next = (self.next + 1) % FAR;
+        self.next = (self.next + 1) % KEPT;
     }
 
     /// The key of this link, if it was made.
@@ -78,12 +78,12 @@ impl Ahead {
 }
 
 impl State {
-    /// An operation on this sequence comes in [`FAR`] operations.
+    /// Operations on these sequences come in two runs; whether each is a COMMIT.
     #[inline]
-    pub(super) fn expect(&self, target: Id, is_commit: bool) {
-        let Some(row) = target.index(IdKind::Sequence) else { return };
-        self.holders.fetch_sequence(row, is_commit);
-        self.holders.rows.iter().for_each(|rows| rows.fetch_last(row));
+    pub(super) fn expect(&self, targets: impl Iterator<Item = (Id, bool)> + Clone) {
+        let rows = targets.map(|(id, is_commit)| (id.likely_index(), is_commit));
+        self.holders.fetch_sequences(rows.clone());
+        self.holders.rows.iter().for_each(|of| of.fetch_last(rows.clone().map(|(row, _)| row)));
     }
 
     /// Whether an APPEND to this sequence will find it ready; a guess.
@@ -93,7 +93,7 @@ impl State {
         sequence.is_some_and(|sequence| tokens <= u64::from(sequence.ready))
     }
 
-    /// This operation comes in [`NEAR`] operations.
+    /// This operation comes in the next run.
     pub(super) fn prepare(&mut self, op: &Op<'_>) {
         match *op {
             Op::Append { target: Target::Id(id), tokens, lookahead } => {
@@ -243,7 +243,7 @@ pub(super) mod tests {
         assert_eq!(admit.status, Status::Ok);
         let target = Target::Id(Id(admit.sequence));
         for ids in guesses {
-            step.expect(Id(admit.sequence), true);
+            step.expect([(Id(admit.sequence), true)].into_iter());
             step.prepare(&Op::Commit { target, tokens: ids.len() as u64, naming: Naming::Tokens(ids, &[]) });
         }
         for ids in parts {
@@ -277,7 +277,7 @@ pub(super) mod tests {
         let key = |word: usize| Key([word as u64; 4]);
         let (parent, link) = (key(1), |row: usize| [row as i32, 7]);
         // Rows that agree in their last bits, more than there is room for.
-        let rows: Vec<usize> = (0..FAR + 3).map(|at| at * FAR).collect();
+        let rows: Vec<usize> = (0..KEPT + 3).map(|at| at * KEPT).collect();
         for &row in &rows {
             ahead.next_link().copy_from_slice(&link(row));
             ahead.keep(row, &parent, &key(row));
@@ -298,7 +298,7 @@ pub(super) mod tests {
         for target in
             [Id(0), Id(u64::MAX), Id::new(IdKind::Sequence, 1, 3), Id::new(IdKind::Sequence, 1, 1 << 23)]
         {
-            step.expect(target, true);
+            step.expect([(target, true)].into_iter());
             let target = Target::Id(target);
             step.prepare(&Op::Append { target, tokens: u64::MAX, lookahead: u32::MAX });
             step.prepare(&Op::Commit { target, tokens: u64::MAX, naming: Naming::Tokens(&[1], &[]) });

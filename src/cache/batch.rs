@@ -4,15 +4,56 @@
 //! A batch position is one sequence with a run of new tokens. Changed cells of a row are one range, because a row
 //! only grows at its end until it is freed. All lists have fixed capacity.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use super::config::{CacheConfig, Geometry};
 use super::sequence::Sequence;
 use crate::error::Result;
 use crate::sys::reserve::{filled, room};
 
+/// A list of fixed capacity whose free places can be written, too, by whoever counts them.
+pub(super) struct Listed<T> {
+    places: Vec<T>,
+    count: usize,
+}
+
+impl<T: Copy + Default> Listed<T> {
+    fn new(capacity: usize) -> Result<Self> {
+        Ok(Self { places: filled(capacity, T::default())?, count: 0 })
+    }
+
+    pub(super) fn push(&mut self, value: T) {
+        self.places[self.count] = value;
+        self.count += 1;
+    }
+
+    fn pop(&mut self) -> Option<T> {
+        let last = *self.last()?;
+        self.count -= 1;
+        Some(last)
+    }
+
+    fn clear(&mut self) {
+        self.count = 0;
+    }
+}
+
+impl<T> Deref for Listed<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.places[..self.count]
+    }
+}
+
+impl<T> DerefMut for Listed<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.places[..self.count]
+    }
+}
+
 /// One sequence of the batch.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct BatchEntry {
     pub(super) row: u32,
     pub(super) generation: u32,
@@ -89,7 +130,7 @@ impl Dirty {
 /// The batch of the open step, and what the device must still learn.
 pub(super) struct Batch {
     pub(super) step: u64,
-    pub(super) entries: Vec<BatchEntry>,
+    pub(super) entries: Listed<BatchEntry>,
     pub(super) tokens: u32,
     /// `Holders::ended` when the step began: while it is the same, all entries are live.
     pub(super) ended_before: u64,
@@ -100,7 +141,7 @@ pub(super) struct Batch {
     /// `[row]`: tokens of each row's sequence.
     pub(super) lengths: Vec<i32>,
     /// Rows whose length the device does not know.
-    pub(super) dirty_lengths: Vec<u32>,
+    pub(super) dirty_lengths: Listed<u32>,
     is_length_dirty: Vec<bool>,
     /// One for each group.
     pub(super) dirty: Vec<Dirty>,
@@ -113,14 +154,14 @@ impl Batch {
         let rows = config.max_sequences as usize;
         Ok(Self {
             step: 0,
-            entries: room(rows)?,
+            entries: Listed::new(rows)?,
             tokens: 0,
             ended_before: 0,
             is_told: false,
             max_tokens: config.max_batch_tokens,
             max_entries: config.max_sequences,
             lengths: filled(rows, 0)?,
-            dirty_lengths: room(rows)?,
+            dirty_lengths: Listed::new(rows)?,
             is_length_dirty: filled(rows, false)?,
             dirty: geometry.groups.iter().map(|_| Dirty::new(rows)).collect::<Result<_>>()?,
             used_tokens: 0,
@@ -160,31 +201,50 @@ impl Batch {
             && !(is_new_entry && self.entries.len() == self.max_entries as usize)
     }
 
+    /// Has new entries come one after the other.
+    #[inline(always)]
+    pub(super) fn entering(&mut self) -> Entering<'_> {
+        let room_tokens = u64::from(self.max_tokens - self.tokens);
+        let free = &mut self.entries.places[self.entries.count..];
+        Entering { step: self.step, room_tokens, first: self.entries.count as u32, free, count: 0 }
+    }
+
+    /// Counts so many entries that have come.
+    #[inline(always)]
+    pub(super) fn note_entered(&mut self, count: usize) {
+        let rows = self.lengths.len();
+        let (lengths, is_dirty) = (&mut self.lengths[..rows], &mut self.is_length_dirty[..rows]);
+        let entries = &self.entries.places[self.entries.count..][..count];
+        let mut tokens = 0;
+        for &BatchEntry { row, first, count, .. } in entries {
+            let row = row as usize;
+            tokens += count;
+            lengths[row] = (first + u64::from(count)) as i32;
+            if !std::mem::replace(&mut is_dirty[row], true) {
+                self.dirty_lengths.push(row as u32);
+            }
+        }
+        self.entries.count += count;
+        self.tokens += tokens;
+        self.used_tokens += u64::from(tokens);
+    }
+
     /// Schedules the next tokens of a sequence that is not in the batch; there is room.
-    #[inline]
     pub(super) fn begin_entry(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
-        (sequence.batch_position, sequence.last_step) = (self.entries.len() as u32, self.step);
-        let generation = sequence.holder.generation;
-        let (first, count) = (sequence.length, tokens as u32);
-        self.entries.push(BatchEntry { row: row as u32, generation, first, count, told: 0, packed: 0 });
-        self.count_tokens(row, sequence, tokens);
+        let mut entering = self.entering();
+        entering.enter(row, sequence, tokens);
+        self.note_entered(1);
     }
 
     /// The same of one that is in it.
     pub(super) fn go_on_with_entry(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
         self.entries[sequence.batch_position as usize].count += tokens as u32;
-        self.count_tokens(row, sequence, tokens);
-    }
-
-    #[inline(always)]
-    fn count_tokens(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
         sequence.length += tokens;
         self.tokens += tokens as u32;
         self.used_tokens += tokens;
         self.set_length(row, sequence.length);
     }
 
-    #[inline(always)]
     pub(super) fn set_length(&mut self, row: usize, length: u64) {
         self.lengths[row] = length as i32;
         if !std::mem::replace(&mut self.is_length_dirty[row], true) {
@@ -219,5 +279,42 @@ impl Batch {
     pub(super) fn bytes(&self) -> u64 {
         let rows = self.lengths.len() as u64;
         rows * (size_of::<BatchEntry>() as u64 + 9 + self.dirty.len() as u64 * 12)
+    }
+}
+
+/// A batch into which entries come one after the other; it counts them, and the lengths of their rows, in
+/// [`Batch::note_entered`].
+pub(super) struct Entering<'a> {
+    pub(super) step: u64,
+    room_tokens: u64,
+    /// Position of the first place that was free.
+    first: u32,
+    free: &'a mut [BatchEntry],
+    count: usize,
+}
+
+impl Entering<'_> {
+    /// Whether there is room for one more of so many tokens.
+    #[inline(always)]
+    pub(super) fn has_room(&self, tokens: u64) -> bool {
+        tokens <= self.room_tokens && self.count < self.free.len()
+    }
+
+    /// Schedules the next tokens of a sequence that is not in the batch; there is room.
+    #[inline(always)]
+    pub(super) fn enter(&mut self, row: usize, sequence: &mut Sequence, tokens: u64) {
+        let (first, generation) = (sequence.length, sequence.holder.generation);
+        (sequence.batch_position, sequence.last_step) = (self.first + self.count as u32, self.step);
+        sequence.length = first + tokens;
+        self.free[self.count] =
+            BatchEntry { row: row as u32, generation, first, count: tokens as u32, told: 0, packed: 0 };
+        self.room_tokens -= tokens;
+        self.count += 1;
+    }
+
+    /// How many have come.
+    #[inline(always)]
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 }

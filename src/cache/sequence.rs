@@ -148,12 +148,16 @@ impl Rows {
         self.counts[row] as usize
     }
 
-    /// Has a row's last cell fetched, which is read soon; a row of another size class has none. Counts lie close
+    /// Has the last cells of rows fetched, which are read soon; a row of another size class has none. Counts lie close
     /// together, so they are read and not guessed.
     #[inline]
-    pub(super) fn fetch_last(&self, row: usize) {
-        let Some(last) = self.counts.get(row).and_then(|count| count.checked_sub(1)) else { return };
-        prefetch::prefetch(&self.cells, row * self.row_cells + last as usize);
+    pub(super) fn fetch_last(&self, rows: impl Iterator<Item = usize>) {
+        let (counts, cells) = (&self.counts[..], &self.cells[..]);
+        for row in rows {
+            if let Some(last) = counts.get(row).and_then(|count| count.checked_sub(1)) {
+                prefetch::prefetch(cells, row * self.row_cells + last as usize);
+            }
+        }
     }
 
     /// The blocks of a row.
@@ -319,11 +323,15 @@ impl Holders {
         self.is_this(&sequence.holder, id).then_some((row, sequence))
     }
 
-    /// Has fetched what an APPEND, or a COMMIT too, touches of a row's record.
-    pub(super) fn fetch_sequence(&self, row: usize, is_commit: bool) {
-        prefetch::prefetch(&self.sequences, row);
-        if is_commit {
-            prefetch::prefetch_part(&self.sequences, row, LINE_BYTES);
+    /// Has fetched what an APPEND, or a COMMIT where it is said, touches of the records of rows.
+    #[inline]
+    pub(super) fn fetch_sequences(&self, rows: impl Iterator<Item = (usize, bool)>) {
+        let sequences = &self.sequences[..];
+        for (row, is_commit) in rows {
+            prefetch::prefetch(sequences, row);
+            if is_commit {
+                prefetch::prefetch_part(sequences, row, LINE_BYTES);
+            }
         }
     }
 

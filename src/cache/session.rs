@@ -52,35 +52,42 @@ pub struct StepSession<'a> {
 impl StepSession<'_> {
     /// Applies one operation.
     pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
-        let ready = match *op {
-            Op::Append { target: Target::Id(id), tokens, lookahead } => {
-                self.append_ready(id, tokens, lookahead)
+        if let Op::Append { target: Target::Id(id), tokens, lookahead } = *op {
+            let mut ready = None;
+            self.append_ready([Some((id, tokens, lookahead))].into_iter(), |_, result| ready = Some(result));
+            if let Some(result) = ready {
+                return result;
             }
-            _ => None,
-        };
-        ready.unwrap_or_else(|| self.apply_unready(op))
+        }
+        self.apply_unready(op)
     }
 
-    /// Applies one operation that is no APPEND, or one for which [`append_ready`](Self::append_ready) had nothing.
+    /// Applies one operation that is no APPEND, or one at which [`append_ready`](Self::append_ready) ended.
     pub fn apply_unready(&mut self, op: &Op<'_>) -> OpResult {
         self.state.apply(op)
     }
 
-    /// What `apply` tries first with an APPEND: `None` and nothing else if the sequence takes a closer look.
+    /// What `apply` tries first with an APPEND, for as many as come: target, tokens and lookahead of each, `None` for
+    /// what is no APPEND. Ends before the first that takes a closer look, to which nothing was done; tells the place and
+    /// the result of those before it, and answers how many there were.
     #[inline]
-    pub fn append_ready(&mut self, target: Id, tokens: u64, lookahead: u32) -> Option<OpResult> {
-        self.state.append_ready(target, tokens, lookahead)
+    pub fn append_ready(
+        &mut self,
+        ops: impl Iterator<Item = Option<(Id, u64, u32)>>,
+        tell: impl FnMut(usize, OpResult),
+    ) -> usize {
+        self.state.append_ready(ops, tell)
     }
 
-    /// Operations ahead at which [`expect`](Self::expect) is of most use.
-    pub const FAR: usize = ahead::FAR;
-    /// Operations ahead at which [`prepare`](Self::prepare) is of most use.
-    pub const NEAR: usize = ahead::NEAR;
+    /// Operations that are best gone through together: two such runs ahead of their turn [`expect`](Self::expect) is of
+    /// most use, one run ahead [`prepare`](Self::prepare).
+    pub const RUN: usize = ahead::RUN;
 
-    /// Has memory fetched for an operation on this sequence that comes in this session.
+    /// Has memory fetched for operations on these sequences that come in this session, and more of those whose flag
+    /// says that it is a COMMIT.
     #[inline]
-    pub fn expect(&self, target: Id, is_commit: bool) {
-        self.state.expect(target, is_commit);
+    pub fn expect(&self, targets: impl Iterator<Item = (Id, bool)> + Clone) {
+        self.state.expect(targets);
     }
 
     /// Whether an APPEND that is near needs no [`prepare`](Self::prepare).

@@ -45,31 +45,49 @@ impl State {
         }
     }
 
-    /// An APPEND to a sequence that is ready for it, as nearly all are in a step that decodes. `None`: [`apply`] is to
-    /// look closer, nothing was changed.
+    /// APPENDs to sequences that are ready for them, as nearly all are in a step that decodes: target, tokens and
+    /// lookahead of each, `None` for what is no APPEND. Ends with the list or before the first for which [`apply`] is to
+    /// look closer, where nothing was changed; answers how many there were.
     ///
     /// [`apply`]: Self::apply
     #[inline]
-    pub(super) fn append_ready(&mut self, id: Id, tokens: u64, lookahead: u32) -> Option<OpResult> {
-        let row = id.index(IdKind::Sequence)?;
-        let Self { holders, batch, call, sizes, shared, .. } = self;
-        let sequence = holders.sequences.get_mut(row)?;
-        let Sequence { holder, ready, last_step, refused_in_call, .. } = *sequence;
-        let is_ready = holder.generation == id.generation()
-            && holder.is_live
-            // One of nothing looks: it may be to a sequence that does not run.
-            && (1..=u64::from(ready)).contains(&tokens.saturating_add(lookahead.into()))
-            && refused_in_call != *call
-            && last_step != batch.step
-            && batch.has_room(tokens, true)
-            && !shared.namespaces.owners.may_be_over();
-        if !is_ready {
-            return None;
+    pub(super) fn append_ready(
+        &mut self,
+        ops: impl Iterator<Item = Option<(Id, u64, u32)>>,
+        mut tell: impl FnMut(usize, OpResult),
+    ) -> usize {
+        let Self { holders, batch, call, shared, .. } = self;
+        if shared.namespaces.owners.may_be_over() {
+            return 0;
         }
-        sequence.ready = ready - tokens as u16;
-        batch.begin_entry(row, sequence, tokens);
-        let group = if sizes.is_some() { holder.groups.first() as u32 } else { 0 };
-        Some(OpResult { row: row as i32, sequence: id.0, group, ..OpResult::DONE })
+        let call = *call;
+        let sequences = &mut holders.sequences[..];
+        let mut entering = batch.entering();
+        for op in ops {
+            let Some((id, tokens, lookahead)) = op else { break };
+            let Some(row) = id.index(IdKind::Sequence) else { break };
+            let Some(sequence) = sequences.get_mut(row) else { break };
+            let Sequence { holder, ready, last_step, refused_in_call, .. } = *sequence;
+            let is_ready = holder.generation == id.generation()
+                && holder.is_live
+                // One of nothing looks: it may be to a sequence that does not run.
+                && tokens > 0
+                && tokens.saturating_add(lookahead.into()) <= u64::from(ready)
+                && refused_in_call != call
+                && last_step != entering.step
+                && entering.has_room(tokens);
+            if !is_ready {
+                break;
+            }
+            sequence.ready = ready - tokens as u16;
+            // Without size classes all groups are a sequence's, and the first is 0 like that of any result.
+            let group = holder.groups.first() as u32;
+            tell(entering.count(), OpResult { row: row as i32, sequence: id.0, group, ..OpResult::DONE });
+            entering.enter(row, sequence, tokens);
+        }
+        let count = entering.count();
+        batch.note_entered(count);
+        count
     }
 
     /// How far beyond its length a row of plain groups can go in the blocks that it has.
