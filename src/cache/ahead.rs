@@ -6,7 +6,7 @@
 //! key decides where its block is entered, so keys are made ahead too and kept until their operation comes. Invariant:
 //! what is done here changes nothing that an operation does, however wrong a guess is.
 
-use super::config::GROUPS_MAX;
+use super::config::{GROUPS_MAX, HashKind};
 use super::hash::{self, Extras, Key};
 use super::lookup::Naming;
 use super::sequence::{Holder, Pause, Sequence};
@@ -17,7 +17,7 @@ use crate::sys::reserve::filled;
 use crate::types::{Id, IdKind};
 
 /// Operations of a run.
-pub(super) const RUN: usize = 8;
+pub(super) const RUN: usize = 16;
 /// Keys that are kept: those of a run that is on, and of the one that is prepared.
 const KEPT: usize = 2 * RUN;
 /// Free blocks below which the next victims are fetched.
@@ -35,6 +35,8 @@ pub(super) struct Ahead {
     links: Vec<i32>,
     link_tokens: usize,
     next: usize,
+    /// The place after that of the key that was asked for last.
+    wanted: usize,
     /// By group: rows that were about to grow while hardly a block was free.
     growths: [u32; GROUPS_MAX],
 }
@@ -47,6 +49,7 @@ impl Ahead {
             links: filled(KEPT * link_tokens, 0)?,
             link_tokens,
             next: 0,
+            wanted: 0,
             growths: [0; GROUPS_MAX],
         })
     }
@@ -67,13 +70,29 @@ impl Ahead {
         self.next = (self.next + 1) % KEPT;
     }
 
-    /// The key of this link, if it was made.
-    fn find(&self, row: usize, parent: &Key, tokens: &[i32]) -> Option<Key> {
-        let is_it = |&(place, &kept): &(usize, &Option<(u32, Key, Key)>)| {
-            kept.is_some_and(|(of, after, _)| of == row as u32 && after == *parent)
-                && self.link(place) == tokens
+    /// The key of this link, if it was made. Keys are asked for in the order in which they were made, but for some.
+    fn find(&mut self, row: usize, parent: &Key, tokens: &[i32]) -> Option<Key> {
+        let places = (self.wanted..KEPT).chain(0..self.wanted);
+        let mut found = places.filter_map(|place| Some((place, self.keys[place].as_ref()?)));
+        let is_it = |&(place, (of, after, _)): &(usize, &(u32, Key, Key))| {
+            *of == row as u32 && after == parent && self.link(place) == tokens
         };
-        self.keys.iter().enumerate().find(is_it).and_then(|(_, kept)| kept.map(|(.., key)| key))
+        let (place, &(.., key)) = found.find(is_it)?;
+        self.wanted = (place + 1) % KEPT;
+        Some(key)
+    }
+
+    /// The key of the first link that a COMMIT completes: the one made ahead, if it is of this link.
+    pub(super) fn first_key(
+        &mut self,
+        hash: HashKind,
+        row: usize,
+        parent: &Key,
+        tokens: &[i32],
+        extras: &Extras,
+    ) -> Key {
+        let made = if *extras == Extras::NONE { self.find(row, parent, tokens) } else { None };
+        made.unwrap_or_else(|| hash::link(hash, parent, tokens, extras))
     }
 }
 
@@ -177,12 +196,6 @@ impl State {
             self.ahead.keep(row, &holder.key, &key);
         }
         Some(key)
-    }
-
-    /// The key of the first link that a COMMIT completes: the one made ahead, if it is of this link.
-    pub(super) fn first_link_key(&self, row: usize, parent: &Key, tokens: &[i32], extras: &Extras) -> Key {
-        let made = if *extras == Extras::NONE { self.ahead.find(row, parent, tokens) } else { None };
-        made.unwrap_or_else(|| hash::link(self.hash, parent, tokens, extras))
     }
 }
 

@@ -458,9 +458,9 @@ impl State {
                 let Holder { key: parent, extras: folded, .. } = sequence.holder;
                 let key = if offset > 0 {
                     self.holders.open_tokens_mut(row)[offset..].copy_from_slice(part);
-                    self.first_link_key(row, &parent, self.holders.open_tokens(row), &folded)
+                    self.ahead.first_key(self.hash, row, &parent, self.holders.open_tokens(row), &folded)
                 } else if is_first {
-                    self.first_link_key(row, &parent, part, &folded)
+                    self.ahead.first_key(self.hash, row, &parent, part, &folded)
                 } else {
                     hash::link(self.hash, &parent, part, &folded)
                 };

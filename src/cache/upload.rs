@@ -11,6 +11,7 @@ use super::batch::{Batch, BatchEntry};
 use super::copies::COPY_WORDS;
 use super::group::Reach;
 use super::kernels::UPLOAD_HEAD;
+use super::sequence::Rows;
 use super::state::State;
 use super::table::Places;
 use crate::device::{Copy, Device, DeviceSlice, OwnedEvent, Place, Stream};
@@ -169,9 +170,14 @@ impl Packer<'_> {
     }
 }
 
+/// Whether all sequences of the batch still run.
+fn are_all_live(state: &State) -> bool {
+    state.batch.ended_before == state.holders.ended
+}
+
 /// Entries of the batch whose sequence still runs.
 pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
-    let are_all = state.batch.ended_before == state.holders.ended;
+    let are_all = are_all_live(state);
     state.batch.entries.iter().filter(move |entry| {
         if are_all {
             return true;
@@ -194,6 +200,20 @@ pub(super) fn pack_batch(packer: &mut Packer<'_>, state: &State, places: &Places
     starts[count] = tokens as i32;
     (arrays.rows, arrays.starts, arrays.batch_count, arrays.token_count) =
         (rows_at, starts_at, count, tokens);
+}
+
+/// Slots of batch positions of one token each, from the first on; answers how many there were. Blocks have 1 << `shift`
+/// tokens.
+fn pack_decodes(entries: &[BatchEntry], rows: &Rows, shift: u32, slots: &mut [i64]) -> usize {
+    let (cells, row_cells, mask) = (rows.cells(), rows.row_cells(), (1 << shift) - 1);
+    let ones = entries.iter().zip(slots).take_while(|(entry, _)| entry.count == 1);
+    ones.map(|(entry, slot)| {
+        // Lengths are 31 bits wide in the tables.
+        let first = entry.first as u32;
+        let block = cells[entry.row as usize * row_cells + (first >> shift) as usize];
+        *slot = i64::from(block) << shift | i64::from(first & mask);
+    })
+    .count()
 }
 
 /// Slot of each scheduled token, and -1 up to where the device array holds older ones.
@@ -220,26 +240,20 @@ pub(super) fn pack_slots(
         let has_classes = state.classes.len() > 1;
         let rows = &state.holders.rows[group];
         let mut at = 0;
-        for entry in live_entries(state) {
+        if are_all_live(state) && !has_classes && block_tokens.is_power_of_two() {
+            at = pack_decodes(&state.batch.entries, rows, block_tokens.trailing_zeros(), slots);
+        }
+        for entry in live_entries(state).skip(at) {
             if has_classes && !state.holders.sequences[entry.row as usize].holder.groups.has(group) {
                 slots[at..at + entry.count as usize].fill(-1);
                 at += entry.count as usize;
                 continue;
             }
             let row = rows.row(entry.row as usize);
-            // Lengths are 31 bits wide in the tables.
             let first = entry.first as u32;
             let (mut position, mut offset) = (first / block_tokens, first % block_tokens);
-            let slot_of = |position: u32, offset: u32| {
-                i64::from(row[position as usize]) * i64::from(block_tokens) + i64::from(offset)
-            };
-            if entry.count == 1 {
-                slots[at] = slot_of(position, offset);
-                at += 1;
-                continue;
-            }
             for slot in &mut slots[at..at + entry.count as usize] {
-                *slot = slot_of(position, offset);
+                *slot = i64::from(row[position as usize]) * i64::from(block_tokens) + i64::from(offset);
                 offset += 1;
                 if offset == block_tokens {
                     (position, offset) = (position + 1, 0);

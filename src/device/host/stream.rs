@@ -25,6 +25,8 @@ const QUEUE_OPS: usize = 256;
 
 /// How long a waiter looks before it sleeps: about what it costs to be woken by the system.
 const SPIN_NS: u64 = 20_000;
+/// The same of a worker whose work comes in a quick rhythm, as steps do: whoever brings it would pay for waking it.
+const RHYTHM_NS: u64 = 200_000;
 
 thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
@@ -35,8 +37,8 @@ pub(super) fn is_worker() -> bool {
     IS_WORKER.with(Cell::get)
 }
 
-/// Looks for a short while whether `done` holds.
-fn spin(done: impl Fn() -> bool) -> bool {
+/// Looks for a while whether `done` holds.
+fn spin(most_ns: u64, done: impl Fn() -> bool) -> bool {
     if done() {
         return true;
     }
@@ -48,7 +50,7 @@ fn spin(done: impl Fn() -> bool) -> bool {
         if done() {
             return true;
         }
-        if clock::now_ns() - start_ns > SPIN_NS {
+        if clock::now_ns() - start_ns > most_ns {
             return false;
         }
         std::thread::yield_now();
@@ -121,7 +123,7 @@ impl Progress {
     }
 
     fn wait(&self, count: u64) {
-        if spin(|| self.has_reached(count)) {
+        if spin(SPIN_NS, || self.has_reached(count)) {
             return;
         }
         let mut gate = self.gate.lock();
@@ -378,7 +380,8 @@ impl Stream {
         IS_WORKER.with(|is_worker| is_worker.set(true));
         // Two queues change places, so that users and the worker meet at the lock once per batch.
         let mut batch = VecDeque::with_capacity(QUEUE_OPS);
-        while self.take(&mut batch) {
+        let mut spin_ns = SPIN_NS;
+        while self.take(&mut batch, &mut spin_ns) {
             while let Some(op) = batch.pop_front() {
                 let is_lost = self.loss.is_lost.load(Ordering::Acquire);
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| op.run(is_lost))) {
@@ -390,13 +393,20 @@ impl Stream {
         }
     }
 
-    fn take(&self, batch: &mut VecDeque<Op>) -> bool {
+    /// Waits for work; first awake, for as long as the latest wait says that it is of use.
+    fn take(&self, batch: &mut VecDeque<Op>, spin_ns: &mut u64) -> bool {
         let completed = self.progress.completed.load(Ordering::Relaxed);
-        spin(|| self.progress.submitted.load(Ordering::Relaxed) != completed);
+        let start_ns = clock::now_ns();
+        let is_found = spin(*spin_ns, || self.progress.submitted.load(Ordering::Relaxed) != completed);
         let mut queue = self.queue.lock();
         loop {
             if !queue.ops.is_empty() {
                 std::mem::swap(&mut queue.ops, batch);
+                drop(queue);
+                if !is_found {
+                    let was_quick = clock::now_ns() - start_ns < RHYTHM_NS;
+                    *spin_ns = if was_quick { RHYTHM_NS } else { SPIN_NS };
+                }
                 return true;
             }
             if queue.is_closed {
