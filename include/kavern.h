@@ -3880,6 +3880,21 @@ kavern_status kavern_ticket_wait(uint64_t ticket,
                                  uint64_t timeout_ns);
 
 /**
+ * Makes later work on a stream wait for the work of a ticket: kavern_stream_wait, as ABIs name it that have the
+ * ticket first.
+ *
+ * Stream: as for kavern_stream_synchronize.
+ * Errors: as kavern_stream_wait.
+ * Threads: any; enqueues and returns.
+ * Since: 0.1
+ *
+ * Safety: None beyond handles or null.
+ */
+kavern_status kavern_ticket_wait_on_stream(uint64_t ticket,
+                                           kavern_manager *manager,
+                                           void *stream);
+
+/**
  * Reads what the allocator holds and did.
  *
  * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE.

@@ -216,3 +216,26 @@ pub unsafe extern "C" fn kavern_ticket_wait(ticket: u64, timeout_ns: u64) -> kav
         State::Failed(error) => Err(error),
     })
 }
+
+/// Makes later work on a stream wait for the work of a ticket: kavern_stream_wait, as ABIs name it that have the
+/// ticket first.
+///
+/// Stream: as for kavern_stream_synchronize.
+/// Errors: as kavern_stream_wait.
+/// Threads: any; enqueues and returns.
+/// Since: 0.1
+///
+/// # Safety
+/// None beyond handles or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kavern_ticket_wait_on_stream(
+    ticket: u64,
+    manager: *mut kavern_manager,
+    stream: *mut c_void,
+) -> kavern_status {
+    guard_on("kavern_ticket_wait_on_stream", manager, |manager| {
+        let stream = resolve(manager, stream)?;
+        manager.stream_wait(*stream, Id(ticket))?;
+        Ok(Status::Ok)
+    })
+}

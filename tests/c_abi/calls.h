@@ -24,6 +24,7 @@
     ON_MANAGER(kavern_stream_record, (manager, NULL, NULL))                                                       \
     ON_NONE(kavern_ticket_poll, (NULL, 0, NULL))                                                                  \
     ON_NONE(kavern_ticket_wait, (0, 0))                                                                           \
+    ON_MANAGER(kavern_ticket_wait_on_stream, (0, manager, NULL))                                                  \
     ON_MANAGER(kavern_pinned_alloc, (manager, 0, NULL, NULL))                                                     \
     ON_MANAGER(kavern_pinned_free, (manager, NULL, NULL))                                                         \
     ON_MANAGER(kavern_pinned_register, (manager, NULL, 0, 0))                                                     \

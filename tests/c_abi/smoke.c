@@ -202,6 +202,38 @@ static void logs(void) {
     EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_set_log_callback(5, hear, &heard));
 }
 
+/* One stream writes what another reads; answers the races that the simulator found with the wait that is asked for. */
+static uint64_t races_with(int wait) {
+    kavern_manager *manager = open_manager("sim?seed=7");
+    kavern_stream *first = NULL, *second = NULL;
+    OK(kavern_stream_create(manager, &first));
+    OK(kavern_stream_create(manager, &second));
+    kavern_sim_range range = {.bytes = 65536};
+    OK(kavern_alloc(manager, range.bytes, 0, first, 0, &range.address));
+    OK(kavern_sim_launch(manager, first, NULL, 0, &range, 1));
+    uint64_t ticket = 0;
+    OK(kavern_stream_record(manager, first, &ticket));
+    if (wait == 1) OK(kavern_stream_wait(manager, second, ticket));
+    if (wait == 2) OK(kavern_ticket_wait_on_stream(ticket, manager, second));
+    OK(kavern_sim_launch(manager, second, &range, 1, NULL, 0));
+    OK(kavern_stream_synchronize(manager, first));
+    OK(kavern_stream_synchronize(manager, second));
+    kavern_manager_statistics totals = {.struct_size = sizeof totals};
+    OK(kavern_manager_stats(manager, &totals));
+    EXPECT(KAVERN_ERR_STALE_ID, kavern_ticket_wait_on_stream(ticket + 1000000, manager, second));
+    OK(kavern_free(manager, range.address, first));
+    OK(kavern_stream_destroy(&first));
+    OK(kavern_stream_destroy(&second));
+    OK(kavern_manager_destroy(&manager));
+    return totals.races;
+}
+
+static void waits_between_streams(void) {
+    CHECK(races_with(0) > 0);
+    CHECK(races_with(1) == 0);
+    CHECK(races_with(2) == 0);
+}
+
 int main(void) {
     versions();
     texts_of_errors();
@@ -209,6 +241,7 @@ int main(void) {
     configurations();
     streams_and_tickets();
     foreign_streams();
+    waits_between_streams();
     reports();
     logs();
     return 0;

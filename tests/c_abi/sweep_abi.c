@@ -168,6 +168,15 @@ static void stream_wait(void) {
     refused(kavern_stream_wait(manager, stream, ticket));
 }
 
+static void ticket_wait_on_stream(void) {
+    choose_flaw(3);
+    kavern_manager *manager = MANAGER(0);
+    void *stream = STREAM(1);
+    uint64_t ticket = forged_ticket();
+    if (!is_bad(2)) OK(kavern_stream_record(live_manager, live_stream, &ticket));
+    refused(kavern_ticket_wait_on_stream(ticket, manager, stream));
+}
+
 static void stream_record(void) {
     choose_flaw(3);
     refused(kavern_stream_record(MANAGER(0), STREAM(1), output(2)));
@@ -219,5 +228,6 @@ const sweep_entry sweep_abi[] = {
     {"kavern_stream_record", stream_record},
     {"kavern_ticket_poll", ticket_poll},
     {"kavern_ticket_wait", ticket_wait},
+    {"kavern_ticket_wait_on_stream", ticket_wait_on_stream},
     {NULL, NULL},
 };

@@ -1125,6 +1125,7 @@ FUNCTIONS = {
     "kavern_stream_record": (kavern_status, [kavern_manager, _c.c_void_p, _c.POINTER(_c.c_uint64)]),
     "kavern_ticket_poll": (kavern_status, [_c.POINTER(_c.c_uint64), _c.c_size_t, _c.POINTER(_c.c_int32)]),
     "kavern_ticket_wait": (kavern_status, [_c.c_uint64, _c.c_uint64]),
+    "kavern_ticket_wait_on_stream": (kavern_status, [_c.c_uint64, kavern_manager, _c.c_void_p]),
     "kavern_memory_stats": (kavern_status, [kavern_manager, _c.POINTER(kavern_memory_statistics)]),
     "kavern_can_allocate": (kavern_status, [kavern_manager, _c.c_uint64, _c.c_uint32, _c.POINTER(_c.c_uint32)]),
     "kavern_manager_trim": (kavern_status, [kavern_manager, _c.POINTER(_c.c_uint64)]),
