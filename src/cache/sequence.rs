@@ -152,8 +152,15 @@ impl Rows {
     /// together, so they are read and not guessed.
     #[inline]
     pub(super) fn fetch_last(&self, row: usize) {
-        let Some(last) = self.counts.get(row).and_then(|count| count.checked_sub(1)) else { return };
-        prefetch::prefetch(&self.cells, row * self.row_cells + last as usize);
+        let Some(last) = self.last_cell(row) else { return };
+        prefetch::prefetch(&self.cells, last);
+    }
+
+    /// Where the last cell of a row is, if it has any.
+    #[inline]
+    pub(super) fn last_cell(&self, row: usize) -> Option<usize> {
+        let last = self.counts.get(row)?.checked_sub(1)?;
+        Some(row * self.row_cells + last as usize)
     }
 
     /// The blocks of a row.
