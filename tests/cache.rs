@@ -33,5 +33,6 @@ mod cache {
     mod states;
     mod steps;
     mod tables;
+    mod turns;
     mod write;
 }

@@ -125,6 +125,36 @@ fn a_refused_piece_of_the_callers_range_unpins_those_before_it() {
     assert!(unsafe { HostRange::new(start, u64::MAX) }.is_err());
 }
 
+/// Whether all pages of a range have memory.
+fn is_populated(start: usize, bytes: usize) -> bool {
+    let mut pages = vec![0; bytes / 4096];
+    // SAFETY: the result has a byte for each page, and the call reads no memory of the range.
+    let code = unsafe { libc::mincore(start as *mut libc::c_void, bytes, pages.as_mut_ptr()) };
+    code == 0 && pages.iter().all(|is_there| is_there & 1 == 1)
+}
+
+#[test]
+fn the_callers_range_has_its_pages_before_it_is_pinned() {
+    // So much comes fresh from the system.
+    let bytes = 48_usize << 20;
+    let own = vec![0_u8; bytes];
+    let start = own.as_ptr().addr().next_multiple_of(4096);
+    let advice = libc::MADV_POPULATE_WRITE;
+    // SAFETY: the advice changes no byte.
+    let can_populate = unsafe { libc::madvise(start as *mut libc::c_void, 4096, advice) == 0 };
+    if !can_populate {
+        return;
+    }
+    let (inside, length) = (start + (1 << 20), bytes - (2 << 20));
+    assert!(!is_populated(inside, length));
+    // SAFETY: inside `own`, which outlives the pool.
+    let range = unsafe { HostRange::new(inside, length as u64) }.unwrap();
+    let memory = memory("");
+    let pool = pool(&memory, 2 << 20);
+    pool.register(range, 0, "mine").unwrap();
+    assert!(is_populated(inside, length));
+}
+
 #[test]
 fn more_than_the_machine_has_is_refused_before_anything_is_pinned() {
     let memory = memory("");

@@ -163,21 +163,42 @@ pub(crate) struct Costs {
     pub(crate) metadata_bytes: f64,
 }
 
+/// A full cache of prompts of the same length, whose keys are given.
+pub(crate) struct FullCache {
+    pool: Prompts,
+    pub(crate) prompts: u64,
+    /// Blocks of a prompt.
+    each: u64,
+}
+
+impl FullCache {
+    /// With the nanoseconds a block of each commit.
+    pub(crate) fn new(blocks: u64, beside: Option<Beside>) -> (Self, Vec<f64>) {
+        let each = PROMPT_BLOCKS.min(blocks / 2);
+        let pool = Prompts::new(blocks, HashKind::Blake3, beside);
+        let mut full = Self { pool, prompts: blocks / each, each };
+        let commits = (0..full.prompts).map(|prompt| full.with(prompt, Prompts::store)).collect();
+        (full, commits)
+    }
+
+    fn with(&mut self, prompt: u64, work: impl FnOnce(&mut Prompts, &Request<'_>) -> u64) -> f64 {
+        let bytes = keys(prompt, self.each);
+        let request = request(Named::Keys.naming(&bytes, &[]), self.each * u64::from(BLOCK_TOKENS));
+        work(&mut self.pool, &request) as f64 / self.each as f64
+    }
+
+    /// Nanoseconds a block of a match with the release of its lease.
+    pub(crate) fn visit(&mut self, prompt: u64) -> f64 {
+        self.with(prompt, Prompts::visit)
+    }
+}
+
 /// What a block costs in a full cache of so many; at most so many samples of each.
 pub(crate) fn costs(blocks: u64, samples: usize) -> Costs {
-    let each = PROMPT_BLOCKS.min(blocks / 2);
-    let tokens = each * u64::from(BLOCK_TOKENS);
-    let mut pool = Prompts::new(blocks, HashKind::Blake3, None);
-    let per_block = |spent: u64| spent as f64 / each as f64;
-    let count = blocks / each;
-    let named = |prompt: u64, work: &mut dyn FnMut(&Request<'_>) -> u64| {
-        let bytes = keys(prompt, each);
-        per_block(work(&request(Named::Keys.naming(&bytes, &[]), tokens)))
-    };
-    let commits = (0..count).map(|prompt| named(prompt, &mut |request| pool.store(request))).collect();
+    let (mut full, commits) = FullCache::new(blocks, None);
     let mut random = fastrand::Rng::with_seed(blocks);
-    let visits = (0..samples).map(|_| named(random.u64(0..count), &mut |request| pool.visit(request)));
-    let visits = visits.collect();
+    let visits = (0..samples).map(|_| full.visit(random.u64(0..full.prompts))).collect();
+    let FullCache { pool, each, .. } = full;
     let statistics = pool.cache.statistics();
     let mut evictions = Vec::new();
     while pool.cache.statistics().indexed_blocks >= each && evictions.len() < samples {

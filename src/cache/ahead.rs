@@ -321,4 +321,16 @@ pub(super) mod tests {
         cache.step_done(1, None).unwrap();
         cache.validate().unwrap();
     }
+
+    #[test]
+    fn of_a_row_its_last_cell_is_asked_for_and_of_an_empty_one_none() {
+        let cache = cache(HashKind::Xxh3, 64);
+        let lease = cache.lookups().find(&request(&[])).unwrap().lease;
+        let tokens = 2 * u64::from(EACH) + 1;
+        let admit = Op::Admit { lease, tokens, lookahead: 0, row: 2, expected_tokens: 0 };
+        assert_eq!(cache.step(1).unwrap().apply(&admit).status, Status::Ok);
+        let state = cache.state();
+        let rows = &state.holders.rows[0];
+        assert_eq!([2, 1, 9].map(|row| rows.last_cell(row)), [Some(2 * rows.row_cells() + 2), None, None]);
+    }
 }

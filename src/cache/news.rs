@@ -163,7 +163,7 @@ impl KvCache {
             late.push(unnamed);
         }
         let removed = work(&mut state);
-        drop(state);
+        give_way(state);
         late.clear();
         removed
     }
@@ -215,7 +215,9 @@ impl KvCache {
         let (mut cursor, mut lost, mut count) = (cursor, false, 0);
         while count < most {
             let room = EVENT_PIECE.min(most - count);
-            let (read, gap) = self.state.lock().read_piece(cursor, &mut buffer[..room]);
+            let state = self.state.lock();
+            let (read, gap) = state.read_piece(cursor, &mut buffer[..room]);
+            give_way(state);
             buffer[..read].iter().enumerate().for_each(|(at, event)| take(count + at, event));
             (cursor, count) = (cursor + read as u64, count + read);
             match gap {

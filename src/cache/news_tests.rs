@@ -11,6 +11,7 @@ use crate::cache::steps::StepState;
 use crate::cache::{CacheConfig, Content, GroupConfig, Op, Target};
 use crate::event::NoSink;
 use crate::memory::{Limits, Memory};
+use crate::sync::ways_given;
 use crate::sys::clock::thread_ns;
 use crate::types::Id;
 
@@ -191,5 +192,81 @@ fn a_name_that_is_given_between_two_pieces_of_a_reset_lists_nothing_that_the_nex
     let wipe = |state: &mut State| state.reset_stretch(0, 0..64);
     assert_eq!(cache.reset_piece(ResetScope::All, &mut Vec::new(), wipe), 1);
     assert_eq!(cache.prefixes(|_, _, _| {}), 0);
+    cache.validate().unwrap();
+}
+
+/// How often others had the lock while this was done, if they waited for it.
+fn turns(work: impl FnOnce()) -> u64 {
+    let before = ways_given();
+    work();
+    ways_given() - before
+}
+
+#[test]
+fn work_in_pieces_gives_way_after_each_of_them() {
+    const PROMPT: u64 = 2000;
+    let settings = CacheConfig { max_namespaces: 2, ..config(2 * PROMPT) };
+    let device = crate::device::registry::open("host").unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let cache = KvCache::new(&memory, &settings).unwrap();
+    let mut steps = 0;
+    let mut publish = |namespace_id: u64, blocks: u64| {
+        let keys: Vec<u8> =
+            (0..blocks).flat_map(|at| [namespace_id, at].map(u64::to_le_bytes)).flatten().collect();
+        let naming = Naming::Keys { bytes: &keys, key_bytes: 16 };
+        let request = Request {
+            namespace_id,
+            adapter_id: 0,
+            salt: b"",
+            naming,
+            token_count: blocks,
+            no_read: false,
+            no_store: false,
+            drop_last: false,
+            keep_one_token: false,
+            sizing: Default::default(),
+        };
+        let found = cache.lookups().find(&request).unwrap();
+        assert_eq!(found.hit_tokens, 0);
+        steps += 1;
+        let mut step = cache.step(steps).unwrap();
+        let admit =
+            Op::Admit { lease: found.lease, tokens: blocks, lookahead: 0, row: -1, expected_tokens: 0 };
+        let target = Target::Id(Id(step.apply(&admit).sequence));
+        let commit = Op::Commit { target, tokens: blocks, naming };
+        assert_eq!(u64::from(step.apply(&commit).blocks_committed), blocks);
+        step.apply(&Op::Free { target });
+        drop(step);
+        cache.step_done(steps, None).unwrap();
+    };
+    publish(0, PROMPT);
+    let check = |what: &str, work: &mut dyn FnMut(), least: u64| {
+        let turns = turns(work);
+        assert!(turns >= least, "{what}: {turns} turns, at least {least}");
+    };
+    let pieces = |blocks: u64, piece: u64| blocks / piece;
+    check(
+        "a snapshot",
+        &mut || _ = cache.snapshot(0, usize::MAX, |_, _| {}),
+        pieces(PROMPT, EVENT_PIECE as u64),
+    );
+    check(
+        "events",
+        &mut || _ = cache.read_events(0, PROMPT as usize, |_, _| {}),
+        pieces(PROMPT, EVENT_PIECE as u64),
+    );
+    let limit = || cache.limit_namespace(0, u64::MAX, PROMPT / 2).unwrap();
+    check("a limit", &mut || limit(), pieces(PROMPT, 256) + pieces(PROMPT / 2, 32));
+    check("evictions", &mut || _ = cache.evict(0, PROMPT / 4).unwrap(), pieces(PROMPT / 4, 64) - 1);
+    for blocks in [PROMPT, 2 * PROMPT] {
+        check("a resize", &mut || _ = cache.resize(0, blocks).unwrap(), pieces(PROMPT, 256));
+    }
+    let reset = || _ = cache.reset(ResetScope::Namespace(0)).unwrap();
+    check("a wipe", &mut || reset(), pieces(PROMPT / 4, RESET_PIECE.into()));
+    let reset = || _ = cache.reset(ResetScope::All).unwrap();
+    check("a reset", &mut || reset(), pieces(2 * PROMPT, RESET_PIECE.into()));
+    [(0, 200), (1, 1)].into_iter().for_each(|(id, blocks)| publish(id, blocks));
+    check("a list of ids", &mut || _ = cache.namespace_ids(0, 2, |_, _| {}), 1);
+    check("a place for a third namespace", &mut || publish(2, 1), pieces(200, 32));
     cache.validate().unwrap();
 }

@@ -201,7 +201,9 @@ impl KvCache {
         loop {
             let room = ID_PIECE.min(most - count);
             let piece = &mut buffer[..room];
-            let (read, next, is_all) = self.state.lock().shared.namespaces.owners.ids_piece(position, piece);
+            let state = self.state.lock();
+            let (read, next, is_all) = state.shared.namespaces.owners.ids_piece(position, piece);
+            give_way(state);
             buffer[..read].iter().enumerate().for_each(|(at, &id)| take(count + at, id));
             (position, count) = (next, count + read);
             if is_all || count == most {

@@ -152,12 +152,15 @@ impl Rows {
     /// together, so they are read and not guessed.
     #[inline]
     pub(super) fn fetch_last(&self, rows: impl Iterator<Item = usize>) {
-        let (counts, cells) = (&self.counts[..], &self.cells[..]);
-        for row in rows {
-            if let Some(last) = counts.get(row).and_then(|count| count.checked_sub(1)) {
-                prefetch::prefetch(cells, row * self.row_cells + last as usize);
-            }
-        }
+        let cells = &self.cells[..];
+        rows.filter_map(|row| self.last_cell(row)).for_each(|last| prefetch::prefetch(cells, last));
+    }
+
+    /// Where the last cell of a row is, if it has any.
+    #[inline]
+    pub(super) fn last_cell(&self, row: usize) -> Option<usize> {
+        let last = self.counts.get(row)?.checked_sub(1)?;
+        Some(row * self.row_cells + last as usize)
     }
 
     /// The blocks of a row.

@@ -13,7 +13,20 @@ pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 /// Gives a lock back between two pieces of long work, to whoever waits for it. A plain unlock only wakes them, and who
 /// asks again at once is faster.
 pub fn give_way<T>(guard: MutexGuard<'_, T>) {
+    #[cfg(test)]
+    WAYS_GIVEN.set(ways_given() + 1);
     MutexGuard::unlock_fair(guard);
+}
+
+#[cfg(test)]
+thread_local! {
+    static WAYS_GIVEN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// How often this thread gave way.
+#[cfg(test)]
+pub(crate) fn ways_given() -> u64 {
+    WAYS_GIVEN.get()
 }
 
 /// Lets the thread rest for so long, or a little longer.

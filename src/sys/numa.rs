@@ -96,12 +96,13 @@ impl HostMemory {
     }
 }
 
-fn advise(address: usize, bytes: u64, advice: libc::c_int) {
+/// Answers whether the system has taken the advice.
+fn advise(address: usize, bytes: u64, advice: libc::c_int) -> bool {
     let page = os_page_bytes() as usize;
     let start = address / page * page;
     let length = (address + bytes as usize).next_multiple_of(page) - start;
     // SAFETY: the advice given here changes no byte and takes no page away; addresses without memory are refused.
-    let _ = unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+    unsafe { libc::madvise(start as *mut libc::c_void, length, advice) == 0 }
 }
 
 /// Has the system put pages behind a range of somebody else's without changing a byte of it. What the system refuses
@@ -111,6 +112,13 @@ pub fn populate(address: usize, bytes: u64) {
     if (address as u64).checked_add(bytes).is_some_and(|end| end.checked_next_multiple_of(page).is_some()) {
         advise(address, bytes, libc::MADV_POPULATE_WRITE);
     }
+}
+
+/// Whether the system puts pages behind a range when it is asked to: one that is older than the advice does not.
+#[cfg(test)]
+pub(crate) fn can_populate() -> bool {
+    let some = [0_u8; 1];
+    advise(some.as_ptr().addr(), 1, libc::MADV_POPULATE_WRITE)
 }
 
 /// Whether all pages of a range have memory.

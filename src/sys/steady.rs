@@ -157,11 +157,10 @@ mod tests {
         };
         assert!(!is_there(0));
         table.populate(1 << 16, 1 << 15);
-        // A system that is older than the advice leaves all as it was.
-        if !is_there(1 << 16) {
+        if !numa::can_populate() {
             return;
         }
-        let pages = [(1 << 16) + 1000, (1 << 16) + (1 << 15) - 1];
+        let pages = [1 << 16, (1 << 16) + 1000, (1 << 16) + (1 << 15) - 1];
         assert!(pages.into_iter().all(is_there));
         assert!(!is_there(0) && !is_there(1 << 19));
         // Beyond its end there is nothing to have pages.

@@ -1,6 +1,6 @@
 //! Operations, their limits, and when a block that was given up is used again.
 
-use kavern::cache::{CacheConfig, Change, Naming, Op, OpResult, Request, Target};
+use kavern::cache::{CacheConfig, Change, Naming, Op, OpResult, Request, StepTables, Target};
 use kavern::error::Status;
 use kavern::types::{Id, IdKind};
 
@@ -38,6 +38,21 @@ fn an_append_that_needs_no_block_is_refused_as_well_after_a_refusal_and_in_a_ful
     assert_eq!(session.apply(&append(sequences[0], 2)).status, Status::Dependency);
     drop(session);
     assert_eq!(bench.apply(&append(sequences[0], 2)).status, Status::Ok);
+    bench.done();
+}
+
+#[test]
+fn appends_that_need_no_block_and_follow_each_other_in_a_step_are_one_entry_of_its_batch() {
+    let mut bench = Bench::new(&config(vec![group(16)], 8));
+    let sequences = ready(&mut bench, 2);
+    bench.begin();
+    for (at, tokens) in [(0, 1), (1, 2), (0, 3), (0, 1)] {
+        bench.append(sequences[at], tokens);
+    }
+    let entries =
+        |tables: &StepTables<'_>| Ok((tables.batch_rows()?.to_vec(), tables.batch_starts()?.to_vec()));
+    let (rows, starts) = bench.cache.tables(bench.step, bench.stream, entries).unwrap();
+    assert_eq!((rows.len(), starts), (2, vec![0, 5, 7]));
     bench.done();
 }
 

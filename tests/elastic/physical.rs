@@ -272,6 +272,26 @@ fn a_thread_makes_pages_ahead_and_ends_with_the_pool() {
 }
 
 #[test]
+fn the_last_page_of_a_size_that_is_taken_wakes_the_thread_however_much_waits_of_others() {
+    let memory = super::support::memory_of("host");
+    let unit = memory.device().description().page_bytes;
+    let pool = by_hand(&memory, 0, |config| {
+        config.has_thread = true;
+        config.keep_ready(Ready::new(64 * unit, 256 * unit).unwrap(), unit, PageClass::LARGE);
+    });
+    let waits_for = |count: u64| {
+        let end_ns = clock::now_ns() + 10_000_000_000;
+        while pool.statistics().classes[0].pooled < count {
+            assert!(clock::now_ns() < end_ns, "{} small pages wait", pool.statistics().classes[0].pooled);
+            std::thread::yield_now();
+        }
+    };
+    waits_for(16);
+    let _held: Vec<_> = (0..16).map(|_| pool.take(PageClass::SMALL, 0, None).unwrap()).collect();
+    waits_for(16);
+}
+
+#[test]
 fn past_the_soft_limit_nothing_is_kept_or_made_ahead() {
     each(|memory, unit| {
         let device = memory.device();

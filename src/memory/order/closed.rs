@@ -273,3 +273,23 @@ impl Closed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_counted_whatever_their_number_and_asked_about_seldom() {
+        for reached in (0..200_usize).chain([255, 256, 257, 65_535, 65_536, 100_000]) {
+            let mut asked = 0_u32;
+            let count = count_reached(|at| {
+                asked += 1;
+                Ok::<_, Infallible>(at < reached)
+            });
+            assert_eq!(count, Ok(reached));
+            let most = 2 * (reached + 1).ilog2() + 1;
+            assert!(asked <= most, "{asked} questions about {reached} points, at most {most}");
+        }
+        assert_eq!(count_reached(|at| if at < 5 { Ok(true) } else { Err("lost") }), Err("lost"));
+    }
+}
