@@ -2,9 +2,10 @@
 //!
 //! Warm: one step follows the other. Cold: between two steps something else goes through 64 MiB, as the work of an
 //! engine does, so that what the cache keeps of a sequence comes from beyond the processor's second-level cache.
-//! `-- --tails` prints percentiles of both instead, and the median of each call.
+//! `-- --tails` prints percentiles of both instead, and the median of each call; a device may follow (`cuda:0`).
 #![expect(clippy::disallowed_macros, reason = "a program that prints its result")]
 
+use std::ffi::{CStr, CString};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -68,13 +69,13 @@ fn percentile(values: &mut [u64], thousandths: usize) -> f64 {
     values[(values.len() - 1) * thousandths / 1000] as f64 / 1e3
 }
 
-/// Prints percentiles of a step and the median of each of its calls, in microseconds.
-fn tails() {
+/// Prints percentiles of a step on a device and the median of each of its calls, in microseconds.
+fn tails(device: &CStr) {
     for is_cold in [false, true] {
         let mut elsewhere = Elsewhere::new(is_cold);
         let steps = if is_cold { TAIL_STEPS / 5 } else { TAIL_STEPS };
         for (name, naming) in NAMINGS {
-            let mut engine = Engine::new(naming, c"host");
+            let mut engine = Engine::new(naming, device);
             let mut parts: [Vec<u64>; CALLS.len()] = std::array::from_fn(|_| Vec::with_capacity(steps));
             let mut all = Vec::with_capacity(steps);
             for _ in 0..STEPS_BEFORE {
@@ -96,7 +97,9 @@ fn tails() {
                 engine.settle();
             }
             let [p10, p50, p99] = [100, 500, 990].map(|thousandths| percentile(&mut all, thousandths));
-            print!("{{\"naming\": \"{name}\", \"is_cold\": {is_cold}, \"steps\": {steps}, ");
+            print!(
+                "{{\"device\": {device:?}, \"naming\": \"{name}\", \"is_cold\": {is_cold}, \"steps\": {steps}, "
+            );
             print!("\"p10_us\": {p10:.1}, \"p50_us\": {p50:.1}, \"p99_us\": {p99:.1}");
             for (name, part) in CALLS.iter().zip(&mut parts) {
                 print!(", \"{name}_p50_us\": {:.1}", percentile(part, 500));
@@ -148,8 +151,10 @@ fn bound(criterion: &mut Criterion) {
 criterion_group!(benches, step, block, branch, bound);
 
 fn main() {
-    if std::env::args().any(|argument| argument == "--tails") {
-        return tails();
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--tails");
+    if arguments.next().is_some() {
+        let device = arguments.find(|argument| !argument.starts_with('-')).unwrap_or("host".to_owned());
+        return tails(&CString::new(device).expect("a device has no zero in its name"));
     }
     benches();
     Criterion::default().configure_from_args().final_summary();
