@@ -230,7 +230,7 @@ pub unsafe extern "C" fn kavern_kv_step(
             }
             return Ok(status);
         };
-        // A long list is gone through in runs, and each run is met three times: far ahead, near, and when its turn comes.
+        // A long list is gone through in runs; each is met three times: far ahead, near, and when its turn comes.
         const RUN: usize = StepSession::RUN;
         let run = |from: usize| &list[from.min(n)..(from + RUN).min(n)];
         // SAFETY: the header asks for pointers as the fields say.

@@ -68,8 +68,8 @@ impl StepSession<'_> {
     }
 
     /// What `apply` tries first with an APPEND, for as many as come: target, tokens and lookahead of each, `None` for
-    /// what is no APPEND. Ends before the first that takes a closer look, to which nothing was done; tells the place and
-    /// the result of those before it, and answers how many there were.
+    /// what is no APPEND. Ends before the first that takes a closer look, to which nothing was done; tells place and
+    /// result of those before it, and answers how many there were.
     #[inline]
     pub fn append_ready(
         &mut self,

@@ -46,8 +46,8 @@ impl State {
     }
 
     /// APPENDs to sequences that are ready for them, as nearly all are in a step that decodes: target, tokens and
-    /// lookahead of each, `None` for what is no APPEND. Ends with the list or before the first for which [`apply`] is to
-    /// look closer, where nothing was changed; answers how many there were.
+    /// lookahead of each, `None` for what is no APPEND. Ends with the list, or before the first for which [`apply`] is
+    /// to look closer, where nothing was changed; answers how many there were.
     ///
     /// [`apply`]: Self::apply
     #[inline]
