@@ -37,6 +37,10 @@ pub(super) fn is_worker() -> bool {
     IS_WORKER.with(Cell::get)
 }
 
+/// Looks between two times that others get the processor: some ten microseconds, in which it leaves a thread on the
+/// same core nearly all of that.
+const LOOKS: u32 = 8;
+
 /// Looks for a while whether `done` holds.
 fn spin(most_ns: u64, done: impl Fn() -> bool) -> bool {
     if done() {
@@ -44,14 +48,16 @@ fn spin(most_ns: u64, done: impl Fn() -> bool) -> bool {
     }
     let start_ns = clock::now_ns();
     loop {
-        for _ in 0..32 {
-            std::hint::spin_loop();
-        }
-        if done() {
-            return true;
-        }
-        if clock::now_ns() - start_ns > most_ns {
-            return false;
+        for _ in 0..LOOKS {
+            for _ in 0..32 {
+                std::hint::spin_loop();
+            }
+            if done() {
+                return true;
+            }
+            if clock::now_ns() - start_ns > most_ns {
+                return false;
+            }
         }
         std::thread::yield_now();
     }
