@@ -3880,8 +3880,7 @@ kavern_status kavern_ticket_wait(uint64_t ticket,
                                  uint64_t timeout_ns);
 
 /**
- * Makes later work on a stream wait for the work of a ticket: kavern_stream_wait, as ABIs name it that have the
- * ticket first.
+ * Makes later work on a stream wait for the work of a ticket; the same as kavern_stream_wait.
  *
  * Stream: as for kavern_stream_synchronize.
  * Errors: as kavern_stream_wait.
@@ -3890,9 +3889,7 @@ kavern_status kavern_ticket_wait(uint64_t ticket,
  *
  * Safety: None beyond handles or null.
  */
-kavern_status kavern_ticket_wait_on_stream(uint64_t ticket,
-                                           kavern_manager *manager,
-                                           void *stream);
+kavern_status kavern_ticket_wait_on_stream(uint64_t ticket, kavern_manager *manager, void *stream);
 
 /**
  * Reads what the allocator holds and did.

@@ -217,8 +217,7 @@ pub unsafe extern "C" fn kavern_ticket_wait(ticket: u64, timeout_ns: u64) -> kav
     })
 }
 
-/// Makes later work on a stream wait for the work of a ticket: kavern_stream_wait, as ABIs name it that have the
-/// ticket first.
+/// Makes later work on a stream wait for the work of a ticket; the same as kavern_stream_wait.
 ///
 /// Stream: as for kavern_stream_synchronize.
 /// Errors: as kavern_stream_wait.
