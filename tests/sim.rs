@@ -4,6 +4,7 @@
 mod sim {
     mod branches;
     mod cache;
+    mod careful;
     mod classes;
     mod correct;
     mod index;
