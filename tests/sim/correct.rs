@@ -4,7 +4,7 @@ use fastrand::Rng;
 use kavern::device::{FindingKind, Report};
 
 use super::careful::careful;
-use super::support::{BLOCK, Engine, SCHEDULES, kinds, spec};
+use super::support::{Engine, SCHEDULES, kinds, spec};
 
 /// Operations of the random programs, all seeds together; `KAVERN_SOAK` makes it long: 1 for 10^7, or their
 /// number.
