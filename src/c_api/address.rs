@@ -4,10 +4,11 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::config::{self, Out, OutStruct};
+use super::config::{Out, OutStruct};
 use super::guard::guard_on;
 use super::memory_types::kavern_address_description;
 use super::stream;
+use super::text;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::Status;
 
@@ -101,7 +102,7 @@ pub unsafe extern "C" fn kavern_tag(
 ) -> kavern_status {
     guard_on("kavern_tag", manager, |object| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         // SAFETY: the header asks for a writable value or null.
         let out = unsafe { Out::new(out, "out") }?;
         out.write(object.heap()?.tag(name)?.0);

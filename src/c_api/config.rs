@@ -1,21 +1,21 @@
 //! The one home of reading and writing through a caller's raw pointers.
 //!
-//! What it does: structs that carry their size, arrays, texts, outputs; each refuses null, misalignment and sizes that
-//! overflow before it touches anything. What it does not: know whether a non-null pointer points to memory; that is the
+//! What it does: structs that carry their size, arrays, outputs; each refuses null, misalignment and sizes that
+//! overflow before it touches anything. What it does not: texts,
+//! which are in `text`; know whether a non-null pointer points to memory; that is the
 //! caller's promise, and the safety condition of every unsafe function here.
 //!
-//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or [`write_text`], after all
+//! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or `text::write`, after all
 //! checks.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::handle::{self, Handle};
 use crate::error::{Error, Result, Status};
 
-/// Longest text that a caller may pass, without its zero.
-const TEXT_LIMIT: usize = 4096;
 /// A larger struct_size than this is a mistake and not a newer header.
 const STRUCT_LIMIT: usize = 65_536;
 
@@ -54,7 +54,7 @@ pub(super) unsafe trait CStruct: CValue {
     fn defaults() -> Self;
 }
 
-fn null(what: &str) -> Error {
+pub(super) fn null(what: &str) -> Error {
     Error::new(Status::NullPointer, format!("{what} is null"))
 }
 
@@ -69,17 +69,21 @@ fn check_pointer<T>(pointer: *const T, what: &str) -> Result<()> {
     Ok(())
 }
 
+#[inline]
 fn check_array<T>(pointer: *const T, count: usize, stride: usize, what: &str) -> Result<()> {
-    if count == 0 {
-        return Ok(());
+    let bytes = count.checked_mul(stride).filter(|&bytes| bytes <= isize::MAX as usize);
+    let fits = bytes.and_then(|bytes| pointer.addr().checked_add(bytes)).is_some();
+    match count == 0 || (fits && !pointer.is_null() && pointer.is_aligned()) {
+        true => Ok(()),
+        false => Err(bad_array(pointer, count, stride, what)),
     }
-    check_pointer(pointer, what)?;
-    match count.checked_mul(stride) {
-        Some(bytes) if bytes <= isize::MAX as usize && pointer.addr().checked_add(bytes).is_some() => Ok(()),
-        _ => {
-            Err(Error::argument(format!("{what}: {count} elements of {stride} bytes do not fit into memory")))
-        }
-    }
+}
+
+#[cold]
+fn bad_array<T>(pointer: *const T, count: usize, stride: usize, what: &str) -> Error {
+    check_pointer(pointer, what).err().unwrap_or_else(|| {
+        Error::argument(format!("{what}: {count} elements of {stride} bytes do not fit into memory"))
+    })
 }
 
 fn check_size<T: CStruct>(size: usize) -> Result<()> {
@@ -268,6 +272,18 @@ impl<T: CValue> OutArray<T> {
         unsafe { self.target.wrapping_add(index).write(value) };
     }
 
+    /// Elements to be written.
+    #[inline(always)]
+    pub(super) fn part(&mut self, range: Range<usize>) -> &mut [MaybeUninit<T>] {
+        assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {} results", self.count);
+        if range.is_empty() {
+            return &mut [];
+        }
+        let first = self.target.wrapping_add(range.start).cast();
+        // SAFETY: promised at `new`, the range was checked, and `&mut self` makes this the only view.
+        unsafe { std::slice::from_raw_parts_mut(first, range.len()) }
+    }
+
     /// Reads back an element that was written before.
     pub(super) fn read_back(&self, index: usize) -> T {
         assert!(index < self.count, "element {index} of {} results", self.count);
@@ -280,6 +296,7 @@ impl<T: CValue> OutArray<T> {
 ///
 /// # Safety
 /// `pointer` is null or points to `count` elements that nobody writes during the call.
+#[inline]
 pub(super) unsafe fn array<'a, T: CValue>(pointer: *const T, count: usize, what: &str) -> Result<&'a [T]> {
     check_array(pointer, count, size_of::<T>(), what)?;
     if count == 0 {
@@ -293,6 +310,7 @@ pub(super) unsafe fn array<'a, T: CValue>(pointer: *const T, count: usize, what:
 ///
 /// # Safety
 /// As [`array`].
+#[inline]
 pub(super) unsafe fn array_u64<'a, T: CValue>(pointer: *const T, count: u64, what: &str) -> Result<&'a [T]> {
     // SAFETY: the caller's promise; on 64-bit machines the cast loses nothing.
     unsafe { array(pointer, count as usize, what) }
@@ -360,74 +378,6 @@ impl<T: CStruct> StructArray<'_, T> {
     }
 }
 
-/// A text of the caller's.
-///
-/// # Safety
-/// `pointer` is null or points to a text that ends with a zero and that nobody writes during the call.
-pub(super) unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a str> {
-    if pointer.is_null() {
-        return Err(null(what));
-    }
-    // SAFETY: reads up to the zero, which the caller promises, and no further than the limit.
-    let length = unsafe { libc::strnlen(pointer, TEXT_LIMIT + 1) };
-    if length > TEXT_LIMIT {
-        return Err(Error::argument(format!("{what} is longer than {TEXT_LIMIT} bytes")));
-    }
-    // SAFETY: `length` bytes before the zero have just been read.
-    let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), length) };
-    str::from_utf8(bytes).map_err(|error| Error::argument(format!("{what} is not UTF-8: {error}")))
-}
-
-/// A text that may be left out.
-///
-/// # Safety
-/// As [`text`].
-pub(super) unsafe fn optional_text<'a>(pointer: *const c_char, what: &str) -> Result<Option<&'a str>> {
-    if pointer.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: the caller's promise.
-    unsafe { text(pointer, what) }.map(Some)
-}
-
-/// Hands a text out into a buffer of the caller's; the needed size counts the terminating zero.
-///
-/// A null buffer of capacity 0 asks for the size alone. A buffer that is too small stays as it is, and the answer is
-/// `BufferTooSmall`, which is the one failure that writes an output: `needed`.
-///
-/// # Safety
-/// `buffer` is null or points to `capacity` writable bytes; `needed` is null or points to a writable value.
-pub(super) unsafe fn write_text(
-    text: &str,
-    buffer: *mut c_char,
-    capacity: usize,
-    needed: *mut usize,
-) -> Result<Status> {
-    let bytes = text.len() + 1;
-    // SAFETY: the caller's promise.
-    let needed = unsafe { Out::optional(needed, "needed") }?;
-    let asks_size = buffer.is_null() && capacity == 0;
-    if buffer.is_null() && (capacity > 0 || needed.is_none()) {
-        return Err(null(if capacity > 0 { "buf" } else { "needed, as is buf," }));
-    }
-    if let Some(needed) = needed {
-        needed.write(bytes);
-    }
-    if asks_size {
-        return Ok(Status::Ok);
-    }
-    if capacity < bytes {
-        let text = format!("{capacity} bytes of room, {bytes} needed");
-        return Err(Error::new(Status::BufferTooSmall, text));
-    }
-    // SAFETY: the buffer holds at least `bytes` bytes; the text is ours and elsewhere.
-    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), buffer.cast::<u8>(), text.len()) };
-    let end = buffer.wrapping_add(text.len());
-    // SAFETY: the last of those bytes.
-    unsafe { end.write(0) };
-    Ok(Status::Ok)
-}
-
 /// Destroys what a handle stands for, and nulls the handle. Null at either level is fine.
 ///
 /// # Safety
@@ -451,26 +401,6 @@ pub(super) unsafe fn destroy<H: Handle>(slot: *mut *mut H, what: &str) -> Result
 /// A stream argument as a number.
 pub(super) fn stream_value(stream: *mut c_void) -> u64 {
     stream.addr() as u64
-}
-
-/// Copies a text into a field of fixed size, cut at a character's end, padded with zeros.
-pub(super) fn fixed_text<const N: usize>(text: &str) -> [c_char; N] {
-    let mut field = [0; N];
-    let length = text.floor_char_boundary_at(N - 1);
-    for (target, byte) in field.iter_mut().zip(&text.as_bytes()[..length]) {
-        *target = *byte as c_char;
-    }
-    field
-}
-
-trait FloorBoundary {
-    fn floor_char_boundary_at(&self, limit: usize) -> usize;
-}
-
-impl FloorBoundary for str {
-    fn floor_char_boundary_at(&self, limit: usize) -> usize {
-        (0..=limit.min(self.len())).rev().find(|&at| self.is_char_boundary(at)).unwrap_or(0)
-    }
 }
 
 /// Refuses words that must be zero until they have a meaning.

@@ -6,6 +6,7 @@ use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue, Out, OutStruct};
 use super::guard::guard;
+use super::text;
 use super::types::kavern_status;
 use crate::device::{Capabilities, registry};
 use crate::error::Status;
@@ -87,7 +88,7 @@ fn capability_bits(has: Capabilities) -> u32 {
 pub unsafe extern "C" fn kavern_device_count(backend: *const c_char, count: *mut u32) -> kavern_status {
     guard("kavern_device_count", || {
         // SAFETY: the header asks for a text or null.
-        let backend = unsafe { config::text(backend, "backend") }?;
+        let backend = unsafe { text::read(backend, "backend") }?;
         // SAFETY: the header asks for a writable value or null.
         let count = unsafe { Out::new(count, "count") }?;
         count.write(registry::count(backend)?);
@@ -112,7 +113,7 @@ pub unsafe extern "C" fn kavern_device_describe(
 ) -> kavern_status {
     guard("kavern_device_describe", || {
         // SAFETY: the header asks for a text or null.
-        let device = unsafe { config::text(device, "device") }?;
+        let device = unsafe { text::read(device, "device") }?;
         // SAFETY: the header asks for a struct that says its size, or null.
         let out = unsafe { OutStruct::new(out, "out") }?;
         let found = registry::describe(device)?;
@@ -123,9 +124,9 @@ pub unsafe extern "C" fn kavern_device_describe(
             page_bytes: found.page_bytes,
             ordinal: found.ordinal,
             reserved: 0,
-            name: config::fixed_text(&found.name),
-            model: config::fixed_text(&found.model),
-            backend: config::fixed_text(found.backend),
+            name: text::fixed(&found.name),
+            model: text::fixed(&found.model),
+            backend: text::fixed(found.backend),
         });
         Ok(Status::Ok)
     })

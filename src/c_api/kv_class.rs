@@ -1,8 +1,9 @@
 //! Size classes of a KV cache with adaptive blocks: what a sequence would get, and what each class costs.
 
-use super::config::{self, CValue, Out, OutStruct};
+use super::config::{CValue, Out, OutStruct};
 use super::guard::guard_on;
 use super::kv_types::kavern_kv_cache_config;
+use super::text;
 use super::types::{kavern_kv_cache, kavern_status};
 use crate::cache::{AdaptiveBlocks, ClassAdvice, ClassStatistics, DEFAULT_ADVISOR};
 use crate::error::{Error, Result, Status};
@@ -123,7 +124,7 @@ pub(super) unsafe fn adaptive(
         return Ok(None);
     }
     // SAFETY: the caller's promise.
-    let advisor = unsafe { config::optional_text(block_advisor, "config.block_advisor") }?;
+    let advisor = unsafe { text::read_optional(block_advisor, "config.block_advisor") }?;
     let or = |value: u32, default: u32| if value == 0 { default } else { value };
     Ok(Some(AdaptiveBlocks {
         classes,

@@ -10,6 +10,7 @@ use super::kv_types::*;
 use super::lookup_types::kavern_kv_lookup_args;
 use super::namespace::kavern_kv_namespace_statistics;
 use super::plan::kavern_kv_plan_info;
+use super::text;
 use crate::cache::{
     CacheConfig, DEFAULT_POLICY, Extra, GROUPS_MAX, HashKind, IndexOptions, Naming, Request, SMALL_BYTES,
     Scrub, Sizing,
@@ -169,9 +170,9 @@ pub(super) unsafe fn cache_config(
     let adaptive = unsafe { kv_class::adaptive(settings, settings.flags & adaptive != 0, classes) }?;
     let groups = groups.iter().map(|group| kv_group::read(&group, device)).collect::<Result<Vec<_>>>()?;
     // SAFETY: the caller's promise.
-    let policy = unsafe { config::optional_text(settings.policy, "config.policy") }?;
+    let policy = unsafe { text::read_optional(settings.policy, "config.policy") }?;
     // SAFETY: the caller's promise.
-    let name = unsafe { config::optional_text(settings.name, "config.name") }?;
+    let name = unsafe { text::read_optional(settings.name, "config.name") }?;
     let mut hash_secret = [0u8; 32];
     if settings.hash_secret.is_null() {
         crate::sys::random::fill(&mut hash_secret)?;
@@ -217,6 +218,7 @@ pub(super) unsafe fn cache_config(
 ///
 /// # Safety
 /// `pointer` is null or points to `count` extras that nobody writes during the call.
+#[inline]
 pub(super) unsafe fn extras<'a>(pointer: *const kavern_kv_extra, count: u64) -> Result<&'a [Extra]> {
     // SAFETY: the caller's promise; the two structs are the same.
     unsafe { config::array_u64(pointer.cast::<Extra>(), count, "extras") }

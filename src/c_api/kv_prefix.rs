@@ -2,9 +2,10 @@
 
 use std::ffi::c_char;
 
-use super::config::{self, Out, OutArray};
+use super::config::{Out, OutArray};
 use super::guard::guard_on;
 use super::kv_types::kavern_kv_prefix;
+use super::text;
 use super::types::{kavern_kv_cache, kavern_status};
 use crate::error::{Error, Result, Status};
 use crate::types::Id;
@@ -16,7 +17,7 @@ const NAME_BYTES: usize = 63;
 /// `name` must be null or point to a text that ends with 0.
 unsafe fn read_name<'a>(name: *const c_char) -> Result<&'a str> {
     // SAFETY: the caller's promise.
-    let name = unsafe { config::text(name, "name") }?;
+    let name = unsafe { text::read(name, "name") }?;
     match name.len() {
         1..=NAME_BYTES => Ok(name),
         length => Err(Error::argument(format!("a name of {length} bytes; it must have 1 to {NAME_BYTES}"))),
@@ -99,7 +100,7 @@ pub unsafe extern "C" fn kavern_kv_prefix_list(
                 prefixes.write(
                     at,
                     kavern_kv_prefix {
-                        name: config::fixed_text(name),
+                        name: text::fixed(name),
                         namespace_id: info.namespace_id,
                         tokens: info.tokens,
                         blocks: info.blocks,

@@ -10,6 +10,7 @@ use super::guard::{guard, guard_on};
 use super::handle::{self, Handle, Kind};
 use super::log::LogSink;
 use super::stream;
+use super::text;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Error, Status};
 use crate::manager::{Manager, Settings, Totals};
@@ -255,7 +256,7 @@ pub unsafe extern "C" fn kavern_manager_create(
         config::check_flags(settings.flags, mesh, "kavern_manager_config")?;
         config::check_reserved(&settings.reserved, "kavern_manager_config")?;
         // SAFETY: the header asks for a text or null.
-        let device = unsafe { config::optional_text(settings.device, "config.device") }?;
+        let device = unsafe { text::read_optional(settings.device, "config.device") }?;
         let limits = Limits {
             device_limit_bytes: settings.device_limit_bytes,
             pinned_limit_bytes: settings.pinned_limit_bytes,
@@ -270,7 +271,7 @@ pub unsafe extern "C" fn kavern_manager_create(
         let budget = settings.machine_budget_bytes;
         // SAFETY: the header asks for a text or null.
         let name =
-            unsafe { config::optional_text(settings.machine_budget_name, "config.machine_budget_name") }?;
+            unsafe { text::read_optional(settings.machine_budget_name, "config.machine_budget_name") }?;
         if name.is_none() && budget > 0 {
             return Err(Error::argument(
                 "config.machine_budget_bytes without a machine_budget_name; give both",
@@ -352,7 +353,7 @@ pub unsafe extern "C" fn kavern_manager_report_json(
 ) -> kavern_status {
     guard_on("kavern_manager_report_json", manager, |manager| {
         // SAFETY: the header asks for what the doc above says.
-        unsafe { config::write_text(&manager.report_json(), buf, cap, needed) }
+        unsafe { text::write(&manager.report_json(), buf, cap, needed) }
     })
 }
 

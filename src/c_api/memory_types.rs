@@ -5,6 +5,7 @@
 use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue};
+use super::text;
 use crate::memory::{Defragmented, HeapStatistics, LiveBlock};
 
 /// What an address belongs to.
@@ -52,7 +53,7 @@ impl From<LiveBlock> for kavern_address_description {
             block_bytes: block.block_bytes,
             stream: block.stream,
             age_ms: block.age_ms,
-            tag: config::fixed_text(&block.tag),
+            tag: text::fixed(&block.tag),
         }
     }
 }

@@ -44,6 +44,7 @@ pub mod sim;
 pub mod step;
 pub mod stream;
 mod tables;
+mod text;
 pub mod types;
 pub mod upkeep;
 pub mod version;

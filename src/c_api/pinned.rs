@@ -8,6 +8,7 @@ use std::ffi::{c_char, c_void};
 use super::config::{self, CStruct, CValue, Out, OutStruct};
 use super::guard::guard_on;
 use super::stream;
+use super::text;
 use super::types::{kavern_manager, kavern_status};
 use crate::device::HostRange;
 use crate::error::{Error, Status};
@@ -104,7 +105,7 @@ pub unsafe extern "C" fn kavern_pinned_alloc(
 ) -> kavern_status {
     guard_on("kavern_pinned_alloc", manager, |manager| {
         // SAFETY: the header asks for a text or null.
-        let tag = unsafe { config::optional_text(tag, "tag") }?;
+        let tag = unsafe { text::read_optional(tag, "tag") }?;
         // SAFETY: the header asks for a writable pointer or null.
         let out = unsafe { Out::new(out, "out") }?;
         let slice = manager.pinned().allocate(bytes, tag.unwrap_or("pinned"))?;

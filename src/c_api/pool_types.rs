@@ -5,6 +5,7 @@
 use std::ffi::c_char;
 
 use super::config::{self, CStruct, CValue};
+use super::text;
 use crate::error::{Error, Result};
 use crate::memory::{ClassConfig, ClassStatistics, PoolConfig, PoolMemory, PoolStatistics, Sizes};
 
@@ -262,7 +263,7 @@ pub(super) unsafe fn pool_config(settings: &kavern_pool_config) -> Result<PoolCo
     }
     made.idle_ns = if settings.idle_ns == u64::MAX { 0 } else { settings.idle_ns.max(1) };
     // SAFETY: the caller's promise.
-    if let Some(name) = unsafe { config::optional_text(settings.name, "name") }? {
+    if let Some(name) = unsafe { text::read_optional(settings.name, "name") }? {
         name.clone_into(&mut made.tag);
     }
     Ok(made)

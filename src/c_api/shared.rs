@@ -13,6 +13,7 @@ use super::handle::{self, Handle, Kind};
 use super::shared_types::{
     kavern_model_statistics, kavern_reclaim_fn, kavern_shared_pool_config, kavern_shared_pool_statistics,
 };
+use super::text;
 use super::types::{kavern_manager, kavern_status};
 use crate::error::{Error, Result, Status};
 use crate::manager::Manager;
@@ -82,7 +83,7 @@ pub unsafe extern "C" fn kavern_shared_pool_create(
         config::check_flags(settings.flags, single, "kavern_shared_pool_config")?;
         config::check_reserved(&settings.reserved, "kavern_shared_pool_config")?;
         // SAFETY: the header asks for a text or null.
-        let machine = unsafe { config::optional_text(settings.machine_name, "config.machine_name") }?;
+        let machine = unsafe { text::read_optional(settings.machine_name, "config.machine_name") }?;
         if machine.is_none() && settings.machine_limit_bytes > 0 {
             return Err(Error::argument("config.machine_limit_bytes without a machine_name; give both"));
         }
@@ -149,7 +150,7 @@ pub unsafe extern "C" fn kavern_shared_pool_register_model(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_register_model", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         pooled.pool.register(name, virtual_capacity, Terms { min_bytes, weight, cap_bytes })?;
         Ok(Status::Ok)
     })
@@ -172,7 +173,7 @@ pub unsafe extern "C" fn kavern_shared_pool_unregister_model(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_unregister_model", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         pooled.pool.unregister(name)?;
         Ok(Status::Ok)
     })
@@ -201,7 +202,7 @@ pub unsafe extern "C" fn kavern_shared_pool_commit(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_commit", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         // SAFETY: the header asks for a writable struct or null.
         let out = unsafe { Out::optional(out, "out") }?;
         write_extent(out, pooled.pool.commit(name, offset, bytes)?);
@@ -229,7 +230,7 @@ pub unsafe extern "C" fn kavern_shared_pool_decommit(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_decommit", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         // SAFETY: the header asks for a writable struct or null.
         let out = unsafe { Out::optional(out, "out") }?;
         let stream = past(&pooled.manager, stream)?;
@@ -254,7 +255,7 @@ pub unsafe extern "C" fn kavern_shared_pool_base(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_base", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         // SAFETY: the header asks for a writable value or null.
         let out = unsafe { Out::new(out, "out") }?;
         out.write(pooled.pool.slice(name)?.address());
@@ -279,7 +280,7 @@ pub unsafe extern "C" fn kavern_shared_pool_model_stats(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_model_stats", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         // SAFETY: the header asks for a struct that says its size, or null.
         let out = unsafe { OutStruct::new(out, "out") }?;
         out.write(&pooled.pool.model_statistics(name)?.into());
@@ -327,7 +328,7 @@ pub unsafe extern "C" fn kavern_shared_pool_pin_range(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_pin_range", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         pooled.pool.pin(name, offset, bytes)?;
         Ok(Status::Ok)
     })
@@ -351,7 +352,7 @@ pub unsafe extern "C" fn kavern_shared_pool_unpin_range(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_unpin_range", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         pooled.pool.unpin(name, offset, bytes)?;
         Ok(Status::Ok)
     })
@@ -406,7 +407,7 @@ pub unsafe extern "C" fn kavern_shared_pool_on_reclaim(
 ) -> kavern_status {
     guard_on("kavern_shared_pool_on_reclaim", pool, |pooled| {
         // SAFETY: the header asks for a text or null.
-        let name = unsafe { config::text(name, "name") }?;
+        let name = unsafe { text::read(name, "name") }?;
         pooled.pool.on_reclaim(name, self::callback(callback, userdata, name)?)?;
         Ok(Status::Ok)
     })

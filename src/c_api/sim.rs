@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::config::{self, CValue};
 use super::guard::guard_on;
 use super::stream;
+use super::text;
 use super::types::{kavern_manager, kavern_status};
 use crate::device::{Device, DeviceSlice, Simulator};
 use crate::error::{Error, Result, Status};
@@ -102,7 +103,7 @@ pub unsafe extern "C" fn kavern_sim_report(
     guard_on("kavern_sim_report", manager, |manager| {
         let report = simulator(manager)?.report()?;
         // SAFETY: the header asks for what the doc above says.
-        unsafe { config::write_text(&report.to_json(), buf, cap, needed) }
+        unsafe { text::write(&report.to_json(), buf, cap, needed) }
     })
 }
 

@@ -6,8 +6,8 @@
 use std::ffi::{CStr, CString, c_char};
 use std::sync::OnceLock;
 
-use super::config;
 use super::guard;
+use super::text;
 use super::types::kavern_status;
 
 /// Major and minor number of the ABI; the major one is that of the soname.
@@ -76,7 +76,7 @@ pub extern "C" fn kavern_build_info() -> *const c_char {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kavern_has_feature(name: *const c_char) -> u32 {
     // SAFETY: the header asks for a text or null.
-    let Ok(name) = (unsafe { config::text(name, "name") }) else { return 0 };
+    let Ok(name) = (unsafe { text::read(name, "name") }) else { return 0 };
     u32::from(FEATURES.iter().any(|&(feature, is_there)| is_there && feature == name))
 }
 
@@ -100,7 +100,7 @@ pub unsafe extern "C" fn kavern_last_error(
 ) -> kavern_status {
     guard::with_last_error(|text| {
         // SAFETY: the header asks for what the doc above says.
-        let result = unsafe { config::write_text(text, buf, cap, needed) };
+        let result = unsafe { text::write(text, buf, cap, needed) };
         result.unwrap_or_else(|error| error.status) as kavern_status
     })
 }

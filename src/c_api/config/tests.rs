@@ -110,17 +110,3 @@ fn an_array_steps_by_the_size_of_its_first_struct() {
     let none = unsafe { StructArray::<Grown>::new(std::ptr::null(), 0, "array") }.unwrap();
     assert_eq!(none.iter().count(), 0);
 }
-
-#[test]
-fn texts_are_bounded_and_utf8() {
-    let long = vec![b'x'; TEXT_LIMIT + 2];
-    // SAFETY: the limit ends the scan before the bytes do.
-    assert_eq!(status_of(unsafe { text(long.as_ptr().cast(), "text") }), Status::InvalidArgument);
-    // SAFETY: a text with its zero.
-    assert_eq!(unsafe { text(c"ok".as_ptr(), "text") }.unwrap(), "ok");
-    // SAFETY: as above.
-    assert_eq!(status_of(unsafe { text(c"\xff".as_ptr(), "text") }), Status::InvalidArgument);
-    // SAFETY: null is refused before it is read.
-    assert_eq!(status_of(unsafe { text(std::ptr::null(), "text") }), Status::NullPointer);
-    assert_eq!(fixed_text::<4>("abé").map(|byte| byte as u8), *b"ab\0\0");
-}
