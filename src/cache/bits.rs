@@ -36,8 +36,10 @@ impl Bits {
         &self.levels[0]
     }
 
+    /// Whether it is a member; no number beyond the last is.
+    #[inline]
     pub(super) fn contains(&self, number: u32) -> bool {
-        self.words()[number as usize / 64] >> (number % 64) & 1 == 1
+        self.words().get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
     pub(super) fn insert(&mut self, number: u32) {

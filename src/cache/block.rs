@@ -123,7 +123,7 @@ pub(super) struct Origin {
     pub(super) extras: [u64; 4],
 }
 
-/// What events and the lists of children tell of a findable block beyond its key; kept where origins are.
+/// What events and the lists of children tell of a findable block beyond its key; kept where there are such.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ancestry {
     pub(super) parent_key: Key,

@@ -87,15 +87,22 @@ impl Store {
     fn fetch_tokens(&self, block: u32) {
         if self.compares_tokens() {
             let first = block as usize * self.block_tokens as usize;
-            let lines = (self.block_tokens as usize).div_ceil(TOKENS_OF_LINE).min(LINES_MOST);
-            (0..=lines).for_each(|line| prefetch::prefetch(&self.tokens, first + line * TOKENS_OF_LINE));
+            let count = (self.block_tokens as usize).min(LINES_MOST * TOKENS_OF_LINE);
+            prefetch::prefetch_all(&self.tokens, first..first + count);
         }
     }
 
     /// Has fetched what is written of a block that is handed out soon.
-    pub(in crate::cache) fn fetch_new(&self, block: u32) {
+    pub(super) fn fetch_new(&self, block: u32) {
         prefetch::prefetch(&self.blocks, block as usize);
         prefetch::prefetch(&self.origins, block as usize);
+    }
+
+    /// The same of the block after this one, if it can be had.
+    pub(in crate::cache) fn fetch_beside(&self, near: u32) {
+        if self.free.has(near + 1) {
+            self.fetch_new(near + 1);
+        }
     }
 
     /// Has fetched what is written of a held block when tokens in it are committed.

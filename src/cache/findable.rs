@@ -78,12 +78,14 @@ impl Store {
                 parent_serial: as_what.parent_serial,
                 extras: as_what.extras.0,
             };
-            self.ancestries[index as usize] = Ancestry {
+            self.next_serial += 1;
+        }
+        if let Some(ancestry) = self.ancestries.get_mut(index as usize) {
+            *ancestry = Ancestry {
                 parent_key: as_what.parent_key,
                 position: as_what.position,
                 step: shared.steps.newest(),
             };
-            self.next_serial += 1;
         }
         let block = &mut self.blocks[index as usize];
         block.key = as_what.key;

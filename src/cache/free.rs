@@ -83,7 +83,25 @@ impl Free {
     pub(super) fn pop(&mut self) -> Option<u32> {
         match self {
             Self::Stack(stack) => stack.order.pop(),
-            Self::Runs(runs) => runs.take_run(1, None).map(|(first, _)| first),
+            Self::Runs(runs) => runs.take_one(None),
+        }
+    }
+
+    /// Whether a block is free, where runs are sought; false in exact order, where that says nothing of who is next.
+    #[inline]
+    pub(super) fn has(&self, block: u32) -> bool {
+        match self {
+            Self::Stack(_) => false,
+            Self::Runs(runs) => runs.bits.contains(block),
+        }
+    }
+
+    /// Takes one block, the one after `near` if that is free; in exact order the one that was freed last.
+    #[inline]
+    pub(super) fn take_one(&mut self, near: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Stack(stack) => stack.order.pop(),
+            Self::Runs(runs) => runs.take_one(near),
         }
     }
 
@@ -197,6 +215,21 @@ impl Runs {
         Some((first, length))
     }
 
+    /// What `take_run` does for one block.
+    fn take_one(&mut self, near: Option<u32>) -> Option<u32> {
+        let beside = near.map(|near| near + 1).filter(|&block| self.bits.contains(block));
+        let block = match beside {
+            Some(block) => block,
+            None => {
+                let first = self.bits.next(self.cursor).or_else(|| self.bits.next(0))?;
+                self.cursor = first + 1;
+                first
+            }
+        };
+        self.remove(block);
+        Some(block)
+    }
+
     fn find_run(&self, most: u32) -> Option<(u32, u32)> {
         let mut best = (0, 0);
         let mut from = self.cursor;
@@ -229,11 +262,18 @@ mod tests {
                 if random.bool() {
                     let most = random.u32(1..100);
                     let near = random.bool().then(|| random.u32(0..blocks));
-                    let Some((first, length)) = free.take_run(most, near) else {
+                    let beside = near.map(|near| near + 1).filter(|&block| free.has(block));
+                    let is_free = |block: u32| block < blocks && !taken.contains(&block);
+                    assert_eq!(beside, near.map(|near| near + 1).filter(|&block| is_free(block)));
+                    let run = match random.bool() {
+                        true => free.take_run(most, near),
+                        false => free.take_one(near).map(|block| (block, 1)),
+                    };
+                    let Some((first, length)) = run else {
                         assert_eq!(taken.len(), blocks as usize);
                         continue;
                     };
-                    assert!((1..=most).contains(&length));
+                    assert!((1..=most).contains(&length) && beside.is_none_or(|block| block == first));
                     let run = first..first + length;
                     assert!(run.end <= blocks && taken.iter().all(|block| !run.contains(block)));
                     taken.extend(run);

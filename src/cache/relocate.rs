@@ -5,7 +5,7 @@
 
 use super::Store;
 use crate::cache::block::{
-    FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, RETAINED, Shared, UNWRITTEN,
+    Ancestry, FINDABLE, HELD_TWICE, NAMED, NAMESPACE_MASK, NO_SERIAL, RETAINED, Shared, UNWRITTEN,
 };
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEventKind, RemoveReason};
@@ -23,7 +23,7 @@ impl Store {
     /// Takes a block that is free, evicting if none is, for content that comes from another slot; the one after `near`
     /// if that is free. The caller has checked `available`.
     pub(in crate::cache) fn take_slot(&mut self, near: Option<u32>, shared: &mut Shared) -> u32 {
-        if let Some((slot, _)) = self.free.take_run(1, near) {
+        if let Some(slot) = self.free.take_one(near) {
             self.take_out(slot);
             return slot;
         }
@@ -63,10 +63,12 @@ impl Store {
         left.namespace_and_flags &= !OF_CONTENT;
         if !self.origins.is_empty() {
             self.origins[to as usize] = self.origins[from as usize];
-            self.ancestries[to as usize] = self.ancestries[from as usize];
-            // Its bytes come with the step of the copy.
-            self.ancestries[to as usize].step = self.blocks[to as usize].last_step;
             self.origins[from as usize].serial = NO_SERIAL;
+        }
+        if !self.ancestries.is_empty() {
+            // Its bytes come with the step of the copy.
+            let step = self.blocks[to as usize].last_step;
+            self.ancestries[to as usize] = Ancestry { step, ..self.ancestries[from as usize] };
         }
         self.copy_kept(from, to);
         self.retention.moved(from, to);

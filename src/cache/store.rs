@@ -23,7 +23,7 @@ use super::owner_lists::OwnerLists;
 use super::retention::Retention;
 use super::steps::Waiting;
 use crate::error::Result;
-use crate::sys::reserve::{filled, room};
+use crate::sys::reserve::{Lined, filled, room};
 
 /// At most one block in so many is pinned.
 const PINNED_SHARE: u32 = 2;
@@ -44,7 +44,7 @@ pub(super) struct Store {
     /// As long as `origins`.
     pub(super) ancestries: Vec<Ancestry>,
     /// `[block][token]`; empty unless tokens are compared.
-    pub(super) tokens: Vec<i32>,
+    pub(super) tokens: Lined<i32>,
     next_serial: u64,
     pub(super) free: Free,
     /// Ids below may be handed out; see `resize`.
@@ -94,7 +94,8 @@ impl Store {
         let mut policy = policy;
         policy.room(geometry.first_blocks);
         let keeps_tokens = proof == Proof::Chain || options.finds_partial;
-        let keeps_origins = options.compares_tokens || options.keeps_events || options.finds_partial;
+        let keeps_ancestries = options.keeps_events || options.finds_partial;
+        let keeps_origins = options.compares_tokens || keeps_ancestries;
         let mut store = Self {
             group,
             block_tokens: geometry.block_tokens,
@@ -104,8 +105,8 @@ impl Store {
             is_large: false,
             blocks: filled(blocks as usize, Block::EMPTY)?,
             origins: filled(count_if(keeps_origins, 1), Origin::default())?,
-            ancestries: filled(count_if(keeps_origins, 1), Ancestry::default())?,
-            tokens: filled(count_if(keeps_tokens, geometry.block_tokens as usize), 0)?,
+            ancestries: filled(count_if(keeps_ancestries, 1), Ancestry::default())?,
+            tokens: Lined::new(count_if(keeps_tokens, geometry.block_tokens as usize))?,
             next_serial: ROOT_SERIAL + 1,
             free: Free::new(blocks, geometry.first_blocks, options.exact_order)?,
             limit: geometry.first_blocks,
@@ -288,7 +289,8 @@ impl Store {
     pub(super) fn bytes(&self) -> u64 {
         let blocks = self.blocks.len() as u64 * size_of::<Block>() as u64;
         blocks
-            + self.origins.len() as u64 * (size_of::<Origin>() + size_of::<Ancestry>()) as u64
+            + (self.origins.len() * size_of::<Origin>()) as u64
+            + (self.ancestries.len() * size_of::<Ancestry>()) as u64
             + (self.tokens.len() + self.zero_list.capacity()) as u64 * 4
             + self.free.bytes()
             + self.retention.bytes()

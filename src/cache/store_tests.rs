@@ -21,14 +21,18 @@ fn store() -> (Store, Shared, u32) {
 }
 
 fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
+    store_of(4, true, seed)
+}
+
+fn store_of(blocks: u32, exact_order: bool, seed: [u64; 4]) -> (Store, Shared, u32) {
     let geometry = GroupGeometry {
         content: crate::cache::Content::Opaque { block_bytes: 16 },
         reach: Reach::All,
         snapshot_tokens: 0,
         strides: Strides::default(),
         block_tokens: 2,
-        blocks: 4,
-        first_blocks: 4,
+        blocks,
+        first_blocks: blocks,
         is_elastic: false,
         block_bytes: 16,
         row_cells: 4,
@@ -41,10 +45,10 @@ fn seeded_store(seed: [u64; 4]) -> (Store, Shared, u32) {
         finds_partial: true,
         owners: 8,
         namespaces: 4,
-        exact_order: true,
+        exact_order,
         small_bytes: 0,
     };
-    let policy = evict::make("lru", 4).unwrap();
+    let policy = evict::make("lru", blocks).unwrap();
     let mut shared = Shared {
         namespaces: Namespaces::new([0; 32], 4).unwrap(),
         events: crate::cache::events::Events::new(16).unwrap(),
@@ -216,14 +220,15 @@ fn a_block_that_departed_leaves_its_key_to_the_next_one() {
 
 #[test]
 fn a_block_that_departed_is_in_no_table_once_it_is_handed_out() {
-    for count in [1, 2] {
-        let (mut store, mut shared, namespace) = store();
+    for (count, is_run) in [(1, false), (1, true), (2, true)] {
+        let (mut store, mut shared, namespace) = store_of(4, !is_run, [5, 6, 7, 8]);
+        let before = filled(&mut store, &mut shared, [1, 2]);
         let (first, second) = (content(KEY, namespace, ROOT_SERIAL), content(NEXT, namespace, ROOT_SERIAL));
         let gone = departed(&mut store, &mut shared, &first);
         let mut taken = Vec::new();
-        match count {
-            1 => taken.push(store.allocate(1, &mut shared)),
-            _ => store.allocate_run(count, None, 1, &mut shared, |block| taken.push(block)),
+        match is_run {
+            false => taken.push(store.allocate(1, &mut shared)),
+            true => store.allocate_run(count, Some(before), 1, &mut shared, |block| taken.push(block)),
         }
         assert_eq!((taken[0], cells(&store)), (gone, [0; 2]));
         prove(&store);
@@ -231,6 +236,31 @@ fn a_block_that_departed_is_in_no_table_once_it_is_handed_out() {
         assert_eq!(store.publish(gone, &second, &mut shared), Published::Stored);
         assert_eq!(found(&store, &second, &[3, 4], &mut shared), Some(gone));
         assert_eq!(cells(&store), [1; 2]);
+        prove(&store);
+    }
+}
+
+#[test]
+fn where_none_is_free_many_go_for_one_unless_the_store_is_small_or_the_order_exact() {
+    for (blocks, exact_order, gone) in
+        [(4096, false, 32_u32), (1024, false, 17), (128, false, 3), (32, false, 1), (4096, true, 1)]
+    {
+        let (mut store, mut shared, namespace) = store_of(blocks, exact_order, [5, 6, 7, 8]);
+        for number in 1..=blocks {
+            let block = filled(&mut store, &mut shared, [1, 2]);
+            let as_what = content(Key([number.into(), 0, 0, 0]), namespace, ROOT_SERIAL);
+            assert_eq!(store.publish(block, &as_what, &mut shared), Published::Stored);
+            store.release(block, 0, &mut shared);
+        }
+        assert_eq!((store.free_count(), store.available()), (0, blocks));
+        for taken in 1..=gone {
+            store.allocate_run(1, None, 1, &mut shared, |_| {});
+            assert_eq!((store.free_count(), store.available()), (gone - taken, blocks - taken));
+        }
+        assert_eq!(shared.counters.evicted_blocks, u64::from(gone));
+        prove(&store);
+        store.allocate_run(1, None, 1, &mut shared, |_| {});
+        assert_eq!(shared.counters.evicted_blocks, 2 * u64::from(gone));
         prove(&store);
     }
 }

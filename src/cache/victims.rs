@@ -22,8 +22,8 @@ pub(super) const TOGETHER: usize = LEAVING_MOST;
 pub(super) const FETCH_LEAST: usize = 4;
 /// So many are fetched as likely to lie in a row, or as many as did of the latest victims.
 const ROW_LEAST: usize = 4;
-/// Requests of fewer blocks are not worth headroom.
-const RUN_LEAST: u32 = 8;
+/// Where none is free, so many go at least: together each costs less than half of what it does alone.
+const EVICTED_LEAST: u32 = 32;
 /// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
 const HEADROOM_SHARE: u32 = 64;
 
@@ -72,11 +72,16 @@ impl Store {
         }
         // All victims first: what was allocated together is often let go together, and makes a run again. A few more
         // of them, so that there is a choice of runs the next time too: promised blocks may be free as well as cached.
-        let is_short = self.free.count() < count;
-        let spare = if count >= RUN_LEAST { count.min(self.limit / HEADROOM_SHARE) } else { 0 };
-        if is_short {
+        if self.free.count() < count {
+            let spare = count.max(EVICTED_LEAST - 1).min(self.limit / HEADROOM_SHARE);
             let wanted = count + spare - self.free.count();
             self.evict_some(wanted.into(), RemoveReason::Evicted, shared);
+        }
+        if count == 1 {
+            let block = self.free.take_one(near).expect("as many are free as are wanted");
+            self.take_out(block);
+            self.hand_out(block, tenant);
+            return take(block);
         }
         let (mut left, mut near) = (count, near);
         let (mut blocks, mut known) = ([0; TOGETHER], 0);
@@ -220,6 +225,7 @@ impl Store {
                 self.by_owner.fetch(victim);
                 if is_reused {
                     self.fetch_cells(victim, *hash);
+                    self.fetch_new(victim);
                 } else if let Some(children) = &self.children {
                     children.fetch(victim);
                 }

@@ -1,13 +1,15 @@
 //! Memory whose size comes from a caller: running out of it is an error and not an abort.
 //!
 //! [`filled`] and [`room`] touch or reserve at once, so that later use allocates nothing and meets no page fault;
-//! [`Zeroed`] takes its pages from the system as they are first written, for tables that are mostly empty. Large
-//! vectors ask for huge pages: random reads in them then seldom wait for a translation of the address.
+//! [`Lined`] does, too, and begins at a line of the processor's cache; [`Zeroed`] takes its pages from the system as
+//! they are first written, for tables that are mostly empty. Large vectors ask for huge pages: random reads in them
+//! then seldom wait for a translation of the address.
 
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
 
+use super::prefetch::LINE_BYTES;
 use super::shm::Anonymous;
 use crate::error::{Error, Result, Status};
 
@@ -77,6 +79,44 @@ impl<T: Pod> DerefMut for Zeroed<T> {
     }
 }
 
+/// What a line of the processor's cache holds.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "read as the values that lie in it")] [u8; LINE_BYTES]);
+
+/// A vector whose first value begins a line of the processor's cache: of values that are used in groups as large as a
+/// line, each group is one line and not parts of two.
+pub struct Lined<T> {
+    lines: Vec<Line>,
+    count: usize,
+    values: std::marker::PhantomData<T>,
+}
+
+impl<T: Pod> Lined<T> {
+    /// `count` zeros.
+    pub fn new(count: usize) -> Result<Self> {
+        const { assert!(align_of::<T>() <= LINE_BYTES) };
+        let lines = count.saturating_mul(size_of::<T>()).div_ceil(LINE_BYTES);
+        Ok(Self { lines: filled(lines, Line([0; LINE_BYTES]))?, count, values: std::marker::PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for Lined<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the lines hold `count` values, are aligned as these are or better, and any bytes are a value.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.count) }
+    }
+}
+
+impl<T: Pod> DerefMut for Lined<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` makes this the only view.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.count) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +132,18 @@ mod tests {
         let values = filled(1 << 20, 0x5a5a_u64).unwrap();
         assert!(values.iter().all(|&value| value == 0x5a5a));
         assert_eq!(room::<u64>(1 << 20).unwrap().capacity(), 1 << 20);
+    }
+
+    #[test]
+    fn lined_values_begin_a_line_and_keep_what_is_written() {
+        for count in [0, 1, 15, 16, 17, 100_000] {
+            let mut values = Lined::<i32>::new(count).unwrap();
+            assert!(values.as_ptr().addr().is_multiple_of(LINE_BYTES));
+            assert_eq!((values.len(), values.iter().filter(|&&value| value == 0).count()), (count, count));
+            values.iter_mut().zip(1..).for_each(|(value, number)| *value = number);
+            assert!(values.iter().zip(1..).all(|(&value, number)| value == number));
+        }
+        assert!(Lined::<u64>::new(usize::MAX).is_err());
     }
 
     #[test]
