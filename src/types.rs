@@ -79,6 +79,12 @@ impl Id {
         if self.0 >> 56 == kind as u64 { Some(self.likely_index()) } else { None }
     }
 
+    /// Whether the id is of this kind and generation.
+    #[inline]
+    pub const fn is_of(self, kind: IdKind, generation: u32) -> bool {
+        self.0 >> 24 == (kind as u64) << 32 | generation as u64
+    }
+
     /// The index, whatever the kind: for hints.
     pub const fn likely_index(self) -> usize {
         (self.0 & 0xff_ffff) as usize

@@ -34,6 +34,7 @@ const _: () = assert!(size_of::<kavern_kv_token_copy>() == size_of::<crate::cach
 
 /// # Safety
 /// The pointers of `op` are as its fields say.
+#[inline]
 pub(super) unsafe fn commit_naming<'a>(op: &kavern_kv_op) -> Result<Naming<'a>> {
     if op.key_bytes == 0 {
         if op.key_count != 0 {
@@ -150,19 +151,20 @@ pub(super) unsafe fn change<'a>(op: &kavern_kv_op, link_tokens: u32) -> Result<C
 }
 
 /// APPENDs at the head of a list to sequences that are ready for them: nearly all operations of a step that decodes are
-/// such. Answers how many there were, and tells the results; all others are still to be done.
+/// such. Answers how many there were, and tells their results at these places; all others are still to be done.
 #[inline]
-pub(super) fn append_ready(
+pub(super) fn append_ready<P>(
     step: &mut StepSession<'_>,
     ops: &[kavern_kv_op],
-    tell: impl FnMut(usize, OpResult),
+    results: impl Iterator<Item = P>,
+    tell: impl FnMut(P, OpResult),
 ) -> usize {
     let read = |op: &kavern_kv_op| {
         let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
         let is_simple = is_append && u64::from(op.reserved) | later_fields(op) == 0;
         is_simple.then_some((Id(op.target), op.tokens, op.lookahead))
     };
-    step.append_ready(ops.iter().map(read), tell)
+    step.append_ready(ops.iter().map(read).zip(results), tell)
 }
 
 /// Has memory fetched for operations that come in a while.
@@ -172,23 +174,28 @@ pub(super) fn expect(step: &StepSession<'_>, ops: &[kavern_kv_op]) {
     step.expect(ops.iter().map(|op| (Id(op.target), is_commit(op))));
 }
 
-/// Gets ready for an APPEND or a COMMIT that comes soon; what is wrong with it is told when it comes.
+/// Gets ready for APPENDs and COMMITs that come soon; what is wrong with one is told when it comes.
 ///
 /// # Safety
-/// The pointers of `op` are as its fields say.
+/// The pointers of `ops` are as their fields say.
 #[inline]
-pub(super) unsafe fn prepare(step: &mut StepSession<'_>, op: &kavern_kv_op) {
-    let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
-    if !is_append || !step.is_ready(Id(op.target), op.tokens) {
+pub(super) unsafe fn prepare(step: &mut StepSession<'_>, ops: &[kavern_kv_op]) {
+    let read = |op: &kavern_kv_op| {
+        let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
+        is_append.then_some((Id(op.target), op.tokens))
+    };
+    let mut left = ops;
+    while let Some(at) = step.find_unready(left.iter().map(read)) {
         // SAFETY: the caller's promise.
-        unsafe { prepare_rest(step, op) };
+        unsafe { prepare_one(step, &left[at]) };
+        left = &left[at + 1..];
     }
 }
 
 /// # Safety
 /// The pointers of `op` are as its fields say.
 #[inline(never)]
-unsafe fn prepare_rest(step: &mut StepSession<'_>, op: &kavern_kv_op) {
+unsafe fn prepare_one(step: &mut StepSession<'_>, op: &kavern_kv_op) {
     let target = Target::Id(Id(op.target));
     match op.kind {
         2 => step.prepare(&Op::Append { target, tokens: op.tokens, lookahead: op.lookahead }),

@@ -234,8 +234,7 @@ pub unsafe extern "C" fn kavern_kv_step(
         const RUN: usize = StepSession::RUN;
         let run = |from: usize| &list[from.min(n)..(from + RUN).min(n)];
         // SAFETY: the header asks for pointers as the fields say.
-        let prepare =
-            |step: &mut _, from| run(from).iter().for_each(|op| unsafe { kv_ops::prepare(step, op) });
+        let prepare = |step: &mut _, from| unsafe { kv_ops::prepare(step, run(from)) };
         if n >= FEW {
             kv_ops::expect(&step, &list[..n.min(2 * RUN)]);
             prepare(&mut step, 0);
@@ -246,8 +245,10 @@ pub unsafe extern "C" fn kavern_kv_step(
             let (mut index, ops) = (from, run(from));
             let end = from + ops.len();
             while index < end {
-                let tell = |at: usize, result: OpResult| results.write(index + at, result.into());
-                index += kv_ops::append_ready(&mut step, &ops[index - from..], tell);
+                let (left, places) = (&ops[index - from..], results.part(index..end));
+                index += kv_ops::append_ready(&mut step, left, places.iter_mut(), |place, result| {
+                    place.write(result.into());
+                });
                 if let Some(op) = list[..end].get(index) {
                     // SAFETY: the header asks for pointers as the fields say.
                     unsafe { apply_op(&mut step, op, index, &mut results, link_tokens, &mut status) };

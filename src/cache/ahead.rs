@@ -14,7 +14,7 @@ use super::state::State;
 use super::step::{Op, Target};
 use crate::error::Result;
 use crate::sys::reserve::filled;
-use crate::types::{Id, IdKind};
+use crate::types::Id;
 
 /// Operations of a run.
 pub(super) const RUN: usize = 16;
@@ -70,16 +70,21 @@ impl Ahead {
         self.next = (self.next + 1) % KEPT;
     }
 
+    /// Whether the key at this place is of this link.
+    #[inline]
+    fn is_of(&self, place: usize, row: usize, parent: &Key, tokens: &[i32]) -> bool {
+        let is_of = |(of, after, _): &(u32, Key, Key)| *of == row as u32 && after == parent;
+        self.keys[place].as_ref().is_some_and(is_of) && self.link(place) == tokens
+    }
+
     /// The key of this link, if it was made. Keys are asked for in the order in which they were made, but for some.
     fn find(&mut self, row: usize, parent: &Key, tokens: &[i32]) -> Option<Key> {
-        let places = (self.wanted..KEPT).chain(0..self.wanted);
-        let mut found = places.filter_map(|place| Some((place, self.keys[place].as_ref()?)));
-        let is_it = |&(place, (of, after, _)): &(usize, &(u32, Key, Key))| {
-            *of == row as u32 && after == parent && self.link(place) == tokens
+        let place = match self.is_of(self.wanted, row, parent, tokens) {
+            true => self.wanted,
+            false => (0..KEPT).find(|&place| self.is_of(place, row, parent, tokens))?,
         };
-        let (place, &(.., key)) = found.find(is_it)?;
         self.wanted = (place + 1) % KEPT;
-        Some(key)
+        self.keys[place].map(|(.., key)| key)
     }
 
     /// The key of the first link that a COMMIT completes: the one made ahead, if it is of this link.
@@ -105,11 +110,15 @@ impl State {
         self.holders.rows.iter().for_each(|of| of.fetch_last(rows.clone().map(|(row, _)| row)));
     }
 
-    /// Whether an APPEND to this sequence will find it ready; a guess.
+    /// The first of these operations that is no APPEND or will not find its sequence ready; a guess.
     #[inline]
-    pub(super) fn is_ready(&self, id: Id, tokens: u64) -> bool {
-        let sequence = id.index(IdKind::Sequence).and_then(|row| self.holders.sequences.get(row));
-        sequence.is_some_and(|sequence| tokens <= u64::from(sequence.ready))
+    pub(super) fn find_unready(&self, mut ops: impl Iterator<Item = Option<(Id, u64)>>) -> Option<usize> {
+        let sequences = &self.holders.sequences[..];
+        let is_ready = |(id, tokens): (Id, u64)| {
+            let sequence = sequences.get(id.likely_index());
+            sequence.is_some_and(|sequence| tokens <= u64::from(sequence.ready))
+        };
+        ops.position(|op| !op.is_some_and(is_ready))
     }
 
     /// This operation comes in the next run.
@@ -137,7 +146,7 @@ impl State {
                 continue;
             }
             if let Some(&last) = rows.row(row).last() {
-                store.fetch_new(last as u32 + 1);
+                store.fetch_beside(last as u32);
             }
             if store.free_count() < FREE_FEW {
                 let growths = &mut self.ahead.growths[group];
@@ -208,6 +217,7 @@ pub(super) mod tests {
     use crate::error::Status;
     use crate::event::NoSink;
     use crate::memory::{Limits, Memory};
+    use crate::types::IdKind;
 
     pub(in crate::cache) const EACH: u32 = 16;
 

@@ -61,7 +61,8 @@ pub(super) struct Sequence {
     pub(super) may_share: bool,
     pub(super) pause: Pause,
     /// Tokens that an APPEND may reach beyond `length`, its lookahead included, and need look at nothing but this line:
-    /// there are blocks for them, no open block is shared, none is promised. 0 where it must look.
+    /// the sequence runs, no operation on it was refused, there are blocks for them, no open block is shared, none is
+    /// promised. 0 where it must look.
     pub(super) ready: u16,
     pub(super) holder: Holder,
     /// Length up to which blocks are promised; 0: none are.

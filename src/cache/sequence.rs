@@ -438,8 +438,9 @@ impl Holders {
     /// Ends a sequence; its row has been emptied.
     pub(super) fn close_sequence(&mut self, row: usize) {
         self.ended += 1;
-        self.sequences[row].holder.is_live = false;
-        self.sequences[row].length = 0;
+        let sequence = &mut self.sequences[row];
+        sequence.holder.is_live = false;
+        (sequence.length, sequence.ready) = (0, 0);
         self.rows.iter_mut().for_each(|rows| rows.truncate(row, 0));
         self.free_rows.push_oldest(row as u32);
     }

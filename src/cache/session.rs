@@ -54,7 +54,8 @@ impl StepSession<'_> {
     pub fn apply(&mut self, op: &Op<'_>) -> OpResult {
         if let Op::Append { target: Target::Id(id), tokens, lookahead } = *op {
             let mut ready = None;
-            self.append_ready([Some((id, tokens, lookahead))].into_iter(), |_, result| ready = Some(result));
+            let ops = [(Some((id, tokens, lookahead)), ())];
+            self.append_ready(ops.into_iter(), |(), result| ready = Some(result));
             if let Some(result) = ready {
                 return result;
             }
@@ -68,13 +69,13 @@ impl StepSession<'_> {
     }
 
     /// What `apply` tries first with an APPEND, for as many as come: target, tokens and lookahead of each, `None` for
-    /// what is no APPEND. Ends before the first that takes a closer look, to which nothing was done; tells place and
-    /// result of those before it, and answers how many there were.
+    /// what is no APPEND, beside a place for its result. Ends before the first that takes a closer look, to which
+    /// nothing was done; tells the results of those before it at their places, and answers how many there were.
     #[inline]
-    pub fn append_ready(
+    pub fn append_ready<P>(
         &mut self,
-        ops: impl Iterator<Item = Option<(Id, u64, u32)>>,
-        tell: impl FnMut(usize, OpResult),
+        ops: impl Iterator<Item = (Option<(Id, u64, u32)>, P)>,
+        tell: impl FnMut(P, OpResult),
     ) -> usize {
         self.state.append_ready(ops, tell)
     }
@@ -90,10 +91,11 @@ impl StepSession<'_> {
         self.state.expect(targets);
     }
 
-    /// Whether an APPEND that is near needs no [`prepare`](Self::prepare).
+    /// The first of operations that are near which needs [`prepare`](Self::prepare): target and tokens of each, `None`
+    /// for what is no APPEND.
     #[inline]
-    pub fn is_ready(&self, target: Id, tokens: u64) -> bool {
-        self.state.is_ready(target, tokens)
+    pub fn find_unready(&self, ops: impl Iterator<Item = Option<(Id, u64)>>) -> Option<usize> {
+        self.state.find_unready(ops)
     }
 
     /// The same once it is near. Token ids that it names stay as they are until it comes or the session ends.

@@ -46,34 +46,31 @@ impl State {
     }
 
     /// APPENDs to sequences that are ready for them, as nearly all are in a step that decodes: target, tokens and
-    /// lookahead of each, `None` for what is no APPEND. Ends with the list, or before the first for which [`apply`] is
-    /// to look closer, where nothing was changed; answers how many there were.
+    /// lookahead of each, `None` for what is no APPEND, beside the place where its result is told. Ends with the list,
+    /// or before the first for which [`apply`] is to look closer, where nothing was changed; answers how many there
+    /// were.
     ///
     /// [`apply`]: Self::apply
     #[inline]
-    pub(super) fn append_ready(
+    pub(super) fn append_ready<P>(
         &mut self,
-        ops: impl Iterator<Item = Option<(Id, u64, u32)>>,
-        mut tell: impl FnMut(usize, OpResult),
+        ops: impl Iterator<Item = (Option<(Id, u64, u32)>, P)>,
+        mut tell: impl FnMut(P, OpResult),
     ) -> usize {
-        let Self { holders, batch, call, shared, .. } = self;
+        let Self { holders, batch, shared, .. } = self;
         if shared.namespaces.owners.may_be_over() {
             return 0;
         }
-        let call = *call;
         let sequences = &mut holders.sequences[..];
         let mut entering = batch.entering();
-        for op in ops {
+        for (op, place) in ops {
             let Some((id, tokens, lookahead)) = op else { break };
-            let Some(row) = id.index(IdKind::Sequence) else { break };
+            let row = id.likely_index();
             let Some(sequence) = sequences.get_mut(row) else { break };
-            let Sequence { holder, ready, last_step, refused_in_call, .. } = *sequence;
-            let is_ready = holder.generation == id.generation()
-                && holder.is_live
+            let Sequence { holder, ready, last_step, .. } = *sequence;
+            let is_ready = id.is_of(IdKind::Sequence, holder.generation)
                 // One of nothing looks: it may be to a sequence that does not run.
-                && tokens > 0
-                && tokens.saturating_add(lookahead.into()) <= u64::from(ready)
-                && refused_in_call != call
+                && tokens.wrapping_sub(1).saturating_add(lookahead.into()) < u64::from(ready)
                 && last_step != entering.step
                 && entering.has_room(tokens);
             if !is_ready {
@@ -82,7 +79,7 @@ impl State {
             sequence.ready = ready - tokens as u16;
             // Without size classes all groups are a sequence's, and the first is 0 like that of any result.
             let group = holder.groups.first() as u32;
-            tell(entering.count(), OpResult { row: row as i32, sequence: id.0, group, ..OpResult::DONE });
+            tell(place, OpResult { row: row as i32, sequence: id.0, group, ..OpResult::DONE });
             entering.enter(row, sequence, tokens);
         }
         let count = entering.count();
@@ -111,8 +108,9 @@ impl State {
     pub(super) fn validate_ready(&self) -> Result<()> {
         let sequences = self.holders.sequences.iter().enumerate();
         let is_wrong = |&(row, s): &(usize, &Sequence)| {
-            let may = self.is_plain && !s.may_share && s.expected_tokens == 0 && s.pause == Pause::Running;
-            s.holder.is_live && s.ready > 0 && (!may || u64::from(s.ready) > self.room_in_blocks(row))
+            let runs = s.holder.is_live && s.pause == Pause::Running && s.refused_in_call != self.call;
+            let may = runs && self.is_plain && !s.may_share && s.expected_tokens == 0;
+            !may || u64::from(s.ready) > self.room_in_blocks(row)
         };
         match sequences.filter(|(_, s)| s.ready > 0).find(is_wrong) {
             Some((row, s)) => Err(Error::internal(format!("row {row} is not ready for {} tokens", s.ready))),
@@ -180,7 +178,8 @@ impl State {
     pub(super) fn refuse(&mut self, status: Status, target: Option<Target>) -> OpResult {
         self.shared.counters.refused_ops += 1;
         if let Some(Ok(row)) = target.map(|target| self.find_target(target)) {
-            self.holders.sequences[row].refused_in_call = self.call;
+            let sequence = &mut self.holders.sequences[row];
+            (sequence.refused_in_call, sequence.ready) = (self.call, 0);
         }
         OpResult::refused(status)
     }

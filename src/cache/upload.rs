@@ -176,7 +176,7 @@ fn are_all_live(state: &State) -> bool {
 }
 
 /// Entries of the batch whose sequence still runs.
-pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
+pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> + Clone {
     let are_all = are_all_live(state);
     state.batch.entries.iter().filter(move |entry| {
         if are_all {
@@ -188,12 +188,24 @@ pub(super) fn live_entries(state: &State) -> impl Iterator<Item = &BatchEntry> {
 }
 
 pub(super) fn pack_batch(packer: &mut Packer<'_>, state: &State, places: &Places, arrays: &mut StepArrays) {
-    let count = live_entries(state).count();
+    match are_all_live(state) {
+        true => pack_entries(packer, state.batch.entries.iter(), places, arrays),
+        false => pack_entries(packer, live_entries(state), places, arrays),
+    }
+}
+
+fn pack_entries<'a>(
+    packer: &mut Packer<'_>,
+    entries: impl Iterator<Item = &'a BatchEntry> + Clone,
+    places: &Places,
+    arrays: &mut StepArrays,
+) {
+    let count = entries.clone().count();
     let (rows_at, rows) = packer.run(Some(places.rows), count);
-    live_entries(state).zip(rows).for_each(|(entry, cell)| *cell = entry.row as i32);
+    entries.clone().zip(rows).for_each(|(entry, cell)| *cell = entry.row as i32);
     let (starts_at, starts) = packer.run(Some(places.starts), count + 1);
     let mut tokens = 0;
-    for (entry, cell) in live_entries(state).zip(starts.iter_mut()) {
+    for (entry, cell) in entries.zip(starts.iter_mut()) {
         *cell = tokens as i32;
         tokens += entry.count as usize;
     }

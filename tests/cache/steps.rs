@@ -355,7 +355,14 @@ fn ids_of_what_is_gone_or_of_another_kind_are_stale() {
     let lease = bench.look(&ask(&[])).lease;
     bench.begin();
     let sequence = bench.admit(lease, 1).sequence;
-    for stale in [0, lease.0, sequence + 1, sequence + (1 << 24), u64::MAX, Id::new(IdKind::Ticket, 1, 0).0] {
+    bench.append(sequence, 1);
+    bench.done();
+    // From here on the sequence is ready for an APPEND of one, which is all that a wrong id may not make of it.
+    bench.begin();
+    let (row, generation) = (Id(sequence).likely_index() as u32, Id(sequence).generation());
+    let others = [IdKind::Lease, IdKind::Ticket].map(|kind| Id::new(kind, generation, row).0);
+    let stale = [0, lease.0, sequence + 1, sequence + (1 << 24), u64::MAX, Id::new(IdKind::Ticket, 1, 0).0];
+    for stale in stale.into_iter().chain(others) {
         let target = Target::Id(Id(stale));
         assert_eq!(bench.apply(&append(stale, 1)).status, Status::StaleId);
         assert_eq!(bench.apply(&commit(stale, &[1], &[])).status, Status::StaleId);
