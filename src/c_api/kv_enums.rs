@@ -109,7 +109,7 @@ pub enum kavern_kv_cache_flag {
     KAVERN_KV_ADAPTIVE_BLOCKS = 128,
     /// Free blocks are handed out in the order in which they were freed, the latest first. Without it a request gets
     /// runs of ascending block ids where that can be, which copies and transfers like; and where too few are free,
-    /// some more than it needs are evicted: as many, at least 31, at most one block in 64.
+    /// some more than it needs are evicted: as many, at least 31, at most one block in 64, and none of a high priority.
     KAVERN_KV_EXACT_ORDER = 32,
 }
 

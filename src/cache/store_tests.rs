@@ -240,19 +240,28 @@ fn a_block_that_departed_is_in_no_table_once_it_is_handed_out() {
     }
 }
 
+/// A store that is full of content which nobody holds, of which all but the first `ordinary` have a high priority.
+fn full(blocks: u32, ordinary: u32, exact_order: bool) -> (Store, Shared) {
+    let (mut store, mut shared, namespace) = store_of(blocks, exact_order, [5, 6, 7, 8]);
+    for number in 0..blocks {
+        let block = filled(&mut store, &mut shared, [1, 2]);
+        let as_what = content(Key([number.into(), 1, 0, 0]), namespace, ROOT_SERIAL);
+        assert_eq!(store.publish(block, &as_what, &mut shared), Published::Stored);
+        if number >= ordinary {
+            store.retain(block, 90, 0, 0);
+        }
+        store.release(block, 0, &mut shared);
+    }
+    assert_eq!((store.free_count(), store.available()), (0, blocks));
+    (store, shared)
+}
+
 #[test]
 fn where_none_is_free_many_go_for_one_unless_the_store_is_small_or_the_order_exact() {
     for (blocks, exact_order, gone) in
         [(4096, false, 32_u32), (1024, false, 17), (128, false, 3), (32, false, 1), (4096, true, 1)]
     {
-        let (mut store, mut shared, namespace) = store_of(blocks, exact_order, [5, 6, 7, 8]);
-        for number in 1..=blocks {
-            let block = filled(&mut store, &mut shared, [1, 2]);
-            let as_what = content(Key([number.into(), 0, 0, 0]), namespace, ROOT_SERIAL);
-            assert_eq!(store.publish(block, &as_what, &mut shared), Published::Stored);
-            store.release(block, 0, &mut shared);
-        }
-        assert_eq!((store.free_count(), store.available()), (0, blocks));
+        let (mut store, mut shared) = full(blocks, blocks, exact_order);
         for taken in 1..=gone {
             store.allocate_run(1, None, 1, &mut shared, |_| {});
             assert_eq!((store.free_count(), store.available()), (gone - taken, blocks - taken));
@@ -261,6 +270,17 @@ fn where_none_is_free_many_go_for_one_unless_the_store_is_small_or_the_order_exa
         prove(&store);
         store.allocate_run(1, None, 1, &mut shared, |_| {});
         assert_eq!(shared.counters.evicted_blocks, 2 * u64::from(gone));
+        prove(&store);
+    }
+}
+
+#[test]
+fn a_high_priority_goes_for_what_is_needed_and_not_for_what_is_to_spare() {
+    for (ordinary, wanted, gone) in [(0, 1, 1), (5, 1, 5), (5, 5, 5), (5, 6, 6), (0, 100, 100), (4000, 1, 32)]
+    {
+        let (mut store, mut shared) = full(4096, ordinary, false);
+        store.allocate_run(wanted, None, 1, &mut shared, |_| {});
+        assert_eq!((shared.counters.evicted_blocks, store.free_count()), (gone, gone as u32 - wanted));
         prove(&store);
     }
 }

@@ -63,7 +63,8 @@ impl Store {
                 let blocks = &mut blocks[..TOGETHER.min(left)];
                 let free =
                     blocks.iter_mut().map_while(|place| self.free.pop().map(|index| *place = index)).count();
-                let gone = self.evict_into(&mut blocks[free..], RemoveReason::Evicted, shared);
+                let needed = blocks.len() - free;
+                let gone = self.evict_into(&mut blocks[free..], needed, RemoveReason::Evicted, shared);
                 assert!(free + gone == blocks.len(), "the caller checked that as many blocks are available");
                 self.hand_out_all(blocks, tenant, &mut take);
                 left -= blocks.len();
@@ -74,8 +75,8 @@ impl Store {
         // of them, so that there is a choice of runs the next time too: promised blocks may be free as well as cached.
         if self.free.count() < count {
             let spare = count.max(EVICTED_LEAST - 1).min(self.limit / HEADROOM_SHARE);
-            let wanted = count + spare - self.free.count();
-            self.evict_some(wanted.into(), RemoveReason::Evicted, shared);
+            let wanted = count - self.free.count();
+            self.evict_with_spare(wanted.into(), spare.into(), RemoveReason::Evicted, shared);
         }
         if count == 1 {
             let block = self.free.take_one(near).expect("as many are free as are wanted");
@@ -116,10 +117,16 @@ impl Store {
         reason: RemoveReason,
         shared: &mut Shared,
     ) -> u64 {
-        let (mut victims, mut evicted) = ([0; TOGETHER], 0);
-        while evicted < count {
-            let most = usize::try_from(count - evicted).unwrap_or(usize::MAX).min(TOGETHER);
-            let gone = self.evict_into(&mut victims[..most], reason, shared);
+        self.evict_with_spare(count, 0, reason, shared)
+    }
+
+    /// The same, and some to spare, for whose sake no high priority goes.
+    fn evict_with_spare(&mut self, count: u64, spare: u64, reason: RemoveReason, shared: &mut Shared) -> u64 {
+        let (mut victims, mut evicted, all) = ([0; TOGETHER], 0, count.saturating_add(spare));
+        while evicted < all {
+            let most = (all - evicted).min(TOGETHER as u64) as usize;
+            let needed = count.saturating_sub(evicted).min(most as u64) as usize;
+            let gone = self.evict_into(&mut victims[..most], needed, reason, shared);
             self.free.push_all(&victims[..gone]);
             evicted += gone as u64;
             if gone < most {
@@ -143,7 +150,7 @@ impl Store {
     /// Evicts the next victim, which the caller puts to use.
     pub(super) fn evict(&mut self, reason: RemoveReason, shared: &mut Shared) -> Option<u32> {
         let mut victim = [0];
-        (self.evict_into(&mut victim, reason, shared) > 0).then_some(victim[0])
+        (self.evict_into(&mut victim, 1, reason, shared) > 0).then_some(victim[0])
     }
 
     /// Has fetched what evictions of the next victims read, where the processor's own cache does not hold it: first for
@@ -180,19 +187,27 @@ impl Store {
         }
     }
 
-    /// Chooses the next victims, as many as there are places: of low priorities, else the policy's, else of high
-    /// priorities. Answers how many; nobody lists them any more.
-    fn choose_victims(&mut self, places: &mut [u32]) -> usize {
+    /// Chooses the next victims, as many as there are places: of low priorities, else the policy's, else, as far as so
+    /// many are needed, of high priorities. Answers how many; nobody lists them any more.
+    fn choose_victims(&mut self, places: &mut [u32], needed: usize) -> usize {
         let low = self.retention.victims_below(places);
         places[..low].iter().for_each(|&victim| self.policy.removed(victim, false));
         let ordinary = low + self.policy.victims(&mut places[low..]);
-        let all = ordinary + self.retention.victims_above(&mut places[ordinary..]);
+        let end = ordinary.max(needed);
+        let all = ordinary + self.retention.victims_above(&mut places[ordinary..end]);
         places[ordinary..all].iter().for_each(|&victim| self.policy.removed(victim, false));
         all
     }
 
-    /// Evicts the next victims, as many as may go and as there are places, at most [`TOGETHER`]; answers how many.
-    fn evict_into(&mut self, places: &mut [u32], reason: RemoveReason, shared: &mut Shared) -> usize {
+    /// Evicts the next victims, as many as may go and as there are places, at most [`TOGETHER`], of which so many are
+    /// needed; answers how many.
+    fn evict_into(
+        &mut self,
+        places: &mut [u32],
+        needed: usize,
+        reason: RemoveReason,
+        shared: &mut Shared,
+    ) -> usize {
         if places.is_empty() {
             return 0;
         }
@@ -202,7 +217,7 @@ impl Store {
             likely = self.fetch_next(places.len().min(self.latest_row)).unwrap_or(likely);
             prefetch::prefetch_all(&self.blocks, likely.clone());
         }
-        let count = self.choose_victims(places);
+        let count = self.choose_victims(places, needed);
         let victims = &places[..count];
         let fetches = count >= FETCH_LEAST && self.is_large;
         if fetches {
