@@ -52,7 +52,7 @@ echo "   $suite_passed passed, $suite_failed failed, $suite_ignored for \`make s
 
 begin "Python"
 if command -v python3 >/dev/null && [ "$built" -eq 0 ]; then
-    KAVERN_LIBRARY=$PWD/$target/libkavern.so python3 bindings/python/tests/test_ffi.py >"$log.python" 2>&1
+    KAVERN_LIBRARY=$(realpath "$target")/libkavern.so python3 bindings/python/tests/test_ffi.py >"$log.python" 2>&1
     status=$?
     [ "$status" -eq 0 ] || cat "$log.python"
     ran=$(sed -n 's/^Ran \([0-9]*\) test.*/\1/p' "$log.python")
