@@ -1,9 +1,8 @@
 //! The one home of reading and writing through a caller's raw pointers.
 //!
 //! What it does: structs that carry their size, arrays, outputs; each refuses null, misalignment and sizes that
-//! overflow before it touches anything. What it does not: texts,
-//! which are in `text`; know whether a non-null pointer points to memory; that is the
-//! caller's promise, and the safety condition of every unsafe function here.
+//! overflow before it touches anything. What it does not: texts, which are in `text`; know whether a non-null pointer
+//! points to memory, which is the caller's promise, and the safety condition of every unsafe function here.
 //!
 //! Invariant: an output is written only through [`Out`], [`OutArray`], [`OutStruct`] or `text::write`, after all
 //! checks.

@@ -357,7 +357,7 @@ fn ids_of_what_is_gone_or_of_another_kind_are_stale() {
     let sequence = bench.admit(lease, 1).sequence;
     bench.append(sequence, 1);
     bench.done();
-    // From here on the sequence is ready for an APPEND of one, which is all that a wrong id may not make of it.
+    // The sequence has room for another token, so that its own id would be taken the short way.
     bench.begin();
     let (row, generation) = (Id(sequence).likely_index() as u32, Id(sequence).generation());
     let others = [IdKind::Lease, IdKind::Ticket].map(|kind| Id::new(kind, generation, row).0);
