@@ -236,7 +236,7 @@ impl State {
                 continue;
             };
             let old = self.holders.rows[group].row(row)[at] as u32;
-            let new = self.stores[group].allocate(tenant, &mut self.shared);
+            let new = self.stores[group].allocate(None, tenant, &mut self.shared);
             self.stores[group].copy_kept(old, new);
             let slot = |block: u32| i64::from(block) * each as i64;
             self.list_copy(TokenCopy {

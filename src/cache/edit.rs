@@ -213,7 +213,7 @@ impl State {
         let last_step = self.last_use(row);
         self.edited.clear();
         for _ in 0..cut.new_cells(each, tail) {
-            let block = self.stores[group].allocate(tenant, &mut self.shared);
+            let block = self.stores[group].allocate(None, tenant, &mut self.shared);
             self.edited.push(block);
         }
         for (source, target, tokens) in cut.runs(each, tail) {

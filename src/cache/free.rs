@@ -79,14 +79,6 @@ impl Free {
         }
     }
 
-    /// Takes one block.
-    pub(super) fn pop(&mut self) -> Option<u32> {
-        match self {
-            Self::Stack(stack) => stack.order.pop(),
-            Self::Runs(runs) => runs.take_one(None),
-        }
-    }
-
     /// Whether a block is free, where runs are sought; false in exact order, where that says nothing of who is next.
     #[inline]
     pub(super) fn has(&self, block: u32) -> bool {

@@ -158,7 +158,7 @@ impl State {
             };
             let (store, rows) = (&mut self.stores[group], &mut self.holders.rows[group]);
             for _ in held..cells {
-                let block = store.allocate(tenant, &mut self.shared);
+                let block = store.allocate(None, tenant, &mut self.shared);
                 rows.push(row, block);
             }
             self.batch.used_slots += cells.saturating_sub(held) as u64 * store.slots();

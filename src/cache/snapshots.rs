@@ -77,7 +77,7 @@ impl State {
             store.release(start, last_step, &mut self.shared);
         }
         if is_first || stays {
-            let new = store.allocate(tenant, &mut self.shared) as i32;
+            let new = store.allocate(None, tenant, &mut self.shared) as i32;
             rows.set_states(row, new, (!is_first).then_some((current, growth.length)));
         } else {
             rows.set_states(row, current, None);

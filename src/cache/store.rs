@@ -8,12 +8,10 @@
 pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
-    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, Shared, UNWRITTEN,
-    ZERO_LISTED,
+    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, UNWRITTEN, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
-use super::events::RemoveReason;
 use super::evict::Policy;
 use super::free::Free;
 use super::group::Reach;
@@ -237,22 +235,6 @@ impl Store {
     /// The copies into this block are enqueued.
     pub(super) fn note_copied(&mut self, target: u32) {
         self.blocks[target as usize].namespace_and_flags &= !COPY_TARGET;
-    }
-
-    /// Hands out a block, evicting if none is free. The caller has checked `available`.
-    pub(super) fn allocate(&mut self, tenant: u64, shared: &mut Shared) -> u32 {
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.take_out(index);
-                index
-            }
-            None => self
-                .evict(RemoveReason::Evicted, shared)
-                .expect("the caller checked that a block is available"),
-        };
-        self.hand_out(index, tenant);
-        shared.count_handed_out(1, tenant);
-        index
     }
 
     /// A block that was free becomes a holder's; the caller counts it and has taken it out of all tables.

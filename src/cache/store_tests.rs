@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::cache::block::Counters;
-use crate::cache::block::{Publication, Published};
-use crate::cache::events::CacheEventKind;
+use crate::cache::block::{Publication, Published, Shared};
+use crate::cache::events::{CacheEventKind, RemoveReason};
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
 use crate::cache::mirror::BlockHash;
@@ -77,7 +77,7 @@ fn found(store: &Store, wanted: &Publication, tokens: &[i32], shared: &mut Share
 
 /// A held block that is filled with these tokens.
 fn filled(store: &mut Store, shared: &mut Shared, tokens: [i32; 2]) -> u32 {
-    let block = store.allocate(1, shared);
+    let block = store.allocate(None, 1, shared);
     store.keep_tokens(block, 0, &tokens);
     block
 }
@@ -187,7 +187,7 @@ fn evict(store: &mut Store, shared: &mut Shared) {
 
 /// A block that was found under this key, and has departed.
 fn departed(store: &mut Store, shared: &mut Shared, as_what: &Publication) -> u32 {
-    let block = store.allocate(shared.namespaces.get(as_what.namespace).tenant, shared);
+    let block = store.allocate(None, shared.namespaces.get(as_what.namespace).tenant, shared);
     store.keep_tokens(block, 0, &[1, 2]);
     assert_eq!(store.publish(block, as_what, shared), Published::Stored);
     assert_eq!(found(store, as_what, &[1, 2], shared), Some(block));
@@ -227,7 +227,7 @@ fn a_block_that_departed_is_in_no_table_once_it_is_handed_out() {
         let gone = departed(&mut store, &mut shared, &first);
         let mut taken = Vec::new();
         match is_run {
-            false => taken.push(store.allocate(1, &mut shared)),
+            false => taken.push(store.allocate(None, 1, &mut shared)),
             true => store.allocate_run(count, Some(before), 1, &mut shared, |block| taken.push(block)),
         }
         assert_eq!((taken[0], cells(&store)), (gone, [0; 2]));

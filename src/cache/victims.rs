@@ -22,7 +22,7 @@ pub(super) const TOGETHER: usize = LEAVING_MOST;
 pub(super) const FETCH_LEAST: usize = 4;
 /// So many are fetched as likely to lie in a row, or as many as did of the latest victims.
 const ROW_LEAST: usize = 4;
-/// Where none is free, so many go at least: together each costs less than half of what it does alone.
+/// Where none is free, so many go at least: together each costs a fraction of what it does alone.
 const EVICTED_LEAST: u32 = 32;
 /// One block in so many is kept free for the sake of runs, where blocks are not handed out in exact order.
 const HEADROOM_SHARE: u32 = 64;
@@ -56,13 +56,18 @@ impl Store {
         shared: &mut Shared,
         mut take: impl FnMut(u32),
     ) {
+        if count == 1 {
+            return take(self.allocate(near, tenant, shared));
+        }
         shared.count_handed_out(count, tenant);
         if self.free.is_exact() {
             let (mut blocks, mut left) = ([0; TOGETHER], count as usize);
             while left > 0 {
                 let blocks = &mut blocks[..TOGETHER.min(left)];
-                let free =
-                    blocks.iter_mut().map_while(|place| self.free.pop().map(|index| *place = index)).count();
+                let free = blocks
+                    .iter_mut()
+                    .map_while(|place| self.free.take_one(None).map(|index| *place = index))
+                    .count();
                 let needed = blocks.len() - free;
                 let gone = self.evict_into(&mut blocks[free..], needed, RemoveReason::Evicted, shared);
                 assert!(free + gone == blocks.len(), "the caller checked that as many blocks are available");
@@ -71,19 +76,7 @@ impl Store {
             }
             return;
         }
-        // All victims first: what was allocated together is often let go together, and makes a run again. A few more
-        // of them, so that there is a choice of runs the next time too: promised blocks may be free as well as cached.
-        if self.free.count() < count {
-            let spare = count.max(EVICTED_LEAST - 1).min(self.limit / HEADROOM_SHARE);
-            let wanted = count - self.free.count();
-            self.evict_with_spare(wanted.into(), spare.into(), RemoveReason::Evicted, shared);
-        }
-        if count == 1 {
-            let block = self.free.take_one(near).expect("as many are free as are wanted");
-            self.take_out(block);
-            self.hand_out(block, tenant);
-            return take(block);
-        }
+        self.make_free(count, shared);
         let (mut left, mut near) = (count, near);
         let (mut blocks, mut known) = ([0; TOGETHER], 0);
         while left > 0 {
@@ -99,6 +92,36 @@ impl Store {
             (left, near) = (left - length, Some(first + length - 1));
         }
         self.hand_out_all(&blocks[..known], tenant, &mut take);
+    }
+
+    /// Hands out one block, the one after `near` if that is free. The caller has checked `available`.
+    pub(in crate::cache) fn allocate(&mut self, near: Option<u32>, tenant: u64, shared: &mut Shared) -> u32 {
+        shared.count_handed_out(1, tenant);
+        if !self.free.is_exact() {
+            self.make_free(1, shared);
+        }
+        let index = match self.free.take_one(near) {
+            Some(index) => {
+                self.take_out(index);
+                index
+            }
+            None => self
+                .evict(RemoveReason::Evicted, shared)
+                .expect("the caller checked that a block is available"),
+        };
+        self.hand_out(index, tenant);
+        index
+    }
+
+    /// Sees to it that so many are free where blocks are handed out in runs. All victims first: what was allocated
+    /// together is often let go together, and makes a run again. Some more of them, so that there is a choice of runs
+    /// the next time too: promised blocks may be free as well as cached.
+    fn make_free(&mut self, count: u32, shared: &mut Shared) {
+        if self.free.count() < count {
+            let spare = count.max(EVICTED_LEAST - 1).min(self.limit / HEADROOM_SHARE);
+            let wanted = count - self.free.count();
+            self.evict_with_spare(wanted.into(), spare.into(), RemoveReason::Evicted, shared);
+        }
     }
 
     /// Free blocks become a holder's.
