@@ -196,6 +196,53 @@ impl Store {
         self.blocks.get(block as usize).is_some_and(is_it)
     }
 
+    /// Whether the blocks from this one on, one behind the other, are those that are findable under so many keys.
+    #[inline]
+    pub(in crate::cache) fn is_run_named(
+        &self,
+        first: u32,
+        count: usize,
+        namespace: u32,
+        key: impl Fn(usize) -> Key,
+    ) -> bool {
+        let Some(blocks) = self.blocks.get(first as usize..).and_then(|blocks| blocks.get(..count)) else {
+            return false;
+        };
+        // Nearly always all are, so nothing is gained by a look at each before the next one.
+        let differing = blocks.iter().enumerate().fold(0, |differing, (at, block)| {
+            let flags = block.namespace_and_flags & (FINDABLE | NAMESPACE_MASK) ^ (FINDABLE | namespace);
+            let words = block
+                .key
+                .0
+                .iter()
+                .zip(key(at).0)
+                .fold(0, |differing, (is, wanted)| differing | (is ^ wanted));
+            differing | words | u64::from(flags)
+        });
+        differing == 0
+    }
+
+    /// The identity of the last of the blocks from this one on, if they are these tokens and extras, block by block, one
+    /// after the other behind that parent. Nothing where something else proves content; then each is to be proved alone.
+    #[inline]
+    pub(in crate::cache) fn prove_run<'a>(
+        &self,
+        first: u32,
+        parent_serial: u64,
+        tokens: &[i32],
+        extras: impl Fn(usize) -> &'a Extras,
+    ) -> Option<u64> {
+        let (first, each) = (first as usize, self.block_tokens as usize);
+        let count = tokens.len() / each;
+        let is_filled = self.proof == Proof::Chain
+            && self.tokens.get(first * each..).and_then(|kept| kept.get(..tokens.len())) == Some(tokens);
+        let origins =
+            self.origins.get(first..).and_then(|origins| origins.get(..count)).filter(|_| is_filled)?;
+        origins.iter().enumerate().try_fold(parent_serial, |parent, (at, origin)| {
+            (origin.parent_serial == parent && origin.extras == extras(at).0).then_some(origin.serial)
+        })
+    }
+
     /// The block that is findable under this key, whatever it holds.
     pub(in crate::cache) fn find_named(&self, key: &Key, namespace: u32) -> Option<u32> {
         self.index.find(self.index.hash(key, namespace), |block| self.is_named(block, key, namespace))

@@ -91,13 +91,15 @@ impl Shelf<'_> {
             let from = asked.first + asked.count;
             let next = walk.ask(from, to.min(from + AHEAD), is_run);
             let coming = walk.find(asked, &mut near, &mut is_run);
-            let mut blocks = [0; AHEAD];
-            for at in 0..known.count {
-                let Some(block) = walk.take(known.first + at, known.blocks[at], counters) else {
-                    rows.push_all(row, &blocks[..at]);
-                    return false;
-                };
-                blocks[at] = block as i32;
+            let mut blocks = known.blocks.map(|block| block as i32);
+            if !walk.takes_run(&known) {
+                for at in 0..known.count {
+                    let Some(block) = walk.take(known.first + at, known.blocks[at], counters) else {
+                        rows.push_all(row, &blocks[..at]);
+                        return false;
+                    };
+                    blocks[at] = block as i32;
+                }
             }
             rows.push_all(row, &blocks[..known.count]);
             (known, asked) = (coming, next);
@@ -157,6 +159,25 @@ impl<K: Fn(usize) -> Key> Walk<'_, K> {
         Some(block)
     }
 
+    /// Takes all of a part at once, if its blocks lie one behind the other as expected and are the next ones.
+    #[inline]
+    fn takes_run(&mut self, part: &Part) -> bool {
+        let &Part { first, count, is_run, blocks: [block, ..], .. } = part;
+        if !is_run || !self.store.is_run_named(block, count, self.namespace, |at| (self.key)(first + at)) {
+            return false;
+        }
+        if self.is_proved {
+            let each = self.store.block_tokens as usize;
+            let tokens = &self.tokens[first * each..][..count * each];
+            let extras = |at| self.keys.extras((first + at + 1) * self.links_each - 1);
+            match self.store.prove_run(block, self.parent_serial, tokens, extras) {
+                Some(serial) => self.parent_serial = serial,
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// Asks for the cells of these positions.
     #[inline]
     fn ask(&self, first: usize, to: usize, is_run: bool) -> Part {
@@ -205,6 +226,7 @@ impl<K: Fn(usize) -> Key> Walk<'_, K> {
 mod tests {
     use super::*;
     use crate::cache::ahead::tests::{EACH, cache, request};
+    use crate::cache::block::FINDABLE;
     use crate::cache::namespace::{Home, KeyMode};
     use crate::cache::{HashKind, KvCache, Op, Target};
     use crate::error::Status;
@@ -231,6 +253,52 @@ mod tests {
         keys.iter().take_while(is_there).count() as u64 * u64::from(EACH)
     }
 
+    /// Stores a prompt in a step.
+    fn store(cache: &KvCache, tokens: &[i32], step: u64) {
+        let found = cache.lookups().find(&request(tokens)).unwrap();
+        let (hit_tokens, rest) = (found.hit_tokens as usize, tokens.len() as u64 - found.hit_tokens);
+        let mut session = cache.step(step).unwrap();
+        let admit = Op::Admit { lease: found.lease, tokens: rest, lookahead: 0, row: -1, expected_tokens: 0 };
+        let admitted = session.apply(&admit);
+        assert_eq!(admitted.status, Status::Ok);
+        let target = Target::Id(Id(admitted.sequence));
+        let commit = Op::Commit { target, tokens: rest, naming: Naming::Tokens(&tokens[hit_tokens..], &[]) };
+        assert_eq!(session.apply(&commit).status, Status::Ok);
+        assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
+        drop(session);
+        cache.step_done(step, None).unwrap();
+    }
+
+    #[test]
+    fn a_prefix_ends_inside_of_a_run_where_anything_differs() {
+        let cache = cache(HashKind::Xxh3, BLOCKS);
+        let tokens: Vec<i32> = (0..BLOCKS as i32 / 2 * EACH as i32).collect();
+        store(&cache, &tokens, 1);
+        let lease = cache.lookups().find(&request(&tokens)).unwrap().lease;
+        let blocks: Vec<i32> = cache.lookups().blocks(lease).unwrap().collect();
+        assert!(blocks.len() == BLOCKS as usize / 2 && blocks.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+        cache.state().stores[0].is_large = true;
+        // Each changes one thing of a block, and changes it back.
+        let faults: [fn(&mut Store, usize); 6] = [
+            |store, block| store.tokens[(block + 1) * EACH as usize - 1] ^= 1,
+            |store, block| store.origins[block].extras[3] ^= 1,
+            |store, block| store.origins[block].parent_serial ^= 1,
+            |store, block| store.blocks[block].key.0[3] ^= 1,
+            |store, block| store.blocks[block].namespace_and_flags ^= 1,
+            |store, block| store.blocks[block].namespace_and_flags ^= FINDABLE,
+        ];
+        for at in 0..blocks.len() {
+            for (number, fault) in faults.iter().enumerate() {
+                fault(&mut cache.state().stores[0], blocks[at] as usize);
+                let expected = at as u64 * u64::from(EACH);
+                assert_eq!(cache.probe(&request(&tokens)).unwrap(), expected, "fault {number}");
+                fault(&mut cache.state().stores[0], blocks[at] as usize);
+            }
+        }
+        cache.validate().unwrap();
+        assert_eq!(cache.probe(&request(&tokens)).unwrap(), tokens.len() as u64);
+    }
+
     #[test]
     fn the_walk_finds_what_single_looks_find_wherever_the_blocks_lie() {
         for hash in [HashKind::Xxh3, HashKind::Blake3] {
@@ -246,26 +314,8 @@ mod tests {
             let (mut step, mut runs, mut breaks) = (0, 0, 0);
             for _ in 0..400 {
                 let tokens = prompt(&mut random);
-                let found = cache.lookups().find(&request(&tokens)).unwrap();
-                let count = tokens.len() as u64;
                 step += 1;
-                let mut session = cache.step(step).unwrap();
-                let admit = Op::Admit {
-                    lease: found.lease,
-                    tokens: count - found.hit_tokens,
-                    lookahead: 0,
-                    row: -1,
-                    expected_tokens: 0,
-                };
-                let admitted = session.apply(&admit);
-                assert_eq!(admitted.status, Status::Ok);
-                let target = Target::Id(Id(admitted.sequence));
-                let naming = Naming::Tokens(&tokens[found.hit_tokens as usize..], &[]);
-                let commit = Op::Commit { target, tokens: count - found.hit_tokens, naming };
-                assert_eq!(session.apply(&commit).status, Status::Ok);
-                assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
-                drop(session);
-                cache.step_done(step, None).unwrap();
+                store(&cache, &tokens, step);
                 if random.u32(0..4) == 0 {
                     cache.evict(0, random.u64(1..=BLOCKS / 2)).unwrap();
                 }

@@ -107,6 +107,10 @@ impl Device for Cuda {
     }
 
     fn stream_is_capturing(&self, stream: Stream) -> Result<bool> {
+        if stream == Stream::DEFAULT {
+            // Whatever is captured beside it: on the default stream itself no graph is recorded.
+            return self.context.check().map(|()| false);
+        }
         let entered = self.context.enter()?;
         let stream = self.streams.get(stream)?;
         copy::is_capturing(&entered, stream.raw)

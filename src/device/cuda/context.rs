@@ -92,13 +92,18 @@ impl Context {
         Ok(Arc::new(Self { driver, device, ordinal, raw, is_lost, text, sink }))
     }
 
-    /// Makes the context current, if the process, the thread and the device can work.
-    pub(super) fn enter(&self) -> Result<Entered<'_>> {
+    /// Whether the process, the thread and the device can work; asks the driver nothing.
+    pub(super) fn check(&self) -> Result<()> {
         fork::check()?;
         if is_in_callback() {
             return Err(Error::new(Status::WrongState, "a callback may not call the device"));
         }
-        self.check_lost()?;
+        self.check_lost()
+    }
+
+    /// Makes the context current, if the process, the thread and the device can work.
+    pub(super) fn enter(&self) -> Result<Entered<'_>> {
+        self.check()?;
         let mut entered = Entered { context: self, previous: self.raw, mode: None };
         let mut previous = 0;
         // SAFETY: the result is writable.
