@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+pub(super) use self::left::short_of;
 use self::page::Bond;
 pub use self::page::PhysicalPage;
 

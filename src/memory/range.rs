@@ -26,7 +26,7 @@ use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::Fence;
 use super::page_class::PageClass;
 use super::page_table::{PageTable, TableCounts, Told};
-use super::physical::{Physical, PhysicalPage};
+use super::physical::{Physical, PhysicalPage, short_of};
 use crate::device::{Access, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::event::Level;
@@ -227,10 +227,16 @@ impl Range {
         self.unmap(table.take_stale(first, end));
         self.free_stuck(first, end)?;
         let gaps = table.gaps(first, end);
-        self.check_left(gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes)?;
+        let missing_bytes = gaps.iter().map(|(first, end)| end - first).sum::<u64>() * self.page_bytes;
+        self.check_left(missing_bytes)?;
         let mut plan = Plan::new(self);
-        for (first, end) in gaps {
-            self.fill(&mut plan, first, end)?;
+        if let Err(error) = gaps.into_iter().try_for_each(|(first, end)| self.fill(&mut plan, first, end)) {
+            drop(plan);
+            // What the device says of all that is missing tells more than what it says of a page.
+            return match error.status {
+                Status::OutOfMemory => self.physical.check_device(missing_bytes).and(Err(error)),
+                _ => Err(error),
+            };
         }
         plan.open()?;
         let foreign = plan.foreign()?;
@@ -256,11 +262,11 @@ impl Range {
     fn check_left(&self, bytes: u64) -> Result<()> {
         let left = self.left_bytes();
         if bytes > left {
-            let text =
-                format!("{bytes} bytes of physical memory requested, {left} available; free something");
-            return Err(Error::new(Status::OutOfMemory, text));
+            return Err(short_of(bytes, left));
         }
-        Ok(())
+        // To make one mapping costs as much as to ask.
+        let most = PageClass::LARGE.pages() * self.page_bytes;
+        if bytes <= most { Ok(()) } else { self.physical.check_device(bytes) }
     }
 
     /// Maps a gap with the largest pages that fit and are to be had.

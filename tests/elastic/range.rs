@@ -203,6 +203,30 @@ fn without_memory_a_commit_is_refused_as_a_whole() {
 }
 
 #[test]
+fn what_the_device_has_not_is_refused_before_any_of_it_is_made() {
+    let memory = memory_of("host?memory_bytes=268435456&page_bytes=2097152");
+    let (unit, all) = (2 << 20, 256 << 20);
+    let range = range(&memory, 1024, true);
+    let made =
+        || memory.physical().unwrap().statistics().classes.iter().map(|class| class.created).sum::<u64>();
+    let refuse = |offset: u64, bytes: u64, left: u64| {
+        let error = range.commit(offset, bytes).err().unwrap();
+        let (asked, left) =
+            (format!("{bytes} bytes of physical memory requested"), format!("{left} available"));
+        assert_eq!(error.status, Status::OutOfMemory);
+        assert!(error.text.contains(&asked) && error.text.contains(&left), "{}", error.text);
+        assert_eq!(range.statistics().committed_bytes, offset);
+    };
+    let before = made();
+    refuse(0, 1024 * unit, all);
+    assert_eq!(made(), before);
+    range.commit(0, all - 3 * unit).unwrap();
+    // Few pages are asked for one by one, and told as a whole.
+    refuse(all - 3 * unit, 5 * unit, 3 * unit);
+    range.validate().unwrap();
+}
+
+#[test]
 fn a_pinned_part_stays_committed() {
     each(|memory, unit| {
         let range = range(memory, 8, true);

@@ -121,7 +121,9 @@ impl Heap {
             Err(refusal) => refusal,
         };
         let mut may_wait = false;
-        for step in STEPS {
+        // What the device has not at all, nobody has to give anything for.
+        let steps = if bytes > self.total_bytes { &[][..] } else { &STEPS[..] };
+        for &step in steps {
             if is_captured && !matches!(step, Step::Rooms) {
                 // A capture forbids asking about events and waiting.
                 continue;
@@ -275,7 +277,7 @@ impl Heap {
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
         let text = format!(
             "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
-             is backed; {} of it beside something in the same mapping), the largest request that \
+             is backed; {} of it beside something in the same mapping), in the pool of pages {}, the largest request that \
              would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
              the limit",
             last.text,
@@ -283,6 +285,7 @@ impl Heap {
             statistics.live_bytes,
             statistics.live_count,
             statistics.retained_bytes,
+            self.physical.usable_bytes(),
             self.total_bytes,
         );
         Error::new(Status::OutOfMemory, text)

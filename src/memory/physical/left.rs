@@ -4,7 +4,14 @@
 use std::sync::atomic::Ordering;
 
 use super::{Core, Physical, Pool};
+use crate::error::{Error, Result, Status};
 use crate::memory::page_class::PageClass;
+
+/// The answer to whoever asks for more than there is.
+pub(in crate::memory) fn short_of(bytes: u64, left_bytes: u64) -> Error {
+    let text = format!("{bytes} bytes of physical memory requested, {left_bytes} available; free something");
+    Error::new(Status::OutOfMemory, text)
+}
 
 impl Core {
     /// What is pooled, less what nobody can have: pages to which addresses lead that the device does not leave.
@@ -31,6 +38,25 @@ impl Physical {
     /// Bytes of pages that wait for use and can be had.
     pub(in crate::memory) fn usable_bytes(&self) -> u64 {
         self.core.usable_bytes(&self.core.pool.lock())
+    }
+
+    /// Refuses so many bytes where the device says that it has fewer with all that is pooled, before any of them is
+    /// made. Asks the device.
+    pub(in crate::memory) fn check_device(&self, bytes: u64) -> Result<()> {
+        let (pooled_bytes, has_transit) = {
+            let pool = self.core.pool.lock();
+            (self.core.pooled_bytes(&pool), pool.transit > 0)
+        };
+        // After the look at the pool: what leaves it meanwhile is free then, and counts twice rather than not at all.
+        let free_bytes = self.core.device.memory_info()?.free_bytes;
+        let left_bytes = free_bytes.saturating_add(pooled_bytes);
+        // Pages on their way are in neither.
+        if bytes <= left_bytes || has_transit {
+            return Ok(());
+        }
+        let mut pool = self.core.pool.lock();
+        pool.ceiling_bytes = Some(self.core.alive_bytes(&pool).saturating_add(free_bytes));
+        Err(short_of(bytes, left_bytes))
     }
 
     /// Bytes that were handed out and have not come back.
@@ -91,7 +117,7 @@ mod tests {
         drop(page);
         assert_eq!(left(), all, "the device gets it, and gives it anew");
         let pages: Vec<_> =
-            (0..4).map(|_| physical.take(PageClass::SMALL, 0, None)).collect::<Result<_, _>>().unwrap();
+            (0..4).map(|_| physical.take(PageClass::SMALL, 0, None)).collect::<Result<_>>().unwrap();
         assert_eq!((pages.len(), physical.left_bytes()), (4, 0));
     }
 }

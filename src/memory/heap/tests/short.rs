@@ -82,6 +82,31 @@ fn a_length_that_no_region_has_is_refused_and_not_cut() {
 }
 
 #[test]
+fn without_a_limit_what_the_device_has_not_is_refused_before_any_of_it_is_made() {
+    let device = registry::open("host?page_bytes=2097152&memory_bytes=1073741824").unwrap();
+    let memory = Memory::new(device, Limits::default(), Arc::new(NoSink));
+    let heap = memory.make_heap_with(memory.heap_config()).unwrap();
+    heap.allocate(Stream::DEFAULT, 600 * MIB, 0, 0).unwrap();
+    let made = || heap.physical.statistics().classes.iter().map(|class| class.created).sum::<u64>();
+    let before = made();
+    let refused = |bytes: u64| {
+        let error = heap.allocate(Stream::DEFAULT, bytes, 0, 0).unwrap_err();
+        assert_eq!(error.status, Status::OutOfMemory);
+        error.text
+    };
+    let text = refused(700 * MIB);
+    let asked = format!("{} bytes of physical memory requested, {} available", 700 * MIB, 424 * MIB);
+    assert!(text.contains(&asked), "{text}");
+    refused(4096 * MIB);
+    // All is tried for the first; nobody is asked for what the device has not even when it is empty.
+    let ladder = heap.ladder.counts();
+    assert_eq!((made(), ladder.rooms, ladder.refusals), (before, 1, 2));
+    heap.allocate(Stream::DEFAULT, 424 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+    heap.close();
+}
+
+#[test]
 fn a_refusal_beside_many_blocks_of_many_tags_is_told_soon() {
     const BLOCKS: usize = 60_000;
     let heap = heap("host", 512 * MIB);
