@@ -53,6 +53,9 @@ impl Store {
             }
             if !compares || origin.parent_serial == as_what.parent_serial {
                 shared.counters.duplicate_blocks += 1;
+                if self.is_inactive(taken) && !self.block(taken).is_retained() {
+                    self.policy.missed(taken);
+                }
                 // What follows the duplicate follows the content that is found under the key.
                 if let Some(own) = self.origins.get_mut(index as usize) {
                     own.serial = origin.serial;

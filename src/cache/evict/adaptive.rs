@@ -5,8 +5,10 @@
 //! takes, as measured so far, in the cache and (by ghosts) for a while after eviction. `Odds` measures and judges.
 //!
 //! What it measures may mislead. So it also knows, from ages alone, which returns plain lru would have served with
-//! the same room, and keeps account: while its own hits have fallen behind lru's by more than a small share of all
-//! touches, the victim is the oldest of all four lists, which is lru itself, with nothing to rebuild.
+//! the same room, and which its own choice would have. It begins as lru: the victim is the oldest of all four lists.
+//! It chooses itself once that would have brought a hundredth of all touches more hits, and keeps account from then on:
+//! where its hits have fallen behind lru's by more than a small share of all touches, it is lru again, with nothing to
+//! rebuild.
 //!
 //! Each path is released leaf first, so within a list and at equal odds an ancestor outlives its descendants.
 //! Sources: hit density over age and class (Beckmann et al., LHD, NSDI 2018), ghosts (Megiddo and Modha, ARC, FAST
@@ -222,6 +224,11 @@ impl Policy for Adaptive {
         self.write_ghost();
         let (_, class) = self.lists.stamp_and_list(block);
         self.lists.push_newest(class, block, self.odds.let_go(class));
+    }
+
+    fn missed(&mut self, block: u32) {
+        let (stamp, class) = self.lists.stamp_and_list(block);
+        self.odds.missed(class, self.odds.now() - stamp);
     }
 
     fn moved(&mut self, from: u32, to: u32) {

@@ -2,7 +2,7 @@
 //!
 //! A policy owns its own links and knows blocks only as indices. The store calls it under its lock:
 //! `committed` when a block becomes findable (its holder still has it), `released` when the last holder lets go,
-//! `acquired` when somebody takes it again, `moved` when a held one gets another index, `removed` when it stops being
+//! `acquired` when somebody takes it again, `missed` when its content is computed anew beside it, `moved` when a held one gets another index, `removed` when it stops being
 //! findable, in whatever state it is.
 //! `victim` names the next to go among the released ones and forgets it. A call takes a bounded time, however many
 //! blocks are held.
@@ -57,6 +57,8 @@ pub(super) trait Policy: Send {
     fn acquired(&mut self, block: u32);
     /// The last holder let go.
     fn released(&mut self, block: u32);
+    /// The content of a released block was wanted and computed anew, because something before it was gone.
+    fn missed(&mut self, _block: u32) {}
     /// The content of a held block lies in `to` now, where there was none.
     fn moved(&mut self, from: u32, to: u32);
     /// The block stops being findable; `was_released` tells its state.

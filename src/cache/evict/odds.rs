@@ -7,6 +7,9 @@
 //!
 //! The same counts tell lru's doing without simulating it: lru holds the blocks let go last, as many as there is room,
 //! so the age at which the counts, newest first, fill the cache is the age up to which lru would have had a hit.
+//! And they tell what its own choice would do while lru is followed: if of all that waits, class by class, the oldest
+//! that promises least goes until the rest fits, what is left of each class ends at some age. Returns below that age
+//! that lru would not have had, less those that only lru would, are the lead of its own choice.
 //!
 //! When the room changes, so does the width of the slots: what was counted is spread over the new ones in proportion.
 //!
@@ -42,6 +45,9 @@ const LEARN_TOUCHES: u64 = 4096;
 const LEAST_BLOCKS: u64 = 256;
 /// Share of all touches that may be lost against lru: two thirds of what a default may cost.
 const BUDGET: f64 = 0.002;
+/// Share of all touches by which its own choice must lead before it is made; and as many hits at least.
+const EVIDENCE: f64 = 0.01;
+const EVIDENCE_LEAST: f64 = 64.0;
 /// Hits over lru's that may be carried over to bad times, as a share of the cache.
 const CREDIT: f64 = 0.25;
 /// Slots after a change to lru in which what is missing still counts against the judgement: twice the cache.
@@ -87,6 +93,10 @@ pub(super) struct Odds {
     /// Own hits less lru's.
     balance: f64,
     touches: f64,
+    /// By class, the age in slots up to which its own choice would have kept blocks.
+    kept_slots: [u64; CLASSES],
+    /// Hits of its own choice less lru's, by reckoning, since the last time that lru was ahead.
+    lead: f64,
     trusts_itself: bool,
     turned_to_lru: u64,
 }
@@ -142,6 +152,8 @@ impl Odds {
             slots_of_bin,
             balance: 0.0,
             touches: 0.0,
+            kept_slots: [0; CLASSES],
+            lead: 0.0,
             trusts_itself: false,
             turned_to_lru: 0,
         }
@@ -209,6 +221,7 @@ impl Odds {
         self.learn_slots =
             if has_learned { learn_slots.min(self.slot) } else { learn_slots.max(self.slot + 1) };
         self.turned_to_lru = self.turned_to_lru * old / new;
+        self.kept_slots = self.kept_slots.map(|slots| slots * old / new);
         self.lru_age = self.find_lru_age();
         self.judged_slot = self.slot;
         self.judge();
@@ -276,11 +289,27 @@ impl Odds {
 
     /// A block that was let go so long ago is wanted again; `is_hit` tells whether it was still there.
     pub(super) fn came_back(&mut self, class: usize, age: u64, is_hit: bool) {
+        self.withdraw_from(class, self.slot_of(age));
+        self.count_return(class, age, is_hit);
+    }
+
+    /// One is wanted again that goes on waiting, for it was not found: something before it is gone.
+    pub(super) fn missed(&mut self, class: usize, age: u64) {
+        if self.is_in_span(age) {
+            self.count_return(class, age, false);
+        }
+    }
+
+    fn count_return(&mut self, class: usize, age: u64, is_hit: bool) {
         let slot = self.slot_of(age);
-        self.withdraw_from(class, slot);
         self.returns[self.bin(slot)][class] += 1.0;
+        let lru = f64::from(u8::from(age <= self.lru_age));
+        if self.slot >= self.learn_slots {
+            let by_choice = f64::from(u8::from(self.slot - slot <= self.kept_slots[class]));
+            self.lead = (self.lead + by_choice - lru).max(0.0);
+        }
         if self.trusts_itself || self.slot < self.turned_to_lru + AFTERMATH_SLOTS {
-            let (own, lru) = (f64::from(u8::from(is_hit)), f64::from(u8::from(age <= self.lru_age)));
+            let own = f64::from(u8::from(is_hit));
             self.balance = (self.balance + own - lru).min(CREDIT * self.blocks as f64);
         }
     }
@@ -292,11 +321,16 @@ impl Odds {
             return (0.0, u64::MAX);
         }
         let slot = self.slot_touches.divide(stamp);
-        let bin = self.bin(slot);
+        (self.promise_at(class, self.slot - slot), (slot + 1) * self.slot_touches.get())
+    }
+
+    /// What a block of this class promises that has waited for so many slots.
+    fn promise_at(&mut self, class: usize, slots: u64) -> f64 {
+        let bin = usize::from(self.bin_of_slot[slots.min(SLOTS - 1) as usize]);
         if self.judged[class].holds >> bin & 1 == 0 {
             self.work_out(class, bin);
         }
-        (self.judged[class].promises[bin], (slot + 1) * self.slot_touches.get())
+        self.judged[class].promises[bin]
     }
 
     #[cold]
@@ -309,6 +343,7 @@ impl Odds {
         self.lru_age = self.find_lru_age();
         if self.now - self.judged_at >= JUDGE_EVERY {
             self.judge();
+            self.find_kept(self.slot - self.judged_slot);
             self.judged_at = self.now;
             self.judged_slot = self.slot;
         }
@@ -335,6 +370,28 @@ impl Odds {
         (SLOTS - 1) * slot_touches
     }
 
+    /// Finds how old blocks of each class would be now that its own choice kept, so many slots after it did so last:
+    /// what went before then does not come back.
+    fn find_kept(&mut self, slots: u64) {
+        let mut counts = [[0; CLASSES]; SLOTS as usize];
+        self.newest_first().zip(&mut counts).for_each(|(from, to)| *to = *from);
+        let mut kept = self.kept_slots.map(|before| (before + slots).min(self.slot).min(SLOTS - 1));
+        let mut promises: [f64; CLASSES] = std::array::from_fn(|class| self.promise_at(class, kept[class]));
+        let of_class =
+            |class: usize| counts[..=kept[class] as usize].iter().map(move |of_slot| of_slot[class]);
+        let mut total = self.held + (0..CLASSES).flat_map(of_class).map(u64::from).sum::<u64>();
+        while total > self.blocks {
+            let others = (0..CLASSES).filter(|&class| kept[class] > 0);
+            let order =
+                |&a: &usize, &b: &usize| promises[a].total_cmp(&promises[b]).then(kept[b].cmp(&kept[a]));
+            let Some(class) = others.min_by(order) else { break };
+            total -= u64::from(counts[kept[class] as usize][class]);
+            kept[class] -= 1;
+            promises[class] = self.promise_at(class, kept[class]);
+        }
+        self.kept_slots = kept;
+    }
+
     fn keep_account(&mut self) {
         let limit = BUDGET * self.touches;
         if self.slot < self.learn_slots {
@@ -343,11 +400,13 @@ impl Odds {
         if self.blocks < LEAST_BLOCKS {
             self.trusts_itself = false;
         } else if !self.trusts_itself {
-            // Half of the allowance must be earned back, so each next trial is twice as far away.
-            self.trusts_itself = self.balance > -limit / 2.0 || self.slot == self.learn_slots;
+            // Half of the allowance must be earned back, so each next trial is twice as far away at least.
+            let is_ahead = self.lead >= (EVIDENCE * self.touches).max(EVIDENCE_LEAST);
+            self.trusts_itself = is_ahead && self.balance > -limit / 2.0;
         } else if self.balance < -limit - 1.0 {
             self.trusts_itself = false;
             self.turned_to_lru = self.slot;
+            self.lead = 0.0;
         }
     }
 
@@ -403,87 +462,5 @@ impl Odds {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Blocks that are let go and have not come back, by class.
-    fn waiting(odds: &Odds) -> [u32; CLASSES] {
-        std::array::from_fn(|class| odds.waiting.iter().map(|counts| counts[class]).sum())
-    }
-
-    fn touch(odds: &mut Odds, count: u64) {
-        for at in 0..count {
-            odds.hold();
-            odds.let_go((at % 4) as usize);
-        }
-    }
-
-    /// Made for 8,192 blocks, of which 1,024 are in use when it has seen so many touches.
-    fn small(touches: u64) -> Odds {
-        let mut odds = Odds::new(8192).unwrap();
-        odds.room(1024);
-        touch(&mut odds, touches);
-        odds
-    }
-
-    #[test]
-    fn a_cache_that_changes_its_size_is_measured_in_slots_of_the_new_one() {
-        let mut odds = small(10_001);
-        assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
-        let returned = |odds: &Odds| odds.returns.as_flattened().iter().sum::<f64>();
-        for age in 100..900 {
-            odds.hold();
-            odds.came_back(1, age, true);
-            odds.unhold();
-        }
-        let (before, returns, now) = (waiting(&odds), returned(&odds), odds.now());
-        odds.room(8192);
-        assert_eq!((odds.slot_touches.get(), odds.slot), (512, now / 512));
-        assert_eq!(waiting(&odds), before, "nothing is lost");
-        assert!((returned(&odds) / returns - 1.0).abs() < 0.02, "{} of {returns}", returned(&odds));
-        assert!((7500..=8192 + 900).contains(&odds.lru_age), "{}", odds.lru_age);
-        touch(&mut odds, 12 * 8192);
-        assert!(odds.is_in_span(11 * 8192) && !odds.is_in_span(13 * 8192));
-        assert!((8000..8400).contains(&odds.lru_age), "{}", odds.lru_age);
-        // Back again: what is older than is remembered then is forgotten.
-        odds.room(1024);
-        assert_eq!((odds.slot_touches.get(), odds.slot), (64, odds.now() / 64));
-        let kept: u32 = waiting(&odds).iter().sum();
-        assert!((191 * 64..=192 * 64).contains(&u64::from(kept)), "{kept}");
-        assert!((960..1100).contains(&odds.lru_age), "{}", odds.lru_age);
-        touch(&mut odds, 1000);
-        assert_eq!(odds.slot, odds.now() / 64);
-    }
-
-    #[test]
-    fn in_a_cache_of_a_few_blocks_lru_is_followed() {
-        let trusts = |blocks| {
-            let mut odds = Odds::new(8192).unwrap();
-            odds.room(blocks);
-            touch(&mut odds, 20_000);
-            odds.trusts_itself
-        };
-        let least = LEAST_BLOCKS as u32;
-        assert_eq!([least - 1, least].map(trusts), [false, true]);
-        // And when it shrinks to that.
-        let mut shrunk = small(20_000);
-        shrunk.room(least - 1);
-        touch(&mut shrunk, 100);
-        assert!(!shrunk.trusts_itself);
-    }
-
-    #[test]
-    fn what_was_learned_holds_after_a_change_and_what_was_not_is_learned_in_the_new_size() {
-        let mut learned = small(64 * (LEARN_SLOTS + 30));
-        assert!(learned.trusts_itself);
-        learned.room(8192);
-        touch(&mut learned, 512);
-        assert!(learned.trusts_itself && learned.slot >= learned.learn_slots);
-        let mut young = small(64 * (LEARN_SLOTS - 8));
-        young.room(8192);
-        touch(&mut young, 512 * 30);
-        assert!(!young.trusts_itself, "three times the cache was not seen yet");
-        touch(&mut young, 512 * 30);
-        assert!(young.trusts_itself);
-    }
-}
+#[path = "odds_tests.rs"]
+mod tests;
