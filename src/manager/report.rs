@@ -184,13 +184,16 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("plain_allocations", totals.plain_allocations),
         ("looks", totals.looks),
         ("idle_flushes", totals.idle_flushes),
+        ("failed_unmaps", totals.failed_unmaps),
         ("moved_pages", totals.ladder.moved_pages),
         ("meshes", totals.ladder.meshes),
-        ("retained_bytes", totals.retained_bytes),
-        ("moved_pages", totals.ladder.moved_pages),
-        ("looks", totals.looks),
-        ("failed_unmaps", totals.failed_unmaps),
         ("refusals", totals.ladder.refusals),
+        ("ladder_own_caches", totals.ladder.own_caches),
+        ("ladder_fences", totals.ladder.fences),
+        ("ladder_trims", totals.ladder.trims),
+        ("ladder_stream_waits", totals.ladder.stream_waits),
+        ("ladder_rooms", totals.ladder.rooms),
+        ("ladder_host_waits", totals.ladder.host_waits),
     ]);
     json.key("live");
     let live = heap.map(|heap| heap.live_blocks()).unwrap_or_default();
