@@ -385,6 +385,22 @@ fn the_books_hold_what_is_taken_by_every_way_and_the_report_lists_it() {
     let batches: u64 = device.filter_map(|one| one["bytes"].as_u64()).sum();
     assert_eq!(report["pools"][0]["held_bytes"], batches, "a pool's batches are direct allocations");
     assert_eq!(report["pools"][0]["requested_bytes"], 5);
+    let acquired = report["pools"][0]["live"].as_array().expect("a list of blocks in use");
+    assert_eq!(
+        (acquired.len(), &acquired[0]["bytes"], &acquired[0]["block_bytes"]),
+        (1, &5.into(), &(1 << 20).into())
+    );
+    assert!(
+        acquired[0]["age_ms"].as_u64() < Some(600_000) && acquired[0]["address"].is_u64(),
+        "{acquired:?}"
+    );
+    let pinned = direct.iter().find(|one| one["place"] == "pinned").expect("pinned memory is listed");
+    assert_eq!((&pinned["tag"], &pinned["bytes"]), (&"staging".into(), &12345.into()));
+    let model = &report["shared_pools"][0]["models"][0];
+    for one in [pinned, &report["elastic"][0], model] {
+        assert!(one["age_ms"].as_u64().is_some_and(|age_ms| age_ms < 600_000), "{one}");
+        assert!(one.get("stream").is_none(), "all streams may use it: {one}");
+    }
     assert_eq!(report["elastic"][0]["committed_bytes"], 6 << 20);
     let counts = ["hits", "misses", "made_ahead", "passed_on_mappings", "stale_mappings", "failed_unmaps"];
     assert!(counts.iter().all(|name| report["pages"][name].is_u64()), "{}", report["pages"]);

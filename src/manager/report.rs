@@ -148,6 +148,9 @@ fn memory(json: &mut Json, manager: &Manager) {
                     ("bytes", live.bytes),
                     ("age_ms", live.age_ns / NS_PER_MS),
                 ]);
+                if let Some(stream) = live.stream {
+                    json.numbers(&[("stream", stream)]);
+                }
             });
         }
     });
@@ -230,6 +233,7 @@ fn range(json: &mut Json, range: &ElasticStatistics) {
 }
 
 fn pools(json: &mut Json, manager: &Manager) {
+    let now_ns = clock::now_ns();
     for pool in manager.holdings.pools() {
         let (totals, _) = pool.statistics();
         json.object(|json| {
@@ -244,6 +248,19 @@ fn pools(json: &mut Json, manager: &Manager) {
                 ("in_use", totals.in_use),
                 ("max_bytes", totals.max_bytes),
             ]);
+            json.key("live");
+            json.array(|json| {
+                for block in pool.live() {
+                    json.object(|json| {
+                        json.numbers(&[
+                            ("address", block.address),
+                            ("bytes", block.bytes),
+                            ("block_bytes", block.block_bytes),
+                            ("age_ms", now_ns.saturating_sub(block.since_ns) / NS_PER_MS),
+                        ]);
+                    });
+                }
+            });
         });
     }
 }
@@ -251,7 +268,7 @@ fn pools(json: &mut Json, manager: &Manager) {
 fn elastics(json: &mut Json, manager: &Manager) {
     for elastic in manager.memory.elastics() {
         json.object(|json| {
-            json.numbers(&[("base", elastic.base())]);
+            json.numbers(&[("base", elastic.base()), ("age_ms", elastic.age_ns() / NS_PER_MS)]);
             range(json, &elastic.statistics());
         });
     }
@@ -275,6 +292,7 @@ fn shared_pools(json: &mut Json, manager: &Manager) {
                         json.string(&name);
                         range(json, &model.range);
                         json.numbers(&[
+                            ("age_ms", model.age_ns / NS_PER_MS),
                             ("min_bytes", model.terms.min_bytes),
                             ("weight", model.terms.weight),
                             ("cap_bytes", model.terms.cap_bytes),
