@@ -1387,7 +1387,10 @@ typedef struct kavern_manager_config {
     uint32_t flags;
     /** The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host". */
     const char *device;
-    /** Most device memory; 0 for no limit but the device's own. */
+    /**
+     * Most device memory of this manager; 0 for no limit but the device's own. Another manager has its own limit, in
+     * the same process too; what bounds several is a budget of the machine.
+     */
     uint64_t device_limit_bytes;
     /** Most pinned host memory; 0 for no limit. */
     uint64_t pinned_limit_bytes;
@@ -1399,9 +1402,10 @@ typedef struct kavern_manager_config {
      */
     uint64_t device_soft_limit_bytes;
     /**
-     * Name of a budget that processes of this user on this machine share, 1 to 128 letters, digits, '-', '_' and '.';
-     * null for none. All device memory of the manager is charged to it before the device is asked, that of its shared
-     * pools too, which need no name of their own then. A process that ends, however it ends, gives its part back.
+     * Name of a budget that managers share, of one process or of several of this user: 1 to 128 letters, digits, '-',
+     * '_' and '.'; null for none. All device memory of the manager is charged to it before the device is asked, that
+     * of its shared pools too, which need no name of their own then. A process that ends, however it ends, gives its
+     * part back.
      */
     const char *machine_budget_name;
     /** Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there. */
@@ -1721,8 +1725,9 @@ typedef struct kavern_pool_config {
      */
     uint64_t max_bytes;
     /**
-     * Blocks that nobody used for so long go back at the pool's next call; UINT64_MAX keeps them until
-     * kavern_pool_trim.
+     * Batches of blocks that nobody used for so long go back, also while nobody calls the pool: a thread of the
+     * library looks for them, every 0.1 s at most. Where there is none, on a simulated device and on one that cannot
+     * map memory, they go at the pool's next call. UINT64_MAX keeps them until kavern_pool_trim.
      */
     uint64_t idle_ns;
     /** Its name in reports; null for "pool". */
@@ -2189,12 +2194,14 @@ kavern_status kavern_capture_release(kavern_manager *manager,
 /**
  * Fills a configuration with its defaults; groups and a capacity are still to be set.
  *
- * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_kv_cache_config).
+ * `size` is sizeof(kavern_kv_cache_config) in the caller's header, which may be older or newer than the library.
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
  * Since: 0.1
  *
  * Safety: `config` must be null or point to `size` writable bytes.
  */
-kavern_status kavern_kv_cache_config_init(kavern_kv_cache_config *config, size_t size);
+kavern_status kavern_kv_cache_config_init(kavern_kv_cache_config *config,
+                                          size_t size);
 
 /**
  * Makes a KV cache and allocates everything that it will ever need.
@@ -2410,7 +2417,8 @@ kavern_status kavern_device_describe(const char *device,
 /**
  * Fills a configuration with its defaults: pages of the device, in slabs where they fit; capacity_bytes is yours.
  *
- * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_elastic_config).
+ * `size` is sizeof(kavern_elastic_config) in the caller's header, which may be older or newer than the library.
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
  * Since: 0.1
  *
  * Safety: `config` must be null or point to `size` writable bytes.
@@ -2763,12 +2771,14 @@ kavern_status kavern_kv_lookup_device(kavern_kv_cache *cache,
 /**
  * Fills a configuration with its defaults: device "host", no limits, no budget of the machine.
  *
- * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
+ * `size` is sizeof(kavern_manager_config) in the caller's header, which may be older or newer than the library.
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
  * Since: 0.1
  *
  * Safety: `config` must be null or point to `size` writable bytes.
  */
-kavern_status kavern_manager_config_init(kavern_manager_config *config, size_t size);
+kavern_status kavern_manager_config_init(kavern_manager_config *config,
+                                         size_t size);
 
 /**
  * Opens a device.
@@ -2813,9 +2823,12 @@ kavern_status kavern_manager_stats(const kavern_manager *manager,
                                    kavern_manager_statistics *out);
 
 /**
- * Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools,
- * elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
+ * Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools
+ * with their blocks in use, elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
  *
+ * What any stream may use from the beginning has no stream: memory straight from the device unless it was made in a
+ * stream's order, pinned memory, elastic ranges, models, and blocks of pools, which are any stream's after the wait
+ * of kavern_pool_acquire. A block of a pool goes by the pool's tag, a range by its address and a model by its name.
  * `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
  * alone. The report may have grown by the next call.
  * Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,
@@ -3211,7 +3224,8 @@ kavern_status kavern_kv_plan_apply(kavern_kv_cache *worker,
  * Fills a configuration with its defaults: size classes 1 KiB x 32, 64 KiB x 16, 1 MiB x 8, growth by 4, no limit,
  * idle blocks go back after 5 minutes.
  *
- * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_pool_config).
+ * `size` is sizeof(kavern_pool_config) in the caller's header, which may be older or newer than the library.
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
  * Since: 0.1
  *
  * Safety: `config` must be null or point to `size` writable bytes.
@@ -3236,7 +3250,8 @@ kavern_status kavern_pool_create(kavern_manager *manager,
                                  kavern_pool **out);
 
 /**
- * Destroys a pool and nulls the handle; null is fine. Blocks that are still in use go too.
+ * Destroys a pool and nulls the handle; null is fine. Blocks that are still in use go too, which is told as a warning
+ * with their number and bytes.
  *
  * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
  * Threads: any, also while others are inside a call on it; blocks until the device has stopped using its memory.
@@ -3273,7 +3288,7 @@ kavern_status kavern_pool_acquire(kavern_pool *pool,
  * Stream: as for kavern_stream_synchronize.
  * Errors: KAVERN_ERR_INVALID_ARGUMENT for an address that is no block of this pool, KAVERN_ERR_WRONG_STATE for a block
  * that is not in use, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
- * Threads: any; does not call the device, unless idle blocks are due to go back.
+ * Threads: any; does not call the device, unless idle blocks are due to go back and no thread of the library looks.
  * Since: 0.1
  *
  * Safety: None beyond handles or null.
@@ -3309,7 +3324,7 @@ kavern_status kavern_pool_acquire_batch(kavern_pool *pool,
  * are wrong are their errors, the others' is KAVERN_ERR_DEPENDENCY; else all states are KAVERN_OK.
  * Stream: as for kavern_pool_release.
  * Errors: those of kavern_pool_release; an address that stands twice is not in use the second time.
- * Threads: any; does not call the device, unless idle blocks are due to go back.
+ * Threads: any; does not call the device, unless idle blocks are due to go back and no thread of the library looks.
  * Since: 0.1
  *
  * Safety: `addresses` must point to `n` values, `states` to `n` writable ones; null is fine where n is 0.
@@ -3364,7 +3379,8 @@ kavern_status kavern_pool_validate(const kavern_pool *pool);
  * Fills a configuration with its defaults: pages of the device, in slabs where they fit, no budget of the machine;
  * physical_limit_bytes is yours.
  *
- * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_shared_pool_config).
+ * `size` is sizeof(kavern_shared_pool_config) in the caller's header, which may be older or newer than the library.
+ * Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
  * Since: 0.1
  *
  * Safety: `config` must be null or point to `size` writable bytes.

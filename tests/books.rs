@@ -45,6 +45,20 @@ fn a_cache_that_can_grow_counts_in_the_totals_as_one_that_cannot() {
 }
 
 #[test]
+fn an_allocation_that_the_device_made_for_a_stream_names_it() {
+    let manager = Manager::open("host?virtual=0", Limits::default(), Arc::new(NoSink)).unwrap();
+    let stream = manager.device().stream_create().unwrap();
+    let address = manager.heap().unwrap().allocate(stream, 1 << 20, 0, 0).unwrap();
+    let batch = manager.memory().allocate(4096, "for all").unwrap();
+    let report: serde_json::Value = serde_json::from_str(&manager.report_json()).unwrap();
+    let [ordered, direct] = &report["memory"]["live"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!((&ordered["stream"], direct.get("stream")), (&stream.0.into(), None));
+    assert_eq!(report["allocator"]["live"][0]["stream"], ordered["stream"]);
+    drop(batch);
+    manager.heap().unwrap().free(stream, address).unwrap();
+}
+
+#[test]
 fn the_proof_of_the_books_holds_while_other_threads_allocate_grow_and_free() {
     let limits = Limits { device_limit_bytes: 192 << 20, ..Limits::default() };
     let manager = Manager::open("host", limits, Arc::new(NoSink)).unwrap();

@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use kavern::device::{Stream, registry};
 use kavern::error::Status;
 use kavern::event::NoSink;
+use kavern::manager::Manager;
 use kavern::memory::{ClassConfig, Limits, Memory, Pool, PoolConfig, PoolMemory, Sizes};
 use kavern::sys::clock;
 
@@ -62,7 +64,7 @@ fn another_stream_gets_a_block_when_its_work_is_done_and_else_a_new_one_or_behin
 }
 
 #[test]
-fn idle_batches_go_back_at_the_next_call_after_their_time() {
+fn without_an_upkeep_idle_batches_go_back_at_the_next_call_after_their_time() {
     let memory = memory();
     let [stream] = streams(&memory);
     let minute = 60_000_000_000;
@@ -81,6 +83,85 @@ fn idle_batches_go_back_at_the_next_call_after_their_time() {
     assert_eq!(pool.trim(minute, 8 * minute), 2 * 4096, "both for more than one");
     assert_eq!(memory.statistics().device.bytes, 0);
     pool.validate().unwrap();
+}
+
+/// A manager with a pool that the thread of the upkeep looks after; none where the device has no such thread.
+fn looked_after(idle_ns: u64) -> Option<(Arc<Manager>, Arc<Pool>)> {
+    let device = std::env::var("KAVERN_TEST_DEVICE").unwrap_or_else(|_| "host".to_owned());
+    let manager = Manager::open(&device, Limits::default(), Arc::new(NoSink)).unwrap();
+    let has_upkeep = manager.device().description().capabilities.virtual_memory;
+    if !has_upkeep || manager.device().simulator().is_some() {
+        return None;
+    }
+    let config = PoolConfig { idle_ns, ..fixed(4096, 1, 0) };
+    let pool = Arc::new(Pool::new(manager.memory(), config, clock::now_ns()).unwrap());
+    manager.attach_pool(&pool);
+    Some((manager, pool))
+}
+
+#[track_caller]
+fn wait_until(is_so: impl Fn() -> bool) {
+    let end_ns = clock::now_ns() + 20_000_000_000;
+    while !is_so() {
+        assert!(clock::now_ns() < end_ns, "not within 20 seconds");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_pool_that_nobody_calls_is_empty_soon_after_its_idle_time() {
+    let idle_ns = 100_000_000;
+    let Some((manager, pool)) = looked_after(idle_ns) else { return };
+    let [stream] = streams(manager.memory());
+    let blocks = [(); 3].map(|()| pool.acquire(4096, stream, clock::now_ns()).unwrap());
+    let begin_ns = clock::now_ns();
+    blocks[1..].iter().for_each(|block| pool.release(block.address, stream, begin_ns).unwrap());
+    wait_until(|| pool.statistics().0.held_bytes == 4096);
+    assert!(clock::now_ns() - begin_ns >= idle_ns, "not before their time");
+    wait_until(|| manager.memory().statistics().device.bytes == 4096);
+    pool.release(blocks[0].address, stream, clock::now_ns()).unwrap();
+    wait_until(|| manager.memory().statistics().device.bytes == 0);
+    pool.validate().unwrap();
+    manager.device().stream_destroy(stream).unwrap();
+}
+
+#[test]
+fn the_upkeep_keeps_no_pool_and_nobody_else_waits_for_what_it_waits_for() {
+    let Some((manager, pool)) = looked_after(1) else { return };
+    let memory = manager.memory();
+    if memory.device().description().backend != "host" {
+        return;
+    }
+    let [stream, held] = streams(memory);
+    let block = pool.acquire(4096, stream, clock::now_ns()).unwrap();
+    let (open, gate) = channel::<()>();
+    let hold = Box::new(move || {
+        let _ = gate.recv();
+    });
+    memory.device().stream_callback(held, hold).unwrap();
+    pool.release(block.address, stream, clock::now_ns()).unwrap();
+    // The device takes memory back when all work is done: the upkeep is in the middle of that.
+    wait_until(|| pool.statistics().0.held_bytes == 0);
+    let manager = &manager;
+    std::thread::scope(move |scope| {
+        let (say, heard) = channel();
+        let (end, ended) = channel();
+        scope.spawn(move || {
+            let config = PoolConfig { idle_ns: 1, ..fixed(4096, 1, 0) };
+            let other = Arc::new(Pool::new(memory, config, clock::now_ns()).unwrap());
+            manager.attach_pool(&other);
+            say.send(other).unwrap();
+            pool.end();
+            drop(pool);
+            end.send(memory.statistics().device.bytes).unwrap();
+        });
+        let other = heard.recv_timeout(Duration::from_secs(20)).expect("another pool waits for nothing");
+        assert!(ended.recv_timeout(Duration::from_millis(100)).is_err(), "its memory is not back yet");
+        drop(open);
+        assert_eq!(ended.recv(), Ok(0), "the pool has gone with all that it had");
+        other.end();
+        manager.validate().unwrap();
+    });
 }
 
 #[test]

@@ -36,7 +36,8 @@ impl Handle for kavern_kv_cache {
 
 /// Fills a configuration with its defaults; groups and a capacity are still to be set.
 ///
-/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_kv_cache_config).
+/// `size` is sizeof(kavern_kv_cache_config) in the caller's header, which may be older or newer than the library.
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
 /// Since: 0.1
 ///
 /// # Safety

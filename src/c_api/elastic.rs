@@ -163,7 +163,8 @@ pub(super) fn past(manager: &Arc<Manager>, stream: *mut c_void) -> Result<Option
 
 /// Fills a configuration with its defaults: pages of the device, in slabs where they fit; capacity_bytes is yours.
 ///
-/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_elastic_config).
+/// `size` is sizeof(kavern_elastic_config) in the caller's header, which may be older or newer than the library.
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
 /// Since: 0.1
 ///
 /// # Safety

@@ -41,7 +41,8 @@ pub struct kavern_manager_config {
     pub flags: u32,
     /// The device: "host", "cuda:0", with parameters "host?memory_bytes=1048576"; null takes "host".
     pub device: *const c_char,
-    /// Most device memory; 0 for no limit but the device's own.
+    /// Most device memory of this manager; 0 for no limit but the device's own. Another manager has its own limit, in
+    /// the same process too; what bounds several is a budget of the machine.
     pub device_limit_bytes: u64,
     /// Most pinned host memory; 0 for no limit.
     pub pinned_limit_bytes: u64,
@@ -50,9 +51,10 @@ pub struct kavern_manager_config {
     /// Device memory above which nothing is kept that nobody uses, and pools, idle models and the callback of
     /// kavern_manager_on_reclaim are asked to give; allocations succeed all the same. 0 for none.
     pub device_soft_limit_bytes: u64,
-    /// Name of a budget that processes of this user on this machine share, 1 to 128 letters, digits, '-', '_' and '.';
-    /// null for none. All device memory of the manager is charged to it before the device is asked, that of its shared
-    /// pools too, which need no name of their own then. A process that ends, however it ends, gives its part back.
+    /// Name of a budget that managers share, of one process or of several of this user: 1 to 128 letters, digits, '-',
+    /// '_' and '.'; null for none. All device memory of the manager is charged to it before the device is asked, that
+    /// of its shared pools too, which need no name of their own then. A process that ends, however it ends, gives its
+    /// part back.
     pub machine_budget_name: *const c_char,
     /// Limit of that budget: the first process sets it, the others name the same; 0 takes the one that is there.
     pub machine_budget_bytes: u64,
@@ -212,7 +214,8 @@ impl From<Totals> for kavern_manager_statistics {
 
 /// Fills a configuration with its defaults: device "host", no limits, no budget of the machine.
 ///
-/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_manager_config).
+/// `size` is sizeof(kavern_manager_config) in the caller's header, which may be older or newer than the library.
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
 /// Since: 0.1
 ///
 /// # Safety
@@ -332,9 +335,12 @@ pub unsafe extern "C" fn kavern_manager_stats(
     })
 }
 
-/// Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools,
-/// elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
+/// Writes a report for people as JSON: device, live allocations with address, tag, size, stream and age, totals, pools
+/// with their blocks in use, elastic ranges, shared pools with their models, pinned memory, streams, tickets, caches.
 ///
+/// What any stream may use from the beginning has no stream: memory straight from the device unless it was made in a
+/// stream's order, pinned memory, elastic ranges, models, and blocks of pools, which are any stream's after the wait
+/// of kavern_pool_acquire. A block of a pool goes by the pool's tag, a range by its address and a model by its name.
 /// `needed` (may be null) receives the size with the terminating zero; `buf` null with `cap` 0 asks for that size
 /// alone. The report may have grown by the next call.
 /// Errors: KAVERN_ERR_BUFFER_TOO_SMALL with `needed` set and `buf` untouched; KAVERN_ERR_INVALID_HANDLE,

@@ -23,6 +23,13 @@ pub struct PoolObject {
     manager: Arc<Manager>,
 }
 
+impl Drop for PoolObject {
+    fn drop(&mut self) {
+        // The upkeep must not decide when its memory goes back.
+        self.pool.end();
+    }
+}
+
 impl Handle for kavern_pool {
     const KIND: Kind = Kind::Pool;
     type Object = PoolObject;
@@ -31,7 +38,8 @@ impl Handle for kavern_pool {
 /// Fills a configuration with its defaults: size classes 1 KiB x 32, 64 KiB x 16, 1 MiB x 8, growth by 4, no limit,
 /// idle blocks go back after 5 minutes.
 ///
-/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_pool_config).
+/// `size` is sizeof(kavern_pool_config) in the caller's header, which may be older or newer than the library.
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
 /// Since: 0.1
 ///
 /// # Safety
@@ -78,7 +86,8 @@ pub unsafe extern "C" fn kavern_pool_create(
     })
 }
 
-/// Destroys a pool and nulls the handle; null is fine. Blocks that are still in use go too.
+/// Destroys a pool and nulls the handle; null is fine. Blocks that are still in use go too, which is told as a warning
+/// with their number and bytes.
 ///
 /// Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
 /// Threads: any, also while others are inside a call on it; blocks until the device has stopped using its memory.
@@ -131,7 +140,7 @@ pub unsafe extern "C" fn kavern_pool_acquire(
 /// Stream: as for kavern_stream_synchronize.
 /// Errors: KAVERN_ERR_INVALID_ARGUMENT for an address that is no block of this pool, KAVERN_ERR_WRONG_STATE for a block
 /// that is not in use, KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER.
-/// Threads: any; does not call the device, unless idle blocks are due to go back.
+/// Threads: any; does not call the device, unless idle blocks are due to go back and no thread of the library looks.
 /// Since: 0.1
 ///
 /// # Safety
@@ -203,7 +212,7 @@ pub unsafe extern "C" fn kavern_pool_acquire_batch(
 /// are wrong are their errors, the others' is KAVERN_ERR_DEPENDENCY; else all states are KAVERN_OK.
 /// Stream: as for kavern_pool_release.
 /// Errors: those of kavern_pool_release; an address that stands twice is not in use the second time.
-/// Threads: any; does not call the device, unless idle blocks are due to go back.
+/// Threads: any; does not call the device, unless idle blocks are due to go back and no thread of the library looks.
 /// Since: 0.1
 ///
 /// # Safety

@@ -72,8 +72,9 @@ pub struct kavern_pool_config {
     /// Most bytes that the pool holds; 0 for no limit but the manager's, on the ladder for 2,048,000,000.
     /// UINT64_MAX is no limit there either.
     pub max_bytes: u64,
-    /// Blocks that nobody used for so long go back at the pool's next call; UINT64_MAX keeps them until
-    /// kavern_pool_trim.
+    /// Batches of blocks that nobody used for so long go back, also while nobody calls the pool: a thread of the
+    /// library looks for them, every 0.1 s at most. Where there is none, on a simulated device and on one that cannot
+    /// map memory, they go at the pool's next call. UINT64_MAX keeps them until kavern_pool_trim.
     pub idle_ns: u64,
     /// Its name in reports; null for "pool".
     pub name: *const c_char,

@@ -39,7 +39,8 @@ impl Handle for kavern_shared_pool {
 /// Fills a configuration with its defaults: pages of the device, in slabs where they fit, no budget of the machine;
 /// physical_limit_bytes is yours.
 ///
-/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is not sizeof(kavern_shared_pool_config).
+/// `size` is sizeof(kavern_shared_pool_config) in the caller's header, which may be older or newer than the library.
+/// Errors: KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE if `size` is below that of version 0.1 or above 65,536.
 /// Since: 0.1
 ///
 /// # Safety

@@ -61,11 +61,13 @@ impl Manager {
         sum
     }
 
-    /// Takes a pool on this manager's memory into reports, and lets it be asked when memory is short.
+    /// Takes a pool on this manager's memory into reports and into the upkeep, and lets it be asked when memory is
+    /// short. Whoever gives it up calls [`Pool::end`].
     pub fn attach_pool(&self, pool: &Arc<Pool>) {
         add(&self.holdings.pools, pool);
         let room: Weak<Pool> = Arc::downgrade(pool);
         self.memory.add_room(room as Weak<dyn Room>);
+        pool.begin_upkeep();
     }
 
     /// Committed in elastic ranges, those of KV caches too.

@@ -148,6 +148,9 @@ fn memory(json: &mut Json, manager: &Manager) {
                     ("bytes", live.bytes),
                     ("age_ms", live.age_ns / NS_PER_MS),
                 ]);
+                if let Some(stream) = live.stream {
+                    json.numbers(&[("stream", stream)]);
+                }
             });
         }
     });
@@ -184,13 +187,16 @@ fn allocator(json: &mut Json, manager: &Manager) {
         ("plain_allocations", totals.plain_allocations),
         ("looks", totals.looks),
         ("idle_flushes", totals.idle_flushes),
+        ("failed_unmaps", totals.failed_unmaps),
         ("moved_pages", totals.ladder.moved_pages),
         ("meshes", totals.ladder.meshes),
-        ("retained_bytes", totals.retained_bytes),
-        ("moved_pages", totals.ladder.moved_pages),
-        ("looks", totals.looks),
-        ("failed_unmaps", totals.failed_unmaps),
         ("refusals", totals.ladder.refusals),
+        ("ladder_own_caches", totals.ladder.own_caches),
+        ("ladder_fences", totals.ladder.fences),
+        ("ladder_trims", totals.ladder.trims),
+        ("ladder_stream_waits", totals.ladder.stream_waits),
+        ("ladder_rooms", totals.ladder.rooms),
+        ("ladder_host_waits", totals.ladder.host_waits),
     ]);
     json.key("live");
     let live = heap.map(|heap| heap.live_blocks()).unwrap_or_default();
@@ -227,6 +233,7 @@ fn range(json: &mut Json, range: &ElasticStatistics) {
 }
 
 fn pools(json: &mut Json, manager: &Manager) {
+    let now_ns = clock::now_ns();
     for pool in manager.holdings.pools() {
         let (totals, _) = pool.statistics();
         json.object(|json| {
@@ -241,6 +248,19 @@ fn pools(json: &mut Json, manager: &Manager) {
                 ("in_use", totals.in_use),
                 ("max_bytes", totals.max_bytes),
             ]);
+            json.key("live");
+            json.array(|json| {
+                for block in pool.live() {
+                    json.object(|json| {
+                        json.numbers(&[
+                            ("address", block.address),
+                            ("bytes", block.bytes),
+                            ("block_bytes", block.block_bytes),
+                            ("age_ms", now_ns.saturating_sub(block.since_ns) / NS_PER_MS),
+                        ]);
+                    });
+                }
+            });
         });
     }
 }
@@ -248,7 +268,7 @@ fn pools(json: &mut Json, manager: &Manager) {
 fn elastics(json: &mut Json, manager: &Manager) {
     for elastic in manager.memory.elastics() {
         json.object(|json| {
-            json.numbers(&[("base", elastic.base())]);
+            json.numbers(&[("base", elastic.base()), ("age_ms", elastic.age_ns() / NS_PER_MS)]);
             range(json, &elastic.statistics());
         });
     }
@@ -272,6 +292,7 @@ fn shared_pools(json: &mut Json, manager: &Manager) {
                         json.string(&name);
                         range(json, &model.range);
                         json.numbers(&[
+                            ("age_ms", model.age_ns / NS_PER_MS),
                             ("min_bytes", model.terms.min_bytes),
                             ("weight", model.terms.weight),
                             ("cap_bytes", model.terms.cap_bytes),

@@ -1,9 +1,10 @@
 //! Limits on what may be allocated, charged before the device is asked.
 //!
-//! What it does: limits of a process, of anything inside it ([`Quota`]), and of all processes of a user on a machine
-//! ([`MachineBudget`]); a quota stands below others, and bytes are charged to all of them or to none. What it does not:
-//! know what is allocated; that is the ledger's. Invariant: `0 <= used <= limit` where there is a limit; a charge that
-//! is dropped without `keep` goes back by itself. No locks but the machine's, which is held for one sum.
+//! What it does: limits of one manager, of anything inside it ([`Quota`]), and of all managers that share a name, in
+//! one process or in several of a user on a machine ([`MachineBudget`]); a quota stands below others, and bytes are
+//! charged to all of them or to none. What it does not: know what is allocated; that is the ledger's.
+//! Invariant: `0 <= used <= limit` where there is a limit; a charge that is dropped without `keep` goes back by itself.
+//! No locks but the machine's, which is held for one sum.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,7 @@ struct Account {
     peak_bytes: AtomicU64,
 }
 
+/// What one manager may take.
 pub(super) struct Budget {
     device: Account,
     pinned: Account,
@@ -38,7 +40,7 @@ pub(super) struct Budget {
     soft_bytes: u64,
     /// Used device memory for which others were asked already; at least the soft limit.
     asked_bytes: AtomicU64,
-    /// What the processes of this machine share.
+    /// What managers share, of this process and of others.
     machine: Option<Arc<MachineBudget>>,
 }
 
@@ -108,7 +110,7 @@ impl Budget {
             Ok(_) => {
                 let mut charge = Charge { account, machine: None, bytes };
                 if let Some(machine) = self.machine.as_deref().filter(|_| place == Where::Device) {
-                    // The process's part goes back by itself if the machine refuses.
+                    // The manager's part goes back by itself if the machine refuses.
                     machine.charge(bytes)?;
                     charge.machine = Some(machine);
                 }
@@ -222,7 +224,7 @@ pub trait Payer: Send + Sync {
     }
 }
 
-/// The device part of a process's budget, as a payer.
+/// The device part of a manager's budget, as a payer.
 pub(super) struct DeviceShare(pub(super) Arc<Budget>);
 
 impl Payer for DeviceShare {
@@ -376,7 +378,7 @@ impl Payer for Quota {
     }
 }
 
-/// A limit that all processes of this user on this machine share by a name.
+/// A limit that all managers share that know its name, in this process and in others of this user on this machine.
 ///
 /// A process that ends, however it ends, gives its part back.
 pub struct MachineBudget {

@@ -19,6 +19,7 @@ use super::range::{Holder, Prepare, Range};
 use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
+use crate::sys::clock;
 
 /// How a range is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,17 @@ pub struct ElasticConfig {
     /// Whether memory may come in slabs of many pages. Much faster; a slab of which a part is decommitted keeps its
     /// memory until the rest is decommitted too.
     pub has_slabs: bool,
+}
+
+/// The page of a range for which `asked_bytes` were asked, 0 for the device's.
+pub(super) fn page_of(asked_bytes: u64, device_page: u64) -> Result<u64> {
+    match asked_bytes {
+        0 => Ok(device_page),
+        whole if whole.is_multiple_of(device_page) => Ok(whole),
+        _ => Err(Error::argument(format!(
+            "a page of {asked_bytes} bytes; take a multiple of the device's {device_page}, or 0 for that"
+        ))),
+    }
 }
 
 /// A part of a range, widened to whole pages, and what a call has changed there.
@@ -89,6 +101,7 @@ pub struct Elastic {
     /// Of `page_bytes`.
     unit: u64,
     capacity_bytes: u64,
+    born_ns: u64,
     /// Parts, in device pages, that a resize is going to decommit: nobody pins them meanwhile.
     going: Mutex<Vec<(u64, u64)>>,
 }
@@ -126,12 +139,7 @@ impl Elastic {
     /// A range with pages of a given pool.
     pub(super) fn of(physical: Arc<Physical>, config: ElasticConfig, holder: Holder) -> Result<Self> {
         let device_page = physical.page_bytes();
-        let page_bytes = if config.page_bytes == 0 { device_page } else { config.page_bytes };
-        if !page_bytes.is_multiple_of(device_page) {
-            return Err(Error::argument(format!(
-                "a page of {page_bytes} bytes; take a multiple of the device's {device_page}, or 0 for that"
-            )));
-        }
+        let page_bytes = page_of(config.page_bytes, device_page)?;
         let capacity_bytes = config.capacity_bytes.checked_next_multiple_of(page_bytes);
         let Some(capacity_bytes) = capacity_bytes.filter(|&bytes| bytes > 0) else {
             return Err(Error::argument(format!(
@@ -141,8 +149,8 @@ impl Elastic {
         };
         let range = Range::new(Arc::clone(&physical), capacity_bytes, holder)?;
         let unit = page_bytes / device_page;
-        let going = Mutex::default();
-        Ok(Self { range, physical, memory: None, page_bytes, unit, capacity_bytes, going })
+        let (born_ns, going) = (clock::now_ns(), Mutex::default());
+        Ok(Self { range, physical, memory: None, page_bytes, unit, capacity_bytes, born_ns, going })
     }
 
     /// The addresses, whether they have memory or not.
@@ -326,6 +334,11 @@ impl Elastic {
     /// Length of the addresses.
     pub fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
+    }
+
+    /// How long the addresses have been there.
+    pub fn age_ns(&self) -> u64 {
+        clock::now_ns().saturating_sub(self.born_ns)
     }
 
     /// Memory behind the range, in use or not. Waits for nobody, also while another thread commits.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::device::Stream;
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 use crate::sys::clock;
@@ -53,6 +54,8 @@ pub struct LiveAllocation {
     pub tag: String,
     /// How long it has been there.
     pub age_ns: u64,
+    /// The device's value of the stream of its allocation; none where it is there for all streams at once.
+    pub stream: Option<u64>,
 }
 
 pub(super) struct Entry {
@@ -61,11 +64,17 @@ pub(super) struct Entry {
     bytes: u64,
     tag: Box<str>,
     born_ns: u64,
+    stream: Option<u64>,
 }
 
 impl Entry {
     pub(super) fn new(place: Where, address: u64, bytes: u64, tag: &str) -> Self {
-        Self { place, address, bytes, tag: tag.into(), born_ns: clock::now_ns() }
+        Self { place, address, bytes, tag: tag.into(), born_ns: clock::now_ns(), stream: None }
+    }
+
+    /// Of an allocation in the order of a stream.
+    pub(super) fn on(self, stream: Stream) -> Self {
+        Self { stream: Some(stream.0), ..self }
     }
 }
 
@@ -129,6 +138,7 @@ impl Ledger {
             bytes: entry.bytes,
             tag: entry.tag.to_string(),
             age_ns: now_ns.saturating_sub(entry.born_ns),
+            stream: entry.stream,
         };
         books.live.values().map(show).collect()
     }

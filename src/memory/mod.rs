@@ -48,7 +48,7 @@ pub use page_class::{
 pub use physical::{Physical, PhysicalPage, Quiet};
 pub use pinned::{PinnedConfig, PinnedPool, PinnedStatistics};
 pub use pool::{
-    ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolMemory, PoolStatistics, Sizes,
+    ClassConfig, ClassStatistics, Pool, PoolBlock, PoolConfig, PoolLive, PoolMemory, PoolStatistics, Sizes,
 };
 pub use reclaim::Reclaim;
 pub use rooms::Room;
@@ -299,7 +299,7 @@ impl Memory {
         }
         let make = || self.device.memory_allocate_async(bytes, stream);
         let slice = self.charged(Where::Device, bytes, tag, make)?;
-        let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag));
+        let entry = self.ledger.add(Entry::new(Where::Device, slice.address(), bytes, tag).on(stream));
         Ok(Allocation { memory: Arc::clone(self), slice, entry, origin: Origin::Ordered(back) })
     }
 

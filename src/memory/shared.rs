@@ -8,21 +8,23 @@
 //! than its minimum for the sake of another. No owner is asked under a lock. Lock order: the table of models, alone; a
 //! range's; the shares'.
 
+mod scrubber;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::scrubber::Scrubber;
 use super::Memory;
 use super::budget::{MachineBudget, Payer, Quota};
-use super::elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent};
+use super::elastic::{Elastic, ElasticConfig, ElasticStatistics, Extent, page_of};
 use super::page_class::{PageClass, PhysicalConfig, PhysicalStatistics, Ready};
 use super::physical::Physical;
 use super::range::Holder;
 use super::reclaim::{Hook, Reclaim};
 use super::rooms::Room;
 use super::shares::{ModelPayer, Request, Shares, Terms};
-use crate::device::{Device, DeviceSlice, Stream};
+use crate::device::{DeviceSlice, Stream};
 use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
 
@@ -54,6 +56,8 @@ pub struct ModelStatistics {
     pub wanted_bytes: u64,
     /// How often its owner was asked.
     pub requests: u64,
+    /// How long it has been registered.
+    pub age_ns: u64,
 }
 
 /// What a pool has and did.
@@ -103,67 +107,6 @@ impl Drop for Entry {
     }
 }
 
-/// The stream on which memory is cleared.
-struct Scrubber {
-    device: Arc<dyn Device>,
-    stream: Stream,
-    scrubbed_bytes: AtomicU64,
-}
-
-/// A stream that refuses to be waited for is asked so often before it counts as lost.
-const WAITS_MAX: u32 = 16;
-
-/// Waits for what was enqueued, also when a panic of the device ends the clearing: its pages are about to be unmapped.
-struct Settled<'a>(&'a Scrubber);
-
-impl Settled<'_> {
-    /// Whether the stream is done with the pages for certain.
-    fn wait(&self) -> bool {
-        let Scrubber { device, stream, .. } = self.0;
-        let wait =
-            || matches!(catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(*stream))), Ok(Ok(())));
-        (0..WAITS_MAX).any(|_| wait())
-    }
-}
-
-impl Drop for Settled<'_> {
-    fn drop(&mut self) {
-        self.wait();
-    }
-}
-
-impl Scrubber {
-    /// Clears pages. After a refusal nothing is under way on them, unless the device counts as lost.
-    fn clear(&self, foreign: &[DeviceSlice]) -> Result<()> {
-        let settled = Settled(self);
-        let cleared = self.enqueue(foreign).and_then(|()| self.device.stream_synchronize(self.stream));
-        let is_over = cleared.is_ok() || settled.wait();
-        std::mem::forget(settled);
-        match cleared {
-            Err(error) if !is_over => {
-                let text = format!("{error}; the stream that clears memory cannot be waited for");
-                Err(Error::new(Status::DeviceLost, text))
-            }
-            other => other,
-        }
-    }
-
-    fn enqueue(&self, foreign: &[DeviceSlice]) -> Result<()> {
-        for run in foreign {
-            self.device.memset(self.stream, *run, 0)?;
-            self.scrubbed_bytes.fetch_add(run.bytes(), Ordering::Relaxed);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Scrubber {
-    fn drop(&mut self) {
-        // A device that keeps a stream is lost; there is nobody to tell in a drop.
-        let _ = self.device.stream_destroy(self.stream);
-    }
-}
-
 /// A pool. Thread-safe.
 pub struct SharedPool {
     memory: Arc<Memory>,
@@ -183,9 +126,14 @@ impl SharedPool {
     pub fn new(memory: &Arc<Memory>, mut config: SharedConfig) -> Result<Self> {
         let device = memory.device();
         let page_bytes = device.description().page_bytes;
-        config.limit_bytes -= config.limit_bytes % page_bytes.max(1);
-        if config.limit_bytes == 0 {
-            return Err(Error::argument(format!("a limit of less than one page of {page_bytes} bytes")));
+        let unit = page_of(config.page_bytes, page_bytes)?;
+        let asked_bytes = config.limit_bytes;
+        config.limit_bytes -= asked_bytes % page_bytes.max(1);
+        if config.limit_bytes < unit.max(1) {
+            return Err(Error::argument(format!(
+                "a limit of {asked_bytes} bytes is less than one page of {unit}; raise it, or take a smaller page, of \
+                 {page_bytes} at least"
+            )));
         }
         let machine = config.machine.as_ref().map(|(name, bytes)| MachineBudget::open(name, *bytes));
         let machine = machine.transpose()?;
@@ -198,11 +146,7 @@ impl SharedPool {
         kept.keep_ready(config.ready, page_bytes, PageClass::largest(config.has_slabs));
         let physical = Physical::new(Arc::clone(device), account, kept, Arc::clone(memory.sink()))?;
         memory.hush(&physical);
-        let scrubber = Scrubber {
-            device: Arc::clone(device),
-            stream: device.stream_create()?,
-            scrubbed_bytes: AtomicU64::new(0),
-        };
+        let scrubber = Scrubber::new(device)?;
         Ok(Self {
             memory: Arc::clone(memory),
             models: Mutex::default(),
@@ -421,6 +365,7 @@ impl SharedPool {
             peak_bytes: self.shares.of(model.id).1,
             wanted_bytes: model.wanted_bytes.load(Ordering::Acquire),
             requests: model.requests.load(Ordering::Relaxed),
+            age_ns: model.elastic.age_ns(),
         }
     }
 
@@ -447,7 +392,7 @@ impl SharedPool {
             models: self.models.lock().len() as u64,
             requests: self.requests.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),
-            scrubbed_bytes: self.scrubber.scrubbed_bytes.load(Ordering::Relaxed),
+            scrubbed_bytes: self.scrubber.scrubbed_bytes(),
             machine_used_bytes: self.machine.as_ref().map_or(0, |machine| machine.used_bytes()),
             physical,
         }

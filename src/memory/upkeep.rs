@@ -4,8 +4,8 @@
 //! What it does: one pass at a given time ([`Core::tick`]), and a thread that makes passes when there is reason. What
 //! it does not: run on a simulated device, where a caller makes the passes, so that the order of calls is the same each
 //! time. Invariants: the thread sleeps without a timeout while nothing is idle, deferred or missing, nobody is to be
-//! asked and the moment is quiet; it ends before the pool's owner does. Lock order: the list of those who are asked,
-//! then theirs; the pool's lock, alone.
+//! asked and the moment is quiet; it ends before the pool's owner does. Lock order: `asking`, then the list of those
+//! who are asked or their locks; the pool's lock, alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -38,23 +38,32 @@ pub(super) trait Idler: Send + Sync {
 
 /// All of them.
 #[derive(Default)]
-pub(super) struct Idlers(Mutex<Vec<Weak<dyn Idler>>>);
+pub(super) struct Idlers {
+    list: Mutex<Vec<Weak<dyn Idler>>>,
+    /// Held while they are asked. Not the list's: one of them may wait for the device, and nobody comes in late for it.
+    asking: Mutex<()>,
+}
 
 impl Idlers {
     pub(super) fn add(&self, idler: Weak<dyn Idler>) {
-        self.0.lock().push(idler);
+        self.list.lock().push(idler);
     }
 
     /// Forgets one by its address, and waits until it is not being asked.
     pub(super) fn remove(&self, idler: *const ()) {
-        self.0.lock().retain(|other| other.as_ptr().cast::<()>() != idler);
+        self.list.lock().retain(|other| other.as_ptr().cast::<()>() != idler);
+        drop(self.asking.lock());
     }
 
     /// Asks all; after how long the first one wants to be asked again.
     fn look(&self, now_ns: u64, idle_ns: u64) -> Option<u64> {
-        let mut idlers = self.0.lock();
-        idlers.retain(|idler| idler.strong_count() > 0);
         // The lock is held: who removes one must not find it at work afterwards.
+        let _asking = self.asking.lock();
+        let idlers = {
+            let mut list = self.list.lock();
+            list.retain(|idler| idler.strong_count() > 0);
+            list.clone()
+        };
         idlers.iter().filter_map(Weak::upgrade).map(|idler| idler.look(now_ns, idle_ns)).min()
     }
 }

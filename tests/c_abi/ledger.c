@@ -99,11 +99,13 @@ static void every_way(void) {
     OK(kavern_manager_destroy(&manager));
 }
 
-static char warning[512];
+static char warnings[4096];
 
 static void note(void *userdata, uint32_t level, const char *room, const char *text) {
     (void)userdata, (void)level, (void)room;
-    if (strstr(text, "closed with") != NULL) snprintf(warning, sizeof warning, "%s", text);
+    if (strstr(text, "closed with") == NULL) return;
+    size_t length = strlen(warnings);
+    snprintf(warnings + length, sizeof warnings - length, "%s\n", text);
 }
 
 static void what_is_left_is_named(void) {
@@ -112,11 +114,19 @@ static void what_is_left_is_named(void) {
     OK(kavern_tag(manager, "activations", &tag));
     OK(kavern_alloc(manager, 777, 0, NULL, tag, &address));
     OK(kavern_alloc(manager, 333, 0, NULL, tag, &address));
+    kavern_pool *pool = make_pool(manager);
+    kavern_pool_block block;
+    void *pinned = NULL;
+    OK(kavern_pool_acquire(pool, 5, NULL, &block));
+    OK(kavern_pinned_alloc(manager, 12345, "staging", &pinned));
     OK(kavern_set_log_callback(KAVERN_LOG_WARN, note, NULL));
+    OK(kavern_pool_destroy(&pool));
     OK(kavern_manager_destroy(&manager));
     OK(kavern_set_log_callback(0, NULL, NULL));
-    CHECK(strstr(warning, "2 live allocations of 1110 bytes") != NULL);
-    CHECK(strstr(warning, "\"activations\" 1110") != NULL);
+    CHECK(strstr(warnings, "2 live allocations of 1110 bytes") != NULL);
+    CHECK(strstr(warnings, "\"activations\" 1110") != NULL);
+    CHECK(strstr(warnings, "closed with 1 blocks of 1048576 bytes in use") != NULL);
+    CHECK(strstr(warnings, "closed with 1 ranges of 12345 bytes in use") != NULL);
 }
 
 int main(void) {

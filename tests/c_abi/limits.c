@@ -158,11 +158,42 @@ static void two_processes_share_a_budget_and_the_dead_give_theirs_back(void) {
     CHECK(shm_unlink(path) == 0);
 }
 
+/* Each has a limit of its own; what bounds both is the budget that they name. */
+static void two_managers_of_one_process_share_a_budget(void) {
+    char name[64], path[96];
+    snprintf(name, sizeof name, "test-c-two-%ld", (long)getpid());
+    snprintf(path, sizeof path, "/kavern-%ld-%s", (long)geteuid(), name);
+    kavern_manager *managers[4];
+    uint64_t first = 0, second = 0;
+    for (int i = 0; i < 4; i++) {
+        kavern_manager_config config = config_of();
+        config.device_limit_bytes = 48 * MIB;
+        config.machine_budget_name = i < 2 ? NULL : name;
+        config.machine_budget_bytes = i < 2 ? 0 : 64 * MIB;
+        OK(kavern_manager_create(&config, &managers[i]));
+    }
+    OK(kavern_alloc(managers[0], 40 * MIB, 0, NULL, 0, &first));
+    OK(kavern_alloc(managers[1], 40 * MIB, 0, NULL, 0, &second));
+    OK(kavern_free(managers[0], first, NULL));
+    OK(kavern_free(managers[1], second, NULL));
+    OK(kavern_alloc(managers[2], 40 * MIB, 0, NULL, 0, &first));
+    EXPECT(KAVERN_ERR_OUT_OF_MEMORY, kavern_alloc(managers[3], 40 * MIB, 0, NULL, 0, &second));
+    CHECK(last_error_has(name));
+    OK(kavern_free(managers[2], first, NULL));
+    OK(kavern_stream_synchronize(managers[2], NULL));
+    OK(kavern_manager_trim(managers[2], NULL));
+    OK(kavern_alloc(managers[3], 40 * MIB, 0, NULL, 0, &second));
+    OK(kavern_free(managers[3], second, NULL));
+    for (int i = 0; i < 4; i++) OK(kavern_manager_destroy(&managers[i]));
+    CHECK(shm_unlink(path) == 0);
+}
+
 int main(void) {
     /* First, because a child of a process that has used the library may not use it. */
     two_processes_share_a_budget_and_the_dead_give_theirs_back();
     above_the_soft_limit_callbacks_are_asked();
     a_commit_takes_pages_that_were_made_ahead();
     a_program_of_an_older_version_has_no_new_fields();
+    two_managers_of_one_process_share_a_budget();
     return 0;
 }

@@ -57,6 +57,38 @@ fn models_share_one_limit_and_their_counts_are_told() {
 }
 
 #[test]
+fn a_page_that_no_commit_could_have_is_refused() {
+    each(|memory, unit| {
+        let pool = |limit_bytes, page_bytes| {
+            let config = SharedConfig { limit_bytes, page_bytes, ..SharedConfig::default() };
+            SharedPool::new(memory, config)
+        };
+        let wrong = [
+            (10 * unit, 7),
+            (10 * unit, unit + 1),
+            (10 * unit, 11 * unit),
+            (unit - 1, 0),
+            (2 * unit - 1, 2 * unit),
+        ];
+        for (limit_bytes, page_bytes) in wrong {
+            let error = pool(limit_bytes, page_bytes).err().expect("a page that cannot be");
+            assert_eq!(error.status, Status::InvalidArgument, "{error}");
+            let asked = if page_bytes % unit == 0 { limit_bytes } else { page_bytes };
+            assert!(error.text.contains(&asked.to_string()), "{error}");
+            assert!(error.text.contains(&unit.to_string()), "{error}");
+        }
+        // A limit need not be a multiple of the page.
+        for (limit_bytes, page_bytes) in [(10 * unit + 1, 4 * unit), (4 * unit, 4 * unit), (unit, 0)] {
+            let pool = pool(limit_bytes, page_bytes).unwrap();
+            pool.register("a", 8 * unit, EQUAL).unwrap();
+            let page_bytes = page_bytes.max(unit);
+            assert_eq!(pool.commit("a", 0, 1).unwrap().changed_bytes, page_bytes);
+            pool.validate().unwrap();
+        }
+    });
+}
+
+#[test]
 fn unknown_and_duplicate_models_and_terms_without_sense_are_refused() {
     each(|memory, unit| {
         let pool = pool(memory, 10);

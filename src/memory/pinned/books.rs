@@ -151,12 +151,12 @@ impl Books {
         idle.into_iter().filter_map(|start| self.chunks.remove(&start)).collect()
     }
 
-    /// Takes everything out, and says how many ranges were still live.
-    pub(super) fn close(&mut self, memory: &Memory) -> (Vec<PinnedRegion>, Vec<Foreign>, usize) {
-        let mut left = 0;
+    /// Takes everything out, and says how many ranges were still live, and their bytes.
+    pub(super) fn close(&mut self, memory: &Memory) -> (Vec<PinnedRegion>, Vec<Foreign>, (u64, u64)) {
+        let mut left = (0, 0);
         for live in std::mem::take(&mut self.live).into_values().filter(|live| !live.is_leaving) {
             memory.ledger.remove(live.entry);
-            left += 1;
+            left = (left.0 + 1, left.1 + live.bytes);
         }
         self.leaving.clear();
         self.carver = Carver::default();

@@ -482,9 +482,11 @@ impl Drop for PinnedPool {
             let bytes = foreign.registration.range().bytes();
             self.shared.memory.leave(Where::Pinned, bytes, foreign.entry, ended);
         }
-        if left > 0 {
+        if let (count @ 1.., bytes) = left {
             self.shared.say(Level::Warn, || {
-                format!("the pinned memory is closed with {left} ranges in use; free them first")
+                format!(
+                    "the pinned memory is closed with {count} ranges of {bytes} bytes in use; free them first"
+                )
             });
         }
     }

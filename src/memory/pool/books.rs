@@ -10,8 +10,11 @@
 //! with 500, 430 ns with 16,384 (`tests/pool.rs` prints them); larger growth makes fewer batches.
 
 mod proof;
+mod seen;
 
 use std::sync::Arc;
+
+pub use seen::PoolLive;
 
 use super::config::{PoolConfig, PoolMemory, Sizes};
 use super::statistics::{ClassStatistics, PoolStatistics};
@@ -21,10 +24,25 @@ use crate::memory::fence::Fence;
 use crate::memory::order::{Freed, Order};
 use crate::sys::reserve;
 
-/// A cell of a block that any stream may have.
+/// Of a block that any stream may have.
 const READY: u64 = 0;
-/// A cell of a block that was released and may still be in use by its stream. Any other number: the bytes asked for.
+/// Of a block that was released and may still be in use by its stream. Any other number: the bytes asked for.
 const WAITING: u64 = u64::MAX;
+
+/// What is known of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Cell {
+    /// READY, WAITING, or what was asked for.
+    asked: u64,
+    /// When it was handed out.
+    since_ns: u64,
+}
+
+impl Cell {
+    fn is_in_use(self) -> bool {
+        !matches!(self.asked, READY | WAITING)
+    }
+}
 
 /// The name of a block inside: the batch's place in the upper half, the block's in the lower.
 fn id_of(batch: u32, index: u32) -> u64 {
@@ -41,8 +59,7 @@ struct Class {
 struct Batch<O> {
     start: u64,
     class: u32,
-    /// By block: READY, WAITING, or what was asked for.
-    cells: Vec<u64>,
+    cells: Vec<Cell>,
     ready: Vec<u32>,
     is_listed: bool,
     last_use_ns: u64,
@@ -71,7 +88,7 @@ pub(super) enum Source {
 
 /// The list of a batch's blocks, made before there is a batch, since the system may have no memory for it.
 pub(super) struct Cells {
-    cells: Vec<u64>,
+    cells: Vec<Cell>,
     ready: Vec<u32>,
 }
 
@@ -80,7 +97,8 @@ impl Cells {
     pub(super) fn new(blocks: u32) -> Result<Self> {
         let mut ready = reserve::room(blocks as usize)?;
         ready.extend((0..blocks).rev());
-        Ok(Self { cells: reserve::filled(blocks as usize, READY)?, ready })
+        let cell = Cell { asked: READY, since_ns: 0 };
+        Ok(Self { cells: reserve::filled(blocks as usize, cell)?, ready })
     }
 }
 
@@ -177,7 +195,7 @@ impl<O> Books<O> {
 
     fn hand_out(&mut self, id: u64, bytes: u64, now_ns: u64) -> Result<PoolBlock> {
         let batch = self.batch(id)?;
-        batch.cells[id as u32 as usize] = bytes;
+        batch.cells[id as u32 as usize] = Cell { asked: bytes, since_ns: now_ns };
         batch.last_use_ns = now_ns;
         let (start, class) = (batch.start, batch.class);
         let class = &mut self.classes[class as usize];
@@ -228,7 +246,7 @@ impl<O> Books<O> {
         self.classes[class as usize].counts.waiting > 0
     }
 
-    fn find(&self, address: u64) -> Result<(u64, u64)> {
+    fn find(&self, address: u64) -> Result<(u64, Cell)> {
         let after = self.ranges.partition_point(|&(start, _)| start <= address);
         let number = after.checked_sub(1).map(|at| self.ranges[at].1);
         let batch = number.and_then(|number| Some((number, self.batches[number as usize].as_ref()?)));
@@ -248,37 +266,31 @@ impl<O> Books<O> {
     /// Takes a block back from its user, whose work on it is all on this stream.
     pub(super) fn release(&mut self, address: u64, stream: Stream, now_ns: u64) -> Result<()> {
         let (id, cell) = self.find(address)?;
-        if matches!(cell, READY | WAITING) {
+        if !cell.is_in_use() {
             let text = format!("the block at {address:#x} is not in use: released before, or never acquired");
             return Err(Error::new(Status::WrongState, text));
         }
         let batch = self.batch(id)?;
-        batch.cells[id as u32 as usize] = WAITING;
+        batch.cells[id as u32 as usize].asked = WAITING;
         batch.last_use_ns = now_ns;
         let number = batch.class;
         let class = &mut self.classes[number as usize];
         class.counts.in_use -= 1;
         class.counts.waiting += 1;
         self.totals.in_use_bytes -= class.block_bytes;
-        self.totals.requested_bytes -= cell;
+        self.totals.requested_bytes -= cell.asked;
         self.order.free(stream, Freed { class: number, id, bytes: class.block_bytes });
         Ok(())
     }
 
-    /// Undoes a release that the same list has just made.
-    pub(super) fn undo_release(
-        &mut self,
-        address: u64,
-        bytes: u64,
-        stream: Stream,
-        now_ns: u64,
-    ) -> Result<()> {
+    /// Undoes a release that the same list has just made, of a block that was as `cell` says.
+    pub(super) fn undo_release(&mut self, address: u64, cell: Cell, stream: Stream) -> Result<()> {
         let (id, _) = self.find(address)?;
         let class = self.batch(id)?.class;
         // The latest release of the class on the stream is the one to undo: lists are undone from their end.
         match self.order.take_same(stream, class) {
             Some(freed) if freed.id == id => {
-                self.take_waiting(freed, bytes, now_ns)?;
+                self.take_waiting(freed, cell.asked, cell.since_ns)?;
                 self.classes[class as usize].counts.hits -= 1;
                 Ok(())
             }
@@ -294,9 +306,9 @@ impl<O> Books<O> {
         batch.map(|batch| &batch.owner).ok_or_else(|| Error::internal("found in a batch that is gone"))
     }
 
-    /// What was asked for a block that is in use.
-    pub(super) fn requested(&self, address: u64) -> u64 {
-        self.find(address).map_or(0, |(_, cell)| cell)
+    /// What is known of a block, if it is one.
+    pub(super) fn cell(&self, address: u64) -> Option<Cell> {
+        self.find(address).ok().map(|(_, cell)| cell)
     }
 
     /// Gives back what a list acquired before one of its requests was refused; no work has touched it.
@@ -347,7 +359,7 @@ impl<O> Books<O> {
         for freed in blocks {
             let (number, index) = ((freed.id >> 32) as u32, freed.id as u32);
             let batch = self.batch(freed.id)?;
-            batch.cells[index as usize] = READY;
+            batch.cells[index as usize].asked = READY;
             batch.ready.push(index);
             let is_new = !std::mem::replace(&mut batch.is_listed, true);
             let class = &mut self.classes[freed.class as usize];
@@ -470,15 +482,6 @@ impl<O> Books<O> {
 
     pub(super) fn totals(&mut self) -> &mut PoolStatistics {
         &mut self.totals
-    }
-
-    // -------------------------------------------------------------------------------------------- looking
-
-    /// Totals and classes by size.
-    pub(super) fn statistics(&self) -> (PoolStatistics, Vec<ClassStatistics>) {
-        let counts = self.by_bytes.iter().map(|&(_, class)| self.classes[class as usize].counts);
-        let managed_bytes = if self.memory == PoolMemory::Managed { self.totals.held_bytes } else { 0 };
-        PoolStatistics::complete(PoolStatistics { managed_bytes, ..self.totals }, counts.collect())
     }
 }
 

@@ -87,7 +87,7 @@ impl PoolConfig {
         }
     }
 
-    /// The ladder with the defaults. A rung grows by the one block that was asked for: rungs reach to gigabytes.
+    /// The ladder with the defaults. A rung grows by the one block that was asked for: decision 0010 says why.
     pub fn ladder() -> Self {
         Self {
             sizes: Sizes::Ladder { growth_blocks: 1 },

@@ -1,8 +1,9 @@
 //! Pools: blocks of a few sizes, handed out and taken back in stream order without asking the device.
 //!
 //! What it does: hands out what a stream released itself, what is known to be done, what a new batch brings, and, where
-//! a batch is refused, what another stream released, behind a wait. Gives back batches that nobody used for a while.
-//! What it does not: own addresses; a batch is an [`Allocation`]. It has no clock: `now_ns` comes from the caller.
+//! a batch is refused, what another stream released, behind a wait. Gives back batches that nobody used for a while
+//! (`resting`). What it does not: own addresses; a batch is an [`Allocation`]. It has no clock: `now_ns` comes from the
+//! caller.
 //!
 //! Invariants: those of the books; a block is handed out on a stream only when all work on it is known to be done, or
 //! comes before on that stream. A failed call leaves all as it was, but that idle batches may have gone back.
@@ -10,15 +11,16 @@
 
 mod books;
 mod config;
+mod resting;
 mod statistics;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
-pub use books::PoolBlock;
+pub use books::{PoolBlock, PoolLive};
 pub use config::{ClassConfig, PoolConfig, PoolMemory, Sizes};
 pub use statistics::{ClassStatistics, PoolStatistics};
 
@@ -46,7 +48,7 @@ pub struct Pool {
     kind: PoolMemory,
     idle_ns: u64,
     books: Mutex<Books<Allocation>>,
-    /// When idle batches are looked for again.
+    /// When a call looks for idle batches again.
     next_look_ns: AtomicU64,
     ways: Ways,
 }
@@ -210,9 +212,9 @@ impl Pool {
         let mut refusal = Ok(());
         let mut books = self.books.lock();
         for (index, &address) in addresses.iter().enumerate() {
-            let requested = books.requested(address);
+            let before = books.cell(address);
             match books.release(address, stream, now_ns) {
-                Ok(()) => released.push((address, requested)),
+                Ok(()) => released.extend(before.map(|cell| (address, cell))),
                 Err(error) => {
                     tell(index, &error);
                     refusal = refusal.and(Err(error));
@@ -220,8 +222,8 @@ impl Pool {
             }
         }
         if refusal.is_err() {
-            for (address, requested) in released.into_iter().rev() {
-                books.undo_release(address, requested, stream, now_ns)?;
+            for (address, cell) in released.into_iter().rev() {
+                books.undo_release(address, cell, stream)?;
             }
             return refusal;
         }
@@ -258,8 +260,10 @@ impl Pool {
         }
         let device = self.memory.device();
         // An event that is recorded in a capture is a part of the graph, and nobody can ask for it.
-        let is_in_the_way = matches!(device.stream_takes_events(stream), Ok(false));
-        let fence = if is_in_the_way { None } else { Some((self.ways.record)(&self.fences, stream)) };
+        let is_in_the_way = || matches!(device.stream_takes_events(stream), Ok(false));
+        let fence = if is_in_the_way() { None } else { Some((self.ways.record)(&self.fences, stream)) };
+        // A capture may have begun in between: nobody could ask for the event, and so another one has to follow.
+        let fence = fence.filter(|_| !is_in_the_way());
         // A stream that was destroyed cannot be asked, but the device can be waited for.
         let is_gone = matches!(&fence, Some(Err(error)) if error.status == Status::InvalidArgument);
         let is_over = is_gone && device.synchronize().is_ok();
@@ -344,18 +348,6 @@ impl Pool {
         idle.iter().map(Allocation::bytes).sum()
     }
 
-    fn look_for_idle(&self, now_ns: u64) {
-        let due_ns = self.next_look_ns.load(Ordering::Relaxed);
-        if self.idle_ns == 0 || now_ns < due_ns {
-            return;
-        }
-        // An eighth: often enough to be near the time that was asked for, seldom enough to cost nothing.
-        let next_ns = now_ns.saturating_add((self.idle_ns / 8).max(1));
-        if self.next_look_ns.compare_exchange(due_ns, next_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.trim(self.idle_ns, now_ns);
-        }
-    }
-
     // -------------------------------------------------------------------------------------------- looking
 
     /// What its memory is called in reports.
@@ -366,6 +358,11 @@ impl Pool {
     /// Totals, and classes by size.
     pub fn statistics(&self) -> (PoolStatistics, Vec<ClassStatistics>) {
         self.books.lock().statistics()
+    }
+
+    /// The blocks that somebody has, by address.
+    pub fn live(&self) -> Vec<PoolLive> {
+        self.books.lock().live()
     }
 
     /// Proves the invariants of the books.
@@ -389,15 +386,18 @@ impl Room for Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let books = self.books.get_mut();
-        let (in_use, busy) = (books.statistics().0.in_use, books.busy_blocks());
+        let (totals, busy) = (books.statistics().0, books.busy_blocks());
         // Work may still be on its way to these blocks; only a lost device refuses, and nothing runs on that.
         if busy > 0 {
             let _ = self.memory.device().synchronize();
         }
         let sink = &self.memory.sink;
-        if in_use > 0 && sink.wants(Level::Warn) {
-            let text =
-                format!("pool \"{}\" is closed with {in_use} blocks in use; release them first", self.tag);
+        if totals.in_use > 0 && sink.wants(Level::Warn) {
+            let (count, bytes) = (totals.in_use, totals.in_use_bytes);
+            let text = format!(
+                "pool \"{}\" is closed with {count} blocks of {bytes} bytes in use; release them first",
+                self.tag
+            );
             sink.emit(Event { level: Level::Warn, room: "memory", text: &text });
         }
     }

@@ -25,6 +25,7 @@ fn config(classes: &[(u64, u32)], max_bytes: u64) -> PoolConfig {
 struct Held {
     block: PoolBlock,
     stream: Stream,
+    since_ns: u64,
 }
 
 struct World {
@@ -73,8 +74,9 @@ impl World {
                     block.address < other.block.address + other.block.bytes && other.block.address < end
                 };
                 assert!(!self.held.iter().any(overlaps), "handed out twice");
-                self.held.push(Held { block, stream });
-                self.touch(&Held { block, stream });
+                let held = Held { block, stream, since_ns: self.clock_ns };
+                self.held.push(held);
+                self.touch(&held);
             }
             Err(error) => assert_eq!(error.status, Status::OutOfMemory, "{error}"),
         }
@@ -101,12 +103,13 @@ impl World {
                 let mut addresses: Vec<u64> =
                     self.held.iter().filter(|held| held.stream == stream).map(|h| h.block.address).collect();
                 addresses.push(addresses.first().copied().unwrap_or(7));
-                let before = self.pool.statistics();
+                let before = (self.pool.statistics(), self.pool.live());
                 let mut told = Vec::new();
                 let refused =
                     self.pool.release_list(&addresses, stream, self.clock_ns, |index, _| told.push(index));
                 assert!(refused.is_err(), "the last one stands twice or is nobody's");
-                assert_eq!((told, self.pool.statistics()), (vec![addresses.len() - 1], before));
+                let after = (self.pool.statistics(), self.pool.live());
+                assert_eq!((told, after), (vec![addresses.len() - 1], before));
                 addresses.pop();
                 let quiet = |_: usize, error: &Error| panic!("{error}");
                 self.pool.release_list(&addresses, stream, self.clock_ns, quiet).unwrap();
@@ -127,6 +130,16 @@ impl World {
             let in_use: u64 = self.held.iter().map(|held| held.block.bytes).sum();
             let (totals, _) = self.pool.statistics();
             assert_eq!((totals.in_use, totals.in_use_bytes), (self.held.len() as u64, in_use));
+            let live = self.pool.live();
+            assert_eq!(live.iter().map(|block| block.bytes).sum::<u64>(), totals.requested_bytes);
+            let is_ours = |block: &PoolLive| {
+                block.since_ns <= self.clock_ns
+                    && self.held.iter().any(|held| {
+                        (held.block.address, held.block.bytes, held.since_ns)
+                            == (block.address, block.block_bytes, block.since_ns)
+                    })
+            };
+            assert!(live.len() == self.held.len() && live.iter().all(is_ours), "{live:?}");
             assert_eq!(self.memory.statistics().device.bytes, totals.held_bytes);
         }
     }
@@ -301,4 +314,65 @@ fn a_refusal_that_nobody_can_help_with_asks_the_device_once() {
     assert_eq!(pool.acquire(256 << 10, Stream::DEFAULT, 0).err().unwrap().status, Status::OutOfMemory);
     assert_eq!(memory.device().call_count() - before, 1);
     held.into_iter().for_each(|block| pool.release(block.address, Stream::DEFAULT, 0).unwrap());
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn the_upkeep_gives_back_what_was_not_used_for_the_idle_time_and_breaks_no_capture() {
+    let memory = memory("sim?seed=1&capture=1");
+    let (device, physical) = (memory.device(), memory.physical().unwrap());
+    let (stream, captured) = (device.stream_create().unwrap(), device.stream_create().unwrap());
+    let settings = PoolConfig { idle_ns: SECOND, ..config(&[(4096, 1)], 0) };
+    let pool = Arc::new(Pool::new(&memory, settings, 0).unwrap());
+    pool.begin_upkeep();
+    assert_eq!(physical.poll(0), Some(SECOND), "an empty pool is asked seldom");
+    let held = pool.acquire(4096, stream, 0).unwrap();
+    let other = pool.acquire(4096, stream, 0).unwrap();
+    assert_eq!(physical.poll(SECOND / 4), Some(SECOND * 3 / 4), "when the first is due");
+    pool.release(other.address, stream, SECOND / 2).unwrap();
+    device.synchronize().unwrap();
+    physical.poll(SECOND * 3 / 2 - 1);
+    assert_eq!(pool.statistics().0.held_bytes, 2 * 4096, "not so soon");
+    assert_eq!(physical.poll(SECOND * 3 / 2), Some(SECOND / 8), "the other is in use for longer than that");
+    assert_eq!((pool.statistics().0.held_bytes, memory.statistics().device.bytes), (4096, 4096));
+    // Where no thread does the upkeep, calls look as well.
+    pool.release(held.address, stream, 2 * SECOND).unwrap();
+    device.synchronize().unwrap();
+    let late = pool.acquire(4096, captured, 2 * SECOND).unwrap();
+    assert_eq!(late.address, held.address);
+    let simulator = device.simulator().unwrap();
+    simulator.capture(captured, true).unwrap();
+    pool.release(late.address, captured, 2 * SECOND).unwrap();
+    physical.poll(4 * SECOND);
+    assert_eq!(pool.statistics().0.held_bytes, 4096, "its stream is not done");
+    simulator.capture(captured, false).expect("nothing broke the capture");
+    physical.poll(5 * SECOND);
+    device.synchronize().unwrap();
+    physical.poll(6 * SECOND);
+    assert_eq!((pool.statistics().0.held_bytes, memory.statistics().device.bytes), (0, 0));
+    pool.validate().unwrap();
+    pool.end();
+    assert_eq!(physical.poll(7 * SECOND), None, "nobody is left to be asked");
+    assert!(Arc::into_inner(pool).is_some());
+}
+
+#[test]
+fn a_capture_that_begins_while_a_point_is_recorded_loses_no_block() {
+    let memory = memory("sim?seed=1&capture=1");
+    let device = memory.device();
+    let stream = device.stream_create().unwrap();
+    let mut pool = Pool::new(&memory, config(&[(4096, 1)], 0), 0).unwrap();
+    let block = pool.acquire(4096, stream, 0).unwrap();
+    pool.release(block.address, stream, 0).unwrap();
+    pool.ways.record = |fences, stream| {
+        fences.device().simulator().unwrap().capture(stream, true).unwrap();
+        fences.record(stream)
+    };
+    assert_eq!(pool.trim(0, 0), 0);
+    device.simulator().unwrap().capture(stream, false).unwrap();
+    pool.ways.record = Fences::record;
+    let at_once = pool.trim(0, 0);
+    device.synchronize().unwrap();
+    assert_eq!(at_once + pool.trim(0, 0), 4096, "the point in the graph is nobody's");
 }

@@ -21,8 +21,8 @@ impl<O> Books<O> {
             }
             end = start + batch.cells.len() as u64 * class.block_bytes;
             let mut ready = 0;
-            for &cell in &batch.cells {
-                let kind = match cell {
+            for cell in &batch.cells {
+                let kind = match cell.asked {
                     READY => 0,
                     WAITING => 1,
                     _ => 2,
@@ -30,9 +30,9 @@ impl<O> Books<O> {
                 counts[batch.class as usize][kind] += 1;
                 counts[batch.class as usize][3] += 1;
                 ready += usize::from(kind == 0);
-                requested += if kind == 2 { cell } else { 0 };
+                requested += if kind == 2 { cell.asked } else { 0 };
             }
-            let is_list_right = batch.ready.iter().all(|&index| batch.cells[index as usize] == READY);
+            let is_list_right = batch.ready.iter().all(|&index| batch.cells[index as usize].asked == READY);
             if ready != batch.ready.len() || !is_list_right {
                 return fail(format!("{ready} ready blocks at {start:#x}, {} listed", batch.ready.len()));
             }
