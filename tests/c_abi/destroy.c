@@ -80,7 +80,7 @@ int main(void) {
     const uint64_t sizes[4] = {4096, 256 << 10, 4 * MIB, 64 * MIB};
     for (int form = FREED; form < FORMS; ++form) {
         for (int at = 0; at < 4; ++at) {
-            int rounds = sizes[at] > 4 * MIB ? ROUNDS / 10 : ROUNDS;
+            int rounds = sizes[at] > 4 * MIB ? ROUNDS / 32 : ROUNDS;
             for (int i = 0; i < rounds; ++i) clear_and_destroy(test_device(), form, sizes[at]);
         }
     }
