@@ -2802,6 +2802,7 @@ kavern_status kavern_manager_create(const kavern_manager_config *config,
  * Destroys a manager and nulls the handle; null is fine.
  *
  * The device closes when its streams and caches have been destroyed too, before or after. Tickets stay good.
+ * Stream: closing waits for all work on the device, which breaks a capture under way there; end it before.
  * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
  * Threads: any, also while others are inside a call on it; may block until the device's work is done.
  * Since: 0.1
@@ -3926,7 +3927,8 @@ kavern_status kavern_memory_stats(const kavern_manager *manager, kavern_memory_s
  * the limits leave and what is free here in the form that such a request needs; not what pools, models and callbacks
  * would give if they were asked, and not what waits for work in flight, so that it may be served after a no as well.
  * `margin_percent` is added to the bytes; KAVERN_MARGIN_DEFAULT is what suits most.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_DEVICE.
+ * Errors: KAVERN_ERR_INVALID_ARGUMENT (0 bytes), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER,
+ * KAVERN_ERR_DEVICE.
  * Threads: any; asks the driver. Where what is freed could make the difference, the caches of threads are emptied.
  * Since: 0.1
  *
@@ -3957,7 +3959,9 @@ kavern_status kavern_manager_trim(kavern_manager *manager, uint64_t *released_by
  * bytes that are copied; 0 is no limit.
  * Stream: waits for all work on the device first; until the call returns nobody may enqueue work on live allocations
  * or launch a graph that uses them.
- * Errors: KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE; what was done
+ * Errors: KAVERN_ERR_WRONG_STATE (a graph is being captured on a stream that has allocated or that
+ * kavern_capture_begin was told of, or on one that the default stream waits for: end the capture first; nothing was
+ * done), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE; what was done
  * before the failure stays done.
  * Threads: any may allocate and free meanwhile; blocks.
  * Since: 0.1

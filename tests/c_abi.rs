@@ -351,8 +351,10 @@ fn bad_calls_touch_no_memory_that_is_not_theirs_and_leak_nothing() {
 #[test]
 fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
     for how in ["oom", "device", "lost", "panic"] {
-        if let Some(mut program) = build_with_asan(&format!("faults_{how}"), &["faults.c"]) {
-            run(program.arg(how));
+        for parameter in ["", "virtual=0&"] {
+            if let Some(mut program) = build_with_asan(&format!("faults_{how}"), &["faults.c"]) {
+                run(program.args([how, parameter]));
+            }
         }
     }
 }
@@ -361,6 +363,15 @@ fn a_failure_of_any_call_of_the_device_is_told_and_leaves_nothing_behind() {
 fn device_memory_is_given_out_ordered_refused_and_given_back() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("memory", &["memory.c"])));
+    }
+}
+
+#[test]
+fn memory_goes_when_the_device_is_done_with_it_however_its_manager_is_destroyed() {
+    if there_is("cc", "cc") {
+        let program = build("destroy", &["destroy.c"]);
+        run(&mut Command::new(&program));
+        run(Command::new(&program).env("KAVERN_TEST_DEVICE", "host?virtual=0"));
     }
 }
 

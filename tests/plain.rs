@@ -131,6 +131,23 @@ fn a_freed_plain_block_stays_until_every_stream_that_used_it_is_past() {
 }
 
 #[test]
+fn a_refusal_names_the_tag_where_there_is_one_and_a_question_about_nothing_is_a_mistake() {
+    let (manager, _) = open(0);
+    let heap = manager.heap().unwrap();
+    let tag = heap.tag("weights").unwrap();
+    let refusal = |tag| heap.allocate(Stream::DEFAULT, 1 << 45, 0, tag).unwrap_err();
+    for (tag, text) in
+        [(0, "requested: 35184372088832 bytes"), (tag.0, "requested: weights: 35184372088832 bytes")]
+    {
+        let refusal = refusal(tag);
+        assert_eq!(refusal.status, Status::OutOfMemory);
+        assert!(refusal.text.contains(text), "{refusal}");
+    }
+    assert_eq!(heap.can_allocate(0, 10).unwrap_err().status, Status::InvalidArgument);
+    assert!(heap.can_allocate(1, 10).unwrap());
+}
+
+#[test]
 fn what_is_left_of_plain_blocks_is_named_when_the_manager_closes() {
     let (manager, ear) = open(0);
     let heap = manager.heap().unwrap();

@@ -1,7 +1,7 @@
 //! A device whose calls fail again and again under the allocator, pools, an elastic range, a shared pool, pinned memory
 //! and direct allocations: each failure is a status, nobody panics, and at the end nothing is held. Counted are calls
-//! that answer a failure which the device injected, and no others. `KAVERN_SOAK` makes it long: 1 for 10^6 of them, or
-//! their number. `KAVERN_SEED` starts with another seed.
+//! that answer a failure which the device injected, and no others. Some devices cannot map memory. `KAVERN_SOAK` makes
+//! it long: 1 for 10^6 of them, or their number. `KAVERN_SEED` starts with another seed.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
@@ -50,8 +50,8 @@ fn live_events(device: &dyn Device) -> u64 {
 struct Things {
     heap: Arc<Heap>,
     pools: [Pool; 2],
-    elastic: Arc<Elastic>,
-    shared: SharedPool,
+    /// Not where the device cannot map memory.
+    mapped: Option<(Arc<Elastic>, SharedPool)>,
     pinned: PinnedPool,
     memory: Arc<Memory>,
     streams: [Stream; 2],
@@ -72,19 +72,21 @@ impl Things {
         let kinds = [PoolMemory::Device, PoolMemory::Managed];
         let range = ElasticConfig { capacity_bytes: 256 * MIB, page_bytes: 0, has_slabs: true };
         let models = SharedConfig { limit_bytes: 16 * MIB, has_slabs: true, ..SharedConfig::default() };
-        let shared = until(|| SharedPool::new(&memory, models.clone()));
         let terms = Terms { min_bytes: MIB, weight: 1, cap_bytes: 0 };
-        for name in MODELS {
-            until(|| shared.register(name, 64 * MIB, terms));
-        }
+        let mapped = device.description().capabilities.virtual_memory.then(|| {
+            let shared = until(|| SharedPool::new(&memory, models.clone()));
+            for name in MODELS {
+                until(|| shared.register(name, 64 * MIB, terms));
+            }
+            (until(|| Elastic::new(&memory, range)), shared)
+        });
         let chunks = PinnedConfig { chunk_bytes: MIB / 4, threads: 1, node: None };
         Self {
             heap: until(|| memory.make_heap_with(config)),
             pools: kinds.map(|memory_kind| {
                 until(|| Pool::new(&memory, PoolConfig { memory: memory_kind, ..pool.clone() }, 0))
             }),
-            elastic: until(|| Elastic::new(&memory, range)),
-            shared,
+            mapped,
             pinned: PinnedPool::new(&memory, chunks),
             streams: [Stream::DEFAULT, until(|| device.stream_create())],
             memory,
@@ -95,6 +97,26 @@ impl Things {
         }
     }
 
+    /// Several blocks or none, or one that is cleared: a refused call leaves nothing.
+    fn allocate_all(&mut self, stream: Stream, sizes: &[u64], is_cleared: bool) -> Result<()> {
+        let before = (self.heap.statistics().live_count, self.blocks.len());
+        let allocate = |&bytes| {
+            let address = self.heap.allocate(stream, bytes, 0, 0)?;
+            self.blocks.push(address);
+            if is_cleared { self.heap.zero(stream, address) } else { Ok(()) }
+        };
+        let outcome = sizes.iter().try_for_each(allocate);
+        if is_cleared {
+            // It may be freed on another stream.
+            until(|| self.memory.device().stream_synchronize(stream));
+        }
+        if outcome.is_err() {
+            self.blocks.drain(before.1..).for_each(|address| self.heap.take_unused(stream, address));
+            assert_eq!(self.heap.statistics().live_count, before.0, "what was refused is live");
+        }
+        outcome
+    }
+
     /// One call, which the device may fail; `area` says to what it belonged.
     fn step(&mut self, random: &mut fastrand::Rng, area: &mut usize) -> Result<()> {
         let stream = self.streams[random.usize(0..2)];
@@ -102,9 +124,9 @@ impl Things {
         let bytes = random.u64(1..most);
         let (offset, length) = (random.u64(0..200) * MIB, random.u64(1..32) * MIB);
         let (place, kind) = (random.u64(0..16) * MIB, random.usize(0..2));
-        let step = random.u32(0..20);
+        let step = random.u32(0..22);
         *area = match step {
-            0..7 => 0,
+            0..7 | 20.. => 0,
             7..9 => 1,
             9..12 => 2,
             12..15 => 3,
@@ -127,8 +149,16 @@ impl Things {
                 }
             }
             6 => self.heap.give_back().map(drop)?,
-            7 => self.elastic.commit(offset, length).map(drop)?,
-            8 => self.elastic.decommit(offset, length, Some(stream)).map(drop)?,
+            7 | 8 | 12..15 => {
+                // Nothing where there is neither.
+                let Some((elastic, shared)) = &self.mapped else { return Ok(()) };
+                match step {
+                    7 => elastic.commit(offset, length).map(drop)?,
+                    8 => elastic.decommit(offset, length, Some(stream)).map(drop)?,
+                    14 => shared.decommit(MODELS[kind], place, length, Some(stream)).map(drop)?,
+                    _ => shared.commit(MODELS[kind], place, length.min(8 * MIB)).map(drop)?,
+                }
+            }
             9..11 => {
                 let blocks = self.pools[kind].acquire_list(&[bytes.min(MIB); 4], stream, 0);
                 let blocks = blocks.map_err(|(_, error)| error)?;
@@ -140,8 +170,6 @@ impl Things {
                 }
                 self.pools[kind].trim(0, 0);
             }
-            12..14 => self.shared.commit(MODELS[kind], place, length.min(8 * MIB)).map(drop)?,
-            14 => self.shared.decommit(MODELS[kind], place, length, Some(stream)).map(drop)?,
             15..17 => {
                 let slice = self.pinned.allocate(bytes.min(MIB / 4), "staged")?;
                 self.staged.push(slice.address() as u64);
@@ -153,6 +181,8 @@ impl Things {
                 }
                 self.pinned.trim();
             }
+            20 => self.allocate_all(stream, &[bytes, 100, 40 * MIB, bytes / 2 + 1], false)?,
+            21 => self.allocate_all(stream, &[bytes], true)?,
             _ => {
                 self.direct.truncate(random.usize(0..3));
                 self.direct.push(self.memory.allocate(bytes, "direct")?);
@@ -164,8 +194,10 @@ impl Things {
     fn validate(&self) {
         self.heap.validate().unwrap();
         self.pools.iter().for_each(|pool| pool.validate().unwrap());
-        self.elastic.validate().unwrap();
-        self.shared.validate().unwrap();
+        if let Some((elastic, shared)) = &self.mapped {
+            elastic.validate().unwrap();
+            shared.validate().unwrap();
+        }
         self.pinned.validate().unwrap();
         self.memory.validate().unwrap();
     }
@@ -179,18 +211,22 @@ impl Things {
             pooled.drain(..).for_each(|address| pool.release(address, Stream::DEFAULT, 0).unwrap());
         }
         self.staged.drain(..).for_each(|address| self.pinned.free(address, None).unwrap());
-        for name in MODELS {
-            self.shared.decommit(name, 0, 64 * MIB, None).unwrap();
-        }
         self.direct.clear();
-        self.elastic.decommit(0, 256 * MIB, None).unwrap();
+        if let Some((elastic, shared)) = &self.mapped {
+            for name in MODELS {
+                shared.decommit(name, 0, 64 * MIB, None).unwrap();
+            }
+            elastic.decommit(0, 256 * MIB, None).unwrap();
+        }
         until(|| {
             self.heap.give_back()?;
             let _ = self.pools.each_ref().map(|pool| pool.trim(0, 0));
-            until(|| self.elastic.settle());
             until(|| self.memory.device().synchronize());
-            self.shared.physical().collect();
-            self.shared.physical().trim(0);
+            if let Some((elastic, shared)) = &self.mapped {
+                until(|| elastic.settle());
+                shared.physical().collect();
+                shared.physical().trim(0);
+            }
             self.pinned.trim();
             self.memory.trim_pages();
             if self.pinned.statistics().held_bytes > 0 {
@@ -225,7 +261,12 @@ struct Failures {
 fn play(seed: u64, error: &str, status: Status, failures: &mut Failures) {
     // What lacks memory is tried again in many ways, so that fewer calls fail in the end.
     let rate = if status == Status::OutOfMemory { 0.3 } else { 0.1 };
-    let spec = format!("host?memory_bytes={}&fail_rate={rate}&seed={seed}&error={error}", 512 * MIB);
+    // One of four, by both kinds of failures.
+    let is_mapped = u8::from(seed % 8 < 6);
+    let spec = format!(
+        "host?memory_bytes={}&virtual={is_mapped}&fail_rate={rate}&seed={seed}&error={error}",
+        512 * MIB
+    );
     let device = registry::open(&spec).unwrap();
     let before = (device.memory_info().unwrap().free_bytes, live_events(device.as_ref()));
     let mut random = fastrand::Rng::with_seed(seed);

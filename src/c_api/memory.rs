@@ -160,13 +160,9 @@ pub unsafe extern "C" fn kavern_alloc_zeroed(
         let out = unsafe { Out::new(out, "out") }?;
         let resolved = stream::resolve(object, stream)?;
         let address = allocate(manager, stream, (bytes, alignment, tag))?;
-        match object.heap()?.zero(*resolved, address) {
-            Ok(()) => out.write(address),
-            Err(error) => {
-                free(manager, address, stream)?;
-                return Err(error);
-            }
-        }
+        let heap = object.heap()?;
+        heap.zero(*resolved, address).inspect_err(|_| heap.take_unused(*resolved, address))?;
+        out.write(address);
         Ok(Status::Ok)
     })
 }
@@ -238,7 +234,9 @@ pub unsafe extern "C" fn kavern_alloc_batch(
             match allocate(manager, stream, (bytes, alignment, tag)) {
                 Ok(address) => made.push(address),
                 Err(error) => {
-                    made.into_iter().try_for_each(|address| free(manager, address, stream))?;
+                    let object = handle::get(manager)?;
+                    let (heap, resolved) = (object.heap()?, stream::resolve(&object, stream)?);
+                    made.into_iter().for_each(|address| heap.take_unused(*resolved, address));
                     return Err(error.context(&format!("element {index}; none was allocated")));
                 }
             }

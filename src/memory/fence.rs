@@ -5,6 +5,7 @@
 //! Invariants: an event belongs to one fence at a time; a fence that was reached stays so. Lock order: the stock's,
 //! taken alone.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,6 +15,15 @@ use crate::sync::Mutex;
 
 /// Events that wait in the stock; more are given back to the device as others are recorded.
 const SPARE_MAX: usize = 1024;
+
+/// A device that refuses to be waited for is asked so often.
+const WAITS_MAX: u32 = 16;
+
+/// Waits for all work on a device before memory leaves; whether it is over then. A panic of the device must not stop
+/// the way back.
+pub(super) fn outlasts_work(device: &dyn Device) -> bool {
+    (0..WAITS_MAX).any(|_| matches!(catch_unwind(AssertUnwindSafe(|| device.synchronize())), Ok(Ok(()))))
+}
 
 /// A device's stock of events.
 pub(super) struct Fences {

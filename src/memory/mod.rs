@@ -337,8 +337,9 @@ impl Memory {
             return Err(Error::argument(format!("0 bytes requested for \"{tag}\"; ask for at least 1")));
         }
         // The charge is a value, so that it also goes back if the device panics.
-        let charge = self.budget.charge(place, bytes).map_err(|error| error.context(tag))?;
-        let made = make().map_err(|error| error.context(tag))?;
+        let named = |error: Error| if tag.is_empty() { error } else { error.context(tag) };
+        let charge = self.budget.charge(place, bytes).map_err(named)?;
+        let made = make().map_err(named)?;
         charge.keep();
         Ok(made)
     }
@@ -409,6 +410,13 @@ impl Allocation {
     /// Length.
     pub fn bytes(&self) -> u64 {
         self.slice.bytes()
+    }
+
+    /// Goes in the order of the stream that it was allocated on: nothing else was enqueued that uses it.
+    pub(super) fn return_unused(mut self, stream: Stream) {
+        if let Origin::Ordered(back) = &mut self.origin {
+            *back = stream;
+        }
     }
 }
 

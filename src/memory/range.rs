@@ -23,7 +23,7 @@ pub(super) use self::moving::Movable;
 use self::stuck::Stuck;
 use super::budget::Payer;
 use super::chores::{Chore, Collected, Passed, Skipped};
-use super::fence::Fence;
+use super::fence::{Fence, outlasts_work};
 use super::page_class::PageClass;
 use super::page_table::{PageTable, TableCounts, Told};
 use super::physical::{Physical, PhysicalPage, short_of};
@@ -62,7 +62,7 @@ pub(super) struct Range {
     told: Arc<Told>,
     /// What the device did not unmap.
     stuck: Stuck,
-    /// The device was lost with work under way on pages: they stay mapped until it is closed.
+    /// The device cannot be waited for with work under way on pages: they stay mapped until it is closed.
     is_abandoned: AtomicBool,
 }
 
@@ -248,7 +248,7 @@ impl Range {
 
     fn abandon_if_lost(&self, error: &Error) {
         if error.status == Status::DeviceLost {
-            self.is_abandoned.store(true, Ordering::Release);
+            self.abandon();
         }
     }
 
@@ -445,10 +445,14 @@ impl Range {
 
     /// Waits for all work on the device; where that cannot be, pages stay behind their addresses from now on. Blocks.
     pub(super) fn drain(&self) {
-        let drained = catch_unwind(AssertUnwindSafe(|| self.physical.device().synchronize()));
-        if !matches!(drained, Ok(Ok(()))) {
-            self.is_abandoned.store(true, Ordering::Release);
+        if !outlasts_work(self.physical.device().as_ref()) {
+            self.abandon();
         }
+    }
+
+    /// Work that cannot be waited for may use the pages: from now on they stay mapped until the device is closed.
+    pub(super) fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Release);
     }
 }
 
@@ -489,7 +493,8 @@ impl Drop for Range {
     fn drop(&mut self) {
         self.clear();
         if self.is_abandoned.load(Ordering::Acquire) {
-            self.physical.say(Level::Error, || "a range stays reserved on a device that was lost".to_owned());
+            self.physical
+                .say(Level::Error, || "a range stays until the device is closed: work may use it".to_owned());
             return;
         }
         if let Err(error) = self.physical.device().virtual_release(self.slice) {

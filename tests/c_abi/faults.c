@@ -1,9 +1,9 @@
-/* faults <how>: the first, second, third ... call of the device fails (how: oom, device, lost or panic) while a program
- * runs a cache for two steps and moves pages about. Each run ends in a known status, and destroying leaves no memory
- * behind. */
+/* faults <how> [<parameter>&]: the first, second, third ... call of the device fails (how: oom, device, lost or panic)
+ * while a program allocates, runs a cache for two steps and moves pages about. Each run ends in a known status, a call
+ * that is refused has nothing, and destroying leaves no memory behind. The parameter is the device's. */
 #include "objects.h"
 
-static const char *how;
+static const char *how, *parameter = "";
 static long refusals, panics;
 
 static int went_well(kavern_status status) {
@@ -24,7 +24,7 @@ static kavern_kv_cache *try_cache(kavern_manager *manager) {
     config.groups = &group;
     config.group_count = 1;
     config.capacity_blocks = 16;
-    config.max_blocks = 3 * page_bytes() / 4096;
+    if (*parameter == 0) config.max_blocks = 3 * page_bytes() / 4096;
     config.max_sequences = 4;
     config.max_batch_tokens = 64;
     kavern_kv_cache *cache = NULL;
@@ -65,6 +65,7 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
         went_well(kavern_kv_poll(cache, 1, &none, &count));
     }
     uint64_t blocks = 16, most = 3 * page_bytes() / 4096;
+    if (*parameter != 0) return; /* without mapped memory a cache stays as it is */
     uint64_t wanted[3] = {most, 1, 16};
     for (int i = 0; i < 3; ++i) {
         kavern_kv_resize_result resized = {0};
@@ -77,6 +78,31 @@ static void use(kavern_manager *manager, kavern_kv_cache *cache, void *stream) {
         if (went_well(kavern_kv_stats(cache, &statistics))) CHECK(statistics.capacity_blocks == blocks);
     }
     went_well(kavern_kv_validate(cache));
+}
+
+static uint64_t live_count(kavern_manager *manager) {
+    kavern_memory_statistics totals = {.struct_size = sizeof totals};
+    return went_well(kavern_memory_stats(manager, &totals)) ? totals.live_count : 0;
+}
+
+/* Blocks all or none, and one that is cleared; what cannot be freed, because the device is lost, stays. */
+static uint64_t use_blocks(kavern_manager *manager, void *stream) {
+    uint64_t sizes[5] = {100, 100, UINT64_C(40) << 20, 5000, 0}, blocks[5] = {0}, cleared = 0;
+    if (went_well(kavern_alloc_batch(manager, 4, sizes, 0, stream, 0, blocks))) {
+        for (int i = 0; i < 4; ++i) {
+            if (!went_well(kavern_free(manager, blocks[i], stream))) went_well(kavern_free(manager, blocks[i], stream));
+        }
+    }
+    uint64_t left = live_count(manager);
+    CHECK(left == 0 || strcmp(how, "lost") == 0 || strcmp(how, "panic") == 0);
+    CHECK(kavern_alloc_batch(manager, 5, sizes, 0, stream, 0, blocks) < 0); /* no fault has to be met for that */
+    CHECK(live_count(manager) == left || strcmp(how, "panic") == 0);
+    if (!went_well(kavern_alloc_zeroed(manager, 5000, 0, stream, 0, &cleared))) {
+        CHECK(live_count(manager) == left || strcmp(how, "panic") == 0);
+    } else if (!went_well(kavern_free(manager, cleared, stream))) {
+        went_well(kavern_free(manager, cleared, stream));
+    }
+    return live_count(manager);
 }
 
 /* A range and a shared pool: memory that comes and goes, and moves between models. */
@@ -109,8 +135,7 @@ static void use_pages(kavern_manager *manager, void *stream) {
 /* Whether the fault was met. */
 static int run_with_fault(long nth) {
     char device[100];
-    const char *base = getenv("KAVERN_TEST_DEVICE");
-    snprintf(device, sizeof device, "%s?fail_nth=%ld&error=%s", base != NULL ? base : "host", nth, how);
+    snprintf(device, sizeof device, "%s?%sfail_nth=%ld&error=%s", test_device(), parameter, nth, how);
     long before = refusals;
     kavern_manager *manager = open_manager(device), *onlooker = NULL;
     kavern_stream *stream = NULL;
@@ -126,11 +151,12 @@ static int run_with_fault(long nth) {
     kavern_kv_cache *cache = try_cache(manager);
     if (cache != NULL) use(manager, cache, stream);
     OK(kavern_kv_cache_destroy(&cache));
-    use_pages(manager, stream);
+    if (*parameter == 0) use_pages(manager, stream);
+    uint64_t left = use_blocks(manager, NULL);
     kavern_manager_statistics totals = {.struct_size = sizeof totals};
     kavern_status looked = kavern_manager_stats(manager, &totals);
     if (looked == KAVERN_OK) {
-        CHECK(totals.device_bytes == 0 && totals.pinned_bytes == 0 && totals.caches == 0);
+        CHECK((totals.device_bytes == 0 || left > 0) && totals.pinned_bytes == 0 && totals.caches == 0);
         OK(kavern_manager_validate(manager));
     } else {
         EXPECT(KAVERN_ERR_POISONED, looked);
@@ -144,8 +170,9 @@ static int run_with_fault(long nth) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 2);
+    CHECK(argc == 2 || argc == 3);
     how = argv[1];
+    if (argc == 3) parameter = argv[2];
     long nth = 1, quiet = 0;
     /* A fault may fall on a call whose failure is made good, so the end is a row of runs without one. */
     for (; quiet < 8; ++nth) quiet = run_with_fault(nth) ? 0 : quiet + 1;

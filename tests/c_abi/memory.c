@@ -126,6 +126,10 @@ static void short_memory(void) {
     CHECK(can == 0);
     OK(kavern_can_allocate(manager, UINT64_C(60) << 20, 0, &can));
     CHECK(can == 1);
+    /* What kavern_alloc calls a mistake is none that could be had. */
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_alloc(manager, 0, 0, NULL, 0, &address));
+    EXPECT(KAVERN_ERR_INVALID_ARGUMENT, kavern_can_allocate(manager, 0, KAVERN_MARGIN_DEFAULT, &can));
+    CHECK(last_error_has("0 bytes requested"));
     reserve kept = {.manager = manager};
     OK(kavern_alloc(manager, UINT64_C(40) << 20, 0, NULL, 0, &kept.spare));
     EXPECT(KAVERN_ERR_OUT_OF_MEMORY, kavern_alloc(manager, UINT64_C(40) << 20, 0, NULL, 0, &address));

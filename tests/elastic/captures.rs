@@ -1,4 +1,5 @@
-//! Points on streams beside the capture of a graph: refused, and nothing breaks the capture.
+//! Points on streams and waits for the device beside the capture of a graph: refused, and nothing breaks the capture;
+//! and what a manager that goes waits for where there is none.
 
 use std::sync::Arc;
 
@@ -82,4 +83,57 @@ fn a_copy_does_not_end_behind_a_capture() {
     });
     copies.end(None).unwrap();
     assert_eq!(copies.running(), 0);
+}
+
+#[test]
+fn pages_are_not_meshed_beside_a_capture() {
+    let (manager, captured) = manager();
+    let heap = manager.heap().unwrap();
+    // Of all streams that the default stream waits for it is known without a word.
+    for is_known in [false, true] {
+        if is_known {
+            heap.capture_begins(captured);
+        }
+        beside_a_capture(manager.device().as_ref(), captured, |_| {
+            assert_eq!(refused(heap.defragment(0)), Status::WrongState);
+        });
+        heap.defragment(0).unwrap();
+    }
+}
+
+#[test]
+fn a_manager_that_goes_beside_a_capture_leaves_pages_for_what_is_under_way() {
+    let (manager, captured) = manager();
+    let device = Arc::clone(manager.device());
+    let heap = manager.heap().unwrap();
+    let block = heap.allocate(captured, 100_000, 0, 0).unwrap();
+    heap.zero(captured, block).unwrap();
+    let simulator = device.simulator().unwrap();
+    simulator.capture(captured, true).unwrap();
+    drop(manager);
+    simulator.capture(captured, false).expect("nothing broke the capture");
+    device.synchronize().unwrap();
+    assert_eq!(device.race_count(), 0);
+}
+
+#[test]
+fn work_under_way_on_blocks_is_over_before_their_manager_takes_the_pages_away() {
+    for (seed, is_freed) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let manager =
+            Manager::open(&format!("sim?seed={seed}"), Limits::default(), Arc::new(NoSink)).unwrap();
+        let device = Arc::clone(manager.device());
+        let heap = manager.heap().unwrap();
+        for stream in [Stream::DEFAULT, device.stream_create().unwrap()] {
+            for bytes in [4096, 1 << 20, 40 << 20] {
+                let block = heap.allocate(stream, bytes, 0, 0).unwrap();
+                heap.zero(stream, block).unwrap();
+                if is_freed {
+                    heap.free(stream, block).unwrap();
+                }
+            }
+        }
+        drop(manager);
+        device.synchronize().unwrap();
+        assert_eq!(device.race_count(), 0, "seed {seed}, freed {is_freed}");
+    }
 }

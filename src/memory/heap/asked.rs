@@ -13,7 +13,7 @@ use super::compose::Parts;
 use super::core::CLASS_ALIGNMENT;
 use super::fitted::granules;
 use super::takeover::{pages_of, units};
-use super::{Heap, LARGE, MIDDLE, checked_request};
+use super::{Heap, LARGE, MIDDLE, check_asked, checked_request};
 use crate::error::Result;
 
 /// Granules of a middle block in a page.
@@ -44,8 +44,9 @@ impl Heap {
     /// Whether so many bytes and a margin could be had now. Where it takes what is freed and has not come back yet,
     /// that is taken back, the front caches included.
     pub fn can_allocate(&self, bytes: u64, margin_percent: u32) -> Result<bool> {
+        check_asked(bytes)?;
         let wanted = u128::from(bytes) * (100 + u128::from(margin_percent)) / 100;
-        let Ok(wanted) = u64::try_from(wanted.max(1)) else { return Ok(false) };
+        let Ok(wanted) = u64::try_from(wanted) else { return Ok(false) };
         let fresh = Possible { pages_bytes: self.fresh_bytes()?, ..Possible::default() };
         if self.plain.is_some() {
             return Ok(wanted <= fresh.pages_bytes);

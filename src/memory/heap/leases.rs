@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::fence::outlasts_work;
 use super::super::front_cache::{self, Counts, FrontCache, Key, Leased};
 use super::super::order::Freed;
 use super::super::region::Block;
@@ -293,7 +294,8 @@ impl Heap {
         waited
     }
 
-    /// Ends the heap: every front cache is closed, so that no thread allocates any more.
+    /// Ends the heap: every front cache is closed, so that no thread allocates any more, and no work is left that may
+    /// use its pages. Blocks.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         // From here on the upkeep does not hold it either.
@@ -310,6 +312,16 @@ impl Heap {
             let text =
                 format!("closed with {} live allocations of {bytes} bytes: {}", live.len(), self.top_tags(8));
             self.sink.emit(Event { level: Level::Warn, room: "memory", text: &text });
+        }
+        self.outlast_work();
+    }
+
+    /// Waits for work on blocks, live and freed, before their pages leave. Where that would break a capture, or the
+    /// device cannot be waited for, they stay until it is closed.
+    fn outlast_work(&self) {
+        let mut regions = self.regions.iter().peekable();
+        if regions.peek().is_some() && (self.is_any_capturing() || !outlasts_work(self.device.as_ref())) {
+            regions.for_each(|(_, region)| region.range.abandon());
         }
     }
 

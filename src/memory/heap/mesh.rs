@@ -17,7 +17,7 @@ use super::super::slab::Slot;
 use super::Heap;
 use super::core::{Guest, Host, Small};
 use crate::device::{Copy, Place, Stream};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 
 /// A device that refuses to be waited for is asked so often.
 const WAITS_MAX: u32 = 16;
@@ -39,8 +39,13 @@ pub struct Defragmented {
 
 impl Heap {
     /// Gives empty memory back and meshes pages of slots, copying at most `budget_bytes` (0: no limit). Waits for all
-    /// work on the device. Blocks.
+    /// work on the device, and so is refused while a stream is captured. Blocks.
     pub fn defragment(&self, budget_bytes: u64) -> Result<Defragmented> {
+        if self.is_any_capturing() {
+            let text =
+                "a graph is being captured, which a wait for the device would break; end the capture first";
+            return Err(Error::new(Status::WrongState, text));
+        }
         let mut done =
             Defragmented { before_bytes: self.statistics().backed_bytes, ..Defragmented::default() };
         self.device.synchronize()?;

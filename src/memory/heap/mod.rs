@@ -390,6 +390,20 @@ impl Heap {
         Ok(())
     }
 
+    /// Takes back a block that was allocated on this stream just now and that no work was enqueued for: there is no
+    /// point to wait for that a device could refuse.
+    pub fn take_unused(&self, stream: Stream, address: u64) {
+        let Some(plain) = &self.plain else {
+            // Nobody but whoever allocated it could have freed it.
+            let _ = self.free(stream, address);
+            return;
+        };
+        if let Some(bytes) = plain.take_unused(stream, address) {
+            self.slow.frees.fetch_add(1, Ordering::Relaxed);
+            self.slow.freed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
     fn try_free(&self, stream: Stream, address: u64) -> Result<bool> {
         let (_, index, record, facts) = self.live(address)?;
         let class = u32::from(facts.class);
@@ -440,11 +454,17 @@ impl Heap {
     }
 }
 
-/// Bytes and alignment of a request, or what is wrong with it.
-fn checked_request(bytes: u64, alignment: u64) -> Result<(u64, u64)> {
+/// Refuses a request of nothing.
+fn check_asked(bytes: u64) -> Result<()> {
     if bytes == 0 {
         return Err(Error::argument("0 bytes requested; ask for at least 1"));
     }
+    Ok(())
+}
+
+/// Bytes and alignment of a request, or what is wrong with it.
+fn checked_request(bytes: u64, alignment: u64) -> Result<(u64, u64)> {
+    check_asked(bytes)?;
     let alignment = if alignment == 0 { size_class::UNIT_BYTES } else { alignment };
     if !alignment.is_power_of_two() || alignment > size_class::MOST_ALIGNED_BYTES {
         return Err(Error::argument(format!(

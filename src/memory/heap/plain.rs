@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::leaving::Leaving;
-use super::super::fence::Fence;
+use super::super::fence::{Fence, outlasts_work};
 use super::super::size_class;
 use super::super::{Allocation, Memory};
 use super::points::is_gone;
@@ -167,6 +167,14 @@ impl PlainBlocks {
         self.blocks.lock().values_mut().for_each(|block| change(&mut block.users));
     }
 
+    /// Takes back a block that was allocated on this stream and that nothing uses; its bytes that were asked for.
+    pub(super) fn take_unused(&self, stream: Stream, address: u64) -> Option<u64> {
+        let Block { allocation, bytes, .. } = self.blocks.lock().remove(&address)?;
+        self.returned_bytes.fetch_add(allocation.bytes(), Ordering::Relaxed);
+        allocation.return_unused(stream);
+        Some(bytes)
+    }
+
     /// Notes that a lane uses a block.
     pub(super) fn record_use(&self, address: u64, stream: Stream) -> Result<()> {
         self.with(address, |block| {
@@ -191,7 +199,7 @@ impl Drop for PlainBlocks {
         let device = self.memory.device();
         // Work may still be on its way to these blocks; only a lost device refuses, and nothing runs on that.
         if !blocks.is_empty() || leaving.allocations().next().is_some() {
-            let _ = device.synchronize();
+            outlasts_work(device.as_ref());
         }
         blocks.clear();
         leaving.clear();

@@ -62,11 +62,12 @@ impl Heap {
         !self.is_any_capturing() && self.device.synchronize().is_ok()
     }
 
-    /// Whether a stream is known to be captured.
+    /// Whether a stream is known to be captured, or one that the default stream waits for is.
     pub(super) fn is_any_capturing(&self) -> bool {
         let streams = self.names.read().streams.streams();
         // A stream that is gone cannot be asked and captures nothing.
         streams.into_iter().any(|stream| matches!(self.is_capturing(stream), Ok(true)))
+            || matches!(self.takes_points(Stream::DEFAULT), Ok(false))
     }
 
     /// What has to be past before a block is anybody's: its users, and the lane on which it is freed.

@@ -25,7 +25,7 @@ pub use config::{ClassConfig, PoolConfig, PoolMemory, Sizes};
 pub use statistics::{ClassStatistics, PoolStatistics};
 
 use self::books::{Books, Cells, Growth, Source};
-use super::fence::{Fence, Fences};
+use super::fence::{Fence, Fences, outlasts_work};
 use super::{Allocation, Memory, Room};
 use crate::device::Stream;
 use crate::error::{Error, Result, Status};
@@ -389,7 +389,7 @@ impl Drop for Pool {
         let (totals, busy) = (books.statistics().0, books.busy_blocks());
         // Work may still be on its way to these blocks; only a lost device refuses, and nothing runs on that.
         if busy > 0 {
-            let _ = self.memory.device().synchronize();
+            outlasts_work(self.memory.device().as_ref());
         }
         let sink = &self.memory.sink;
         if totals.in_use > 0 && sink.wants(Level::Warn) {
