@@ -3,6 +3,10 @@
 //! The traces lie outside the repository, in the folder KAVERN_SHARED (../shared if unset); without them those tests
 //! say so and pass, unless KAVERN_REQUIRE names `shared`.
 
+mod cli {
+    mod policies;
+}
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -74,47 +78,6 @@ fn conversation_under_lru_hits_the_reference_to_the_block() {
     let Some(trace) = trace(CONVERSATION) else { return };
     for (blocks, expected) in CONVERSATION_LRU {
         assert_eq!(hits(&trace, blocks, &["--no-bytes"]), expected, "{blocks} blocks");
-    }
-}
-
-/// Hit blocks that the default policy must reach on the conversation trace.
-const CONVERSATION_ADAPTIVE: [(u64, u64); 5] =
-    [(1_000, 16_400), (3_000, 28_500), (5_859, 45_500), (10_000, 64_200), (30_000, 93_978)];
-
-#[test]
-fn the_default_policy_reaches_its_goals_and_never_falls_under_lru_or_fifo() {
-    let small = ["--no-bytes", "--policy"];
-    let Some(conversation) = trace(CONVERSATION) else { return };
-    for (blocks, goal) in CONVERSATION_ADAPTIVE {
-        let reached = hits(&conversation, blocks, &[&small[..], &["adaptive"]].concat());
-        assert!(reached >= goal, "{blocks} blocks: {reached} hits, the goal is {goal}");
-    }
-    let cases: [(&str, &[u64]); 3] = [
-        (CONVERSATION, &[125, 150, 200, 300, 1_000, 3_000, 5_859, 10_000, 30_000, 97_656, 100_000]),
-        (MINISWE, &[300, 1_000, 3_000]),
-        (TAUBENCH, &[100, 300]),
-    ];
-    for (name, capacities) in cases {
-        let Some(trace) = trace(name) else { return };
-        for &blocks in capacities {
-            let count_text = blocks.to_string();
-            let of = |policy: &[&str]| {
-                let fixed = ["replay", &trace, "--blocks", &count_text, "--no-bytes", "--policy"];
-                let report = json(&[&fixed, policy].concat());
-                (count(&report, "hit_blocks"), count(&report, "blocks"))
-            };
-            let ((adaptive, all), (lru, _), (fifo, _)) = (of(&["adaptive"]), of(&["lru"]), of(&["fifo"]));
-            let (in_runs, _) = of(&["adaptive", "--in-runs"]);
-            let points_over = |other: u64| (adaptive as f64 - other as f64) * 100.0 / all as f64;
-            let (points, lost) = (points_over(lru), points_over(in_runs));
-            say(&format!(
-                "{name} {blocks}: adaptive {adaptive}, {points:+.2} points over lru, {lost:.2} lost in runs"
-            ));
-            // What blocks in runs may cost.
-            assert!(lost <= 0.5, "{name}, {blocks} blocks: {adaptive} hits, {in_runs} in runs");
-            assert!(points >= -0.3, "{name}, {blocks} blocks: {points} points under lru");
-            assert!(adaptive >= fifo, "{name}, {blocks} blocks: {adaptive} hits, fifo has {fifo}");
-        }
     }
 }
 

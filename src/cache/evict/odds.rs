@@ -45,6 +45,8 @@ const LEARN_TOUCHES: u64 = 4096;
 const LEAST_BLOCKS: u64 = 256;
 /// Share of all touches that may be lost against lru: two thirds of what a default may cost.
 const BUDGET: f64 = 0.002;
+/// No trial begins while more than so much of that is lost.
+const SPENT: f64 = 0.9;
 /// Share of all touches by which its own choice must lead before it is made; and as many hits at least.
 const EVIDENCE: f64 = 0.01;
 const EVIDENCE_LEAST: f64 = 64.0;
@@ -400,9 +402,9 @@ impl Odds {
         if self.blocks < LEAST_BLOCKS {
             self.trusts_itself = false;
         } else if !self.trusts_itself {
-            // Half of the allowance must be earned back, so each next trial is twice as far away at least.
             let is_ahead = self.lead >= (EVIDENCE * self.touches).max(EVIDENCE_LEAST);
-            self.trusts_itself = is_ahead && self.balance > -limit / 2.0;
+            // A part of the allowance must have come back, or the next trial is over at once.
+            self.trusts_itself = is_ahead && self.balance > -SPENT * limit;
         } else if self.balance < -limit - 1.0 {
             self.trusts_itself = false;
             self.turned_to_lru = self.slot;
