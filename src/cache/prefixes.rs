@@ -16,7 +16,7 @@ use crate::types::Id;
 /// Most names at a time.
 pub const MAX_PREFIXES: usize = 256;
 /// Blocks that lose the pin of a name under one hold of the lock; as many may then go above a limit.
-const UNPIN_PIECE: usize = 32;
+pub(super) const UNPIN_PIECE: usize = 32;
 
 /// What a named prefix holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl State {
 
     /// Takes pins of up to `most` blocks of a prefix away, which leaves. Answers it without the last of them: the caller
     /// drops it.
-    fn unpin_piece(&mut self, at: usize, most: usize) -> Option<Prefix> {
+    pub(super) fn unpin_piece(&mut self, at: usize, most: usize) -> Option<Prefix> {
         let Self { stores, prefixes, shared, .. } = self;
         let prefix = &mut prefixes.named[at];
         prefix.is_leaving = true;
