@@ -287,7 +287,10 @@ enum kavern_kv_request_flag
  {
     /** Match nothing: the sequence starts cold. */
     KAVERN_REQUEST_NO_READ = 1,
-    /** The sequence publishes nothing: its blocks stay private. */
+    /**
+     * The sequence publishes nothing: its blocks stay private, also those of its children and after a RESUME from
+     * another lookup.
+     */
     KAVERN_REQUEST_NO_STORE = 2,
     /** Leave out the last hit block, for draft models that need its hidden state. */
     KAVERN_REQUEST_DROP_LAST = 4,
@@ -1648,7 +1651,9 @@ typedef struct kavern_kv_token_copy {
     uint32_t tokens;
     /**
      * What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
-     * those in the target slots by it before attention reads them.
+     * those in the target slots by it when all copies of the list are made, and before attention or the next
+     * kavern_kv_tables reads them. A run that reads what another one of the list wrote is told with the shifts of
+     * both.
      */
     int32_t shift;
 } kavern_kv_token_copy;
@@ -1915,7 +1920,10 @@ typedef struct kavern_sim_range {
     uint64_t bytes;
 } kavern_sim_range;
 
-/** One operation of a step. */
+/**
+ * One operation of a step. What its kind does not use is 0, `row` 0 or -1; anything else is refused with
+ * KAVERN_ERR_INVALID_ARGUMENT, as is a row below -1.
+ */
 typedef struct kavern_kv_op {
     /** sizeof(kavern_kv_op). */
     uint32_t struct_size;

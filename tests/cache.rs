@@ -2,6 +2,9 @@
 //! is `model.rs`; this file's tests say each promise by name.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "model/positions.rs"]
+mod positions;
+
 mod cache {
     mod adaptive;
     mod adaptive_memory;
@@ -30,6 +33,7 @@ mod cache {
     mod resize_asked;
     mod resize_kept;
     mod retention;
+    mod shifts;
     mod states;
     mod steps;
     mod tables;

@@ -22,6 +22,8 @@ mod naive;
 mod numbers;
 #[path = "cache_soak/picture.rs"]
 mod picture;
+#[path = "model/positions.rs"]
+mod positions;
 #[expect(dead_code, reason = "time stands still in this soak")]
 #[path = "model/retain.rs"]
 mod retain;

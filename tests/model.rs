@@ -14,6 +14,8 @@ mod limits;
 mod naive;
 #[path = "model/numbers.rs"]
 mod numbers;
+#[path = "model/positions.rs"]
+mod positions;
 #[path = "model/retain.rs"]
 mod retain;
 #[path = "model/retain_ops.rs"]

@@ -119,7 +119,8 @@ pub enum kavern_kv_cache_flag {
 pub enum kavern_kv_request_flag {
     /// Match nothing: the sequence starts cold.
     KAVERN_REQUEST_NO_READ = 1,
-    /// The sequence publishes nothing: its blocks stay private.
+    /// The sequence publishes nothing: its blocks stay private, also those of its children and after a RESUME from
+    /// another lookup.
     KAVERN_REQUEST_NO_STORE = 2,
     /// Leave out the last hit block, for draft models that need its hidden state.
     KAVERN_REQUEST_DROP_LAST = 4,

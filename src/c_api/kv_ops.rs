@@ -26,7 +26,9 @@ pub struct kavern_kv_token_copy {
     /// Tokens.
     pub tokens: u32,
     /// What is added to the positions of these tokens, 0 or negative: where keys carry their position (RoPE), rotate
-    /// those in the target slots by it before attention reads them.
+    /// those in the target slots by it when all copies of the list are made, and before attention or the next
+    /// kavern_kv_tables reads them. A run that reads what another one of the list wrote is told with the shifts of
+    /// both.
     pub shift: i32,
 }
 
@@ -65,15 +67,37 @@ fn unused(name: &str) -> Error {
     Error::argument(format!("this kind of operation does not use {name}; leave it 0"))
 }
 
-/// 0 if no field is set that the first five kinds did not have.
+/// 0 if no field is set that only later kinds than the first five have, but for that of ADMIT.
 #[inline]
 fn later_fields(op: &kavern_kv_op) -> u64 {
     op.offset | op.ttl_ms | op.expected_tokens | op.lease | u64::from(op.priority | op.mode)
 }
 
+/// 0 if nothing names tokens.
+#[inline]
+fn naming_fields(op: &kavern_kv_op) -> u64 {
+    let places = op.token_ids.addr() | op.keys.addr() | op.extras.addr();
+    places as u64 | op.key_count | op.extra_count | u64::from(op.key_bytes)
+}
+
+/// Whether an operation that chooses no row names one.
+#[inline]
+fn names_row(op: &kavern_kv_op) -> bool {
+    !matches!(op.row, -1 | 0)
+}
+
 /// Refuses fields of the operation that its kind does not use, so that a wish is not ignored silently.
 pub(super) fn check_unused(op: &kavern_kv_op) -> Result<()> {
-    match op.kind <= 5 && later_fields(op) == 0 {
+    // Most are one of the first five kinds and have nothing that could be wrong.
+    let is_plain = later_fields(op) == 0
+        && match op.kind {
+            1 => naming_fields(op) == 0 && op.row >= -1,
+            2 => naming_fields(op) == 0 && !names_row(op),
+            3 => op.lookahead == 0 && !names_row(op),
+            4 | 5 => naming_fields(op) | op.tokens | u64::from(op.lookahead) == 0 && !names_row(op),
+            _ => false,
+        };
+    match is_plain {
         true => Ok(()),
         false => check_each_unused(op),
     }
@@ -81,30 +105,32 @@ pub(super) fn check_unused(op: &kavern_kv_op) -> Result<()> {
 
 fn check_each_unused(op: &kavern_kv_op) -> Result<()> {
     let is_used = |kinds: &[u32]| kinds.contains(&op.kind);
-    let later = [
+    let fields = [
         ("offset", op.offset != 0, is_used(&[8, 9, 13, 14, 15])),
         ("ttl_ms", op.ttl_ms != 0, is_used(&[15])),
         ("expected_tokens", op.expected_tokens != 0, is_used(&[1])),
         ("lease", op.lease != 0, is_used(&[11])),
         ("priority", op.priority != 0, is_used(&[15])),
         ("mode", op.mode != 0, is_used(&[10])),
+        ("tokens", op.tokens != 0, is_used(&[1, 2, 3, 6, 7, 9, 11, 13, 14, 15])),
+        ("lookahead", op.lookahead != 0, is_used(&[1, 2, 6, 11])),
+        ("row", names_row(op), is_used(&[1, 7])),
+        ("token_ids", !op.token_ids.is_null(), is_used(&[3, 6])),
+        ("keys", !op.keys.is_null(), is_used(&[3])),
+        ("key_count", op.key_count != 0, is_used(&[3])),
+        ("extras", !op.extras.is_null(), is_used(&[3, 6])),
+        ("extra_count", op.extra_count != 0, is_used(&[3, 6])),
+        ("key_bytes", op.key_bytes != 0, is_used(&[3])),
     ];
-    // The first five kinds are older than this rule and ignore what they do not use of the fields that they had.
-    let first = [
-        ("tokens", op.tokens != 0, is_used(&[6, 7, 9, 11, 13, 14, 15])),
-        ("lookahead", op.lookahead != 0, is_used(&[6, 11])),
-        ("row", !matches!(op.row, -1 | 0), is_used(&[7])),
-        ("token_ids", !op.token_ids.is_null(), is_used(&[6])),
-        ("keys", !op.keys.is_null(), false),
-        ("key_count", op.key_count != 0, false),
-        ("extras", !op.extras.is_null(), is_used(&[6])),
-        ("extra_count", op.extra_count != 0, is_used(&[6])),
-        ("key_bytes", op.key_bytes != 0, false),
-    ];
-    let is_checked = matches!(op.kind, 6..=15 | 18);
-    let wrong =
-        later.iter().chain(first.iter().filter(|_| is_checked)).find(|(_, is_set, used)| *is_set && !used);
-    wrong.map_or(Ok(()), |(name, ..)| Err(unused(name)))
+    // Of a kind that there is not, the kind is what is wrong.
+    let is_known = matches!(op.kind, 1..=15 | 18);
+    if let Some((name, ..)) = fields.iter().find(|(_, is_set, used)| is_known && *is_set && !used) {
+        return Err(unused(name));
+    }
+    match op.row < -1 && is_known {
+        true => Err(Error::argument("row is that of the tables, or -1 for any")),
+        false => Ok(()),
+    }
 }
 
 /// Whether later operations of a list on the same target depend on one of this kind.
@@ -161,7 +187,8 @@ pub(super) fn append_ready<P>(
 ) -> usize {
     let read = |op: &kavern_kv_op| {
         let is_append = op.kind == kavern_kv_op_kind::KAVERN_OP_APPEND as u32;
-        let is_simple = is_append && u64::from(op.reserved) | later_fields(op) == 0;
+        let set = u64::from(op.reserved) | later_fields(op) | naming_fields(op);
+        let is_simple = is_append && set == 0 && !names_row(op);
         is_simple.then_some((Id(op.target), op.tokens, op.lookahead))
     };
     step.append_ready(ops.iter().map(read).zip(results), tell)

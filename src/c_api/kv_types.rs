@@ -166,7 +166,8 @@ pub struct kavern_kv_match_result {
     pub block_count: u64,
 }
 
-/// One operation of a step.
+/// One operation of a step. What its kind does not use is 0, `row` 0 or -1; anything else is refused with
+/// KAVERN_ERR_INVALID_ARGUMENT, as is a row below -1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kavern_kv_op {

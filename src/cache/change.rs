@@ -178,6 +178,20 @@ impl State {
         self.shared_cell(row, group).filter(|_| self.holders.sequences[row].may_share)
     }
 
+    /// What a copy of the open block in a cell of a row reads: the first slot, and tokens from there on.
+    fn open_part(&self, row: usize, group: usize, at: usize) -> (i64, u32) {
+        let each = self.stores[group].block_tokens;
+        let used = (self.holders.sequences[row].length % u64::from(each)) as u32;
+        let slot = i64::from(self.holders.rows[group].row(row)[at]) * i64::from(each);
+        (slot, if self.has_slots[group] { used } else { each })
+    }
+
+    /// How many runs such a copy takes.
+    pub(super) fn open_runs(&self, row: usize, group: usize, at: usize) -> usize {
+        let (slot, tokens) = self.open_part(row, group, at);
+        self.runs_from(group, slot, tokens, &mut None)
+    }
+
     /// As `check_blocks`, for a row whose open blocks may have to be copied; answers too how many blocks more are held
     /// then: a copy takes the place of a block that nobody else holds.
     pub(super) fn check_shared_append(&mut self, row: usize, reserve: u64) -> Result<(u32, u32), Refusal> {
@@ -203,7 +217,7 @@ impl State {
                 let missing = new - store.available();
                 return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
             }
-            if copied as usize > self.copies.room(group) {
+            if shared.is_some_and(|at| self.open_runs(row, group, at) > self.copies.room(group)) {
                 return Err(Status::LimitReached.into());
             }
             added += new;
@@ -238,15 +252,16 @@ impl State {
             let old = self.holders.rows[group].row(row)[at] as u32;
             let new = self.stores[group].allocate(None, tenant, &mut self.shared);
             self.stores[group].copy_kept(old, new);
-            let slot = |block: u32| i64::from(block) * each as i64;
-            self.list_copy(TokenCopy {
+            let (source_slot, tokens) = self.open_part(row, group, at);
+            let copy = TokenCopy {
                 group: group as u32,
                 row: row as i32,
-                source_slot: slot(old),
-                target_slot: slot(new),
-                tokens: if self.has_slots[group] { used } else { each as u32 },
+                source_slot,
+                target_slot: i64::from(new) * each as i64,
+                tokens,
                 shift: 0,
-            });
+            };
+            self.list_copy(copy, &mut None);
             if at < self.own_from(row, group) {
                 *keep = at;
             } else {

@@ -98,7 +98,7 @@ impl State {
         self.count_outcomes(namespace, &Outcomes { blocks, hit, missed, tokens, hit_tokens });
         let epoch = self.shared.namespaces.epoch(namespace);
         let groups = self.classes[0];
-        let holder = Holder { namespace, no_store: request.no_store, groups, epoch, ..Holder::default() };
+        let holder = Holder { namespace, groups, epoch, ..Holder::wishing(request.no_store) };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
         let lease = &mut self.holders.leases[lease];
         (lease.is_chunks, lease.is_told) = (true, true);

@@ -6,6 +6,12 @@
 //! out again before the step is over, and a step with listed copies ends only after its tables. A cache without a
 //! device keeps the list for the step's plan and drops it when the next step begins. Fixed capacity; a run lies in one
 //! block on either side.
+//!
+//! Whoever reads a list turns keys when all of its copies are made. So a run that reads what another run of the same
+//! list filled is told with the shifts of both, and reads what one run alone filled. What an earlier list has told is
+//! turned by then: a plan and the tables may tell one run with different shifts.
+
+use std::ops::Range;
 
 use super::config::Geometry;
 use super::moves::MOVES_MOST;
@@ -55,13 +61,51 @@ impl TokenCopy {
     }
 }
 
+/// A copy in the list; its shift is by how much its tokens move from where it reads them.
+#[derive(Clone, Copy)]
+struct Listed {
+    copy: TokenCopy,
+    /// Place in the list of the run that fills what it reads.
+    after: Option<u32>,
+}
+
+impl Listed {
+    fn fills(&self, slot: i64) -> bool {
+        (self.copy.target_slot..self.copy.target_slot + i64::from(self.copy.tokens)).contains(&slot)
+    }
+}
+
 /// Listed copies of one group.
 struct GroupCopies {
-    listed: Vec<TokenCopy>,
+    listed: Vec<Listed>,
     /// Places in the list that come after everything before them.
     breaks: Vec<u32>,
     /// How many of them `tables` told without a device that would apply them.
     told: usize,
+}
+
+impl GroupCopies {
+    /// Where the run stands that fills a slot. What is read in order was mostly filled in order, so the places from
+    /// `near` on come first; without one the latest do.
+    fn filler(&self, slot: i64, near: &mut Option<usize>) -> Option<u32> {
+        let from = near.unwrap_or(self.listed.len());
+        let fills = |at: &usize| self.listed[*at].fills(slot);
+        let found = (from..self.listed.len()).find(fills).or_else(|| (0..from).rev().find(fills));
+        *near = found.or(*near);
+        found.map(|at| at as u32)
+    }
+
+    /// What a reader is told of a part of the list who was told, and has turned, what stands before `from`.
+    fn told(&self, from: usize, part: Range<usize>) -> impl Iterator<Item = TokenCopy> + '_ {
+        self.listed[part].iter().map(move |run| {
+            let Listed { mut copy, mut after } = *run;
+            while let Some(at) = after.filter(|&at| at as usize >= from) {
+                copy.shift += self.listed[at as usize].copy.shift;
+                after = self.listed[at as usize].after;
+            }
+            copy
+        })
+    }
 }
 
 /// The copies of a cache that are listed, and those of the latest `tables`.
@@ -89,8 +133,14 @@ impl Copies {
         self.groups[group].listed.capacity() - self.groups[group].listed.len()
     }
 
-    pub(super) fn listed(&self, group: usize) -> &[TokenCopy] {
-        &self.groups[group].listed
+    /// Runs that are listed for a group.
+    pub(super) fn count(&self, group: usize) -> usize {
+        self.groups[group].listed.len()
+    }
+
+    /// A part of them, for a reader who is told all of them.
+    pub(super) fn listed(&self, group: usize, part: Range<usize>) -> impl Iterator<Item = TokenCopy> + '_ {
+        self.groups[group].told(0, part)
     }
 
     /// Places in a group's list that come after everything before them, in rising order.
@@ -118,9 +168,23 @@ impl Copies {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let each = size_of::<TokenCopy>() as u64;
-        let groups = self.groups.iter().map(|group| group.listed.capacity() as u64 * (each + 4));
-        groups.sum::<u64>() + self.sent.capacity() as u64 * each
+        let each = size_of::<Listed>() as u64 + 4;
+        let groups = self.groups.iter().map(|group| group.listed.capacity() as u64 * each);
+        groups.sum::<u64>() + (self.sent.capacity() * size_of::<TokenCopy>()) as u64
+    }
+
+    /// Proves that each run of a group reads what the run before it fills that it names.
+    pub(super) fn validate(&self, group: usize) -> Result<()> {
+        let listed = &self.groups[group].listed;
+        let is_good = |(at, run): (usize, &Listed)| {
+            let (first, last) = (run.copy.source_slot, run.copy.source_slot + i64::from(run.copy.tokens) - 1);
+            let fills = |filler: &Listed| filler.fills(first) && filler.fills(last);
+            run.after.is_none_or(|after| listed[..at].get(after as usize).is_some_and(fills))
+        };
+        match listed.iter().enumerate().all(is_good) {
+            true => Ok(()),
+            false => Err(Error::internal("a listed copy reads what the run that it names does not fill")),
+        }
     }
 }
 
@@ -134,14 +198,50 @@ pub(super) fn capacities(geometry: &Geometry, max_sequences: u32) -> impl Iterat
 }
 
 impl State {
-    /// Lists a copy that an operation needs; the caller has checked that there is room.
-    pub(super) fn list_copy(&mut self, copy: TokenCopy) {
-        self.shared.counters.copied_tokens += u64::from(copy.tokens);
-        self.list_run(copy);
+    /// Of so many tokens from a slot on, how many one listed run fills, and its place; or that none of them is filled.
+    fn part(&self, group: usize, slot: i64, tokens: u32, near: &mut Option<usize>) -> (u32, Option<u32>) {
+        let (store, copies) = (&self.stores[group], &self.copies.groups[group]);
+        let is_target = store.is_copy_target((slot / i64::from(store.block_tokens)) as u32);
+        let after = if is_target { copies.filler(slot, near) } else { None };
+        let filled = after.map(|at| {
+            let run = copies.listed[at as usize].copy;
+            (run.target_slot - slot) as u32 + run.tokens
+        });
+        (filled.map_or(tokens, |filled| filled.min(tokens)), after)
     }
 
-    /// The same for whatever has tokens copied.
-    pub(super) fn list_run(&mut self, copy: TokenCopy) {
+    /// How many runs copy so many tokens from a slot on.
+    pub(super) fn runs_from(
+        &self,
+        group: usize,
+        mut slot: i64,
+        mut tokens: u32,
+        near: &mut Option<usize>,
+    ) -> usize {
+        let mut runs = 0;
+        while tokens > 0 {
+            let (count, _) = self.part(group, slot, tokens, near);
+            (slot, tokens, runs) = (slot + i64::from(count), tokens - count, runs + 1);
+        }
+        runs
+    }
+
+    /// Lists a copy that an operation needs, in as many runs; the caller has checked that there is room.
+    pub(super) fn list_copy(&mut self, mut copy: TokenCopy, near: &mut Option<usize>) {
+        self.shared.counters.copied_tokens += u64::from(copy.tokens);
+        let mut left = copy.tokens;
+        while left > 0 {
+            let (tokens, after) = self.part(copy.group as usize, copy.source_slot, left, near);
+            copy.tokens = tokens;
+            self.list_run(copy, after);
+            (copy.source_slot, copy.target_slot) =
+                (copy.source_slot + i64::from(tokens), copy.target_slot + i64::from(tokens));
+            left -= tokens;
+        }
+    }
+
+    /// Lists a run that reads what none fills but the one that is named.
+    pub(super) fn list_run(&mut self, copy: TokenCopy, after: Option<u32>) {
         let store = &mut self.stores[copy.group as usize];
         let block = |slot: i64| (slot / i64::from(store.block_tokens)) as u32;
         let (source, target) = (block(copy.source_slot), block(copy.target_slot));
@@ -153,7 +253,7 @@ impl State {
         if is_later {
             group.breaks.push(group.listed.len() as u32);
         }
-        group.listed.push(copy);
+        group.listed.push(Listed { copy, after });
     }
 
     /// A step begins: what nobody applies is dropped.
@@ -168,7 +268,7 @@ impl State {
         let Copies { groups, sent, .. } = &mut self.copies;
         sent.clear();
         for group in groups {
-            sent.extend_from_slice(&group.listed[group.told..]);
+            sent.extend(group.told(group.told, group.told..group.listed.len()));
             group.told = group.listed.len();
         }
     }
@@ -179,9 +279,12 @@ impl State {
         sent.clear();
         for (index, (group, store)) in groups.iter_mut().zip(&mut self.stores).enumerate() {
             let count = counts(index).min(group.listed.len());
-            for copy in group.listed.drain(..count) {
+            sent.extend(group.told(0, 0..count));
+            for Listed { copy, .. } in group.listed.drain(..count) {
                 store.note_copied((copy.target_slot / i64::from(store.block_tokens)) as u32);
-                sent.push(copy);
+            }
+            for run in &mut group.listed {
+                run.after = run.after.and_then(|at| at.checked_sub(count as u32));
             }
             group.told = group.told.saturating_sub(count);
             group.breaks.retain_mut(|at| {

@@ -121,7 +121,7 @@ impl State {
                 let missing = new as u32 - store.available();
                 return Err(Refusal { status: Status::OutOfBlocks, missing, group: group as u32 });
             }
-            if new > 0 && 2 * new + 1 > self.copies.room(group) {
+            if new > 0 && self.copied_runs(row, group, cut, tail) > self.copies.room(group) {
                 return Err(Status::LimitReached.into());
             }
             added += new as u32;
@@ -129,6 +129,23 @@ impl State {
         self.check_written(row)?;
         self.check_sources(row, cut)?;
         Ok(added)
+    }
+
+    /// How many runs make the new tail of a group.
+    fn copied_runs(&self, row: usize, group: usize, cut: Cut, tail: Tail) -> usize {
+        let mut near = None;
+        let runs = cut.runs(self.stores[group].block_tokens.into(), tail);
+        runs.map(|(source, _, tokens)| {
+            self.runs_from(group, self.slot(row, group, source), tokens as u32, &mut near)
+        })
+        .sum()
+    }
+
+    /// Where a token of a row lies.
+    fn slot(&self, row: usize, group: usize, token: u64) -> i64 {
+        let each = u64::from(self.stores[group].block_tokens);
+        let block = self.holders.rows[group].row(row)[(token / each) as usize];
+        i64::from(block) * each as i64 + (token % each) as i64
     }
 
     /// Refuses to copy what a sequence found in this step and another one of the step is yet to write.
@@ -216,19 +233,19 @@ impl State {
             let block = self.stores[group].allocate(None, tenant, &mut self.shared);
             self.edited.push(block);
         }
+        let mut near = None;
         for (source, target, tokens) in cut.runs(each, tail) {
-            let slot = |block: u32, token: u64| i64::from(block) * each as i64 + (token % each) as i64;
-            let old = self.holders.rows[group].row(row)[(source / each) as usize] as u32;
             let new = self.edited[(target / each) as usize - first];
             let tokens = if self.has_slots[group] { tokens } else { each };
-            self.list_copy(TokenCopy {
+            let copy = TokenCopy {
                 group: group as u32,
                 row: row as i32,
-                source_slot: slot(old, source),
-                target_slot: slot(new, target),
+                source_slot: self.slot(row, group, source),
+                target_slot: i64::from(new) * each as i64 + (target % each) as i64,
                 tokens: tokens as u32,
                 shift: (target as i64 - source as i64) as i32,
-            });
+            };
+            self.list_copy(copy, &mut near);
         }
         self.release_cells(row, group, left_from.max(self.own_from(row, group))..count, last_step);
         let rows = &mut self.holders.rows[group];

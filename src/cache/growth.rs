@@ -121,7 +121,7 @@ impl State {
             return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
         }
         let is_copied = copied.is_some();
-        if is_copied && self.copies.room(group) == 0 {
+        if copied.is_some_and(|at| self.open_runs(row, group, at) > self.copies.room(group)) {
             return Err(Status::LimitReached.into());
         }
         let (cells, first) = growth.cells(store);

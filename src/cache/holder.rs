@@ -23,10 +23,19 @@ pub(super) struct Holder {
     /// What it computes may be published while this is its owner's epoch.
     pub(super) epoch: u64,
     pub(super) namespace: u32,
+    /// A request asked for `no_store`: the sequence keeps to that also when another lookup resumes it.
+    pub(super) is_private: bool,
     /// Key of the last complete link.
     pub(super) key: Key,
     /// Digest of all extras so far.
     pub(super) extras: Extras,
+}
+
+impl Holder {
+    /// Of a request that asked for `no_store` or did not.
+    pub(super) fn wishing(no_store: bool) -> Self {
+        Self { no_store, is_private: no_store, ..Self::default() }
+    }
 }
 
 /// Hits that are kept alive.

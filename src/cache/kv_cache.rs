@@ -405,18 +405,6 @@ impl KvCache {
         info
     }
 
-    /// Takes the pins of a named prefix away.
-    pub fn unpin_prefix(&self, name: &str) -> Result<()> {
-        // The name's memory is given back when the lock is not held any more.
-        let prefix = {
-            let mut state = self.state.lock();
-            state.check_decides()?;
-            state.unpin_prefix(name)?
-        };
-        drop(prefix);
-        Ok(())
-    }
-
     /// Gives each named prefix to `take`; answers how many there are.
     pub fn prefixes(&self, take: impl FnMut(usize, &PrefixInfo, &str)) -> usize {
         self.state.lock().prefixes.list(take)

@@ -135,8 +135,7 @@ impl State {
         self.count_lookup(request, namespace, lease, groups, found_tokens, hit_tokens);
         let extras = keys.extras_before(request, hit_tokens, self.link_tokens);
         let epoch = self.shared.namespaces.epoch(namespace);
-        let holder =
-            Holder { namespace, no_store: request.no_store, groups, key, extras, epoch, ..Holder::default() };
+        let holder = Holder { namespace, groups, key, extras, epoch, ..Holder::wishing(request.no_store) };
         let id = self.holders.open_lease(lease, holder, hit_tokens);
         self.holders.leases[lease].ask = request.ask(self.max_sequence_tokens);
         let group = self.sizes.as_ref().map(|_| groups.first() as u32);

@@ -181,6 +181,10 @@ impl State {
         let sequences = self.holders.sequences.len();
         let (rows, row) = shown_by(&self.holders, group, holder);
         let block = rows.cell(row, at) as u32;
+        if self.stores[group].is_copy_target(block) {
+            // It is whole when the copies are made, and moves with a later step.
+            return Fate::Stays;
+        }
         let is_alone = self.stores[group].block(block).refs == 1
             && (holder >= sequences || at >= self.own_from(row, group));
         if is_alone {
@@ -249,14 +253,15 @@ impl State {
         let is_named = store.retention.has_pins(Pinner::Name, block);
         let slot = |block: u32| i64::from(block) * i64::from(each);
         store.forget_sharing(block, self.shared.steps.completed());
-        self.list_run(TokenCopy {
+        let copy = TokenCopy {
             group: group as u32,
             row,
             source_slot: slot(block),
             target_slot: slot(new),
             tokens: each,
             shift: 0,
-        });
+        };
+        self.list_run(copy, None);
         self.stores[group].relocate(block, new, &mut self.shared);
         if is_named {
             *look -= self.prefixes.replace(group, block, new).min(*look);

@@ -126,15 +126,10 @@ impl KvCache {
         state.shared.namespaces.owners.turn_epoch(id);
         // What moved from a slot that is not yet looked at to one that was would stay.
         state.mover.resets += 1;
+        // Not those that come: a thread that gives names all the time does not hold this up.
+        let given = state.prefixes.given();
         drop(state);
-        // As many as there can be: a thread that gives names all the time does not hold this up.
-        for _ in 0..MAX_PREFIXES {
-            // A name's memory goes when the lock is not held any more.
-            let unnamed = self.state.lock().take_prefix(scope);
-            if unnamed.is_none() {
-                break;
-            }
-        }
+        self.unpin_scope(scope, given);
         let mut removed = 0;
         for (group, geometry) in self.geometry.groups.iter().enumerate() {
             removed += match id {
@@ -150,8 +145,8 @@ impl KvCache {
         Ok(removed)
     }
 
-    /// One piece of a reset. Names in its scope that others gave since the piece before go first, so that none lists
-    /// what is forgotten; their memory goes when the lock is not held any more.
+    /// One piece of a reset. Names in its scope that others gave since the reset began go first, each as a whole as it
+    /// was given, so that none lists what is forgotten; their memory goes when the lock is not held any more.
     fn reset_piece(
         &self,
         scope: ResetScope,

@@ -151,7 +151,7 @@ impl State {
         };
         let mut words = 4 * batch + 2 * lengths + if has_sizes { self.stores.len() } else { 0 };
         for (group, store) in self.stores.iter().enumerate() {
-            words += 4 + store.zero_list().len() + COPY_WORDS * self.copies.listed(group).len();
+            words += 4 + store.zero_list().len() + COPY_WORDS * self.copies.count(group);
             self.told_ranges(group, is_full).for_each(|(_, from, to)| words += 3 + (to - from) as usize);
         }
         let groups = self.stores.len() as u32;
@@ -246,8 +246,8 @@ impl State {
             let (ranges, cells) = self
                 .told_ranges(group, is_full)
                 .fold((0, 0), |(ranges, cells), (_, from, to)| (ranges + 1, cells + to - from));
-            let copies = self.copies.listed(group);
-            writer.words(&[ranges, cells, store.zero_list().len() as u32, copies.len() as u32]);
+            let copies = self.copies.count(group);
+            writer.words(&[ranges, cells, store.zero_list().len() as u32, copies as u32]);
             self.told_ranges(group, is_full)
                 .for_each(|(row, from, to)| writer.words(&[row, from, to - from]));
             let rows = &self.holders.rows[group];
@@ -256,7 +256,7 @@ impl State {
                 writer.cells(&rows.cells()[first + from as usize..first + to as usize]);
             }
             writer.cells(store.zero_list());
-            copies.iter().for_each(|copy| writer.cells(&copy.words()));
+            self.copies.listed(group, 0..copies).for_each(|copy| writer.cells(&copy.words()));
         }
         writer.finish();
         self.note_told();
@@ -338,8 +338,9 @@ impl State {
                 batch.mark_cells(group, row, first, first + count);
             }
             part.zeros.iter().for_each(|block| stores[group].list_zero(block));
-            // Counted by the scheduler, which knows those of operations from those of moves.
-            part.copies().for_each(|copy| self.list_run(copy));
+            // Counted by the scheduler, which knows those of operations from those of moves, and told by it with the
+            // shifts of all that they read.
+            part.copies().for_each(|copy| self.list_run(copy, None));
         }
         Ok(())
     }

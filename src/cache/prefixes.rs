@@ -1,17 +1,22 @@
 //! Named prefixes: pins under a name, for system prompts that outlive every sequence.
 //!
 //! A name holds one pin of each findable block of the lease that it was made from; they stay findable until the name is
-//! given up or their namespace is reset. Memory of a name is taken and given back by the callers, outside the lock.
-//! Invariant: the pins of names on a block are as many as its places in the lists of all names.
+//! given up or their namespace is reset. One that is given up leaves: nobody finds it any more, and its blocks go from
+//! its lists as their pins do, piece by piece. Memory of a name is taken and given back by the callers, outside the
+//! lock. Invariant: the pins of names on a block are as many as its places in the lists of all names.
 
+use super::kv_cache::KvCache;
 use super::retention::Pinner;
 use super::state::{ResetScope, State};
 use crate::error::{Error, Result, Status};
+use crate::sync::give_way;
 use crate::sys::reserve::room;
 use crate::types::Id;
 
 /// Most names at a time.
 pub const MAX_PREFIXES: usize = 256;
+/// Blocks that lose the pin of a name under one hold of the lock; as many may then go above a limit.
+pub(super) const UNPIN_PIECE: usize = 32;
 
 /// What a named prefix holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +31,10 @@ pub struct PrefixInfo {
 
 /// A named prefix.
 pub(super) struct Prefix {
+    /// How many were given before it.
+    number: u64,
     name: String,
+    is_leaving: bool,
     info: PrefixInfo,
     /// By group.
     blocks: Vec<Vec<u32>>,
@@ -35,15 +43,21 @@ pub(super) struct Prefix {
 /// All of them; few, so they are searched one by one.
 pub(super) struct Prefixes {
     named: Vec<Prefix>,
+    given: u64,
 }
 
 impl Prefixes {
     pub(super) fn new() -> Result<Self> {
-        Ok(Self { named: room(MAX_PREFIXES)? })
+        Ok(Self { named: room(MAX_PREFIXES)?, given: 0 })
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.named.iter().position(|prefix| prefix.name == name)
+        self.named.iter().position(|prefix| prefix.name == name && !prefix.is_leaving)
+    }
+
+    /// How many names were given so far.
+    pub(super) fn given(&self) -> u64 {
+        self.given
     }
 
     /// A named block lies elsewhere now; answers how many blocks it was looked for among.
@@ -64,10 +78,11 @@ impl Prefixes {
 
     /// Gives each to `take`; answers how many there are.
     pub(super) fn list(&self, mut take: impl FnMut(usize, &PrefixInfo, &str)) -> usize {
-        for (at, prefix) in self.named.iter().enumerate() {
+        let named = self.named.iter().filter(|prefix| !prefix.is_leaving);
+        named.fold(0, |at, prefix| {
             take(at, &prefix.info, &prefix.name);
-        }
-        self.named.len()
+            at + 1
+        })
     }
 }
 
@@ -112,33 +127,81 @@ impl State {
             blocks: blocks.iter().map(|blocks| blocks.len() as u64).sum(),
         };
         let (name, blocks) = std::mem::take(given);
-        self.prefixes.named.push(Prefix { name, info, blocks });
+        let number = self.prefixes.given;
+        self.prefixes.given += 1;
+        self.prefixes.named.push(Prefix { number, name, is_leaving: false, info, blocks });
         Ok(info)
     }
 
-    /// Takes the pins of a named prefix away; the caller drops it.
-    pub(super) fn unpin_prefix(&mut self, name: &str) -> Result<Prefix> {
+    /// A named prefix leaves; answers its number.
+    fn begin_unpin(&mut self, name: &str) -> Result<u64> {
         let missing = || Error::new(Status::NotFound, format!("no prefix is named '{name}'"));
         let at = self.prefixes.find(name).ok_or_else(missing)?;
-        Ok(self.unpin_at(at))
+        let prefix = &mut self.prefixes.named[at];
+        prefix.is_leaving = true;
+        Ok(prefix.number)
     }
 
-    fn unpin_at(&mut self, at: usize) -> Prefix {
-        let prefix = self.prefixes.named.swap_remove(at);
-        for (store, blocks) in self.stores.iter_mut().zip(&prefix.blocks) {
+    /// Takes pins of up to `most` blocks of a prefix away, which leaves. Answers it when that were the last: the caller
+    /// drops it.
+    pub(super) fn unpin_piece(&mut self, at: usize, most: usize) -> Option<Prefix> {
+        let Self { stores, prefixes, shared, .. } = self;
+        let prefix = &mut prefixes.named[at];
+        prefix.is_leaving = true;
+        let mut left = most;
+        for (store, blocks) in stores.iter_mut().zip(&mut prefix.blocks) {
             // Leaf first, as sequences let go: the root is the newest.
-            blocks.iter().rev().for_each(|&block| store.unpin(Pinner::Name, block, &mut self.shared));
+            let from = blocks.len().saturating_sub(left);
+            left -= blocks.len() - from;
+            blocks.drain(from..).rev().for_each(|block| store.unpin(Pinner::Name, block, shared));
         }
+        let is_rid = prefix.blocks.iter().all(Vec::is_empty);
+        let rid = is_rid.then(|| prefixes.named.swap_remove(at));
         self.settle_limits();
-        prefix
+        rid
     }
 
-    /// Gives up one name in scope, before its blocks are forgotten; the caller drops it and asks again.
-    pub(super) fn take_prefix(&mut self, scope: ResetScope) -> Option<Prefix> {
-        let at = self.prefixes.named.iter().position(|prefix| match scope {
+    fn prefix_in(&self, scope: ResetScope, given_before: u64) -> Option<usize> {
+        let is_of = |prefix: &Prefix| match scope {
             ResetScope::All => true,
             ResetScope::Namespace(id) => prefix.info.namespace_id == id,
-        })?;
-        Some(self.unpin_at(at))
+        };
+        self.prefixes.named.iter().position(|prefix| prefix.number < given_before && is_of(prefix))
+    }
+
+    /// Gives up one name in scope at once, before its blocks are forgotten; the caller drops it and asks again.
+    pub(super) fn take_prefix(&mut self, scope: ResetScope) -> Option<Prefix> {
+        let at = self.prefix_in(scope, u64::MAX)?;
+        self.unpin_piece(at, usize::MAX)
+    }
+}
+
+impl KvCache {
+    /// Takes the pins of a named prefix away. Lets other threads in between pieces.
+    pub fn unpin_prefix(&self, name: &str) -> Result<()> {
+        let number = {
+            let mut state = self.state.lock();
+            state.check_decides()?;
+            state.begin_unpin(name)?
+        };
+        self.unpin(|state| state.prefixes.named.iter().position(|prefix| prefix.number == number));
+        Ok(())
+    }
+
+    /// Takes the pins of all names in scope away that were given before a number of them was.
+    pub(super) fn unpin_scope(&self, scope: ResetScope, given_before: u64) {
+        self.unpin(|state| state.prefix_in(scope, given_before));
+    }
+
+    /// Takes pins of prefixes away, piece by piece, until none is found.
+    fn unpin(&self, find: impl Fn(&State) -> Option<usize>) {
+        loop {
+            let mut state = self.state.lock();
+            let Some(at) = find(&state) else { return };
+            let rid = state.unpin_piece(at, UNPIN_PIECE);
+            give_way(state);
+            // Its memory goes when the lock is not held any more.
+            drop(rid);
+        }
     }
 }

@@ -427,7 +427,13 @@ impl Holders {
     pub(super) fn refill(&mut self, lease: usize, row: usize) {
         let Lease { holder, hit_tokens, .. } = self.leases[lease];
         let sequence = &mut self.sequences[row];
-        sequence.holder = Holder { generation: sequence.holder.generation, ..holder };
+        let Holder { generation, is_private, .. } = sequence.holder;
+        sequence.holder = Holder {
+            generation,
+            no_store: holder.no_store || is_private,
+            is_private: holder.is_private || is_private,
+            ..holder
+        };
         (sequence.length, sequence.committed) = (hit_tokens, hit_tokens);
         for (rows, lease_rows) in self.rows.iter_mut().zip(&self.lease_rows) {
             rows.copy_from(row, lease_rows, lease);

@@ -385,7 +385,8 @@ impl State {
                 "block {block} has {pins} pins of names, {names} names list it"
             )));
         }
-        let targets = self.copies.listed(group).iter().map(|copy| copy.target_slot);
+        self.copies.validate(group)?;
+        let targets = self.copies.listed(group, 0..self.copies.count(group)).map(|copy| copy.target_slot);
         store.validate_lists_of_step(targets.map(|slot| (slot / i64::from(store.block_tokens)) as u32))?;
         let mut is_free = filled(refs.len(), false)?;
         for block in store.validate_lists()? {

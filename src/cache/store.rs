@@ -205,7 +205,7 @@ impl Store {
     /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.
     /// Answers whether it must come after a copy that is listed already.
     pub(super) fn note_copy(&mut self, source: u32, target: u32, step: u64) -> bool {
-        let is_target = self.blocks[source as usize].namespace_and_flags & COPY_TARGET != 0;
+        let is_target = self.is_copy_target(source);
         for block in [source, target] {
             self.blocks[block as usize].note_use(step);
         }
@@ -230,6 +230,11 @@ impl Store {
         let block = self.block(index);
         let was_shared = block.namespace_and_flags & HELD_TWICE != 0;
         block.refs == 1 && !block.is_findable() && (!was_shared || block.last_step <= completed)
+    }
+
+    /// Whether copies into this block are listed and not enqueued.
+    pub(super) fn is_copy_target(&self, index: u32) -> bool {
+        self.blocks[index as usize].namespace_and_flags & COPY_TARGET != 0
     }
 
     /// The copies into this block are enqueued.

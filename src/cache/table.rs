@@ -265,7 +265,7 @@ impl Uploader {
             self.blocks_zeroed.fill(0);
             self.ragged_sent.fill(0);
             self.copies_packed.fill(0);
-            let listed = |group: usize| state.copies.listed(group).len();
+            let listed = |group: usize| state.copies.count(group);
             self.copies_planned.iter_mut().enumerate().for_each(|(group, count)| *count = listed(group));
             pack_batch(&mut packer, state, &self.places, &mut self.arrays);
             pack_slots(

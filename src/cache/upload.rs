@@ -354,8 +354,8 @@ pub(super) fn pack_copies(
     }
     let count = range.len().min(packer.room() / COPY_WORDS);
     let (first, words) = packer.run(Some(target), COPY_WORDS * count);
-    let copies = &state.copies.listed(group)[range.start..range.start + count];
-    for (copy, words) in copies.iter().zip(words.chunks_exact_mut(COPY_WORDS)) {
+    let copies = state.copies.listed(group, range.start..range.start + count);
+    for (copy, words) in copies.zip(words.chunks_exact_mut(COPY_WORDS)) {
         words.copy_from_slice(&copy.words());
     }
     let end = range.start + count;

@@ -123,7 +123,31 @@ int main(void) {
         if (field == 6) odd.ttl_ms = 1;
         one(KAVERN_ERR_INVALID_ARGUMENT, odd);
         odd.kind = KAVERN_OP_FREE;
-        one(field == 0 || field == 2 || field == 5 ? KAVERN_ERR_STALE_ID : KAVERN_ERR_INVALID_ARGUMENT, odd);
+        one(KAVERN_ERR_INVALID_ARGUMENT, odd);
+    }
+    const uint32_t used[][8] = {{0}, {1, 1, 1}, {1, 1}, {1, 0, 0, 1, 1, 1, 1, 1}, {0}, {0}};
+    for (uint32_t kind = KAVERN_OP_ADMIT; kind <= KAVERN_OP_RELEASE; ++kind) {
+        for (int field = 0; field < 8; ++field) {
+            kavern_kv_op odd = op(kind, parent.sequence, 0);
+            odd.row = -1;
+            if (field == 0) odd.tokens = 1;
+            if (field == 1) odd.lookahead = 1;
+            if (field == 2) odd.row = 3;
+            if (field == 3) odd.token_ids = ids;
+            if (field == 4) odd.keys = (const uint8_t *)ids;
+            if (field == 5) odd.key_count = 1;
+            if (field == 6) odd.extra_count = 1;
+            if (field == 7) odd.key_bytes = 1;
+            if (!used[kind][field]) one(KAVERN_ERR_INVALID_ARGUMENT, odd);
+        }
+        one(KAVERN_ERR_STALE_ID, op(kind, parent.sequence, 0));
+    }
+    for (int kind = 0; kind < 2; ++kind) {
+        kavern_kv_op odd = op(kind ? KAVERN_OP_FORK : KAVERN_OP_ADMIT, parent.sequence, 0);
+        odd.row = -5;
+        one(KAVERN_ERR_INVALID_ARGUMENT, odd);
+        odd.row = -1;
+        one(KAVERN_ERR_STALE_ID, odd);
     }
     const uint32_t kinds[] = {KAVERN_OP_TRIM, KAVERN_OP_PIN, KAVERN_OP_UNPIN, KAVERN_OP_RETAIN};
     for (int i = 0; i < 20; ++i) {

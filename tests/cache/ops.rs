@@ -476,6 +476,40 @@ fn a_preempted_sequence_that_drops_its_blocks_resumes_from_what_is_found() {
 }
 
 #[test]
+fn a_sequence_that_stores_nothing_does_not_store_after_a_resume_either() {
+    let mut bench = Bench::simple(4, 32);
+    let tokens = prompt(1, 10);
+    let drop = |sequence| change(sequence, Change::Preempt { mode: PreemptMode::Drop });
+    let request = kavern::cache::Request { no_store: true, ..ask(&tokens) };
+    let (_, sequence) = bench.start(&request, &tokens);
+    bench.turn();
+    let child = bench.fork(sequence, 0);
+    for sequence in [sequence, child, sequence] {
+        bench.good(&drop(sequence));
+        let lease = Some(bench.look(&ask(&tokens)).lease);
+        bench.good(&change(sequence, Change::Resume { lease, tokens: 10, lookahead: 0 }));
+        assert_eq!(bench.commit(sequence, &tokens).blocks_committed, 0);
+        bench.turn();
+    }
+    // What an edit made of a sequence goes with its blocks: computed anew its tokens are what their ids say.
+    let (_, edited) = bench.start(&ask(&tokens), &tokens[..8]);
+    bench.turn();
+    bench.good(&change(edited, Change::Edit { offset: 0, tokens: 8 }));
+    bench.turn();
+    bench.good(&drop(edited));
+    let hit = bench.look(&ask(&prompt(2, 8)));
+    bench.good(&change(edited, Change::Resume { lease: Some(hit.lease), tokens: 8, lookahead: 0 }));
+    assert_eq!(bench.commit(edited, &prompt(2, 8)).blocks_committed, 2);
+    // A resume may ask for it too.
+    bench.turn();
+    bench.good(&drop(edited));
+    let other = prompt(3, 8);
+    let lease = Some(bench.look(&kavern::cache::Request { no_store: true, ..ask(&other) }).lease);
+    bench.good(&change(edited, Change::Resume { lease, tokens: 8, lookahead: 0 }));
+    assert_eq!(bench.commit(edited, &other).blocks_committed, 0);
+}
+
+#[test]
 fn a_sequence_dropped_in_the_step_that_scheduled_it_leaves_the_batch() {
     let mut bench = Bench::simple(4, 16);
     let tokens = prompt(1, 10);

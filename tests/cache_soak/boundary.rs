@@ -7,6 +7,7 @@ use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut};
 
 use kavern::c_api::cache::*;
+use kavern::c_api::kv_ops::kavern_kv_token_copy;
 use kavern::c_api::kv_resize::*;
 use kavern::c_api::kv_types::*;
 use kavern::c_api::lookup::*;
@@ -16,6 +17,7 @@ use kavern::c_api::namespace::*;
 use kavern::c_api::step::*;
 use kavern::c_api::stream::*;
 use kavern::c_api::types::*;
+use kavern::cache::TokenCopy;
 use kavern::error::Status;
 
 const OK: i32 = Status::Ok as i32;
@@ -84,6 +86,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) rows: &'a [i32],
     pub(crate) starts: &'a [i32],
     pub(crate) lengths: &'a [i32],
+    pub(crate) copies: &'a [TokenCopy],
 }
 
 pub(crate) fn request(namespace: u64, tokens: &[i32], flags: u32) -> kavern_kv_request {
@@ -254,11 +257,17 @@ impl Cache {
             // SAFETY: so many values, which no call touches while the body looks at them.
             unsafe { std::slice::from_raw_parts(values, count) }
         }
+        let copy = |copy: &kavern_kv_token_copy| {
+            let kavern_kv_token_copy { group, row, source_slot, target_slot, tokens, shift } = *copy;
+            TokenCopy { group, row, source_slot, target_slot, tokens, shift }
+        };
+        let copies: Vec<_> = slice(out.copies_host, out.copy_count as usize).iter().map(copy).collect();
         let batch = out.batch_count as usize;
         let shared = Batch {
             rows: slice(out.batch_rows_host, batch),
             starts: slice(out.batch_starts_host, batch + 1),
             lengths: slice(out.sequence_lengths_host, max_sequences),
+            copies: &copies,
         };
         let view = |group: &kavern_kv_group_tables| Tables {
             cells: group.row_cells as usize,

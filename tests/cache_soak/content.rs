@@ -14,6 +14,7 @@ use kavern::error::Status;
 use super::boundary::{Cache, Shape, group, op, request, request_keys};
 use super::numbers::{number, numbers};
 use super::picture::{Entry, Picture};
+use super::positions::{Positions, slot};
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
 
 #[path = "content_work.rs"]
@@ -146,6 +147,7 @@ struct Run<'a> {
     operations: u64,
     leases: u64,
     unwritten: Unwritten,
+    positions: Positions,
     /// Passages that were stored in steps which are not done.
     early: HashSet<u32>,
     is_shrunk: bool,

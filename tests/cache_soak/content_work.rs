@@ -183,11 +183,13 @@ impl Run<'_> {
     /// The step's work: what is scheduled is written, and everything that was written is there.
     fn work(&mut self) {
         let mut tables: Vec<(Vec<i32>, usize, Vec<i64>)> = Vec::new();
+        let positions = &mut self.positions;
         let (rows, starts, lengths) = self.cache.tables(self.step, MAX_SEQUENCES, |batch, groups| {
             let copy = |group: super::super::boundary::Tables<'_>| {
                 (group.block_table.to_vec(), group.cells, group.slots.to_vec())
             };
             tables.extend(groups.into_iter().map(copy));
+            positions.follow(batch.copies);
             (batch.rows.to_vec(), batch.starts.to_vec(), batch.lengths.to_vec())
         });
         self.cache.synchronize();
@@ -207,6 +209,7 @@ impl Run<'_> {
                         // SAFETY: a slot of this sequence alone, in memory of the host; the stream was waited for.
                         unsafe { place.write(sequence.numbers[token]) };
                     }
+                    self.positions.write(group, slot, token);
                     token += 1;
                 }
                 assert_eq!(token, sequence.tokens.len(), "tokens of {:x} in the batch", sequence.id);
@@ -218,6 +221,7 @@ impl Run<'_> {
             for sequence in held() {
                 let row = &table[sequence.row * cells..][..*cells];
                 for (token, &number) in sequence.numbers.iter().enumerate().skip(sequence.trimmed) {
+                    self.positions.check(group, slot(row, each, token), token);
                     let is_there = self.check_token(group, row[token / each], token % each, number);
                     assert!(is_there, "group {group}, token {token} of {:x}", sequence.id);
                 }
@@ -383,6 +387,7 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         operations: 0,
         leases: 0,
         unwritten: Unwritten::default(),
+        positions: Positions::default(),
         early: HashSet::new(),
         is_shrunk: false,
         refusal: 0,

@@ -19,6 +19,7 @@ use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
 use super::numbers::{number, numbers};
+use super::positions::{Positions, slot};
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
 use super::{play_seeds, small_bytes, until_ok};
 
@@ -98,6 +99,7 @@ struct Run {
     operations: u64,
     hits: u64,
     unwritten: Unwritten,
+    positions: Positions,
     /// Events up to this one were read.
     cursor: u64,
     /// Operations that went well, by kind, and those that were refused because they came too early.
@@ -554,11 +556,12 @@ impl Run {
                 let rows = tables.batch_rows()?.to_vec();
                 let starts = tables.batch_starts()?.to_vec();
                 let groups: Vec<_> = (0..self.block_tokens.len()).map(group).collect();
-                Ok((groups, rows, starts, tables.sequence_lengths().to_vec()))
+                Ok((groups, rows, starts, tables.sequence_lengths().to_vec(), tables.copies().to_vec()))
             })
         });
         until_ok(|| self.device.stream_synchronize(self.stream));
-        let (groups, rows, starts, lengths) = tables;
+        let (groups, rows, starts, lengths, copies) = tables;
+        self.positions.follow(&copies);
         for (group, (table, cells, slots)) in groups.iter().enumerate() {
             let mut bytes = vec![0; self.pool(group).bytes() as usize];
             until_ok(|| self.device.read(self.pool(group), &mut bytes));
@@ -580,6 +583,7 @@ impl Run {
                 }
                 for (token, slot) in (sequence.written..).zip(of_step) {
                     assert_eq!(slot as usize, row[token / each] as usize * each + token % each);
+                    self.positions.write(group, slot, token);
                     for at in self.places(group, row, token) {
                         bytes[at..at + 4].copy_from_slice(&sequence.numbers[token].to_le_bytes());
                     }
@@ -589,6 +593,7 @@ impl Run {
             for sequence in held().filter(|s| s.group.is_none_or(|own| own as usize == group)) {
                 let row = &table[sequence.row * cells..][..*cells];
                 for (token, &number) in sequence.numbers.iter().enumerate() {
+                    self.positions.check(group, slot(row, each, token), token);
                     for at in self.places(group, row, token) {
                         let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
                         assert_eq!(seen, number, "group {group}, token {token} of {:x}", sequence.id);
@@ -676,6 +681,7 @@ fn play(seed: u64, operations: u64) -> [u64; 14] {
         operations: 0,
         hits: 0,
         unwritten: Unwritten::default(),
+        positions: Positions::default(),
         cursor: 0,
         done: [0; 14],
     };

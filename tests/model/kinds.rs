@@ -19,6 +19,7 @@ use kavern::memory::{Limits, Memory};
 use kavern::types::{Dtype, Id};
 
 use super::numbers::number;
+use super::positions::{Positions, slot};
 use super::unwritten::{Cell, Unwritten, copies, is_open, keep_before};
 use super::{play_seeds, small_bytes};
 
@@ -158,6 +159,7 @@ struct Run {
     is_tabled: bool,
     hits: u64,
     unwritten: Unwritten,
+    positions: Positions,
     /// Events up to this one were read.
     cursor: u64,
     /// Operations that went well, by kind, and those that were refused because something is gone or comes too early.
@@ -393,6 +395,7 @@ fn play(seed: u64, steps: u64) -> [u64; 15] {
         is_tabled: false,
         hits: 0,
         unwritten: Unwritten::default(),
+        positions: Positions::default(),
         cursor: 0,
         done: [0; 15],
     };

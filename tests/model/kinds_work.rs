@@ -27,7 +27,7 @@ impl Run {
 
     /// The step's work, and a look at everything.
     pub(super) fn work(&mut self) {
-        let (groups, rows, starts, lengths) = self
+        let (groups, rows, starts, lengths, copies) = self
             .cache
             .tables(self.step, self.stream, |tables| {
                 let group = |group: usize| {
@@ -39,10 +39,11 @@ impl Run {
                 let rows = tables.batch_rows()?.to_vec();
                 let starts = tables.batch_starts()?.to_vec();
                 let groups: Vec<_> = (0..self.groups.len()).map(group).collect();
-                Ok((groups, rows, starts, tables.sequence_lengths().to_vec()))
+                Ok((groups, rows, starts, tables.sequence_lengths().to_vec(), tables.copies().to_vec()))
             })
             .unwrap();
         self.device.stream_synchronize(self.stream).unwrap();
+        self.positions.follow(&copies);
         let held: Vec<Sequence> = self.live.iter().filter(|s| !s.is_dropped()).cloned().collect();
         held.iter().for_each(|s| assert_eq!(lengths[s.row] as usize, s.tokens.len()));
         for (group, (table, slots)) in groups.iter().enumerate() {
@@ -76,12 +77,14 @@ impl Run {
         self.is_tabled = true;
     }
 
-    fn work_tokens(&self, group: usize, table: &[Vec<i32>], bytes: &mut [u8], held: &[Sequence]) {
+    fn work_tokens(&mut self, group: usize, table: &[Vec<i32>], bytes: &mut [u8], held: &[Sequence]) {
+        let each = self.groups[group].1 as usize;
         for sequence in held {
             for token in sequence.written..sequence.tokens.len() {
                 for at in self.places(group, &table[sequence.row], token) {
                     bytes[at..at + 4].copy_from_slice(&sequence.numbers[token].to_le_bytes());
                 }
+                self.positions.write(group, slot(&table[sequence.row], each, token), token);
             }
         }
         // After all writes: one may have found what another writes in the same step, and none may be overwritten.
@@ -92,6 +95,7 @@ impl Run {
             let length = sequence.tokens.len();
             let first = sequence.first.unwrap_or(length);
             for token in self.needed(group, first, sequence.trimmed)..length {
+                self.positions.check(group, slot(row, each, token), token);
                 for at in self.places(group, row, token) {
                     let seen = i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
                     let of = sequence.id;

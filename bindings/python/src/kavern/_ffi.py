@@ -261,7 +261,7 @@ class kavern_kv_match_result(_c.Structure):
 
 
 class kavern_kv_op(_c.Structure):
-    """One operation of a step."""
+    """One operation of a step. What its kind does not use is 0, `row` 0 or -1; anything else is refused with"""
 
 
 class kavern_kv_op_result(_c.Structure):
