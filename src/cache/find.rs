@@ -222,8 +222,8 @@ impl Store {
         differing == 0
     }
 
-    /// The identity of the last of the blocks from this one on, if they are these tokens and extras, block by block, one
-    /// after the other behind that parent. Nothing where something else proves content; then each is to be proved alone.
+    /// The identity of the last of the blocks from this one on, if they are these tokens and extras, block by block,
+    /// one after the other behind that parent. Nothing where something else proves content: then each is proved alone.
     #[inline]
     pub(in crate::cache) fn prove_run<'a>(
         &self,
