@@ -113,14 +113,17 @@ impl State {
             Reach::Cross { .. } => return Ok(((rows.row_cells() - rows.count(row)) as u32, 0)),
             _ => {}
         }
-        let copied = match who {
-            Grower::Row(row) if growth.tokens > 0 => self.copied_cell(row, group),
-            _ => None,
+        let is_copied = match who {
+            _ if growth.tokens == 0 => false,
+            Grower::Lease(_) => store.ends_inside(growth.length),
+            Grower::Row(row) => {
+                let copied = self.copied_cell(row, group);
+                if copied.is_some_and(|at| self.is_found_unwritten(row, group, at)) {
+                    return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
+                }
+                copied.is_some()
+            }
         };
-        if copied.is_some_and(|at| self.is_found_unwritten(row, group, at)) {
-            return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
-        }
-        let is_copied = copied.is_some();
         if is_copied && self.copies.room(group) == 0 {
             return Err(Status::LimitReached.into());
         }
