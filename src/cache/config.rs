@@ -393,7 +393,9 @@ impl CacheConfig {
         }
         let can_copy = |group: &GroupGeometry| !group.reach.is_by_token() || group.has_slots();
         if self.partial_hits && !groups.iter().all(can_copy) {
-            return Err(Error::argument("hits inside a block need slots for the tokens of opaque groups too"));
+            return Err(Error::argument(
+                "hits inside a block need slots for the tokens of opaque groups too",
+            ));
         }
         let anchor = self.anchor(&groups)?;
         Ok(Geometry { groups, hash_block_tokens: link, max_sequence_tokens: longest, anchor, classes })

@@ -326,7 +326,8 @@ impl State {
 
     /// The end of the longest hit that lacks the last block of one of `length` tokens in every group by token.
     fn without_last(&self, length: u64) -> u64 {
-        let before = |store: &Store| (length - 1) / u64::from(store.block_tokens) * u64::from(store.block_tokens);
+        let before =
+            |store: &Store| (length - 1) / u64::from(store.block_tokens) * u64::from(store.block_tokens);
         let by_token = self.stores.iter().filter(|store| store.reach.is_by_token());
         by_token.map(before).fold(length - 1, u64::min)
     }

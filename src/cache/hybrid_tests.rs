@@ -121,8 +121,7 @@ fn expected(cache: &KvCache, prompt: &Prompt) -> (u64, Vec<i32>) {
                 Reach::State { .. } => length % store.snapshot_tokens == 0,
                 _ => state.finds_partial || length % u64::from(store.block_tokens) == 0,
             };
-            may_end
-                && (!store.reach.is_prefix() || prefix.len() >= cells(store))
+            may_end && (!store.reach.is_prefix() || prefix.len() >= cells(store))
         };
         if !state.stores.iter().zip(&prefixes).all(is_there) {
             continue;

@@ -142,7 +142,12 @@ impl State {
 
     /// Checks that the blocks in which a lease's hit ends can be copied behind `added` new ones for `reserve` tokens;
     /// answers how many are copied.
-    pub(super) fn check_partial(&self, lease: usize, tokens: u64, reserve: u64) -> std::result::Result<u32, Refusal> {
+    pub(super) fn check_partial(
+        &self,
+        lease: usize,
+        tokens: u64,
+        reserve: u64,
+    ) -> std::result::Result<u32, Refusal> {
         let length = self.holders.leases[lease].hit_tokens;
         let groups = self.holders.leases[lease].holder.groups;
         if tokens == 0 || !self.ends_inside(groups, length) {
@@ -200,8 +205,10 @@ impl State {
             for group in lease.holder.groups.range().filter(|_| is_prefix) {
                 let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
                 let (length, each) = (lease.hit_tokens, u64::from(store.block_tokens));
-                let is_held = !store.reach.is_by_token() || rows.count(number) as u64 == length.div_ceil(each);
-                let is_place = length.is_multiple_of(self.hit_unit(store)) || (self.is_plain && self.finds_partial);
+                let is_held =
+                    !store.reach.is_by_token() || rows.count(number) as u64 == length.div_ceil(each);
+                let is_place =
+                    length.is_multiple_of(self.hit_unit(store)) || (self.is_plain && self.finds_partial);
                 if !is_held || !is_place {
                     let text = format!("lease {number} does not hold {length} tokens in group {group}");
                     return Err(Error::internal(text));
@@ -209,11 +216,14 @@ impl State {
             }
         }
         for (row, sequence) in self.holders.sequences.iter().enumerate() {
-            let may_write = sequence.holder.is_live && sequence.pause != Pause::Dropped && !sequence.may_share;
+            let may_write =
+                sequence.holder.is_live && sequence.pause != Pause::Dropped && !sequence.may_share;
             for group in sequence.holder.groups.range().filter(|_| may_write) {
                 let (store, rows) = (&self.stores[group], &self.holders.rows[group]);
                 let last = (sequence.length / u64::from(store.block_tokens)) as usize;
-                if store.ends_inside(sequence.length) && store.block(rows.cell(row, last) as u32).is_findable() {
+                if store.ends_inside(sequence.length)
+                    && store.block(rows.cell(row, last) as u32).is_findable()
+                {
                     let text = format!("row {row} writes into a findable block of group {group}");
                     return Err(Error::internal(text));
                 }

