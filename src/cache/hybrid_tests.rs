@@ -257,7 +257,7 @@ fn hits_of_groups_with_blocks_of_any_sizes_end_inside_blocks_that_are_found_whol
         // Blocks that lie across the ends of what is hashed and walked at once.
         (blake3, &[(Reach::Untrimmed, 50), (Reach::All, 1), (sliding(40), 27)]),
         (blake3, &[(sliding(9), 4), (chunked(10), 3)]),
-        (both, &[(Reach::All, 2), (state(0), 6), (chunked(11), 4), (Reach::Untrimmed, 9)]),
+        (both, &[(Reach::All, 2), (state(0), 2), (chunked(11), 4), (Reach::Untrimmed, 9)]),
         (blake3, &[(state(2), 4), (Reach::All, 7), (sliding(1), 5)]),
     ];
     for (hashes, groups) in caches {
@@ -269,5 +269,28 @@ fn hits_of_groups_with_blocks_of_any_sizes_end_inside_blocks_that_are_found_whol
                 assert!(long > 10 && inside > 100, "{groups:?}: {long} long hits, {inside} inside blocks");
             }
         }
+    }
+}
+
+#[test]
+fn a_hit_may_end_inside_a_block_that_lies_across_the_end_of_a_stretch_of_the_walk() {
+    for first in [0, 1] {
+        let mut groups = [(Reach::Untrimmed, 50), (Reach::All, 1)];
+        groups.rotate_left(first);
+        let cache = cache(HashKind::Blake3, &groups, true);
+        let tokens: Vec<i32> = (0..150 * EACH as i32).collect();
+        let lease = cache.lookups().find(&request(&tokens)).unwrap().lease;
+        let mut session = cache.step(1).unwrap();
+        let count = tokens.len() as u64;
+        let admit = Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 };
+        let target = Target::Id(Id(session.apply(&admit).sequence));
+        let commit = Op::Commit { target, tokens: count, naming: Naming::Tokens(&tokens, &[]) };
+        assert_eq!(session.apply(&commit).blocks_committed, 153);
+        assert_eq!(session.apply(&Op::Free { target }).status, Status::Ok);
+        drop(session);
+        cache.step_done(1, None).unwrap();
+        // The leaves go first.
+        assert_eq!(cache.evict(1 - first as u32, 40).unwrap(), 40);
+        assert_eq!(cache.probe(&request(&tokens)).unwrap(), 110 * u64::from(EACH));
     }
 }

@@ -58,8 +58,12 @@ impl State {
                 Reach::Cross { .. } if names_input => wanted - held,
                 Reach::Cross { .. } => 0,
                 _ if looked_tokens == 0 => 0,
-                // A window asks for as many wherever it ends.
-                _ => asked(looked_tokens).saturating_sub(asked(found_tokens)).max(copied),
+                _ => {
+                    // A window asks for as many wherever it ends, and lacks the block in which a hit ends.
+                    let is_cut = store.reach.is_window() && store.ends_inside(found_tokens);
+                    let lacking = asked(looked_tokens).saturating_sub(asked(found_tokens));
+                    lacking.max(u64::from(is_cut))
+                }
             };
             missed += lacking.min(wanted - held);
             (blocks, hit) = (blocks + wanted, hit + held);

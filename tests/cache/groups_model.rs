@@ -38,7 +38,7 @@ struct Play {
     groups: Vec<(Reach, usize)>,
     /// By group and block.
     contents: Vec<HashMap<i32, Content>>,
-    /// Groups and blocks that the open step has published: nothing is copied from them.
+    /// Groups and blocks that the open step has published or moved: nothing is copied from them.
     fresh: HashSet<(usize, i32)>,
     /// Hits end at links of so many tokens, wherever blocks end; 0: they do not.
     link: usize,
@@ -344,6 +344,7 @@ impl Play {
                 [copy.source_slot, copy.target_slot].map(|slot| (slot / each as i64) as i32);
             assert_eq!((copy.tokens as usize, copy.shift), (each, 0), "nothing else copies here");
             self.contents[group].remove(&target);
+            self.fresh.insert((group, target));
             if let Some(content) = self.contents[group].remove(&source) {
                 self.contents[group].insert(target, content);
             }
@@ -359,8 +360,8 @@ impl Play {
             self.bench.cache.resize(group, self.random.u64(BLOCKS / 2..=BLOCKS)).unwrap();
         }
         self.bench.begin();
-        self.follow_moves();
         self.fresh.clear();
+        self.follow_moves();
         self.live.iter_mut().for_each(|sequence| sequence.first = usize::MAX);
         for _ in 0..self.random.usize(1..6) {
             match self.random.u8(0..12) {

@@ -257,16 +257,24 @@ fn what_a_hit_of_several_kinds_leaves_out_and_counts_is_what_it_copies_too() {
     assert_eq!(bench.hits(&drop_last), 1104, "the last block of either is left out");
     let other = parted(&tokens, 1120, 1150);
     assert_eq!(bench.hits(&ask(&other)), 1104, "behind that a block of the window holds other tokens");
-    let before = bench.statistics();
-    assert_eq!(bench.hits(&ask(&tokens)), 1128);
-    let after = bench.statistics();
-    let counts = [
-        after.lookup_blocks - before.lookup_blocks,
-        after.hit_blocks - before.hit_blocks,
-        after.missed_blocks - before.missed_blocks,
-        after.hit_tokens - before.hit_tokens,
-    ];
-    assert_eq!(counts, [71 + 3, 70 + 3, 1, 1128], "the block that is copied is no hit, its tokens are");
+    // Blocks looked up, hit and missed, and the tokens of the hit.
+    let counts = |bench: &mut Bench, request: &Request<'_>| {
+        let before = bench.statistics();
+        bench.hits(request);
+        let after = bench.statistics();
+        [
+            after.lookup_blocks - before.lookup_blocks,
+            after.hit_blocks - before.hit_blocks,
+            after.missed_blocks - before.missed_blocks,
+            after.hit_tokens - before.hit_tokens,
+        ]
+    };
+    // The block that is copied is no hit, its tokens are.
+    assert_eq!(counts(&mut bench, &ask(&tokens)), [71 + 3, 70 + 3, 1, 1128]);
+    assert_eq!(counts(&mut bench, &keep_one), [69 + 3, 68 + 2, 0, 1096], "what is left out is no miss");
+    let mut bench = Bench::new(&mixed(100, sliding(48, 512), 256));
+    bench.run(&ask(&tokens));
+    assert_eq!(counts(&mut bench, &ask(&tokens)), [11 + 11, 11 + 10, 1, 1100]);
 }
 
 #[test]
@@ -409,5 +417,28 @@ fn among_several_kinds_a_copy_that_does_not_fit_is_refused_whether_it_is_made_no
             bench.done();
         }
         assert_eq!(bench.statistics().copied_tokens, if blocks == 8 { 0 } else { 4 * 2 });
+    }
+}
+
+#[test]
+fn among_several_kinds_a_hit_takes_no_block_that_is_promised() {
+    // Blocks of the full group and window, then the expected length of another sequence, and the hit beside it.
+    for (full_blocks, window, expected_tokens, left) in [(9, 9, 8, 28), (64, 24, 36, 18)] {
+        let mut settings = mixed(4, sliding(6, window), 9);
+        settings.groups[0].capacity_blocks = full_blocks;
+        let mut bench = Bench::new(&settings);
+        let tokens = prompt(1, 32);
+        bench.run(&ask(&tokens));
+        let lease = bench.look(&ask(&[])).lease;
+        bench.begin();
+        let admit = Op::Admit { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens };
+        let other = bench.good(&admit).sequence;
+        let hit = bench.look(&ask(&tokens));
+        assert_eq!(hit.tokens, left);
+        bench.cache.validate().unwrap();
+        bench.good(&Op::Release { lease: hit.lease });
+        bench.free(other);
+        bench.done();
+        assert_eq!(bench.hits(&ask(&tokens)), 30);
     }
 }
