@@ -258,7 +258,7 @@ fn hits_of_groups_with_blocks_of_any_sizes_end_inside_blocks_that_are_found_whol
         (blake3, &[(Reach::Untrimmed, 50), (Reach::All, 1), (sliding(40), 27)]),
         (blake3, &[(sliding(9), 4), (chunked(10), 3)]),
         (both, &[(Reach::All, 2), (state(0), 2), (chunked(11), 4), (Reach::Untrimmed, 9)]),
-        (blake3, &[(state(2), 4), (Reach::All, 7), (sliding(1), 5)]),
+        (blake3, &[(state(1), 2), (Reach::All, 7), (sliding(1), 5)]),
     ];
     for (hashes, groups) in caches {
         for &hash in hashes {
@@ -266,7 +266,7 @@ fn hits_of_groups_with_blocks_of_any_sizes_end_inside_blocks_that_are_found_whol
                 let mut met = Met::default();
                 play(&cache(hash, groups, true), groups, key_bytes, &mut met);
                 let Met { long, inside, .. } = met;
-                assert!(long > 10 && inside > 100, "{groups:?}: {long} long hits, {inside} inside blocks");
+                assert!(long > 10 && inside > 40, "{groups:?}: {long} long hits, {inside} inside blocks");
             }
         }
     }
