@@ -250,10 +250,13 @@ enum kavern_kv_cache_flag
      */
     KAVERN_KV_CHUNK_INDEX = 16,
     /**
-     * Hits may end inside a block: the tokens that it shares with the prompt are copied at ADMIT. Keeps the tokens of
-     * all blocks, 4 bytes each; for token namespaces in caches of KAVERN_GROUP_FULL and _MLA alone. Without it a hit
-     * ends where blocks of all groups end, a common multiple of their block_tokens: a larger block is named by all of
-     * its tokens, so that only its kept tokens can tell which of them a prompt shares.
+     * Hits may end inside a block, of which ADMIT gives the sequence a copy. In caches of KAVERN_GROUP_FULL and _MLA
+     * alone: after the tokens that it shares with the prompt, in token namespaces; keeps the tokens of all blocks, 4
+     * bytes each. With other kinds, or KAVERN_GROUP_TRIMMABLE: at any multiple of hash_block_tokens inside a block all
+     * of whose tokens are the prompt's, and at a snapshot of each state. Not with opaque groups other than states.
+     * Keeps what events keep, about 100 bytes a block. Without it a hit ends where blocks of all groups end, a common
+     * multiple of their block_tokens: a larger block is named by all of its tokens, so that only its kept tokens can
+     * tell which of them a prompt shares.
      */
     KAVERN_KV_PARTIAL_HITS = 64,
     /** The cache of a worker: it owns memory and applies the plans of a scheduler's cache, and decides nothing itself. */
@@ -820,7 +823,7 @@ typedef struct kavern_kv_group {
     uint32_t cross_tokens;
     /**
      * KAVERN_GROUP_STATE: a snapshot may be kept at multiples of so many blocks; 0 takes the lengths at which hits of
-     * all groups can end. 0 in all others.
+     * all groups can end, with KAVERN_KV_PARTIAL_HITS those at which blocks of all states end. 0 in all others.
      */
     uint32_t snapshot_blocks;
     /** KAVERN_GROUP_ bits of kavern_kv_group_flag. */

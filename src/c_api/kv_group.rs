@@ -61,7 +61,7 @@ pub struct kavern_kv_group {
     /// KAVERN_GROUP_CROSS: tokens of the other input, the same for each sequence; 0 in all others.
     pub cross_tokens: u32,
     /// KAVERN_GROUP_STATE: a snapshot may be kept at multiples of so many blocks; 0 takes the lengths at which hits of
-    /// all groups can end. 0 in all others.
+    /// all groups can end, with KAVERN_KV_PARTIAL_HITS those at which blocks of all states end. 0 in all others.
     pub snapshot_blocks: u32,
     /// KAVERN_GROUP_ bits of kavern_kv_group_flag.
     pub flags: u32,

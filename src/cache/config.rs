@@ -210,6 +210,13 @@ impl Geometry {
         self.is_adaptive() && self.groups.iter().all(|group| group.is_elastic)
     }
 
+    /// Links that the largest block has behind its first one, where a hit may end behind that one.
+    pub(super) fn links_beyond(&self, finds_partial: bool) -> usize {
+        let by_token = self.groups.iter().filter(|group| finds_partial && group.reach.is_by_token());
+        let links = by_token.map(|group| group.block_tokens / self.hash_block_tokens - 1).max();
+        if self.is_plain() { 0 } else { links.unwrap_or(0) as usize }
+    }
+
     /// Whether every group is of full attention that nothing trims: the short paths of a step serve it.
     pub(super) fn is_plain(&self) -> bool {
         self.groups.iter().all(|group| group.reach == Reach::All)
@@ -247,10 +254,15 @@ fn block_bytes(group: &GroupConfig) -> Result<(u64, Strides)> {
     }
 }
 
-/// Where hits of the groups by token can end, and each state's blocks too: a common multiple of their blocks.
-fn snapshot_tokens(groups: &[GroupGeometry]) -> u64 {
-    let in_chain = groups.iter().filter(|group| !matches!(group.reach, Reach::Cross { .. }));
-    in_chain.fold(1u64, |common, group| {
+/// Where hits of the groups by token can end, and each state's blocks too: a common multiple of their blocks, or of the
+/// states' alone where hits end inside the others.
+fn snapshot_tokens(groups: &[GroupGeometry], finds_partial: bool) -> u64 {
+    let is_end = |group: &&GroupGeometry| match group.reach {
+        Reach::Cross { .. } => false,
+        Reach::State { .. } => true,
+        _ => !finds_partial,
+    };
+    groups.iter().filter(is_end).fold(1u64, |common, group| {
         let each = u64::from(group.block_tokens);
         let (mut a, mut b) = (common, each);
         while b > 0 {
@@ -366,7 +378,7 @@ impl CacheConfig {
             tokens => tokens,
         };
         within("max_sequence_tokens", longest, 1, i32::MAX as u64)?;
-        let snapshot_tokens = snapshot_tokens(&groups);
+        let snapshot_tokens = snapshot_tokens(&groups, self.partial_hits);
         for group in &mut groups {
             group.row_cells = group.reach.row_cells(group.block_tokens, longest);
             group.snapshot_tokens = match group.reach {
@@ -379,10 +391,10 @@ impl CacheConfig {
             let cells = u64::from(group.row_cells) * u64::from(self.max_sequences.max(self.max_leases));
             within("max_sequences x cells of a row", cells, 1, 1 << 31)?;
         }
-        let can_copy = |group: &GroupGeometry| group.reach == Reach::All && group.has_slots();
+        let can_copy = |group: &GroupGeometry| !group.reach.is_by_token() || group.has_slots();
         if self.partial_hits && !groups.iter().all(can_copy) {
             return Err(Error::argument(
-                "hits inside a block need full groups whose tokens have slots in every group",
+                "hits inside a block need slots for the tokens of opaque groups too",
             ));
         }
         let anchor = self.anchor(&groups)?;

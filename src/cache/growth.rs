@@ -113,15 +113,19 @@ impl State {
             Reach::Cross { .. } => return Ok(((rows.row_cells() - rows.count(row)) as u32, 0)),
             _ => {}
         }
-        let copied = match who {
-            Grower::Row(row) if growth.tokens > 0 => self.copied_cell(row, group),
-            _ => None,
+        let (is_copied, runs) = match who {
+            _ if growth.tokens == 0 => (false, 0),
+            // What was found whole no copy of an open step writes: it is read in one run.
+            Grower::Lease(_) => (store.ends_inside(growth.length), 1),
+            Grower::Row(row) => {
+                let copied = self.copied_cell(row, group);
+                if copied.is_some_and(|at| self.is_found_unwritten(row, group, at)) {
+                    return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
+                }
+                (copied.is_some(), copied.map_or(0, |at| self.open_runs(row, group, at)))
+            }
         };
-        if copied.is_some_and(|at| self.is_found_unwritten(row, group, at)) {
-            return Err(Refusal { status: Status::WrongState, missing: 0, group: group as u32 });
-        }
-        let is_copied = copied.is_some();
-        if copied.is_some_and(|at| self.open_runs(row, group, at) > self.copies.room(group)) {
+        if is_copied && runs > self.copies.room(group) {
             return Err(Status::LimitReached.into());
         }
         let (cells, first) = growth.cells(store);

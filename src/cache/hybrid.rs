@@ -7,8 +7,12 @@
 //! the blocks of the groups by token alone; a state adds none but those at which its snapshots lie, and none that the
 //! open step is yet to write: of two sequences of one step, neither can start from what the other ends with. Inputs of
 //! cross-attention are found by their own name.
+//!
+//! Where hits may end inside blocks, lengths are multiples of a link of the chain instead. A group by token of which
+//! none of its blocks ends there needs the block in which the hit ends whole, tokens of the prompt behind the hit
+//! included, as its key names all of them; ADMIT copies its first tokens (`partial`).
 
-use super::block::{Publication, ROOT_SERIAL};
+use super::block::{NO_SERIAL, Publication, ROOT_SERIAL};
 use super::config::GROUPS_MAX;
 use super::group::Reach;
 use super::hash::{self, Extras, Key};
@@ -16,6 +20,7 @@ use super::lookup::{Extra, Naming, Request};
 use super::prefix::LinkKeys;
 use super::publish::anchor_serial;
 use super::state::State;
+use super::store::Store;
 use super::walk;
 use std::ops::Range;
 
@@ -29,6 +34,8 @@ struct Search<'a> {
     found: [(usize, usize); GROUPS_MAX],
     /// By group: the snapshot at the length that is being tried.
     states: [u32; GROUPS_MAX],
+    /// The oldest step that may still write what it published.
+    open_step: Option<u64>,
 }
 
 /// How many blocks of a range of a window's cells can be evicted.
@@ -83,8 +90,9 @@ impl State {
         root: Key,
         lease: usize,
     ) -> (u64, u64, Key, u32) {
-        let mut search =
-            Search { request, keys, namespace, lease, found: [(0, 0); GROUPS_MAX], states: [0; GROUPS_MAX] };
+        let (found, states) = ([(0, 0); GROUPS_MAX], [0; GROUPS_MAX]);
+        let open_step = self.shared.steps.oldest_open().filter(|_| self.finds_partial);
+        let mut search = Search { request, keys, namespace, lease, found, states, open_step };
         let reached = self.walk_chain(&search);
         let (inputs, has_all) = self.find_inputs(&search, root);
         let mut length = self.longest(&mut search, if has_all { reached } else { 0 });
@@ -93,7 +101,7 @@ impl State {
             length = self.longest(&mut search, request.token_count.saturating_sub(1));
         }
         if request.drop_last && length > 0 {
-            length = self.longest(&mut search, length - 1);
+            length = self.longest(&mut search, self.without_last(length));
         }
         if self.stores.iter().any(|store| store.promised > 0) {
             let bound = self.promised_bound(lease, length);
@@ -103,12 +111,12 @@ impl State {
             }
             let mut counted = [Counted::default(); GROUPS_MAX];
             while length > 0 && !self.fits(&search, &mut counted) {
-                length = self.longest(&mut search, length - 1);
+                length = self.longest(&mut search, self.end_before(length));
             }
         }
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &mut self.holders.lease_rows[group];
-            let cells = (length / u64::from(store.block_tokens)) as usize;
+            let cells = length.div_ceil(u64::from(store.block_tokens)) as usize;
             match store.reach {
                 Reach::All | Reach::Untrimmed => rows.truncate(lease, cells),
                 Reach::Sliding { .. } | Reach::Chunked { .. } if length > 0 => {
@@ -131,7 +139,7 @@ impl State {
         let prefixes = self.stores.iter().zip(&self.holders.lease_rows);
         for (store, rows) in prefixes.filter(|(store, _)| store.reach.is_prefix() && store.promised > 0) {
             let each = u64::from(store.block_tokens);
-            let found = &rows.row(lease)[..(bound / each) as usize];
+            let found = &rows.row(lease)[..bound.div_ceil(each) as usize];
             let mut evictable =
                 found.iter().enumerate().filter(|(_, block)| store.is_evictable(**block as u32));
             if let Some((at, _)) = evictable.nth(store.available() as usize) {
@@ -195,11 +203,14 @@ impl State {
     ) -> Option<u32> {
         let store = &self.stores[group];
         let each = store.block_tokens as usize;
+        let link = (position + 1) * each / self.link_tokens as usize - 1;
+        if link >= search.keys.count() {
+            return None;
+        }
         let tokens = match search.request.naming {
             Naming::Tokens(tokens, _) => &tokens[position * each..][..each],
             Naming::Keys { .. } | Naming::Chunks { .. } => &[],
         };
-        let link = (position + 1) * each / self.link_tokens as usize - 1;
         let wanted = Publication {
             key: search.keys.key(link),
             namespace: search.namespace,
@@ -260,7 +271,7 @@ impl State {
             }
             for group in 0..self.stores.len() {
                 let (reach, each) = (self.stores[group].reach, u64::from(self.stores[group].block_tokens));
-                let cells = (length / each) as usize;
+                let cells = length.div_ceil(each) as usize;
                 if reach.is_window() {
                     let mut first = (reach.first_needed(length) / each) as usize;
                     if !has_chain {
@@ -281,22 +292,61 @@ impl State {
                         }
                     }
                 }
+                if self.stores[group].ends_inside(length) {
+                    let last = self.holders.lease_rows[group].cell(search.lease, cells - 1) as u32;
+                    if !self.stores[group].is_source(last, search.open_step) {
+                        limit = length - length % each;
+                        continue 'lengths;
+                    }
+                }
             }
             return length;
         }
     }
 
+    /// Identity of the content up to a token; that of nothing where the group did not get there that would prove it.
     fn lease_anchor(&self, lease: usize, end: u64) -> u64 {
-        anchor_serial(self.anchor, &self.stores, &self.holders.lease_rows, lease, end)
+        let rows = &self.holders.lease_rows;
+        let reached = |at: usize| rows[at].count(lease) as u64 * u64::from(self.stores[at].block_tokens);
+        match self.anchor {
+            Some(anchor) if reached(anchor) < end => NO_SERIAL,
+            anchor => anchor_serial(anchor, &self.stores, rows, lease, end),
+        }
     }
 
-    /// The largest length, at most `limit`, that ends a block of each group and lies where snapshots do.
+    /// What a hit is a multiple of because of this group: its blocks, or where they can be copied but links of the
+    /// chain, and the tokens between two snapshots.
+    pub(super) fn hit_unit(&self, store: &Store) -> u64 {
+        match store.reach {
+            Reach::Cross { .. } => 1,
+            reach if self.finds_partial && reach.is_by_token() => u64::from(self.link_tokens),
+            _ => u64::from(store.block_tokens).max(store.snapshot_tokens),
+        }
+    }
+
+    /// The end of the longest hit that lacks the last block of one of `length` tokens in every group by token.
+    fn without_last(&self, length: u64) -> u64 {
+        let before =
+            |store: &Store| (length - 1) / u64::from(store.block_tokens) * u64::from(store.block_tokens);
+        let by_token = self.stores.iter().filter(|store| store.reach.is_by_token());
+        by_token.map(before).fold(length - 1, u64::min)
+    }
+
+    /// The next shorter length at which a hit needs one block less, or another snapshot. Between it and `length` it
+    /// needs no fewer.
+    fn end_before(&self, length: u64) -> u64 {
+        let in_chain = self.stores.iter().filter(|store| !matches!(store.reach, Reach::Cross { .. }));
+        let each = |store: &Store| u64::from(store.block_tokens).max(store.snapshot_tokens);
+        in_chain.map(|store| (length - 1) / each(store) * each(store)).fold(0, u64::max)
+    }
+
+    /// The largest length, at most `limit`, at which a hit may end in every group.
     fn aligned(&self, limit: u64) -> u64 {
         let mut length = limit;
         loop {
             let before = length;
-            for store in self.stores.iter().filter(|store| !matches!(store.reach, Reach::Cross { .. })) {
-                length -= length % u64::from(store.block_tokens).max(store.snapshot_tokens);
+            for store in &self.stores {
+                length -= length % self.hit_unit(store);
             }
             if length == before {
                 return length;

@@ -128,6 +128,7 @@ impl KvCache {
             link_tokens: geometry.hash_block_tokens,
             max_sequence_tokens: geometry.max_sequence_tokens,
             require_salt: config.require_salt,
+            links_beyond: geometry.links_beyond(config.partial_hits),
         };
         let device_index = uploader.index.as_ref().map(|update| Arc::clone(&update.index));
         let metadata_bytes = state.statistics().metadata_bytes + uploader.bytes();

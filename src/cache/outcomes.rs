@@ -51,15 +51,19 @@ impl State {
             let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
             let asked = |tokens: u64| store.reach.wanted_blocks(store.block_tokens, tokens);
             // A block that is copied is no hit; its tokens are.
-            let ends_inside = !hit_tokens.is_multiple_of(store.block_tokens.into());
-            let is_copied = self.finds_partial && ends_inside;
-            let held = rows.held(lease).len() as u64 - u64::from(is_copied);
+            let copied = u64::from(self.finds_partial && store.ends_inside(hit_tokens));
+            let held = rows.held(lease).len() as u64 - copied;
             let wanted = asked(request.token_count).max(held);
             let lacking = match store.reach {
                 Reach::Cross { .. } if names_input => wanted - held,
                 Reach::Cross { .. } => 0,
                 _ if looked_tokens == 0 => 0,
-                _ => asked(looked_tokens).saturating_sub(asked(found_tokens)),
+                _ => {
+                    // A window asks for as many wherever it ends, and lacks the block in which a hit ends.
+                    let is_cut = store.reach.is_window() && store.ends_inside(found_tokens);
+                    let lacking = asked(looked_tokens).saturating_sub(asked(found_tokens));
+                    lacking.max(u64::from(is_cut))
+                }
             };
             missed += lacking.min(wanted - held);
             (blocks, hit) = (blocks + wanted, hit + held);

@@ -3,18 +3,20 @@
 //! Each group goes as far as its full blocks reach, and from there into the child that shares most tokens with the
 //! prompt; the hit is what all groups reach, so it ends on no block boundary of any. The lease holds the blocks that it
 //! ends in; ADMIT copies them by the way of a fork's open block. A block that an open step published is no source: it
-//! may be written after the copies. Source of the idea: partial reuse with copy on write of TensorRT-LLM.
+//! may be written after the copies. In a cache with windows or states hits end inside blocks that were found whole
+//! (`hybrid`), and nothing looks for children. Source of the idea: partial reuse with copy on write of TensorRT-LLM.
 
 use super::block::ROOT_SERIAL;
 use super::children::{Parent, SEARCHED};
 use super::classes::Groups;
 use super::hash::{Extras, Key};
 use super::lookup::Naming;
+use super::sequence::Pause;
 use super::sizes::Look;
 use super::state::State;
 use super::step::Refusal;
 use super::store::Store;
-use crate::error::Status;
+use crate::error::{Error, Result, Status};
 
 /// What a source must follow and hold.
 pub(super) struct Tail<'a> {
@@ -26,6 +28,17 @@ pub(super) struct Tail<'a> {
 }
 
 impl Store {
+    /// Whether a hit of so many tokens ends inside a block of this group, which is then copied.
+    pub(super) fn ends_inside(&self, length: u64) -> bool {
+        self.reach.is_by_token() && !length.is_multiple_of(u64::from(self.block_tokens))
+    }
+
+    /// Whether a findable block may be copied: no step from `open_step` on published it, as such a one may be written
+    /// after the copies.
+    pub(super) fn is_source(&self, block: u32, open_step: Option<u64>) -> bool {
+        open_step.is_none_or(|open| self.ancestry(block).step < open)
+    }
+
     /// The block after a parent that begins with most of these tokens, and how many.
     fn best_child(&self, tail: &Tail<'_>, open_step: Option<u64>) -> Option<(u32, usize)> {
         let mut child = self.first_child(&tail.parent);
@@ -33,8 +46,7 @@ impl Store {
         for _ in 0..SEARCHED {
             let Some(block) = child else { break };
             let (origin, ancestry) = (self.origin(block), self.ancestry(block));
-            let is_written = open_step.is_none_or(|open| ancestry.step < open);
-            if is_written
+            if self.is_source(block, open_step)
                 && ancestry.position == tail.position
                 && origin.extras == tail.extras.0
                 && (!self.proves_ancestry() || origin.parent_serial == tail.parent_serial)
@@ -113,9 +125,8 @@ impl State {
                 let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
                 let each = u64::from(store.block_tokens);
                 let source = rows.row(lease).get((length / each) as usize);
-                let is_open =
-                    |&block: &i32| open_step.is_some_and(|open| store.ancestry(block as u32).step >= open);
-                if !length.is_multiple_of(each) && source.is_none_or(is_open) {
+                let is_source = |&block: &i32| store.is_source(block as u32, open_step);
+                if !length.is_multiple_of(each) && !source.is_some_and(is_source) {
                     length -= length % each;
                 }
             }
@@ -126,12 +137,17 @@ impl State {
     }
 
     fn ends_inside(&self, groups: Groups, length: u64) -> bool {
-        self.stores[groups.range()].iter().any(|store| !length.is_multiple_of(u64::from(store.block_tokens)))
+        self.stores[groups.range()].iter().any(|store| store.ends_inside(length))
     }
 
     /// Checks that the blocks in which a lease's hit ends can be copied behind `added` new ones for `reserve` tokens;
     /// answers how many are copied.
-    pub(super) fn check_partial(&self, lease: usize, tokens: u64, reserve: u64) -> Result<u32, Refusal> {
+    pub(super) fn check_partial(
+        &self,
+        lease: usize,
+        tokens: u64,
+        reserve: u64,
+    ) -> std::result::Result<u32, Refusal> {
         let length = self.holders.leases[lease].hit_tokens;
         let groups = self.holders.leases[lease].holder.groups;
         if tokens == 0 || !self.ends_inside(groups, length) {
@@ -166,6 +182,7 @@ impl State {
             return;
         }
         let open = (length % u64::from(self.link_tokens)) as usize;
+        // In a cache of several kinds each hit ends a link.
         if open > 0 {
             let store = &self.stores[groups.first()];
             let (at, end) = (length / u64::from(store.block_tokens), length % u64::from(store.block_tokens));
@@ -174,8 +191,44 @@ impl State {
             self.holders.open_tokens_mut(row)[..open].copy_from_slice(kept);
         }
         self.holders.sequences[row].share();
-        if tokens > 0 {
+        // With windows, what they leave behind goes first: `grow_mixed` sees to both.
+        if tokens > 0 && self.is_plain {
             self.own_open_blocks(row);
         }
+    }
+
+    /// Checks that the leases hold what their hits need, and that who may write into the block in which it ends says
+    /// so if others can find it.
+    pub(super) fn validate_ends(&self) -> Result<()> {
+        for (number, lease) in self.holders.leases.iter().enumerate() {
+            let is_prefix = lease.holder.is_live && !lease.is_chunks;
+            for group in lease.holder.groups.range().filter(|_| is_prefix) {
+                let (store, rows) = (&self.stores[group], &self.holders.lease_rows[group]);
+                let (length, each) = (lease.hit_tokens, u64::from(store.block_tokens));
+                let is_held =
+                    !store.reach.is_by_token() || rows.count(number) as u64 == length.div_ceil(each);
+                let is_place =
+                    length.is_multiple_of(self.hit_unit(store)) || (self.is_plain && self.finds_partial);
+                if !is_held || !is_place {
+                    let text = format!("lease {number} does not hold {length} tokens in group {group}");
+                    return Err(Error::internal(text));
+                }
+            }
+        }
+        for (row, sequence) in self.holders.sequences.iter().enumerate() {
+            let may_write =
+                sequence.holder.is_live && sequence.pause != Pause::Dropped && !sequence.may_share;
+            for group in sequence.holder.groups.range().filter(|_| may_write) {
+                let (store, rows) = (&self.stores[group], &self.holders.rows[group]);
+                let last = (sequence.length / u64::from(store.block_tokens)) as usize;
+                if store.ends_inside(sequence.length)
+                    && store.block(rows.cell(row, last) as u32).is_findable()
+                {
+                    let text = format!("row {row} writes into a findable block of group {group}");
+                    return Err(Error::internal(text));
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Chain {
     pub(super) link_tokens: u32,
     pub(super) max_sequence_tokens: u64,
     pub(super) require_salt: bool,
+    /// Links behind the end of a prefix that are named by the blocks in which a hit may end there.
+    pub(super) links_beyond: usize,
 }
 
 /// Keys chained from tokens. One for each thread, which keeps its memory.
@@ -185,7 +187,11 @@ impl Chain {
         let mut to = links.min(FIRST_WINDOW);
         loop {
             scratch.extend(self, &root, tokens, extras, to)?;
-            if to == links || !scratch.keys.last().is_none_or(|key| is_worth_it(to, key)) {
+            if to == links {
+                return Ok(LinkKeys::Chained(scratch));
+            }
+            if !scratch.keys.last().is_none_or(|key| is_worth_it(to, key)) {
+                scratch.extend(self, &root, tokens, extras, links.min(to + self.links_beyond))?;
                 return Ok(LinkKeys::Chained(scratch));
             }
             to = links.min(2 * to);
@@ -227,7 +233,9 @@ impl State {
                 }
                 let links_each = (store.block_tokens / self.link_tokens) as usize;
                 let counters = &mut self.shared.counters;
-                is_all &= search.take_blocks(store, rows, links_each, reached / links_each, counters);
+                // One that lies across the end of a stretch too: another group may end inside of it.
+                let to = reached.div_ceil(links_each).min(links / links_each);
+                is_all &= search.take_blocks(store, rows, links_each, to, counters);
             }
         }
     }

@@ -164,12 +164,15 @@ impl State {
         for (group, store) in self.stores.iter().enumerate() {
             let rows = &self.holders.lease_rows[group];
             let (new, returned) = self.growth_of(Grower::Lease(lease), group, growth)?;
+            // A hit that ends inside a block is copied now or at the first append.
+            let copied = u32::from(store.ends_inside(growth.length));
+            let new = if growth.tokens > 0 { new - copied } else { new };
             let cells = (rows.count(lease) + new as usize) as u64;
             let held = match store.reach.has_holes() {
                 true => cells - (growth.cells(store).1.max(rows.first(lease)) as u64).min(cells),
                 false => cells,
             };
-            let wanted = new + store.lacking(expected, length, cells, held);
+            let wanted = new + copied + store.lacking(expected, length, cells, held);
             let available = store.available() + returned;
             if wanted > available {
                 let (status, missing) = (Status::OutOfBlocks, wanted - available);

@@ -130,10 +130,11 @@ impl State {
         let options = StoreOptions {
             scrub: config.scrub,
             compares_tokens: config.hash == HashKind::Xxh3,
-            // Chunks need the place where a block was stored, as events do.
-            keeps_events: config.event_capacity > 0 || config.index.chunks,
+            // Chunks need the place where a block was stored, as events do, and copies the step.
+            keeps_events: config.event_capacity > 0 || config.index.chunks || config.partial_hits,
             mirrors: config.index.device,
-            finds_partial: config.partial_hits,
+            // Among several kinds hits end inside blocks that were found whole, by their keys alone.
+            finds_children: config.partial_hits && geometry.is_plain(),
             owners: Owners::capacity(config.max_namespaces),
             namespaces: config.max_namespaces,
             exact_order: config.exact_order,
@@ -334,6 +335,7 @@ impl State {
         self.promises.validate_rows(&self.holders.sequences)?;
         self.validate_batch()?;
         self.validate_ready()?;
+        self.validate_ends()?;
         let Counters { lookup_blocks, hit_blocks, missed_blocks, skipped_blocks, .. } = self.shared.counters;
         if lookup_blocks != hit_blocks + missed_blocks + skipped_blocks {
             return Err(Error::internal(format!(

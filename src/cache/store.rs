@@ -91,8 +91,8 @@ impl Store {
         };
         let mut policy = policy;
         policy.room(geometry.first_blocks);
-        let keeps_tokens = proof == Proof::Chain || options.finds_partial;
-        let keeps_ancestries = options.keeps_events || options.finds_partial;
+        let keeps_tokens = proof == Proof::Chain || options.finds_children;
+        let keeps_ancestries = options.keeps_events || options.finds_children;
         let keeps_origins = options.compares_tokens || keeps_ancestries;
         let mut store = Self {
             group,
@@ -114,7 +114,7 @@ impl Store {
             departed: 0,
             departed_list: Waiting::EMPTY,
             mirror: if options.mirrors { Some(Mirror::new(blocks)?) } else { None },
-            children: options.finds_partial.then(|| Children::new(blocks, seed)).transpose()?,
+            children: options.finds_children.then(|| Children::new(blocks, seed)).transpose()?,
             policy,
             latest_row: 0,
             ages: Ages::default(),
@@ -311,7 +311,8 @@ pub(super) struct StoreOptions {
     pub(super) keeps_events: bool,
     /// The index has a copy on the device.
     pub(super) mirrors: bool,
-    pub(super) finds_partial: bool,
+    /// Blocks that follow one are looked through for the best.
+    pub(super) finds_children: bool,
     /// Entries of the table of owners.
     pub(super) owners: u32,
     /// Entries of the table of namespaces.

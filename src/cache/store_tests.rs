@@ -42,7 +42,7 @@ fn store_of(blocks: u32, exact_order: bool, seed: [u64; 4]) -> (Store, Shared, u
         compares_tokens: true,
         keeps_events: true,
         mirrors: true,
-        finds_partial: true,
+        finds_children: true,
         owners: 8,
         namespaces: 4,
         exact_order,

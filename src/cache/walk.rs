@@ -287,12 +287,12 @@ mod tests {
             |store, block| store.blocks[block].namespace_and_flags ^= 1,
             |store, block| store.blocks[block].namespace_and_flags ^= FINDABLE,
         ];
-        for at in 0..blocks.len() {
+        for (at, &block) in blocks.iter().enumerate() {
             for (number, fault) in faults.iter().enumerate() {
-                fault(&mut cache.state().stores[0], blocks[at] as usize);
+                fault(&mut cache.state().stores[0], block as usize);
                 let expected = at as u64 * u64::from(EACH);
                 assert_eq!(cache.probe(&request(&tokens)).unwrap(), expected, "fault {number}");
-                fault(&mut cache.state().stores[0], blocks[at] as usize);
+                fault(&mut cache.state().stores[0], block as usize);
             }
         }
         cache.validate().unwrap();

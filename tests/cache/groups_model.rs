@@ -3,7 +3,7 @@
 //!
 //! `KAVERN_SEED` replays a run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use fastrand::Rng;
 use kavern::cache::{CacheConfig, GroupConfig, HashKind, Op, Reach, Request, Target};
@@ -38,18 +38,27 @@ struct Play {
     groups: Vec<(Reach, usize)>,
     /// By group and block.
     contents: Vec<HashMap<i32, Content>>,
+    /// Groups and blocks that the open step has published or moved: nothing is copied from them.
+    fresh: HashSet<(usize, i32)>,
+    /// Hits end at links of so many tokens, wherever blocks end; 0: they do not.
+    link: usize,
+    /// Hits that ended inside a block.
+    inside: usize,
     live: Vec<Sequence>,
     longest: usize,
     /// XXH3 proves ancestors, which may have been evicted and made again: it may find less than what is there.
     is_exact: bool,
 }
 
-fn snapshot_tokens(groups: &[(Reach, usize)], group: usize) -> usize {
+/// The tokens of which a hit is a multiple because of a group.
+fn hit_unit(groups: &[(Reach, usize)], group: usize, link: usize) -> usize {
+    let is_end = |(reach, _): &&(Reach, usize)| link == 0 || matches!(reach, Reach::State { .. });
     match groups[group].0 {
         Reach::State { snapshot_blocks: 0 } => {
-            (1..).find(|&n| groups.iter().all(|(_, each)| n % each == 0)).unwrap()
+            (1..).find(|&n| groups.iter().filter(is_end).all(|(_, each)| n % each == 0)).unwrap()
         }
         Reach::State { snapshot_blocks } => groups[group].1 * snapshot_blocks as usize,
+        _ if link > 0 => link,
         _ => groups[group].1,
     }
 }
@@ -112,10 +121,13 @@ impl Play {
         'lengths: for length in (1..=limit).rev() {
             let mut blocks = Vec::new();
             for (group, &(_, each)) in self.groups.iter().enumerate() {
-                if length % each != 0 || length % snapshot_tokens(&self.groups, group) != 0 {
+                if length % hit_unit(&self.groups, group, self.link) != 0 {
                     continue 'lengths;
                 }
-                let last = length / each;
+                let last = length.div_ceil(each);
+                if last * each > prompt.len() {
+                    continue 'lengths;
+                }
                 let mut first =
                     if self.is_state(group) { last - 1 } else { self.first_needed(group, length) };
                 if !has_chain {
@@ -123,6 +135,9 @@ impl Play {
                 }
                 for position in first..last {
                     match findable[group].get(&prompt[..(position + 1) * each]) {
+                        Some(&block) if position == length / each && self.fresh.contains(&(group, block)) => {
+                            continue 'lengths;
+                        }
                         Some(&block) => blocks.push(block),
                         None => continue 'lengths,
                     }
@@ -149,6 +164,7 @@ impl Play {
         }
         assert_eq!((hit.tokens as usize, &hit.blocks), (best.0, &best.1), "{prompt:?}");
         let expected = best.0;
+        self.inside += usize::from(self.groups.iter().any(|(_, each)| expected % each != 0));
         let tokens = self.random.usize(0..20).min(self.longest - expected);
         let lookahead = self.random.usize(0..6).min(self.longest - expected - tokens);
         let op = Op::Admit {
@@ -173,7 +189,11 @@ impl Play {
                 self.groups.iter().any(|(reach, _)| matches!(reach, Reach::All | Reach::Untrimmed));
             let first = self.first_needed(group, expected);
             // Without a chain a hit holds at least its last block.
-            if has_chain || expected == 0 { first } else { first.min(expected / self.groups[group].1 - 1) }
+            if has_chain || expected == 0 {
+                first
+            } else {
+                first.min(expected.div_ceil(self.groups[group].1) - 1)
+            }
         });
         let sequence = Sequence {
             id: result.sequence,
@@ -237,6 +257,7 @@ impl Play {
                 };
                 if let Some(block) = block {
                     self.contents[group].insert(block, tokens[..end].to_vec());
+                    self.fresh.insert((group, block));
                 }
             }
         }
@@ -323,6 +344,7 @@ impl Play {
                 [copy.source_slot, copy.target_slot].map(|slot| (slot / each as i64) as i32);
             assert_eq!((copy.tokens as usize, copy.shift), (each, 0), "nothing else copies here");
             self.contents[group].remove(&target);
+            self.fresh.insert((group, target));
             if let Some(content) = self.contents[group].remove(&source) {
                 self.contents[group].insert(target, content);
             }
@@ -338,6 +360,7 @@ impl Play {
             self.bench.cache.resize(group, self.random.u64(BLOCKS / 2..=BLOCKS)).unwrap();
         }
         self.bench.begin();
+        self.fresh.clear();
         self.follow_moves();
         self.live.iter_mut().for_each(|sequence| sequence.first = usize::MAX);
         for _ in 0..self.random.usize(1..6) {
@@ -366,12 +389,16 @@ impl Play {
             self.compare();
         }
         self.bench.cache.validate().unwrap();
+        if self.link > 0 {
+            // Copies are enqueued before the step's work.
+            self.rows(0);
+        }
         let stream = self.random.bool().then_some(self.bench.stream);
         self.bench.cache.step_done(self.bench.step, stream).unwrap();
     }
 }
 
-fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], seed: u64) {
+fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], partial_hits: bool, seed: u64) -> usize {
     let make = |&(reach, each): &(Reach, usize)| match reach {
         Reach::State { .. } => GroupConfig { reach, ..opaque(each as u32, 64) },
         _ => GroupConfig { reach, ..group(each as u32) },
@@ -382,11 +409,16 @@ fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], seed: u64) {
         max_sequence_tokens: 96,
         max_batch_tokens: 128,
         event_capacity: 16,
+        partial_hits,
         ..config(groups.iter().map(make).collect(), BLOCKS)
     };
+    let bench = Bench::new(&settings);
     let mut play = Play {
         random: Rng::with_seed(seed),
-        bench: Bench::new(&settings),
+        fresh: HashSet::new(),
+        link: if partial_hits { bench.cache.hash_block_tokens() as usize } else { 0 },
+        inside: 0,
+        bench,
         groups: groups.to_vec(),
         contents: vec![HashMap::new(); groups.len()],
         live: Vec::new(),
@@ -395,10 +427,11 @@ fn play(hash: HashKind, policy: &str, groups: &[(Reach, usize)], seed: u64) {
     };
     (0..400).for_each(|_| play.step());
     assert!(play.bench.statistics().moved_blocks > 10);
+    play.inside
 }
 
-/// Hash, policy, and the groups with their block sizes.
-type Cache<'a> = (HashKind, &'a str, &'a [(Reach, usize)]);
+/// Hash, policy, the groups with their block sizes, and whether hits end inside blocks.
+type Cache<'a> = (HashKind, &'a str, &'a [(Reach, usize)], bool);
 
 #[test]
 fn mixed_groups_equal_a_naive_idea_of_them() {
@@ -406,22 +439,41 @@ fn mixed_groups_equal_a_naive_idea_of_them() {
         (|window_tokens| Reach::Sliding { window_tokens }, |chunk_tokens| Reach::Chunked { chunk_tokens });
     let state = |snapshot_blocks| Reach::State { snapshot_blocks };
     let caches: &[Cache<'_>] = &[
-        (HashKind::Blake3, "lru", &[(sliding(8), 4), (sliding(8), 4), (Reach::All, 4)]),
-        (HashKind::Xxh3, "lru", &[(sliding(13), 8), (Reach::All, 4), (chunked(16), 4)]),
-        (HashKind::Blake3, "fifo", &[(sliding(1), 4), (sliding(30), 8)]),
-        (HashKind::Blake3, "lru", &[(Reach::All, 4), (state(0), 4)]),
-        (HashKind::Xxh3, "fifo", &[(Reach::All, 4), (state(2), 8), (sliding(10), 4)]),
-        (HashKind::Xxh3, "lru", &[(Reach::Untrimmed, 4), (Reach::All, 8)]),
-        (HashKind::Blake3, "fifo", &[(Reach::Untrimmed, 8), (chunked(24), 4), (state(3), 4)]),
+        (HashKind::Blake3, "lru", &[(sliding(8), 4), (sliding(8), 4), (Reach::All, 4)], false),
+        (HashKind::Xxh3, "lru", &[(sliding(13), 8), (Reach::All, 4), (chunked(16), 4)], false),
+        (HashKind::Blake3, "fifo", &[(sliding(1), 4), (sliding(30), 8)], false),
+        (HashKind::Blake3, "lru", &[(Reach::All, 4), (state(0), 4)], false),
+        (HashKind::Xxh3, "fifo", &[(Reach::All, 4), (state(2), 8), (sliding(10), 4)], false),
+        (HashKind::Xxh3, "lru", &[(Reach::Untrimmed, 4), (Reach::All, 8)], false),
+        (HashKind::Blake3, "fifo", &[(Reach::Untrimmed, 8), (chunked(24), 4), (state(3), 4)], false),
+        (HashKind::Blake3, "lru", &[(Reach::All, 6), (sliding(9), 4)], true),
+        (HashKind::Xxh3, "lru", &[(Reach::All, 3), (sliding(13), 6), (Reach::Untrimmed, 7)], true),
+        (HashKind::Blake3, "fifo", &[(sliding(20), 5), (chunked(14), 3)], true),
+        (HashKind::Blake3, "lru", &[(Reach::All, 10), (sliding(7), 4), (state(0), 2)], true),
+        (
+            HashKind::Xxh3,
+            "lru",
+            &[(Reach::All, 2), (chunked(9), 8), (Reach::Untrimmed, 5), (state(1), 2)],
+            true,
+        ),
     ];
+    let mut inside = vec![0; caches.len()];
     let only = std::env::var("KAVERN_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..6, |seed: u64| seed..seed + 1) {
-        for (index, (hash, policy, groups)) in caches.iter().enumerate() {
-            let outcome = std::panic::catch_unwind(|| play(*hash, policy, groups, seed));
-            if let Err(panic) = outcome {
-                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-                panic!("cache {index} diverged with KAVERN_SEED={seed}: {text}");
+        for (index, (hash, policy, groups, partial_hits)) in caches.iter().enumerate() {
+            let outcome = std::panic::catch_unwind(|| play(*hash, policy, groups, *partial_hits, seed));
+            match outcome {
+                Ok(count) => inside[index] += count,
+                Err(panic) => {
+                    let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                    panic!("cache {index} diverged with KAVERN_SEED={seed}: {text}");
+                }
             }
         }
+    }
+    for (index, (.., partial_hits)) in caches.iter().enumerate() {
+        let count = inside[index];
+        let is_right = if *partial_hits { count > 10 || only.is_some() } else { count == 0 };
+        assert!(is_right, "{count} hits of cache {index} end inside a block");
     }
 }

@@ -1,10 +1,10 @@
 //! Hits that end inside a block: what is found, copied and left alone.
 
-use kavern::cache::{CacheConfig, Extra, HashKind, Op, Request, Scrub, Target};
+use kavern::cache::{CacheConfig, Extra, GroupConfig, HashKind, Op, Reach, Request, Scrub, Target};
 use kavern::error::Status;
 use kavern::types::Id;
 
-use super::bench::{Bench, ask, ask_with, commit, config, group, opaque, prompt};
+use super::bench::{Bench, ask, ask_keys, ask_with, commit, commit_keys, config, group, opaque, prompt};
 
 fn settings(block_tokens: &[u32], hash: HashKind) -> CacheConfig {
     let groups = block_tokens.iter().map(|&tokens| group(tokens)).collect();
@@ -207,4 +207,238 @@ fn only_caches_whose_tokens_can_be_copied_take_such_hits() {
     let error = kavern::cache::KvCache::new(&bench.memory, &settings).err().unwrap();
     assert_eq!(error.status, Status::InvalidArgument);
     assert!(error.text.contains("slots"), "{error}");
+}
+
+fn sliding(block_tokens: u32, window_tokens: u32) -> GroupConfig {
+    GroupConfig { reach: Reach::Sliding { window_tokens }, ..group(block_tokens) }
+}
+
+/// A full group and a window in blocks of other sizes.
+fn mixed(full: u32, window: GroupConfig, blocks: u64) -> CacheConfig {
+    let settings = config(vec![group(full), window], blocks);
+    CacheConfig {
+        partial_hits: true,
+        scrub: Scrub::Always,
+        max_sequence_tokens: 1200,
+        max_batch_tokens: 1200,
+        ..settings
+    }
+}
+
+#[test]
+fn groups_of_several_kinds_do_not_wait_for_a_common_multiple() {
+    // Blocks and window, then the hits of a prompt of 1,150 tokens that was there: in whole blocks of both, and wherever
+    // one of them ends a block and the other has the one around it.
+    for (full, window, whole, inside) in [
+        (16, sliding(24, 64), 1104, 1128),
+        (100, sliding(48, 512), 0, 1100),
+        (16, sliding(112, 512), 1120, 1120),
+    ] {
+        let settings = mixed(full, window, 256);
+        let tokens = prompt(1, 1150);
+        let mut aligned = Bench::new(&CacheConfig { partial_hits: false, ..settings.clone() });
+        aligned.run(&ask(&tokens));
+        assert_eq!(aligned.hits(&ask(&tokens)), whole);
+        let mut bench = Bench::new(&settings);
+        bench.run(&ask(&tokens));
+        assert_eq!(bench.hits(&ask(&tokens)), inside);
+    }
+}
+
+#[test]
+fn what_a_hit_of_several_kinds_leaves_out_and_counts_is_what_it_copies_too() {
+    let mut bench = Bench::new(&mixed(16, sliding(24, 64), 256));
+    let tokens = prompt(1, 1150);
+    bench.run(&ask(&tokens));
+    let keep_one = Request { keep_one_token: true, ..ask(&tokens[..1104]) };
+    assert_eq!(bench.hits(&ask(&tokens[..1104])), 1104);
+    assert_eq!(bench.hits(&keep_one), 1096, "the last link before the token that is left");
+    let drop_last = Request { drop_last: true, ..ask(&tokens) };
+    assert_eq!(bench.hits(&drop_last), 1104, "the last block of either is left out");
+    let other = parted(&tokens, 1120, 1150);
+    assert_eq!(bench.hits(&ask(&other)), 1104, "behind that a block of the window holds other tokens");
+    // Blocks looked up, hit and missed, and the tokens of the hit.
+    let counts = |bench: &mut Bench, request: &Request<'_>| {
+        let before = bench.statistics();
+        bench.hits(request);
+        let after = bench.statistics();
+        [
+            after.lookup_blocks - before.lookup_blocks,
+            after.hit_blocks - before.hit_blocks,
+            after.missed_blocks - before.missed_blocks,
+            after.hit_tokens - before.hit_tokens,
+        ]
+    };
+    // The block that is copied is no hit, its tokens are.
+    assert_eq!(counts(&mut bench, &ask(&tokens)), [71 + 3, 70 + 3, 1, 1128]);
+    assert_eq!(counts(&mut bench, &keep_one), [69 + 3, 68 + 2, 0, 1096], "what is left out is no miss");
+    let mut bench = Bench::new(&mixed(100, sliding(48, 512), 256));
+    bench.run(&ask(&tokens));
+    assert_eq!(counts(&mut bench, &ask(&tokens)), [11 + 11, 11 + 10, 1, 1100]);
+}
+
+#[test]
+fn each_kind_copies_the_tokens_of_its_last_block_and_the_chain_goes_on_behind_them() {
+    // Tokens of the prompt that is looked up, of the hit, and in each group the block in which it ends and its tokens.
+    for (count, length, ends) in [(30, 28, [None, Some((4, 4))]), (33, 30, [Some((7, 2)), None])] {
+        let mut bench = Bench::new(&mixed(4, sliding(6, 9), 32));
+        let tokens = prompt(1, 34);
+        bench.run(&ask(&tokens));
+        bench.begin();
+        bench.upload();
+        bench.done();
+        let asked = Request { keep_one_token: true, ..ask(&tokens[..count]) };
+        let hit = bench.look(&asked);
+        assert_eq!(hit.tokens, length);
+        let full = length.div_ceil(4) as usize;
+        for (at, &block) in hit.blocks.iter().enumerate() {
+            let (group, seed) = (u32::from(at >= full), at as u64 + 1);
+            bench.cache.fill_pattern(bench.stream, group, &[block], &[seed]).unwrap();
+        }
+        let last = [hit.blocks[full - 1], *hit.blocks.last().unwrap()];
+        let bytes = |bench: &Bench, group: usize, block: i32| {
+            bench.bytes(bench.block(group as u32, block).address(), [64, 96][group])
+        };
+        let sources = [0, 1].map(|group| bytes(&bench, group, last[group]));
+        bench.begin();
+        let admitted = bench.admit(hit.lease, 36 - length);
+        let second = parted(&tokens, length as usize, 36);
+        bench.commit(admitted.sequence, &second[length as usize..]);
+        bench.upload();
+        let row = admitted.row as usize;
+        let rows = bench.cache.tables(bench.step, bench.stream, |tables| {
+            let view =
+                |group: usize| tables.group(group).map(|view| (view.row_cells as usize, view.block_table));
+            let cell = |group: usize, at: usize| view(group).map(|(cells, table)| table[row * cells + at]);
+            Ok([cell(0, (length / 4) as usize)?, cell(1, (length / 6) as usize)?])
+        });
+        for (group, block) in rows.unwrap().into_iter().enumerate() {
+            let Some((_, copied)) = ends[group] else { continue };
+            assert_ne!(block, last[group]);
+            let (copy, half) = (bytes(&bench, group, block), sources[group].len() / 2);
+            for from in [0, half] {
+                let (end, next) = (from + 8 * copied, from + half);
+                assert_eq!(copy[from..end], sources[group][from..end], "{length} tokens, group {group}");
+                assert!(copy[end..next].iter().all(|&byte| byte == 0));
+            }
+            assert_eq!(bytes(&bench, group, last[group]), sources[group], "the source stays");
+            assert_eq!(ends[group].map(|(at, _)| at), Some(length / [4, 6][group]));
+        }
+        let copied: usize = ends.iter().flatten().map(|&(_, copied)| copied).sum();
+        assert_eq!(bench.statistics().copied_tokens as usize, copied);
+        bench.free(admitted.sequence);
+        bench.done();
+        assert_eq!(bench.hits(&ask(&second)), 36, "both published what they completed");
+        assert_eq!(bench.hits(&ask(&tokens)), 30);
+    }
+}
+
+#[test]
+fn keys_of_the_caller_find_such_hits_too() {
+    let mut bench = Bench::new(&mixed(4, sliding(6, 9), 32));
+    let keys: Vec<u8> = (0..32 * 16).map(|at: u32| (at / 32 + 1) as u8).collect();
+    let request = ask_keys(&keys, 32, 2);
+    let lease = bench.look(&request).lease;
+    bench.begin();
+    let sequence = bench.admit(lease, 32).sequence;
+    bench.good(&commit_keys(sequence, 32, &keys, 32));
+    bench.free(sequence);
+    bench.done();
+    let hit = bench.look(&request);
+    assert_eq!(hit.tokens, 30);
+    bench.begin();
+    let sequence = bench.admit(hit.lease, 6).sequence;
+    let more: Vec<u8> = keys[32 * 15..].iter().copied().chain([99; 64]).collect();
+    bench.good(&commit_keys(sequence, 6, &more, 32));
+    bench.upload();
+    bench.free(sequence);
+    bench.done();
+    let all: Vec<u8> = keys.iter().copied().chain([99; 64]).collect();
+    assert_eq!(bench.hits(&ask_keys(&all, 32, 2)), 36);
+}
+
+#[test]
+fn among_several_kinds_a_block_of_the_open_step_is_no_source() {
+    for hash in [HashKind::Blake3, HashKind::Xxh3] {
+        let mut bench = Bench::new(&CacheConfig { hash, ..mixed(3, sliding(6, 9), 32) });
+        let tokens = prompt(1, 35);
+        bench.begin();
+        let (_, sequence) = bench.start(&ask(&tokens), &tokens);
+        let early = bench.look(&ask(&tokens[..33]));
+        assert_eq!(early.tokens, 30, "{hash:?}");
+        bench.good(&Op::Release { lease: early.lease });
+        bench.done();
+        assert_eq!(bench.hits(&ask(&tokens)), 30, "the window's next block is not whole, {hash:?}");
+        bench.begin();
+        bench.append(sequence, 1);
+        bench.commit(sequence, &[77]);
+        let whole = [&tokens[..], &[77]].concat();
+        let keep_one = Request { keep_one_token: true, ..ask(&whole) };
+        let early = bench.look(&keep_one);
+        assert_eq!(early.tokens, 30, "the last blocks are not written, {hash:?}");
+        bench.good(&Op::Release { lease: early.lease });
+        bench.done();
+        assert_eq!(bench.hits(&keep_one), 33, "{hash:?}");
+    }
+}
+
+#[test]
+fn among_several_kinds_a_copy_that_does_not_fit_is_refused_whether_it_is_made_now_or_later() {
+    for blocks in [8, 9] {
+        let mut bench = Bench::new(&mixed(4, sliding(6, 9), blocks));
+        let tokens = prompt(1, 32);
+        bench.run(&ask(&tokens));
+        for (count, expected_tokens) in [(2, 0), (2, 32), (0, 32), (0, 0)] {
+            let hit = bench.look(&ask(&tokens));
+            assert_eq!(hit.tokens, 30);
+            let before = bench.statistics();
+            bench.begin();
+            let lease = hit.lease;
+            let admit = Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens };
+            let result = bench.apply(&admit);
+            if blocks == 8 && (count, expected_tokens) != (0, 0) {
+                assert_eq!((result.status, result.blocks_missing), (Status::OutOfBlocks, 1));
+                let after = bench.statistics();
+                assert_eq!(before.used_blocks, after.used_blocks);
+                assert_eq!(
+                    before.free_blocks + before.inactive_blocks,
+                    after.free_blocks + after.inactive_blocks
+                );
+                assert_eq!(after.promised_blocks, 0);
+                bench.good(&Op::Release { lease });
+            } else {
+                assert_eq!(result.status, Status::Ok);
+                let target = Target::Id(Id(result.sequence));
+                let append = bench.apply(&Op::Append { target, tokens: 2 - count, lookahead: 0 });
+                assert_eq!(append.status, if blocks == 8 { Status::OutOfBlocks } else { Status::Ok });
+                bench.upload();
+                bench.free(result.sequence);
+            }
+            bench.done();
+        }
+        assert_eq!(bench.statistics().copied_tokens, if blocks == 8 { 0 } else { 4 * 2 });
+    }
+}
+
+#[test]
+fn among_several_kinds_a_hit_takes_no_block_that_is_promised() {
+    // Blocks of the full group and window, then the expected length of another sequence, and the hit beside it.
+    for (full_blocks, window, expected_tokens, left) in [(9, 9, 8, 28), (64, 24, 36, 18)] {
+        let mut settings = mixed(4, sliding(6, window), 9);
+        settings.groups[0].capacity_blocks = full_blocks;
+        let mut bench = Bench::new(&settings);
+        let tokens = prompt(1, 32);
+        bench.run(&ask(&tokens));
+        let lease = bench.look(&ask(&[])).lease;
+        bench.begin();
+        let admit = Op::Admit { lease, tokens: 4, lookahead: 0, row: -1, expected_tokens };
+        let other = bench.good(&admit).sequence;
+        let hit = bench.look(&ask(&tokens));
+        assert_eq!(hit.tokens, left);
+        bench.cache.validate().unwrap();
+        bench.good(&Op::Release { lease: hit.lease });
+        bench.free(other);
+        bench.done();
+        assert_eq!(bench.hits(&ask(&tokens)), 30);
+    }
 }
