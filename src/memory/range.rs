@@ -11,6 +11,7 @@
 //! given up. A failed call leaves all as it was. Lock order: the range's one lock, which is held across calls into the
 //! device, because two changes of one range must not cross; then the pool's. Never two ranges' at a time.
 
+mod left;
 mod moving;
 mod passing;
 mod stuck;
@@ -26,7 +27,7 @@ use super::chores::{Chore, Collected, Passed, Skipped};
 use super::fence::{Fence, outlasts_work};
 use super::page_class::PageClass;
 use super::page_table::{PageTable, TableCounts, Told};
-use super::physical::{Physical, PhysicalPage, short_of};
+use super::physical::{Physical, PhysicalPage};
 use crate::device::{Access, DeviceSlice};
 use crate::error::{Error, Result, Status};
 use crate::event::Level;
@@ -250,23 +251,6 @@ impl Range {
         if error.status == Status::DeviceLost {
             self.abandon();
         }
-    }
-
-    /// Most that this range could get now.
-    fn left_bytes(&self) -> u64 {
-        let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
-        ours.min(self.physical.left_bytes())
-    }
-
-    /// Refuses what cannot fit before anything is made for it.
-    fn check_left(&self, bytes: u64) -> Result<()> {
-        let left = self.left_bytes();
-        if bytes > left {
-            return Err(short_of(bytes, left));
-        }
-        // To make one mapping costs as much as to ask.
-        let most = PageClass::LARGE.pages() * self.page_bytes;
-        if bytes <= most { Ok(()) } else { self.physical.check_device(bytes) }
     }
 
     /// Maps a gap with the largest pages that fit and are to be had.

@@ -164,7 +164,7 @@ impl Play {
         }
         assert_eq!((hit.tokens as usize, &hit.blocks), (best.0, &best.1), "{prompt:?}");
         let expected = best.0;
-        self.inside += usize::from(self.groups.iter().any(|(_, each)| expected % each != 0));
+        self.inside += usize::from(self.groups.iter().any(|(_, each)| !expected.is_multiple_of(*each)));
         let tokens = self.random.usize(0..20).min(self.longest - expected);
         let lookahead = self.random.usize(0..6).min(self.longest - expected - tokens);
         let op = Op::Admit {

@@ -2,8 +2,8 @@
 //!
 //! A policy owns its own links and knows blocks only as indices. The store calls it under its lock:
 //! `committed` when a block becomes findable (its holder still has it), `released` when the last holder lets go,
-//! `acquired` when somebody takes it again, `missed` when its content is computed anew beside it, `moved` when a held one gets another index, `removed` when it stops being
-//! findable, in whatever state it is.
+//! `acquired` when somebody takes it again, `missed` when its content is computed anew beside it, `moved` when a held
+//! one gets another index, `removed` when it stops being findable, in whatever state it is.
 //! `victim` names the next to go among the released ones and forgets it. A call takes a bounded time, however many
 //! blocks are held.
 //! Priorities, expiry and pins are a layer above every policy (`retention`): a block that they govern counts as held

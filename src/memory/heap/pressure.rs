@@ -277,8 +277,8 @@ impl Heap {
         let share = (100 * pooled).checked_div(statistics.backed_bytes).unwrap_or(0);
         let text = format!(
             "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
-             is backed; {} of it beside something in the same mapping), in the pool of pages {}, the largest request that \
-             would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
+             is backed; {} of it beside something in the same mapping), in the pool of pages {}, the largest request \
+             that would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
              the limit",
             last.text,
             self.physical.limit_text(),
