@@ -7,7 +7,7 @@ use crate::memory::physical::short_of;
 
 impl Range {
     /// Most that this range could get now.
-    fn left_bytes(&self) -> u64 {
+    pub(super) fn left_bytes(&self) -> u64 {
         let ours = self.holder.payer.as_ref().map_or(u64::MAX, |payer| payer.left_bytes());
         ours.min(self.physical.left_bytes())
     }
