@@ -278,8 +278,8 @@ impl Heap {
         let text = format!(
             "{bytes} bytes requested: {}; {}; live {} bytes in {} allocations, held free {pooled} ({share} % of what \
              is backed; {} of it beside something in the same mapping), in the pool of pages {}, the largest request \
-             that would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or raise \
-             the limit",
+             that would be served now {largest}, the device has {free} of {} free; most: {tags}; free something or \
+             raise the limit",
             last.text,
             self.physical.limit_text(),
             statistics.live_bytes,
