@@ -1,5 +1,5 @@
-//! Blocks that a cache without a device tells to be filled with zeros: where the memory is the engine's, only the engine
-//! can wipe what another tenant left there.
+//! Blocks that a cache without a device tells to be filled with zeros: where the memory is the engine's, only the
+//! engine can wipe what another tenant left there.
 //!
 //! Each store lists its blocks under the lock, at most once each, and knows which of them `tables` told. Told ones stay
 //! listed until the step is over, because its plan tells all of them to workers; where plans are made they stay until

@@ -63,7 +63,8 @@ fn start(bench: &mut Bench, request: &Request<'_>, tokens: &[i32], ends: Option<
     let hit = bench.look(request);
     let rest = &tokens[hit.tokens as usize..];
     let (lease, count) = (hit.lease, rest.len() as u64);
-    let admitted = bench.apply(&Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 });
+    let admitted =
+        bench.apply(&Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 });
     if admitted.status != Status::Ok {
         bench.release(lease);
         return None;
@@ -138,8 +139,12 @@ fn take_all(bench: &mut Bench, namespace_id: u64) -> u64 {
     bench.admit(lease, 4 * BLOCKS).sequence
 }
 
+fn all_in_one() -> CacheConfig {
+    CacheConfig { scrub: Scrub::TenantChange, ..config(vec![group(4)], BLOCKS) }
+}
+
 fn one_group() -> Bench {
-    Bench::new(&CacheConfig { metadata_only: true, ..config(vec![group(4)], BLOCKS) })
+    Bench::new(&CacheConfig { metadata_only: true, ..all_in_one() })
 }
 
 fn count_told(bench: &Bench) -> usize {
@@ -164,13 +169,23 @@ fn what_no_tables_told_is_told_in_a_later_step() {
     bench.done();
     bench.begin();
     assert_eq!(count_told(&bench), 0);
+    // Nor is it told to workers that begin now.
+    assert_eq!(
+        count_wiped(&Bench::new(&CacheConfig { worker: true, ..all_in_one() }), &plan(&bench, true)),
+        0
+    );
     bench.done();
+}
+
+fn count_wiped(worker: &Bench, message: &[u8]) -> u64 {
+    let count = |tables: &StepTables<'_>| Ok(tables.group(0)?.blocks_zeroed);
+    worker.cache.apply_plan(worker.stream, message, count).unwrap()
 }
 
 #[test]
 fn a_block_that_waits_for_its_plan_is_told_again_for_the_next_tenant() {
     let mut bench = one_group();
-    let worker = Bench::new(&CacheConfig { worker: true, ..config(vec![group(4)], BLOCKS) });
+    let worker = Bench::new(&CacheConfig { worker: true, ..all_in_one() });
     let mut last = take_all(&mut bench, 1);
     assert_eq!(count_told(&bench), 0);
     let first = plan(&bench, true);
@@ -181,10 +196,11 @@ fn a_block_that_waits_for_its_plan_is_told_again_for_the_next_tenant() {
         assert_eq!((count_told(&bench), count_told(&bench)), (BLOCKS as usize, 0), "tenant {tenant}");
         bench.cache.validate().unwrap();
     }
-    let count = |tables: &StepTables<'_>| Ok(tables.group(0)?.blocks_zeroed);
-    assert_eq!(worker.cache.apply_plan(worker.stream, &first, count).unwrap(), 0);
+    assert_eq!(count_wiped(&worker, &first), 0);
     worker.cache.step_done(1, None).unwrap();
-    assert_eq!(worker.cache.apply_plan(worker.stream, &plan(&bench, false), count).unwrap(), BLOCKS);
+    bench.done();
+    bench.begin();
+    assert_eq!(count_wiped(&worker, &plan(&bench, false)), BLOCKS);
     assert_eq!(count_told(&bench), 0);
     bench.done();
 }
