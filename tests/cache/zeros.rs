@@ -73,8 +73,8 @@ fn start(bench: &mut Bench, request: &Request<'_>, tokens: &[i32], ends: Option<
     Some(admitted.sequence)
 }
 
-/// The same requests of several tenants to a cache with memory, to one without, and to one whose plans a worker applies;
-/// answers how many blocks were to be wiped.
+/// The same requests of several tenants to a cache with memory, to one without, and to one whose plans a worker
+/// applies; answers how many blocks were to be wiped.
 fn tell_the_same(scrub: Scrub, seed: u64) -> usize {
     let mut random = fastrand::Rng::with_seed(seed);
     let worker = Bench::new(&CacheConfig { worker: true, ..settings(scrub) });
