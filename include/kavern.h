@@ -1632,7 +1632,7 @@ typedef struct kavern_kv_group_tables {
     uint64_t row_cells;
     /** Cells of the block table that this call uploaded. */
     uint64_t cells_uploaded;
-    /** Blocks that this call fills with zeros before the step's work. */
+    /** Blocks that this call fills with zeros before the step's work; 0 without memory, see `zeros_host`. */
     uint64_t blocks_zeroed;
 } kavern_kv_group_tables;
 
@@ -1660,6 +1660,14 @@ typedef struct kavern_kv_token_copy {
      */
     int32_t shift;
 } kavern_kv_token_copy;
+
+/** A block that the engine fills with zeros before a step's work, because the cache has no memory of its own. */
+typedef struct kavern_kv_zero_block {
+    /** The group. */
+    uint32_t group;
+    /** The block. */
+    int32_t block;
+} kavern_kv_zero_block;
 
 /** Tables of a step. You set struct_size, groups and group_capacity; the call fills the rest. */
 typedef struct kavern_kv_step_tables {
@@ -1697,6 +1705,16 @@ typedef struct kavern_kv_step_tables {
     uint32_t copy_count;
     /** Zero. */
     uint32_t reserved2;
+    /**
+     * kavern_kv_zero_block [zero_count], group after group: blocks of a cache without memory in which another tenant's
+     * bytes lie, or any with KAVERN_SCRUB_ALWAYS. Fill them with zeros before you carry out `copies_host`, and before
+     * the step's work. Each is told once, by the first call after it was handed out; the step's plan tells them too. A
+     * cache with memory fills them itself, and `blocks_zeroed` says how many. Null if there is none; valid as long as
+     * `copies_host`.
+     */
+    const kavern_kv_zero_block *zeros_host;
+    /** How many. */
+    uint64_t zero_count;
 } kavern_kv_step_tables;
 
 /** A size class of a pool. It will never grow, so it carries no size. */

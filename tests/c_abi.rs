@@ -165,6 +165,13 @@ fn sequences_branch_are_cut_and_stopped_and_tell_what_is_copied() {
 }
 
 #[test]
+fn a_cache_without_memory_tells_what_is_to_be_wiped() {
+    if there_is("cc", "cc") {
+        run(&mut Command::new(build("zeros", &["zeros.c"])));
+    }
+}
+
+#[test]
 fn a_list_does_what_its_operations_do_one_by_one_but_for_what_depends_on_a_refused_one() {
     if there_is("cc", "cc") {
         run(&mut Command::new(build("lists", &["lists.c"])));

@@ -39,4 +39,5 @@ mod cache {
     mod tables;
     mod turns;
     mod write;
+    mod zeros;
 }

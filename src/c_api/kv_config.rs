@@ -45,7 +45,7 @@ c_struct! {
     kavern_kv_group, 88, 104;
     kavern_kv_request, 120, 120;
     kavern_kv_op, 80, 120;
-    kavern_kv_step_tables, 80, 104;
+    kavern_kv_step_tables, 80, 120;
     kavern_kv_statistics, 200, 296;
     kavern_kv_namespace_statistics, 112, 120;
     kavern_kv_plan_info, 56, 56;

@@ -32,6 +32,17 @@ pub struct kavern_kv_token_copy {
     pub shift: i32,
 }
 
+/// A block that the engine fills with zeros before a step's work, because the cache has no memory of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kavern_kv_zero_block {
+    /// The group.
+    pub group: u32,
+    /// The block.
+    pub block: i32,
+}
+
+const _: () = assert!(size_of::<kavern_kv_zero_block>() == size_of::<crate::cache::ZeroBlock>());
 const _: () = assert!(size_of::<kavern_kv_token_copy>() == size_of::<crate::cache::TokenCopy>());
 
 /// # Safety

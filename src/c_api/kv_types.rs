@@ -269,7 +269,7 @@ pub struct kavern_kv_group_tables {
     pub row_cells: u64,
     /// Cells of the block table that this call uploaded.
     pub cells_uploaded: u64,
-    /// Blocks that this call fills with zeros before the step's work.
+    /// Blocks that this call fills with zeros before the step's work; 0 without memory, see `zeros_host`.
     pub blocks_zeroed: u64,
 }
 
@@ -311,6 +311,14 @@ pub struct kavern_kv_step_tables {
     pub copy_count: u32,
     /// Zero.
     pub reserved2: u32,
+    /// kavern_kv_zero_block [zero_count], group after group: blocks of a cache without memory in which another tenant's
+    /// bytes lie, or any with KAVERN_SCRUB_ALWAYS. Fill them with zeros before you carry out `copies_host`, and before
+    /// the step's work. Each is told once, by the first call after it was handed out; the step's plan tells them too. A
+    /// cache with memory fills them itself, and `blocks_zeroed` says how many. Null if there is none; valid as long as
+    /// `copies_host`.
+    pub zeros_host: *const super::kv_ops::kavern_kv_zero_block,
+    /// How many.
+    pub zero_count: u64,
 }
 
 /// A finished load or store of another tier.

@@ -42,10 +42,11 @@ pub(super) unsafe fn fill_tables(
     Ok(Status::Ok)
 }
 
+fn pointer<T>(values: &[T]) -> *const T {
+    if values.is_empty() { std::ptr::null() } else { values.as_ptr() }
+}
+
 fn group_tables(addresses: GroupAddresses, view: &GroupView<'_>) -> kavern_kv_group_tables {
-    fn pointer<T>(values: &[T]) -> *const T {
-        if values.is_empty() { std::ptr::null() } else { values.as_ptr() }
-    }
     kavern_kv_group_tables {
         block_table: addresses.block_table,
         slot_mapping: addresses.slot_mapping,
@@ -85,6 +86,8 @@ fn write_tables(
         copies: tables.copies_address(),
         copies_host: tables.copies().as_ptr().cast(),
         copy_count: tables.copies().len() as u32,
+        zeros_host: pointer(tables.zeros()).cast(),
+        zero_count: tables.zeros().len() as u64,
         ..config::zeroed()
     })
 }

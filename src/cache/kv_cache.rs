@@ -273,7 +273,10 @@ impl KvCache {
             store.zeroed(count);
         }
         match self.is_metadata_only() {
-            true => state.tell_copies(),
+            true => {
+                state.tell_copies();
+                state.tell_zeros();
+            }
             false => state.take_copies(&|group| uploader.copies_planned[group]),
         }
         if !state.has_workers() {

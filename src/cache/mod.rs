@@ -83,6 +83,7 @@ mod upload;
 mod vacate;
 mod walk;
 mod write;
+mod zeros;
 
 pub use advise::{DEFAULT_ADVISOR, advisor_names};
 pub use change::{Change, PreemptMode};
@@ -113,3 +114,4 @@ pub use state::{CacheStatistics, ResetScope};
 pub use step::{Op, OpResult, Target};
 pub use table::{GroupAddresses, GroupView};
 pub use write::Append;
+pub use zeros::ZeroBlock;

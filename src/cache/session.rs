@@ -8,6 +8,7 @@ use super::prefix;
 use super::state::State;
 use super::step::{Op, OpResult, Target};
 use super::table::{GroupAddresses, GroupView, Uploader};
+use super::zeros::ZeroBlock;
 use crate::error::{Result, Status};
 use crate::sync::MutexGuard;
 use crate::types::Id;
@@ -135,7 +136,12 @@ impl StepTables<'_> {
         self.state.copies.sent()
     }
 
-    /// Device address of the same list; 0 without a device.
+    /// Blocks that the engine fills with zeros, before these copies, because the cache has no memory of its own.
+    pub fn zeros(&self) -> &[ZeroBlock] {
+        self.state.zeros.told()
+    }
+
+    /// Device address of the copies; 0 without a device.
     pub fn copies_address(&self) -> u64 {
         self.uploader.address(self.uploader.places.copies)
     }

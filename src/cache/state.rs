@@ -28,6 +28,7 @@ use super::sizes::Sizes;
 use super::steps::{Steps, Waiting};
 use super::store::{Store, StoreOptions};
 use super::trunks::Trunks;
+use super::zeros::Zeros;
 use crate::device::Event;
 use crate::error::{Error, Result};
 use crate::sys::reserve::{filled, room};
@@ -94,6 +95,7 @@ pub(super) struct State {
     pub(super) shared: Shared,
     pub(super) batch: Batch,
     pub(super) copies: Copies,
+    pub(super) zeros: Zeros,
     pub(super) trunks: Trunks,
     pub(super) promises: Promises,
     /// New blocks of an edited tail, before they take the place of the old ones.
@@ -162,6 +164,7 @@ impl State {
             },
             batch: Batch::new(geometry, config)?,
             copies: Copies::new(geometry, config.max_sequences, config.metadata_only)?,
+            zeros: Zeros::new(geometry, config)?,
             mover: Mover::new(
                 geometry,
                 trunks.count(),
@@ -278,6 +281,7 @@ impl State {
                 + self.batch.bytes()
                 + self.shared.namespaces.owners.bytes()
                 + self.copies.bytes()
+                + self.zeros.bytes()
                 + self.trunks.bytes()
                 + self.promises.bytes()
                 + self.sizes.as_ref().map_or(0, Sizes::bytes)

@@ -24,6 +24,7 @@ impl State {
         if self.shared.steps.open(step)? {
             self.batch.begin(step, self.holders.ended);
             self.begin_copies();
+            self.begin_zeros();
         }
         self.call += 1;
         Ok(())

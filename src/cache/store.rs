@@ -69,6 +69,8 @@ pub(super) struct Store {
     scrub: Scrub,
     /// Blocks to fill with zeros before the next step's work; each at most once.
     zero_list: Vec<i32>,
+    /// How many of them, from the first on, `tables` told without a device that would fill them.
+    zeros_told: usize,
     /// Findable blocks by owner, and by entry of the table of namespaces.
     pub(super) by_owner: OwnerLists,
 }
@@ -122,6 +124,7 @@ impl Store {
             inactive: 0,
             waiting: 0,
             scrub: options.scrub,
+            zeros_told: 0,
             zero_list: room(if options.scrub == Scrub::None { 0 } else { blocks as usize })?,
             by_owner: OwnerLists::new(blocks, options.owners, options.namespaces)?,
         };
@@ -192,6 +195,13 @@ impl Store {
         if block.namespace_and_flags & ZERO_LISTED == 0 {
             block.namespace_and_flags |= ZERO_LISTED;
             self.zero_list.push(index as i32);
+            return;
+        }
+        // It was told for the tenant before this one, who may have written since.
+        let told = &self.zero_list[..self.zeros_told];
+        if let Some(at) = told.iter().position(|&told| told == index as i32) {
+            self.zeros_told -= 1;
+            self.zero_list.swap(at, self.zeros_told);
         }
     }
 
@@ -200,6 +210,18 @@ impl Store {
         for block in self.zero_list.drain(..count) {
             self.blocks[block as usize].namespace_and_flags &= !ZERO_LISTED;
         }
+        self.zeros_told = self.zeros_told.saturating_sub(count);
+    }
+
+    /// Those of the zero list that were not told; they are now.
+    pub(super) fn tell_zeros(&mut self) -> &[i32] {
+        let from = std::mem::replace(&mut self.zeros_told, self.zero_list.len());
+        &self.zero_list[from..]
+    }
+
+    /// Forgets those that were told.
+    pub(super) fn forget_told_zeros(&mut self) {
+        self.zeroed(self.zeros_told);
     }
 
     /// A copy between two held blocks is listed in this step: neither is used otherwise before the step is over.

@@ -12,6 +12,9 @@ impl Store {
     /// Checks that exactly the blocks which the zero list or a listed copy names say so: others keep their memory.
     pub(in crate::cache) fn validate_lists_of_step(&self, targets: impl Iterator<Item = u32>) -> Result<()> {
         let mut flags = filled(self.blocks.len(), 0)?;
+        if self.zeros_told > self.zero_list.len() {
+            return Err(Error::internal("more blocks to be filled with zeros were told than are listed"));
+        }
         for &block in &self.zero_list {
             if flags[block as usize] != 0 {
                 return Err(Error::internal(format!("block {block} is to be filled with zeros twice")));

@@ -244,6 +244,10 @@ class kavern_kv_token_copy(_c.Structure):
     """A run of tokens that a step copies from slots to slots before its work. All of a block's tokens are the whole block."""
 
 
+class kavern_kv_zero_block(_c.Structure):
+    """A block that the engine fills with zeros before a step's work, because the cache has no memory of its own."""
+
+
 class kavern_kv_cache_config(_c.Structure):
     """How a KV cache is made; fill with kavern_kv_cache_config_init, then set groups and sizes."""
 
@@ -518,6 +522,11 @@ kavern_kv_token_copy._fields_ = [
     ("shift", _c.c_int32),
 ]
 
+kavern_kv_zero_block._fields_ = [
+    ("group", _c.c_uint32),
+    ("block", _c.c_int32),
+]
+
 kavern_kv_cache_config._fields_ = [
     ("struct_size", _c.c_uint32),
     ("flags", _c.c_uint32),
@@ -653,6 +662,8 @@ kavern_kv_step_tables._fields_ = [
     ("copies_host", _c.POINTER(kavern_kv_token_copy)),
     ("copy_count", _c.c_uint32),
     ("reserved2", _c.c_uint32),
+    ("zeros_host", _c.POINTER(kavern_kv_zero_block)),
+    ("zero_count", _c.c_uint64),
 ]
 
 kavern_kv_completion._fields_ = [
