@@ -4,7 +4,8 @@
 //! all later ones, `fail_rate=R` with `seed=S` a share of them, `kind=K` counts only one kind,
 //! `error=oom|device|lost|panic` says how. What it does not: fail calls that give something back, because code that
 //! frees has nobody to tell. `kind=unmap` alone does, for the removal of mappings, which no other kind counts. A failed
-//! call never reaches the backend, so it changes nothing. Whether call n fails depends on n and the seed alone.
+//! call never reaches the backend, so it changes nothing; but a wait for the device that fails has waited. Whether call
+//! n fails depends on n and the seed alone.
 //!
 //! The trait has no default bodies, so a method that is forgotten here does not compile.
 
@@ -205,8 +206,10 @@ impl Device for Faulty {
     }
 
     fn synchronize(&self) -> Result<()> {
+        // Whoever is refused gives memory back all the same, because on a device that is lost nothing runs.
+        let waited = self.inner.synchronize();
         self.act(Kind::Stream, "synchronize")?;
-        self.inner.synchronize()
+        waited
     }
 
     fn stream_create(&self) -> Result<Stream> {

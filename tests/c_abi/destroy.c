@@ -76,7 +76,28 @@ static void write_and_destroy(const char *device, int place, int has_stream) {
     OK(kavern_stream_destroy(&stream));
 }
 
+/* A device that fails from some call on, so that it cannot be waited for: what it was doing is over by then. */
+static void fail_and_destroy(const char *how, const char *more) {
+    for (int call = 1; call <= 40; ++call) {
+        char device[80];
+        snprintf(device, sizeof device, "host?%sfail_from=%d&error=%s", more, call, how);
+        kavern_manager_config config;
+        OK(kavern_manager_config_init(&config, sizeof config));
+        config.device = device;
+        kavern_manager *manager = NULL;
+        if (kavern_manager_create(&config, &manager) != KAVERN_OK) continue;
+        uint64_t block = 0;
+        if (kavern_alloc_zeroed(manager, 16 * MIB, 0, NULL, 0, &block) == KAVERN_OK) kavern_free(manager, block, NULL);
+        OK(kavern_manager_destroy(&manager));
+    }
+}
+
 int main(void) {
+    const char *const failures[] = {"lost", "device", "panic"};
+    for (int i = 0; i < 3; ++i) {
+        fail_and_destroy(failures[i], "");
+        fail_and_destroy(failures[i], "virtual=0&");
+    }
     const uint64_t sizes[4] = {4096, 256 << 10, 4 * MIB, 64 * MIB};
     for (int form = FREED; form < FORMS; ++form) {
         for (int at = 0; at < 4; ++at) {
