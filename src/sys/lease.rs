@@ -209,6 +209,9 @@ impl Drop for Revoked<'_> {
 /// Turns in which an owner that runs is done.
 const TURNS: u32 = 64;
 const PAUSE: Duration = Duration::from_micros(50);
+/// Pauses until they are twice as long, and how often that comes: an owner that is off for long stays so for long.
+const PAUSES: u32 = 8;
+const DOUBLINGS: u32 = 4;
 
 /// One turn of the wait for an owner. It is inside for nanoseconds; after many turns it is off its processor, which it
 /// may never get where a visitor of a higher priority only yields.
@@ -217,7 +220,10 @@ const PAUSE: Duration = Duration::from_micros(50);
     reason = "the owner tells nobody that it is done: that would cost it a fence"
 )]
 fn step_aside(turn: u32) {
-    if turn < TURNS { std::thread::yield_now() } else { std::thread::sleep(PAUSE) }
+    match turn.checked_sub(TURNS) {
+        None => std::thread::yield_now(),
+        Some(pauses) => std::thread::sleep(PAUSE * (1 << (pauses / PAUSES).min(DOUBLINGS))),
+    }
 }
 
 impl<T> Guest<T> {
