@@ -93,15 +93,16 @@ fn addresses_of_a_commit_that_could_not_be_taken_back_get_memory_later() {
     let device = registry::open("host?memory_bytes=409600&page_bytes=4096&kind=unmap&fail_nth=1").unwrap();
     let [ours, others] =
         [(); 2].map(|()| Memory::new(Arc::clone(&device), Limits::default(), Arc::new(NoSink)));
-    let theirs = range(&others, 60, false);
-    theirs.commit(0, 60 * 4096).unwrap();
-    let range = range(&ours, 50, false);
-    // The device is full in the middle of it, which nobody here can know, and then does not unmap what there is.
-    assert_eq!(refused(range.commit(0, 50 * 4096)), Status::OutOfMemory);
+    let theirs = range(&others, 80, false);
+    theirs.commit(0, 80 * 4096).unwrap();
+    let range = range(&ours, 30, false);
+    // The device, which is not asked before so few pages, is full in the middle of it, and then does not unmap what
+    // there is.
+    assert_eq!(refused(range.commit(0, 30 * 4096)), Status::OutOfMemory);
     assert_eq!(ours.physical().unwrap().statistics().failed_unmaps, 1);
     drop(theirs);
     others.trim_pages();
-    range.commit(0, 50 * 4096).unwrap();
+    range.commit(0, 30 * 4096).unwrap();
     mark(device.as_ref(), range.slice(), 7);
     assert_eq!(marks(device.as_ref(), range.slice()), [7; 2]);
     drop(range);
