@@ -7,6 +7,7 @@
 //! Totals visit every cache, each with a barrier of its own: one barrier for all would keep all owners waiting until
 //! the last visit is over, and totals are asked for rarely.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -320,7 +321,9 @@ impl Heap {
     /// device cannot be waited for, they stay until it is closed.
     fn outlast_work(&self) {
         let mut regions = self.regions.iter().peekable();
-        if regions.peek().is_some() && (self.is_any_capturing() || !outlasts_work(self.device.as_ref())) {
+        // A panic of the device must not stop the way back.
+        let is_any_capturing = || catch_unwind(AssertUnwindSafe(|| self.is_any_capturing())).unwrap_or(false);
+        if regions.peek().is_some() && (is_any_capturing() || !outlasts_work(self.device.as_ref())) {
             regions.for_each(|(_, region)| region.range.abandon());
         }
     }
