@@ -95,6 +95,13 @@ impl GroupCopies {
         found.map(|at| at as u32)
     }
 
+    /// How many of so many tokens from one on that no run fills are filled by none: an edit of a window fills a block
+    /// from its middle on.
+    fn unfilled(&self, slot: i64, tokens: u32) -> u32 {
+        let ahead = self.listed.iter().map(|run| run.copy.target_slot - slot).filter(|&ahead| ahead > 0);
+        ahead.fold(tokens, |least, ahead| u32::try_from(ahead).map_or(least, |ahead| least.min(ahead)))
+    }
+
     /// What a reader is told of a part of the list who was told, and has turned, what stands before `from`.
     fn told(&self, from: usize, part: Range<usize>) -> impl Iterator<Item = TokenCopy> + '_ {
         self.listed[part].iter().map(move |run| {
@@ -201,13 +208,16 @@ impl State {
     /// Of so many tokens from a slot on, how many one listed run fills, and its place; or that none of them is filled.
     fn part(&self, group: usize, slot: i64, tokens: u32, near: &mut Option<usize>) -> (u32, Option<u32>) {
         let (store, copies) = (&self.stores[group], &self.copies.groups[group]);
-        let is_target = store.is_copy_target((slot / i64::from(store.block_tokens)) as u32);
-        let after = if is_target { copies.filler(slot, near) } else { None };
-        let filled = after.map(|at| {
-            let run = copies.listed[at as usize].copy;
-            (run.target_slot - slot) as u32 + run.tokens
-        });
-        (filled.map_or(tokens, |filled| filled.min(tokens)), after)
+        if !store.is_copy_target((slot / i64::from(store.block_tokens)) as u32) {
+            return (tokens, None);
+        }
+        match copies.filler(slot, near) {
+            None => (copies.unfilled(slot, tokens), None),
+            Some(at) => {
+                let run = copies.listed[at as usize].copy;
+                (tokens.min((run.target_slot - slot) as u32 + run.tokens), Some(at))
+            }
+        }
     }
 
     /// How many runs copy so many tokens from a slot on.

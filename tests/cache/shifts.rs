@@ -1,7 +1,7 @@
 //! Shifts of copies: whoever makes the copies of a list in order, and then turns keys as it says, has each key at the
 //! position of its token, however often it was copied.
 
-use kavern::cache::{CacheConfig, Change, Op, StepTables, Target, TokenCopy};
+use kavern::cache::{CacheConfig, Change, GroupConfig, Op, Reach, StepTables, Target, TokenCopy};
 use kavern::error::Status;
 use kavern::types::Id;
 
@@ -77,6 +77,35 @@ fn edits_of_what_was_edited_and_copies_of_that_are_told_with_all_their_shifts() 
     positions.follow(&told.copies);
     [(0, 33), (1, 32), (2, 31)].into_iter().for_each(|(row, tokens)| told.check(row, tokens, &positions));
     bench.done();
+}
+
+/// The edit of a window copies what the next token needs, so it may fill a block from its middle on; a fork copies the
+/// whole of such a block.
+#[test]
+fn a_block_of_which_an_edit_fills_the_end_is_copied_with_the_shift_of_that_end() {
+    const WINDOW: usize = 3;
+    let mut cut_blocks = 0;
+    for removed in 1..=8 {
+        let [full, window] = EACH.map(|each| group(each as u32));
+        let window = GroupConfig { reach: Reach::Sliding { window_tokens: WINDOW as u32 }, ..window };
+        let mut bench = Bench::new(&config(vec![full, window], 128));
+        let (sequence, mut positions) = begin(&mut bench, 40);
+        bench.good(&edit(sequence, 2, removed as u64));
+        let child = bench.fork(sequence, 0);
+        bench.append(child, 1);
+        bench.cache.validate().unwrap();
+        let told = tables(&bench);
+        positions.follow(&told.copies);
+        let length = 40 - removed;
+        let is_needed = |group: usize, token: usize| group == 0 || token + WINDOW > length;
+        for (group, token, slot) in told.slots(1, length).filter(|&(group, token, _)| is_needed(group, token))
+        {
+            positions.check(group, slot, token);
+        }
+        cut_blocks += usize::from(length % EACH[1] >= WINDOW);
+        bench.done();
+    }
+    assert!(cut_blocks > 0, "no copied block was filled from its middle on");
 }
 
 #[test]
