@@ -60,18 +60,7 @@ impl Churn {
             self.next += 1;
         }
         let naming = Naming::Keys { bytes: &self.keys, key_bytes: 32 };
-        let request = Request {
-            namespace_id: 1,
-            adapter_id: 0,
-            salt: b"",
-            naming,
-            token_count: PIECE,
-            no_read: true,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request { no_read: true, ..Request::new(1, naming, PIECE) };
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         self.step += 1;
         let mut step = self.cache.step(self.step).expect("ids rise");

@@ -33,18 +33,7 @@ fn cache(hash: HashKind) -> KvCache {
 }
 
 fn request(tokens: &[i32]) -> Request<'_> {
-    Request {
-        namespace_id: 1,
-        adapter_id: 0,
-        salt: b"",
-        naming: Naming::Tokens(tokens, &[]),
-        token_count: tokens.len() as u64,
-        no_read: false,
-        no_store: false,
-        drop_last: false,
-        keep_one_token: false,
-        sizing: Default::default(),
-    }
+    Request::new(1, Naming::Tokens(tokens, &[]), tokens.len() as u64)
 }
 
 fn prefix(criterion: &mut Criterion) {

@@ -461,7 +461,17 @@ fn internet_traffic_is_the_same_each_time_and_hits_more_with_more_room() {
         ["20000", "20000", "400000"].map(|blocks| json(&[&made[..], &[blocks]].concat()));
     assert_eq!(count(&small, "hit_blocks"), count(&again, "hit_blocks"));
     assert!(count(&small, "hit_blocks") < count(&large, "hit_blocks"), "{small} {large}");
-    assert!(count(&small, "evicted_blocks") > 0 && count(&large, "hostile_blocks") > 0);
+    assert!(count(&small, "evicted_blocks") > 0);
+    let asked = |report: &Value, sender: usize| {
+        let asked = &report["senders"][sender];
+        (count(asked, "blocks"), count(asked, "hit_blocks"))
+    };
+    let all: u64 = (0..4).map(|sender| asked(&small, sender).1).sum();
+    assert_eq!(all, count(&small, "hit_blocks"));
+    assert!(asked(&small, 0).1 > 0, "tenants come again: {small}");
+    assert_eq!(small["senders"][2]["sender"], "thrasher");
+    let (cycle, found) = asked(&json(&[&made[..], &["20000", "--policy", "lru"]].concat()), 2);
+    assert!(cycle > 1000 && found == 0, "{found} of {cycle} of a cycle that does not fit");
     assert!(refused(&["replay", "--generate", "internet", "--tokens"]).contains("--tokens"));
     assert!(refused(&["replay", "--generate", "chat", "--requests", "100001"]).contains("--requests"));
 }

@@ -169,18 +169,11 @@ impl Served {
             true => Naming::Tokens(&tokens[from as usize..], &[]),
             false => Naming::Keys { bytes: &keys[8 * from as usize..], key_bytes: 8 },
         };
-        let request = Request {
-            namespace_id: 1 + (prompt.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % case.namespaces,
-            adapter_id: 0,
-            salt: b"",
-            naming: naming(0),
-            token_count: tokens.len() as u64,
-            no_read: false,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request::new(
+            1 + (prompt.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % case.namespaces,
+            naming(0),
+            tokens.len() as u64,
+        );
         let found = cache.lookups().find(&request).expect("a lease is free");
         let rest = tokens.len() as u64 - found.hit_tokens;
         let mut session = cache.step_at(*step, *step).expect("steps complete at once");

@@ -103,18 +103,7 @@ fn hash_chain_is_fast() {
         let memory = Memory::new(device, Limits::default(), std::sync::Arc::new(kavern::event::NoSink));
         let config = CacheConfig { groups, hash, max_sequence_tokens: 1024, max_batch_tokens: 1024, ..base };
         let cache = KvCache::new(&memory, &config).expect("the cache is small");
-        let request = Request {
-            namespace_id: 1,
-            adapter_id: 0,
-            salt: b"",
-            naming: Naming::Tokens(&tokens, &[]),
-            token_count: tokens.len() as u64,
-            no_read: false,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request::new(1, Naming::Tokens(&tokens, &[]), tokens.len() as u64);
         let rates = (0..20).map(|_| {
             let (start, mut sum) = (now_ns(), 0);
             cache.keys(&request, |_, key| sum ^= key.0[0]).expect("a valid request");

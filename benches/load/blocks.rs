@@ -38,18 +38,7 @@ impl Blocks {
     /// Admits a sequence of `count` blocks and frees it in the same step.
     pub(crate) fn cycle(&mut self, count: u64) -> u64 {
         self.step += 1;
-        let request = Request {
-            namespace_id: 1,
-            adapter_id: 0,
-            salt: b"",
-            naming: Naming::Tokens(&[], &[]),
-            token_count: 0,
-            no_read: true,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request { no_read: true, ..Request::new(1, Naming::Tokens(&[], &[]), 0) };
         let lease = self.cache.lookups().find(&request).expect("a lease is free").lease;
         let mut step = self.cache.step(self.step).expect("steps complete at once");
         let admitted =

@@ -56,18 +56,7 @@ impl Branches {
             ..base
         };
         let cache = KvCache::new(&memory, &config).expect("the cache is small");
-        let request = Request {
-            namespace_id: 1,
-            adapter_id: 0,
-            salt: b"",
-            naming: Naming::Tokens(&[], &[]),
-            token_count: 0,
-            no_read: true,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request { no_read: true, ..Request::new(1, Naming::Tokens(&[], &[]), 0) };
         let lease = cache.lookups().find(&request).expect("a lease is free").lease;
         let admit = Op::Admit { lease, tokens: TOKENS - 5, lookahead: 0, row: -1, expected_tokens: 0 };
         let parent = good(cache.step(1).expect("the first step").apply(&admit)).sequence;

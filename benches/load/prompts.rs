@@ -63,18 +63,7 @@ fn keys(prompt: u64, blocks: u64) -> Vec<u8> {
 }
 
 fn request(naming: Naming<'_>, tokens: u64) -> Request<'_> {
-    Request {
-        namespace_id: 1,
-        adapter_id: 0,
-        salt: b"",
-        naming,
-        token_count: tokens,
-        no_read: false,
-        no_store: false,
-        drop_last: false,
-        keep_one_token: false,
-        sizing: Default::default(),
-    }
+    Request::new(1, naming, tokens)
 }
 
 struct Prompts {

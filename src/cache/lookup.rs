@@ -70,6 +70,24 @@ pub struct Request<'a> {
     pub sizing: Sizing,
 }
 
+impl<'a> Request<'a> {
+    /// With no wishes, adapter or salt.
+    pub fn new(namespace_id: u64, naming: Naming<'a>, token_count: u64) -> Self {
+        Self {
+            namespace_id,
+            adapter_id: 0,
+            salt: b"",
+            naming,
+            token_count,
+            no_read: false,
+            no_store: false,
+            drop_last: false,
+            keep_one_token: false,
+            sizing: Sizing::default(),
+        }
+    }
+}
+
 /// What a lookup found.
 #[derive(Clone, Copy, Debug)]
 pub struct Match {

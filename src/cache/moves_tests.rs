@@ -35,18 +35,7 @@ fn cache(blocks: u64) -> KvCache {
 fn with_high_blocks(cache: &KvCache, count: u64) -> Id {
     let mut sequences = [0; 2];
     for sequence in &mut sequences {
-        let request = Request {
-            namespace_id: 1,
-            adapter_id: 0,
-            salt: b"",
-            naming: Naming::Tokens(&[], &[]),
-            token_count: 0,
-            no_read: false,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request::new(1, Naming::Tokens(&[], &[]), 0);
         let lease = cache.lookups().find(&request).unwrap().lease;
         let admit = Op::Admit { lease, tokens: count, lookahead: 0, row: -1, expected_tokens: 0 };
         *sequence = cache.step(1).unwrap().apply(&admit).sequence;

@@ -58,18 +58,7 @@ fn filled_state_with(names: u64) -> State {
         state.begin_call(round + 1).unwrap();
         let keys: Vec<u8> = (0..4 * piece).flat_map(|_| random.u64(..).to_le_bytes()).collect();
         let naming = Naming::Keys { bytes: &keys, key_bytes: 32 };
-        let request = Request {
-            namespace_id: round % 2,
-            adapter_id: 0,
-            salt: b"",
-            naming,
-            token_count: piece,
-            no_read: true,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request { no_read: true, ..Request::new(round % 2, naming, piece) };
         let keys = LinkKeys::Given { bytes: &keys, key_bytes: 32 };
         let home = Home::new(round % 2, 0, b"", KeyMode::Keys(32));
         let lease = state.match_one(&request, &home, &keys).unwrap().lease;
@@ -205,18 +194,7 @@ fn a_name_that_is_given_between_two_pieces_of_a_reset_lists_nothing_that_the_nex
     let cache = KvCache::new(&memory, &config(64)).unwrap();
     let bytes = [7; 32];
     let naming = Naming::Keys { bytes: &bytes, key_bytes: 32 };
-    let request = Request {
-        namespace_id: 1,
-        adapter_id: 0,
-        salt: b"",
-        naming,
-        token_count: 1,
-        no_read: false,
-        no_store: false,
-        drop_last: false,
-        keep_one_token: false,
-        sizing: Default::default(),
-    };
+    let request = Request::new(1, naming, 1);
     let find = || cache.lookups().find(&request).unwrap();
     let lease = find().lease;
     let mut step = cache.step(1).unwrap();
@@ -241,18 +219,7 @@ fn turns(work: impl FnOnce()) -> u64 {
 /// Pins a prompt that was published in namespace 0 under a name.
 fn name(cache: &KvCache, name: &str, blocks: u64) {
     let keys: Vec<u8> = (0..blocks).flat_map(|at| [0, at].map(u64::to_le_bytes)).flatten().collect();
-    let request = Request {
-        namespace_id: 0,
-        adapter_id: 0,
-        salt: b"",
-        naming: Naming::Keys { bytes: &keys, key_bytes: 16 },
-        token_count: blocks,
-        no_read: false,
-        no_store: false,
-        drop_last: false,
-        keep_one_token: false,
-        sizing: Default::default(),
-    };
+    let request = Request::new(0, Naming::Keys { bytes: &keys, key_bytes: 16 }, blocks);
     let lease = cache.lookups().find(&request).unwrap().lease;
     assert_eq!(cache.pin_prefix(name, lease).unwrap().blocks, blocks);
     let step = cache.statistics().last_step + 1;
@@ -271,18 +238,7 @@ fn work_in_pieces_gives_way_after_each_of_them() {
         let keys: Vec<u8> =
             (0..blocks).flat_map(|at| [namespace_id, at].map(u64::to_le_bytes)).flatten().collect();
         let naming = Naming::Keys { bytes: &keys, key_bytes: 16 };
-        let request = Request {
-            namespace_id,
-            adapter_id: 0,
-            salt: b"",
-            naming,
-            token_count: blocks,
-            no_read: false,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: false,
-            sizing: Default::default(),
-        };
+        let request = Request::new(namespace_id, naming, blocks);
         let found = cache.lookups().find(&request).unwrap();
         assert_eq!(found.hit_tokens, 0);
         let steps = cache.statistics().last_step + 1;

@@ -142,8 +142,8 @@ impl State {
         Ok(prefix.number)
     }
 
-    /// Takes pins of up to `most` blocks of a prefix away, which leaves. Answers it when that were the last: the caller
-    /// drops it.
+    /// Takes pins of up to `most` blocks of a prefix away, which leaves. Answers it when those were the last: the
+    /// caller drops it.
     pub(super) fn unpin_piece(&mut self, at: usize, most: usize) -> Option<Prefix> {
         let Self { stores, prefixes, shared, .. } = self;
         let prefix = &mut prefixes.named[at];

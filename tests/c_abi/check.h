@@ -46,6 +46,20 @@ static inline kavern_manager *open_manager(const char *device) {
     return manager;
 }
 
+static inline kavern_kv_cache_config config_for(const kavern_kv_group *groups, uint32_t count) {
+    kavern_kv_cache_config config;
+    OK(kavern_kv_cache_config_init(&config, sizeof config));
+    config.groups = groups;
+    config.group_count = count;
+    return config;
+}
+
+static inline kavern_kv_cache *create_cache(kavern_manager *manager, const kavern_kv_cache_config *config) {
+    kavern_kv_cache *cache = NULL;
+    OK(kavern_kv_cache_create(manager, config, &cache));
+    return cache;
+}
+
 /* Whether the text of the latest failure holds the words. */
 static inline int last_error_has(const char *words) {
     char text[1100] = "";

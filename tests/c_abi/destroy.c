@@ -39,10 +39,7 @@ static void write_and_destroy(const char *device, int place, int has_stream) {
     if (has_stream) OK(kavern_stream_create(manager, &stream));
     kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_OPAQUE, .block_tokens = 4};
     group.block_bytes = MIB / 4;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.capacity_blocks = 7;
     config.max_sequences = 4;
     config.max_batch_tokens = 64;

@@ -19,10 +19,7 @@ static int went_well(kavern_status status) {
 static kavern_kv_cache *try_cache(kavern_manager *manager) {
     kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_OPAQUE, .block_tokens = 4};
     group.block_bytes = 4096;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.capacity_blocks = 16;
     if (*parameter == 0) config.max_blocks = 3 * page_bytes() / 4096;
     config.max_sequences = 4;

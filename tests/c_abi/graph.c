@@ -18,11 +18,8 @@ int main(void) {
     kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_FULL, .layers = LAYERS,
                              .kv_heads = HEADS, .head_dim = CHANNELS, .dtype = KAVERN_F32,
                              .block_tokens = BLOCK_TOKENS, .layout = KAVERN_NHD};
-    kavern_kv_cache_config config;
     kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.capacity_blocks = 64;
     config.max_sequences = 8;
     OK(kavern_kv_cache_create(manager, &config, &cache));

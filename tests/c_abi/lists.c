@@ -41,11 +41,8 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t hash, int kind) {
             .window_tokens = 12};
     }
     if (kind == 3) groups[1].kind = KAVERN_GROUP_STATE;
-    kavern_kv_cache_config config;
     static const uint8_t secret[32] = {9};
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = groups;
-    config.group_count = kind == 0 ? 1 : 2;
+    kavern_kv_cache_config config = config_for(groups, kind == 0 ? 1 : 2);
     config.max_sequences = SEQUENCES;
     config.capacity_blocks = BLOCKS;
     config.max_batch_tokens = 512;
@@ -53,9 +50,7 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t hash, int kind) {
     config.hash_secret = secret;
     config.hash = hash;
     config.flags |= KAVERN_KV_METADATA_ONLY;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 static void admit(kavern_kv_cache *const caches[2], uint64_t step, sequence *new) {

@@ -46,15 +46,10 @@ static kavern_kv_cache *make(uint32_t flags) {
     group.kind = KAVERN_GROUP_OPAQUE;
     group.block_tokens = BLOCK_TOKENS;
     group.block_bytes = 64;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.flags = flags;
-    config.groups = &group;
-    config.group_count = 1;
     config.capacity_blocks = 64;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 static kavern_kv_request prompt(void) {

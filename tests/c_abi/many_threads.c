@@ -423,10 +423,7 @@ static void make_objects(void) {
     group.dtype = KAVERN_BF16;
     group.block_tokens = BLOCK_TOKENS;
     group.layout = KAVERN_NHD;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.max_sequences = SEQUENCES;
     config.capacity_blocks = BLOCKS;
     config.max_blocks = MAX_BLOCKS;

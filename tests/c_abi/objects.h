@@ -22,17 +22,12 @@ static inline kavern_kv_cache *make_cache(kavern_manager *manager) {
     group.dtype = KAVERN_BF16;
     group.block_tokens = 4;
     group.layout = KAVERN_NHD;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.max_sequences = 4;
     config.capacity_blocks = 16;
     config.max_batch_tokens = 64;
     config.event_capacity = 64;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 static inline kavern_pool *make_pool(kavern_manager *manager) {

@@ -34,20 +34,15 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t flags) {
     groups[1].kind = KAVERN_GROUP_OPAQUE;
     groups[1].block_tokens = 2 * BLOCK_TOKENS;
     groups[1].block_bytes = 64;
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
+    kavern_kv_cache_config config = config_for(groups, GROUPS);
     static const uint8_t secret[32] = {7};
     config.hash_secret = secret;
-    config.groups = groups;
-    config.group_count = GROUPS;
     config.capacity_blocks = BLOCKS;
     config.max_sequences = SEQUENCES;
     config.max_sequence_tokens = 64;
     config.max_batch_tokens = BATCH_TOKENS;
     config.flags = flags;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 /* The host backend's device memory can be read where it lies. */

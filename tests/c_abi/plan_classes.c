@@ -47,21 +47,16 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t flags) {
         groups[i].layout = KAVERN_NHD;
         groups[i].size_class = i + 1;
     }
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
+    kavern_kv_cache_config config = config_for(groups, CLASSES);
     static const uint8_t secret[32] = {7};
     config.hash_secret = secret;
-    config.groups = groups;
-    config.group_count = CLASSES;
     config.capacity_bytes = (uint64_t)CLASSES * CLASS_PAGES * PAGE;
     config.max_blocks = (uint64_t)CLASSES * CLASS_PAGES * PAGE / (2 * KV_BYTES * block_tokens[0]);
     config.max_sequences = SEQUENCES;
     config.max_sequence_tokens = LONGEST;
     config.max_batch_tokens = BATCH_TOKENS;
     config.flags = flags | KAVERN_KV_ADAPTIVE_BLOCKS;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 static kavern_kv_step_tables empty_tables(kavern_kv_group_tables *groups) {

@@ -42,10 +42,7 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t flags) {
         groups[i].block_tokens = block_tokens[i];
         groups[i].size_class = i + 1;
     }
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = groups;
-    config.group_count = CLASSES;
+    kavern_kv_cache_config config = config_for(groups, CLASSES);
     config.capacity_bytes = (uint64_t)CLASSES * CLASS_PAGES * PAGE;
     config.max_blocks = (uint64_t)CLASSES * CLASS_PAGES * PAGE / (TOKEN_BYTES * block_tokens[0]);
     config.max_sequences = SEQUENCES;
@@ -53,9 +50,7 @@ static kavern_kv_cache *make(kavern_manager *manager, uint32_t flags) {
     config.max_batch_tokens = 2 * LONGEST;
     config.steps_in_flight = IN_FLIGHT + 1;
     config.flags = flags | KAVERN_KV_ADAPTIVE_BLOCKS;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 static kavern_manager *limited(const char *device, uint64_t bytes) {

@@ -7,16 +7,11 @@ enum { BLOCK_TOKENS = 4, BLOCKS = 6, OLDER_BYTES = offsetof(kavern_kv_step_table
 static kavern_kv_cache *make_blocks(kavern_manager *manager, uint32_t flags) {
     kavern_kv_group group = {.struct_size = sizeof group, .kind = KAVERN_GROUP_FULL, .layers = 1, .kv_heads = 1,
         .head_dim = 8, .dtype = KAVERN_BF16, .block_tokens = BLOCK_TOKENS, .layout = KAVERN_NHD};
-    kavern_kv_cache_config config;
-    OK(kavern_kv_cache_config_init(&config, sizeof config));
-    config.groups = &group;
-    config.group_count = 1;
+    kavern_kv_cache_config config = config_for(&group, 1);
     config.max_sequences = 2;
     config.capacity_blocks = BLOCKS;
     config.flags = flags;
-    kavern_kv_cache *cache = NULL;
-    OK(kavern_kv_cache_create(manager, &config, &cache));
-    return cache;
+    return create_cache(manager, &config);
 }
 
 /* In a new step the tenant gets all blocks. */

@@ -55,18 +55,7 @@ pub(super) fn ask(tokens: &[i32]) -> Request<'_> {
 
 /// The request of a prompt with what else its tokens depend on.
 pub(super) fn ask_with<'a>(tokens: &'a [i32], extras: &'a [Extra]) -> Request<'a> {
-    Request {
-        namespace_id: 1,
-        adapter_id: 0,
-        salt: b"",
-        naming: Naming::Tokens(tokens, extras),
-        token_count: tokens.len() as u64,
-        no_read: false,
-        no_store: false,
-        drop_last: false,
-        keep_one_token: false,
-        sizing: Default::default(),
-    }
+    Request::new(1, Naming::Tokens(tokens, extras), tokens.len() as u64)
 }
 
 /// The request of caller-chained keys, each for one link of `link_tokens` tokens.

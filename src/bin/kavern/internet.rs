@@ -9,6 +9,7 @@
 //! that a prober copies on purpose.
 
 use fastrand::Rng;
+use serde::Serialize;
 
 use crate::keys::{KEY_BYTES, mix};
 
@@ -22,11 +23,15 @@ const STAY: u64 = 200_000;
 const BUCKET: u64 = 2_000;
 /// Turns of the longest conversation.
 const TURNS: u64 = 16;
-/// Prompts of the cycle that just does not fit.
-const CYCLE: u64 = 3_000;
+/// One request in so many is the next of the cycle that just does not fit.
+const CYCLE_EVERY: u64 = 200;
+/// Distinct blocks that a request brings between two rounds of that cycle, at least: 50 to 60 with 10^7 blocks, 50 to 75
+/// with 10^6.
+const DISTINCT_BLOCKS: u64 = 50;
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Sender {
     Tenant,
     /// Asks for what nobody asks for again.
@@ -35,6 +40,21 @@ pub(crate) enum Sender {
     Thrasher,
     /// Asks for other tenants' prompts.
     Prober,
+}
+
+impl Sender {
+    /// All of them, each at its own place.
+    pub(crate) const ALL: [Sender; 4] = [Sender::Tenant, Sender::Scanner, Sender::Thrasher, Sender::Prober];
+
+    /// Of many.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Sender::Tenant => "tenants",
+            Sender::Scanner => "scanners",
+            Sender::Thrasher => "cycle",
+            Sender::Prober => "probers",
+        }
+    }
 }
 
 /// A request; its keys lie in the caller's buffer.
@@ -48,10 +68,13 @@ pub(crate) struct Internet {
     seed: u64,
     /// Share of the traffic that the first n tenants make.
     shares: Vec<f64>,
+    /// Prompts of the cycle.
+    cycle: u64,
 }
 
 impl Internet {
-    pub(crate) fn new(seed: u64) -> Internet {
+    /// For a cache of so many blocks: when the cycle comes round, a few more than those were touched.
+    pub(crate) fn new(seed: u64, capacity_blocks: u64) -> Internet {
         let mut sum = 0.0;
         let mut shares: Vec<f64> = (1..=TENANTS)
             .map(|rank| {
@@ -60,25 +83,26 @@ impl Internet {
             })
             .collect();
         shares.iter_mut().for_each(|share| *share /= sum);
-        Internet { seed, shares }
+        let cycle = capacity_blocks.div_ceil(DISTINCT_BLOCKS * CYCLE_EVERY);
+        Internet { seed, shares, cycle }
     }
 
     /// Writes the keys of request `number` and says whose it is.
     pub(crate) fn ask(&self, number: u64, keys: &mut Vec<u8>) -> Ask {
         keys.clear();
         let mut rng = Rng::with_seed(mix(self.seed ^ mix(number)));
+        if number.is_multiple_of(CYCLE_EVERY) {
+            let prompt = number / CYCLE_EVERY % self.cycle;
+            self.push(keys, prompt, 2, 64 + (mix(prompt) % 128) as usize);
+            return Ask { sender: Sender::Thrasher, namespace: 2 };
+        }
         match rng.u32(0..200) {
             0 => {
                 let length = rng.usize(100..=600);
                 self.push(keys, mix(number) | 1, 1, length);
                 Ask { sender: Sender::Scanner, namespace: 1 }
             }
-            1 => {
-                let prompt = number / 200 % CYCLE;
-                self.push(keys, prompt, 2, 64 + (mix(prompt) % 128) as usize);
-                Ask { sender: Sender::Thrasher, namespace: 2 }
-            }
-            2..4 => {
+            1 | 2 => {
                 self.conversation(number, &mut rng, keys);
                 Ask { sender: Sender::Prober, namespace: 3 }
             }
@@ -132,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_number_gives_the_same_request_each_time() {
-        let (one, other) = (Internet::new(3), Internet::new(4));
+        let (one, other) = (Internet::new(3, 1000), Internet::new(4, 1000));
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for number in [0, 17, 1_000_000] {
             let namespace = one.ask(number, &mut a).namespace;
@@ -145,12 +169,12 @@ mod tests {
 
     #[test]
     fn keys_have_one_owner_and_one_predecessor_and_many_come_again() {
-        let internet = Internet::new(1);
+        let internet = Internet::new(1, 1_000_000);
         let (mut keys, mut seen, mut owners) = (Vec::new(), HashMap::new(), HashMap::new());
         let (mut senders, mut touches, mut tenants) = (HashSet::new(), 0usize, HashSet::new());
         for number in 0..20_000 {
             let ask = internet.ask(number, &mut keys);
-            senders.insert(format!("{:?}", ask.sender));
+            senders.insert(ask.sender);
             let mut before = None;
             for key in keys.chunks(KEY_BYTES) {
                 touches += 1;
@@ -166,5 +190,24 @@ mod tests {
         assert!(tenants.len() > 1000, "{} tenants", tenants.len());
         let reused = 1.0 - seen.len() as f64 / touches as f64;
         assert!((0.3..0.95).contains(&reused), "{reused}");
+    }
+
+    #[test]
+    fn the_cycle_comes_round_when_a_little_more_was_touched_than_the_cache_holds() {
+        const CAPACITY: u64 = 200_000;
+        let internet = Internet::new(1, CAPACITY);
+        let (mut keys, mut seen) = (Vec::new(), HashSet::new());
+        let (mut first, mut rounds) = (None, 0);
+        for number in 0..20_000 {
+            let sender = internet.ask(number, &mut keys).sender;
+            if sender == Sender::Thrasher && *first.get_or_insert_with(|| keys.clone()) == keys {
+                let touched = seen.len() as u64;
+                assert!(rounds == 0 || (CAPACITY..2 * CAPACITY).contains(&touched), "{touched}");
+                rounds += 1;
+                seen.clear();
+            }
+            seen.extend(keys.chunks(KEY_BYTES).map(<[u8]>::to_vec));
+        }
+        assert!(rounds > 2, "{rounds} rounds");
     }
 }

@@ -25,6 +25,14 @@ const LEAST_BLOCKS: u64 = 2 * LONGEST as u64;
 /// Namespaces at a time; those of tenants that have gone make room.
 const NAMESPACES: usize = 1 << 14;
 
+/// What requests of a kind asked for.
+#[derive(Clone, Copy, Serialize)]
+struct Asked {
+    sender: Sender,
+    blocks: u64,
+    hit_blocks: u64,
+}
+
 /// What it came to; the names of the fields are the names in the JSON.
 #[derive(Serialize)]
 struct Report {
@@ -35,9 +43,7 @@ struct Report {
     blocks: u64,
     hit_blocks: u64,
     hit_rate: f64,
-    /// Blocks and hits of the hostile requests, which the line above counts too.
-    hostile_blocks: u64,
-    hostile_hit_blocks: u64,
+    senders: [Asked; Sender::ALL.len()],
     evicted_blocks: u64,
     metadata_bytes: u64,
     metadata_bytes_per_block: f64,
@@ -84,14 +90,14 @@ pub(crate) fn run(options: &Replay, manager: &Manager, requests: u64) -> Result<
 }
 
 fn play(options: &Replay, cache: &mut Cache, requests: u64) -> Result<Report, Refusal> {
-    let internet = Internet::new(options.seed);
+    let internet = Internet::new(options.seed, options.capacity());
     let most_running = RUNNING.min((options.capacity() / LEAST_BLOCKS) as usize);
     let batch = BATCH.min(most_running);
     let mut keys: Vec<Vec<u8>> = (0..batch).map(|_| Vec::with_capacity(LONGEST * KEY_BYTES)).collect();
     let mut running: VecDeque<u64> = VecDeque::with_capacity(RUNNING + BATCH);
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut latencies = Latencies::with_room(requests.div_ceil(batch as u64) as usize);
-    let (mut blocks, mut hit_blocks, mut hostile_blocks, mut hostile_hit_blocks) = (0, 0, 0, 0);
+    let mut senders = Sender::ALL.map(|sender| Asked { sender, blocks: 0, hit_blocks: 0 });
     let bar = screen::progress(requests);
     let start = now_ns();
     for step in 1..=requests.div_ceil(batch as u64) {
@@ -112,10 +118,8 @@ fn play(options: &Replay, cache: &mut Cache, requests: u64) -> Result<Report, Re
                 let content = Content::Keys(&keys[hits as usize * KEY_BYTES..]);
                 list.push(Op::Commit { admit, tokens, content });
             }
-            (blocks, hit_blocks) = (blocks + count, hit_blocks + hits);
-            if ask.sender != Sender::Tenant {
-                (hostile_blocks, hostile_hit_blocks) = (hostile_blocks + count, hostile_hit_blocks + hits);
-            }
+            let asked = &mut senders[ask.sender as usize];
+            (asked.blocks, asked.hit_blocks) = (asked.blocks + count, asked.hit_blocks + hits);
         }
         cache.step(step, &list, &mut outcomes)?;
         cache.step_done(step, None)?;
@@ -130,6 +134,8 @@ fn play(options: &Replay, cache: &mut Cache, requests: u64) -> Result<Report, Re
     }
     bar.finish_and_clear();
     let seconds = (now_ns() - start) as f64 / 1e9;
+    let blocks: u64 = senders.iter().map(|asked| asked.blocks).sum();
+    let hit_blocks: u64 = senders.iter().map(|asked| asked.hit_blocks).sum();
     Ok(Report {
         workload: "generated internet",
         policy: options.policy.clone(),
@@ -138,8 +144,7 @@ fn play(options: &Replay, cache: &mut Cache, requests: u64) -> Result<Report, Re
         blocks,
         hit_blocks,
         hit_rate: hit_blocks as f64 / blocks.max(1) as f64,
-        hostile_blocks,
-        hostile_hit_blocks,
+        senders,
         evicted_blocks: 0,
         metadata_bytes: 0,
         metadata_bytes_per_block: 0.0,
@@ -154,14 +159,19 @@ fn play(options: &Replay, cache: &mut Cache, requests: u64) -> Result<Report, Re
 
 impl Report {
     fn table(&self) -> String {
-        let hostile =
-            format!("hostile: {} of {}", grouped(self.hostile_hit_blocks), grouped(self.hostile_blocks));
+        let by_sender = self.senders.map(|asked| {
+            format!(
+                "{} {:.2}",
+                asked.sender.name(),
+                100.0 * asked.hit_blocks as f64 / asked.blocks.max(1) as f64
+            )
+        });
         let memory = format!("{:.1} bytes of bookkeeping a block", self.metadata_bytes_per_block);
         let latency = format!("p50; p99 {:.0} us, most {:.0} us", self.step_us_p99, self.step_us_max);
         let rows = [
             ("requests", grouped(self.requests), format!("{} a step", self.requests_per_step)),
             ("block touches", grouped(self.blocks), String::new()),
-            ("hit rate", format!("{:.2} %", 100.0 * self.hit_rate), hostile),
+            ("hit rate", format!("{:.2} %", 100.0 * self.hit_rate), by_sender.join(", ")),
             ("evictions", grouped(self.evicted_blocks), String::new()),
             ("memory held", bytes(self.metadata_bytes), memory),
             (
