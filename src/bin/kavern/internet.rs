@@ -25,8 +25,8 @@ const BUCKET: u64 = 2_000;
 const TURNS: u64 = 16;
 /// One request in so many is the next of the cycle that just does not fit.
 const CYCLE_EVERY: u64 = 200;
-/// Distinct blocks that a request brings between two rounds of that cycle, at least: 50 to 60 with 10^7 blocks, 50 to 75
-/// with 10^6.
+/// Distinct blocks that a request brings between two rounds of that cycle, at least: 50 to 60 with 10^7 blocks, 50
+/// to 75 with 10^6.
 const DISTINCT_BLOCKS: u64 = 50;
 
 /// Who asks.
