@@ -38,17 +38,16 @@ impl Cut {
     fn tail(&self, store: &Store, has_slots: bool, held_from: usize, sequence: &Sequence) -> Option<Tail> {
         let each = u64::from(store.block_tokens);
         let needed = store.needed_from(self.new_length(), self.moved(sequence.trimmed));
-        let first = (self.offset / each) as usize;
+        let before = if needed < self.offset { needed } else { needed + self.tokens };
+        let is_held = store.is_held_from(before, held_from, sequence.edited);
         if needed < self.offset {
-            let is_moved = store.reach.is_window() && needed < sequence.edited;
-            let is_held = (needed / each) as usize >= held_from && !is_moved;
+            let first = (self.offset / each) as usize;
             let from = first as u64 * each;
             return is_held.then_some(Tail { first, from, left_from: first, is_all: false });
         }
         // What is needed lies behind the removed range: the holes end where it begins.
         let first = (needed / each) as usize;
         let from = if has_slots { needed } else { first as u64 * each };
-        let is_held = ((needed + self.tokens) / each) as usize >= held_from;
         is_held.then_some(Tail { first, from, left_from: held_from, is_all: true })
     }
 

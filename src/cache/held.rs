@@ -22,6 +22,13 @@ impl Store {
             false => 0,
         }
     }
+
+    /// Whether a row whose first `holes` cells are empty, and whose windows an EDIT moved that hold nothing before token
+    /// `edited`, holds a token and what follows it. Only the first block that it holds can be filled from its middle on.
+    pub(super) fn is_held_from(&self, token: u64, holes: usize, edited: u64) -> bool {
+        let cell = (token / u64::from(self.block_tokens)) as usize;
+        cell > holes || cell == holes && !(self.reach.is_window() && token < edited)
+    }
 }
 
 impl Sequence {
@@ -46,10 +53,8 @@ impl State {
                 Reach::State { .. } => self.check_kept_state(group, row, tokens)?,
                 Reach::Cross { .. } => true,
                 _ => {
-                    let needed = store.needed_from(tokens, trimmed);
-                    let cell = needed / u64::from(store.block_tokens);
-                    let is_moved = store.reach.is_window() && needed < edited.min(tokens);
-                    cell >= self.holders.rows[group].first(row) as u64 && !is_moved
+                    let holes = self.holders.rows[group].first(row);
+                    store.is_held_from(store.needed_from(tokens, trimmed), holes, edited.min(tokens))
                 }
             };
             if !is_kept {

@@ -51,17 +51,24 @@ static inline kavern_kv_op operation(uint32_t kind, uint64_t target, uint64_t to
     return op;
 }
 
-/* One step's operations, the same on every cache; answers what the first result said and checks the second's. */
-static inline kavern_kv_op_result both(
-    kavern_kv_cache **caches, uint64_t step, kavern_kv_op op, const uint64_t *leases) {
+/* An operation, the same on every cache but for its target or its lease; answers what the first result said and checks
+   the second's. */
+static inline kavern_kv_op_result both_with(kavern_kv_cache **caches, uint64_t step, kavern_kv_op op,
+                                            const uint64_t *targets, const uint64_t *leases) {
     kavern_kv_op_result results[2];
     for (int i = 0; i < 2; ++i) {
-        if (leases != NULL) op.target = leases[i];
+        if (targets != NULL) op.target = targets[i];
+        if (leases != NULL) op.lease = leases[i];
         kavern_status status = kavern_kv_step(caches[i], step, 1, &op, &results[i]);
         CHECK(status == KAVERN_OK || status == KAVERN_PARTIAL);
     }
     CHECK(memcmp(&results[0], &results[1], sizeof results[0]) == 0);
     return results[0];
+}
+
+static inline kavern_kv_op_result both(
+    kavern_kv_cache **caches, uint64_t step, kavern_kv_op op, const uint64_t *targets) {
+    return both_with(caches, step, op, targets, NULL);
 }
 
 #endif

@@ -109,6 +109,21 @@ fn a_block_of_which_an_edit_fills_the_end_is_copied_with_the_shift_of_that_end()
 }
 
 #[test]
+fn an_edit_needs_no_token_that_the_edit_before_it_left_out_of_a_block() {
+    let [full, chunked] = EACH.map(|each| group(each as u32));
+    let chunked = GroupConfig { reach: Reach::Chunked { chunk_tokens: 14 }, ..chunked };
+    let mut bench = Bench::new(&config(vec![full, chunked], 64));
+    let (sequence, _) = begin(&mut bench, 50);
+    // 44 tokens are left, of which the next one reaches those from 42 on: two of their block are not filled.
+    bench.good(&edit(sequence, 0, 6));
+    // Where 40 more go the two would be the first of their chunk; where 42 go they do not count.
+    assert_eq!(bench.apply(&edit(sequence, 0, 40)).status, Status::WrongState);
+    bench.good(&edit(sequence, 0, 42));
+    tables(&bench);
+    bench.done();
+}
+
+#[test]
 fn what_an_earlier_list_told_is_turned_when_the_next_one_copies_it() {
     let mut bench = Bench::new(&settings(64));
     let (sequence, mut positions) = begin(&mut bench, 40);

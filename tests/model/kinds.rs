@@ -220,13 +220,18 @@ impl Run {
         (0..self.groups.len()).map(|group| self.first_cell(group, at, 0)).collect()
     }
 
+    /// Whether a group holds a token, and what follows it: all but the first of its blocks are full.
+    fn holds(&self, group: usize, sequence: &Sequence, token: usize, edited: usize) -> bool {
+        let (cell, first) = (token / self.groups[group].1 as usize, sequence.firsts[group]);
+        cell > first || cell == first && (!self.is_window(group) || token >= edited)
+    }
+
     /// Whether every window holds what follows the first `at` tokens.
     fn is_held(&self, sequence: &Sequence, at: usize) -> bool {
         let mut groups = 0..self.groups.len();
         groups.all(|group| {
             let needed = self.needed(group, at, sequence.trimmed);
-            let is_moved = self.is_window(group) && needed < sequence.edited && needed < at;
-            self.first_cell(group, at, sequence.trimmed) >= sequence.firsts[group] && !is_moved
+            self.holds(group, sequence, needed, sequence.edited.min(at))
         })
     }
 
@@ -317,18 +322,10 @@ impl Run {
     /// Looks a prompt up; answers lease, hit tokens, and groups whose other input was found.
     fn look(&mut self, input: u8, prompt: &[i32]) -> Option<(Id, usize, u32)> {
         let extras = self.extras(input, 0);
-        let request = Request {
-            namespace_id: if extras.is_empty() { input.into() } else { 1 },
-            adapter_id: 0,
-            salt: b"",
-            naming: Naming::Tokens(prompt, if prompt.is_empty() { &[] } else { &extras }),
-            token_count: prompt.len() as u64,
-            no_read: false,
-            no_store: false,
-            drop_last: false,
-            keep_one_token: true,
-            sizing: Default::default(),
-        };
+        let namespace = if extras.is_empty() { input.into() } else { 1 };
+        let naming = Naming::Tokens(prompt, if prompt.is_empty() { &[] } else { &extras });
+        let request =
+            Request { keep_one_token: true, ..Request::new(namespace, naming, prompt.len() as u64) };
         let found = self.cache.lookups().find(&request).ok()?;
         self.hits += found.hit_tokens;
         let ends_inside = |(group, &(_, each)): (usize, &Kind)| {

@@ -232,10 +232,8 @@ impl Run {
                 is_early |= copies(&sequence.unwritten, group, each, from, (offset, tokens, length));
                 if !matches!(self.groups[group].0, Reach::All | Reach::Cross { .. } | Reach::State { .. }) {
                     let before = if needed < offset { needed } else { needed + tokens };
-                    is_held &= before / each >= *first;
-                    if self.is_window(group) && needed < offset {
-                        is_held &= needed >= sequence.edited;
-                    } else if self.is_window(group) {
+                    is_held &= self.holds(group, &sequence, before, sequence.edited);
+                    if self.is_window(group) && needed >= offset {
                         edited = edited.max(needed);
                     }
                     *first = if needed < offset { *first } else { needed / each };
