@@ -338,15 +338,19 @@ static void scheduler(int from, int to) {
     }
     CHECK(scheduled > 2 * STEPS && zeroed > 20 && copied > 20);
     for (uint32_t kind = KAVERN_OP_ADMIT; kind <= KAVERN_OP_ACCEPT; ++kind) {
-        CHECK(done[kind] > 20 || kind == KAVERN_OP_LOAD || kind == KAVERN_OP_STORE);
+        CHECK(done[kind] > 10 || kind == KAVERN_OP_LOAD || kind == KAVERN_OP_STORE);
     }
     /* The worker loses one plan, says so at the next, and a full one brings its tables up. */
     uint64_t step = STEPS + 1;
     random_operations(caches, step, live, &count);
+    kavern_kv_group_tables groups[GROUPS];
+    kavern_kv_step_tables tables = empty_tables(groups);
+    OK(kavern_kv_tables(caches[0], step, stream, &tables));
     CHECK(send_plan(to, from, caches[1], step, 0, LOSE).status == KAVERN_OK);
     OK(kavern_kv_step_done(caches[0], step, NULL));
     OK(kavern_kv_step_done(caches[1], step, NULL));
     random_operations(caches, ++step, live, &count);
+    OK(kavern_kv_tables(caches[0], step, stream, &tables));
     CHECK(send_plan(to, from, caches[1], step, 0, APPLY).status == KAVERN_ERR_DEPENDENCY);
     CHECK(send_plan(to, from, caches[1], step, KAVERN_PLAN_FULL, APPLY).status == KAVERN_OK);
     uint64_t head[2] = {STOP, 0};
