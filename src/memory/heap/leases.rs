@@ -317,13 +317,11 @@ impl Heap {
         self.outlast_work();
     }
 
-    /// Waits for work on blocks, live and freed, before their pages leave. Where that would break a capture, or the
-    /// device cannot be waited for, they stay until it is closed.
+    /// Waits for work on blocks, live and freed, before their pages leave. Where the device cannot be waited for, they
+    /// stay until it is closed.
     fn outlast_work(&self) {
         let mut regions = self.regions.iter().peekable();
-        // A panic of the device must not stop the way back.
-        let is_any_capturing = || catch_unwind(AssertUnwindSafe(|| self.is_any_capturing())).unwrap_or(false);
-        if regions.peek().is_some() && (is_any_capturing() || !outlasts_work(self.device.as_ref())) {
+        if regions.peek().is_some() && !outlasts_work(self.device.as_ref()) {
             regions.for_each(|(_, region)| region.range.abandon());
         }
     }
