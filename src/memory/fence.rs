@@ -27,8 +27,9 @@ pub(super) fn outlasts_work(device: &dyn Device) -> bool {
 
 /// Waits for a stream that is about to go. A panic of the device is a refusal: the stream goes all the same.
 pub(super) fn outlast_stream(device: &dyn Device, stream: Stream) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(stream)))
-        .unwrap_or_else(|_| Err(Error::new(Status::Device, "the device panicked when a stream was waited for")))
+    catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(stream))).unwrap_or_else(|_| {
+        Err(Error::new(Status::Device, "the device panicked when a stream was waited for"))
+    })
 }
 
 /// A device's stock of events.
