@@ -153,7 +153,7 @@ impl Blocks {
         settle();
         let outlasted = if block.is_async { entered.outlast() } else { Ok(()) };
         let freed = outlasted.and_then(|()| {
-            // SAFETY: the driver gave this address, it leaves the table here, and goes when no work touches it any more.
+            // SAFETY: the driver gave this address, it leaves the table here, and goes when no work touches it.
             let code = unsafe { (context.driver.api.cuMemFree_v2)(slice.address()) };
             entered.done("cuMemFree", code)
         });
