@@ -1,6 +1,6 @@
-/* captures [round]: an engine captures graphs on a stream of its own, which the library never hears of, while memory of every kind is
-   freed, a heap is defragmented, caches and devices close: each capture stays whole, and nothing is freed under work
-   that still runs. Other threads go on launching meanwhile. Needs a GPU. */
+/* captures [round]: an engine captures graphs on a stream of its own, which the library never hears of, while memory of
+   every kind is freed, a heap is defragmented, caches and devices close: each capture stays whole, and nothing is freed
+   under work that still runs. Other threads go on launching meanwhile. Needs a GPU. */
 #define _DEFAULT_SOURCE
 #include "driver.h"
 
@@ -232,7 +232,7 @@ static void play(const round_ *one, unsigned mode) {
     DRIVER(cuStreamSynchronize, working);
 }
 
-/* ------------------------------------------------------------- a free that waits for a stream which the library knows */
+/* ----------------------------------------------------------- a free that waits for a stream which the library knows */
 
 static _Atomic int is_launched, was_seen;
 
