@@ -2831,7 +2831,8 @@ kavern_status kavern_manager_create(const kavern_manager_config *config,
  * Destroys a manager and nulls the handle; null is fine.
  *
  * The device closes when its streams and caches have been destroyed too, before or after. Tickets stay good.
- * Stream: closing waits for all work on the device, which breaks a capture under way there; end it before.
+ * Stream: closing waits for all work on the device. A capture of a graph that is under way there stays whole; what it
+ * was given of this manager's memory is gone.
  * Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
  * Threads: any, also while others are inside a call on it; may block until the device's work is done.
  * Since: 0.1
@@ -3991,7 +3992,8 @@ kavern_status kavern_manager_trim(kavern_manager *manager, uint64_t *released_by
  * Errors: KAVERN_ERR_WRONG_STATE (a graph is being captured on a stream that has allocated or that
  * kavern_capture_begin was told of, or on one that the default stream waits for: end the capture first; nothing was
  * done), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE; what was done
- * before the failure stays done.
+ * before the failure stays done. No driver can be asked for captures on other streams: the call is made beside them,
+ * and they stay whole.
  * Threads: any may allocate and free meanwhile; blocks.
  * Since: 0.1
  * Source: Mesh (Powers and others, PLDI 2019), for memory of the host.

@@ -70,6 +70,7 @@ c() {
     step c-sweep env KAVERN_TEST_DEVICE="$device" ./sweep 20000 7
     step c-graph env KAVERN_TEST_DEVICE="$device" ./graph
     step c-graph-memory env KAVERN_TEST_DEVICE="$device" ./graph_memory
+    step c-captures env KAVERN_TEST_DEVICE="$device" ./captures
     for how in oom device panic; do
         step "c-faults-$how" env KAVERN_TEST_DEVICE="$device" ./faults "$how"
     done

@@ -35,7 +35,7 @@ done
 cp "$built/libkavern.so" "$out/lib/libkavern.so.0"
 ln -s libkavern.so.0 "$out/lib/libkavern.so"
 cp include/kavern.h "$out/include/"
-for program in smoke lookups classes memory pool pinned elastic faults threads many_threads fork panic graph graph_memory sweep; do
+for program in smoke lookups classes memory pool pinned elastic faults threads many_threads fork panic graph graph_memory captures sweep; do
     sources=("tests/c_abi/$program.c")
     [ "$program" = sweep ] && sources+=(tests/c_abi/sweep_*.c)
     "$tools/python" -m ziglang cc -target "x86_64-linux-gnu.$glibc" -std=c11 -O1 -pthread \
@@ -44,7 +44,7 @@ for program in smoke lookups classes memory pool pinned elastic faults threads m
 done
 strip --strip-unneeded "$out"/lib/libkavern.so.0
 for program in contracts steady_state pool_test pinned_test elastic_test gpu_figures pinned_figures memory_figures \
-    alloc_figures index_figures kavern smoke lookups classes memory pool pinned elastic faults threads many_threads fork panic graph graph_memory \
+    alloc_figures index_figures kavern smoke lookups classes memory pool pinned elastic faults threads many_threads fork panic graph graph_memory captures \
     sweep; do
     strip "$out/$program"
 done

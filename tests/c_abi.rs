@@ -462,7 +462,9 @@ fn the_programs_with_a_graph_are_for_a_gpu_and_say_so() {
     if !there_is("cc", "cc") {
         return;
     }
-    for (program, source) in [("graph", "graph.c"), ("graph_memory", "graph_memory.c")] {
+    for (program, source) in
+        [("graph", "graph.c"), ("graph_memory", "graph_memory.c"), ("captures", "captures.c")]
+    {
         let output = run(&mut Command::new(build(program, &[source])));
         assert!(said(&output).contains("left out"), "{}", said(&output));
     }

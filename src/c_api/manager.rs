@@ -300,7 +300,8 @@ pub unsafe extern "C" fn kavern_manager_create(
 /// Destroys a manager and nulls the handle; null is fine.
 ///
 /// The device closes when its streams and caches have been destroyed too, before or after. Tickets stay good.
-/// Stream: closing waits for all work on the device, which breaks a capture under way there; end it before.
+/// Stream: closing waits for all work on the device. A capture of a graph that is under way there stays whole; what it
+/// was given of this manager's memory is gone.
 /// Errors: KAVERN_ERR_INVALID_HANDLE; the handle then stays as it is.
 /// Threads: any, also while others are inside a call on it; may block until the device's work is done.
 /// Since: 0.1

@@ -97,7 +97,8 @@ pub unsafe extern "C" fn kavern_manager_trim(
 /// Errors: KAVERN_ERR_WRONG_STATE (a graph is being captured on a stream that has allocated or that
 /// kavern_capture_begin was told of, or on one that the default stream waits for: end the capture first; nothing was
 /// done), KAVERN_ERR_INVALID_HANDLE, KAVERN_ERR_NULL_POINTER, KAVERN_ERR_STRUCT_SIZE, KAVERN_ERR_DEVICE; what was done
-/// before the failure stays done.
+/// before the failure stays done. No driver can be asked for captures on other streams: the call is made beside them,
+/// and they stay whole.
 /// Threads: any may allocate and free meanwhile; blocks.
 /// Since: 0.1
 /// Source: Mesh (Powers and others, PLDI 2019), for memory of the host.

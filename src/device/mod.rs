@@ -9,6 +9,7 @@
 //! - A failed call changes nothing. Release calls (free, destroy, unmap, release) do not fail for lack of resources.
 //! - An asynchronous failure latches the device as lost; every later call answers `DeviceLost`.
 //! - Waiting on an event that was never recorded does not wait.
+//! - A wait for the whole device, also in a free or in the close, leaves captures of graphs whole, of any stream.
 //!
 //! [`DeviceSlice`] is the only way to name device memory above this room. A backend hands out slices of what it
 //! allocated; [`DeviceSlice::from_foreign`] is the one unsafe constructor, for memory that the engine owns. Copies
@@ -192,7 +193,8 @@ pub trait Device: Send + Sync {
     fn race_count(&self) -> u64;
     /// The door to what only a simulator can do; None elsewhere.
     fn simulator(&self) -> Option<&dyn Simulator>;
-    /// Waits for all work on all streams. Blocks.
+    /// Waits for all work on all streams. Blocks; calls of other threads may have to wait too while streams work that
+    /// this instance does not know.
     fn synchronize(&self) -> Result<()>;
 
     /// Makes a stream.
@@ -232,7 +234,7 @@ pub trait Device: Send + Sync {
     /// Device memory of at least this size, aligned to [`Attribute::AllocationAlignment`]. May block.
     fn memory_allocate(&self, bytes: u64) -> Result<DeviceSlice>;
     /// Gives back what either way of allocating returned. Waits for work in flight on this device; work of peers on the
-    /// memory is the caller's to wait for. Blocks.
+    /// memory is the caller's to wait for. Blocks as [`Device::synchronize`] does.
     fn memory_free(&self, slice: DeviceSlice) -> Result<()>;
     /// Memory usable by work that follows on the stream.
     fn memory_allocate_async(&self, bytes: u64, stream: Stream) -> Result<DeviceSlice>;
@@ -261,14 +263,14 @@ pub trait Device: Send + Sync {
 
     /// Page-locked host memory, zeroed. May block.
     fn pinned_allocate(&self, bytes: u64) -> Result<PinnedSlice>;
-    /// Gives pinned memory back. Blocks while copies read it.
+    /// Gives pinned memory back. Waits for work in flight, as [`Device::memory_free`].
     fn pinned_free(&self, slice: PinnedSlice) -> Result<()>;
     /// Page-locks memory of the caller's.
     ///
     /// # Safety
     /// The range must be valid for reads and writes until [`Device::pinned_unregister`].
     unsafe fn pinned_register(&self, address: usize, bytes: u64) -> Result<PinnedSlice>;
-    /// Undoes [`Device::pinned_register`]. Blocks while copies read it.
+    /// Undoes [`Device::pinned_register`]. Waits for work in flight, as [`Device::memory_free`].
     fn pinned_unregister(&self, slice: PinnedSlice) -> Result<()>;
 
     /// Copies host bytes to the device, after the work of the default stream. Blocks until they are there.

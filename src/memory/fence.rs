@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::device::{Device, Event, Stream, check_outside};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
 
 /// Events that wait in the stock; more are given back to the device as others are recorded.
@@ -23,6 +23,13 @@ const WAITS_MAX: u32 = 16;
 /// the way back.
 pub(super) fn outlasts_work(device: &dyn Device) -> bool {
     (0..WAITS_MAX).any(|_| matches!(catch_unwind(AssertUnwindSafe(|| device.synchronize())), Ok(Ok(()))))
+}
+
+/// Waits for a stream that is about to go. A panic of the device is a refusal: the stream goes all the same.
+pub(super) fn outlast_stream(device: &dyn Device, stream: Stream) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| device.stream_synchronize(stream))).unwrap_or_else(|_| {
+        Err(Error::new(Status::Device, "the device panicked when a stream was waited for"))
+    })
 }
 
 /// A device's stock of events.

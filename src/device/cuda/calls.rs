@@ -21,6 +21,20 @@ impl Cuda {
         }
         Err(Error::argument("the memory is of another device; free it there"))
     }
+
+    /// Waits for the work of the streams that this instance knows, one by one, as far as it can. What the driver then
+    /// waits for by itself is short: its own waits hold up launches of other threads. An event breaks no capture, and
+    /// one that was recorded before the stream's own capture began can be waited for beside it.
+    pub(super) fn settle(&self) {
+        let Ok(event) = self.event_create() else { return };
+        for stream in self.streams.known() {
+            let takes_events = || matches!(self.stream_takes_events(stream), Ok(true));
+            if takes_events() && self.event_record(event, stream).is_ok() && takes_events() {
+                let _ = self.event_synchronize(event);
+            }
+        }
+        let _ = self.event_destroy(event);
+    }
 }
 
 impl Device for Cuda {
@@ -67,7 +81,9 @@ impl Device for Cuda {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.context.enter()?.synchronize()
+        let entered = self.context.enter_relaxed()?;
+        self.settle();
+        entered.outlast()
     }
 
     fn stream_create(&self) -> Result<Stream> {
@@ -83,7 +99,7 @@ impl Device for Cuda {
     }
 
     fn stream_synchronize(&self, stream: Stream) -> Result<()> {
-        let entered = self.context.enter()?;
+        let entered = self.context.enter_relaxed()?;
         let stream = self.streams.get(stream)?;
         // SAFETY: the stream was looked up and lives until this call ends.
         let code = unsafe { (self.context.driver.api.cuStreamSynchronize)(stream.raw) };
@@ -162,13 +178,13 @@ impl Device for Cuda {
     }
 
     fn memory_allocate(&self, bytes: u64) -> Result<DeviceSlice> {
-        self.blocks.allocate(&self.context, self.key, bytes, None)
+        self.blocks.allocate(&self.context, self.key, bytes, None, || self.settle())
     }
 
     fn memory_free(&self, slice: DeviceSlice) -> Result<()> {
         let _entered = self.context.enter()?;
         self.own(&slice)?;
-        self.blocks.free(&self.context, slice)
+        self.blocks.free(&self.context, slice, || self.settle())
     }
 
     fn memory_allocate_async(&self, bytes: u64, stream: Stream) -> Result<DeviceSlice> {
@@ -176,7 +192,7 @@ impl Device for Cuda {
         let stream = self.streams.get(stream)?;
         // Where the device has no pools, memory that is there at once is also there when the stream gets to use it.
         let stream = Some(stream.raw).filter(|_| self.description.capabilities.stream_ordered);
-        self.blocks.allocate(&self.context, self.key, bytes, stream)
+        self.blocks.allocate(&self.context, self.key, bytes, stream, || self.settle())
     }
 
     fn memory_free_async(&self, slice: DeviceSlice, stream: Stream) -> Result<()> {
@@ -184,7 +200,7 @@ impl Device for Cuda {
         let stream = self.streams.get(stream)?;
         self.own(&slice)?;
         if !self.description.capabilities.stream_ordered {
-            return self.blocks.free(&self.context, slice);
+            return self.blocks.free(&self.context, slice, || self.settle());
         }
         self.blocks.free_async(&self.context, slice, stream.raw)
     }
@@ -231,7 +247,7 @@ impl Device for Cuda {
     }
 
     fn pinned_free(&self, slice: PinnedSlice) -> Result<()> {
-        self.pinned.remove(&self.context, slice, false)
+        self.pinned.remove(&self.context, slice, false, || self.settle())
     }
 
     unsafe fn pinned_register(&self, address: usize, bytes: u64) -> Result<PinnedSlice> {
@@ -239,7 +255,7 @@ impl Device for Cuda {
     }
 
     fn pinned_unregister(&self, slice: PinnedSlice) -> Result<()> {
-        self.pinned.remove(&self.context, slice, true)
+        self.pinned.remove(&self.context, slice, true, || self.settle())
     }
 
     fn write(&self, target: DeviceSlice, source: &[u8]) -> Result<()> {

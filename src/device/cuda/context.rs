@@ -238,11 +238,25 @@ impl Entered<'_> {
         Err(codes::error(call, code))
     }
 
-    /// Waits for all work on the GPU of this process.
-    pub(super) fn synchronize(&self) -> Result<()> {
-        // SAFETY: takes nothing; the context is current.
-        let code = unsafe { (self.context.driver.api.cuCtxSynchronize)() };
-        self.done("cuCtxSynchronize", code)
+    /// Waits for all work of the context, also on streams that nobody here knows: the driver takes no plain memory back
+    /// before. Needs a relaxed thread, and then leaves captures whole, which the driver's own wait for a context breaks
+    /// in every mode. Calls of other threads may have to wait too, so the known streams are waited for first.
+    pub(super) fn outlast(&self) -> Result<()> {
+        let api = &self.context.driver.api;
+        let mut address = 0;
+        // SAFETY: the result is writable, the context is current.
+        let code = unsafe { (api.cuMemAlloc_v2)(&mut address, 1) };
+        if code != codes::OUT_OF_MEMORY {
+            self.done("cuMemAlloc", code)?;
+            // SAFETY: the driver has just given this address.
+            return self.done("cuMemFree", unsafe { (api.cuMemFree_v2)(address) });
+        }
+        // A full GPU; of the host's memory the same is true.
+        let mut page = std::ptr::null_mut::<c_void>();
+        // SAFETY: the result is writable, the context is current.
+        self.done("cuMemHostAlloc", unsafe { (api.cuMemHostAlloc)(&mut page, 1, 0) })?;
+        // SAFETY: the driver has just given this address.
+        self.done("cuMemFreeHost", unsafe { (api.cuMemFreeHost)(page) })
     }
 }
 

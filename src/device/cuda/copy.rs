@@ -10,7 +10,7 @@ use super::context::Entered;
 use super::driver::{Batch, BatchAttributes, Raw};
 use super::{Cuda, codes};
 use crate::device::{Copy, DeviceSlice, Place, Stream};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::sync::Mutex;
 
 /// CU_STREAM_LEGACY; it and 0 are the default stream, which the driver's batch copy refuses.
@@ -193,8 +193,8 @@ impl Cuda {
     }
 
     /// Enters for a blocking copy between the device and `bytes` of the host.
-    fn settle(&self, slice: &DeviceSlice, bytes: usize) -> Result<Entered<'_>> {
-        let entered = self.context.enter()?;
+    fn enter_blocking(&self, slice: &DeviceSlice, bytes: usize) -> Result<Entered<'_>> {
+        let entered = self.context.enter_relaxed()?;
         if slice.bytes() != bytes as u64 {
             return Err(Error::argument(format!(
                 "{bytes} bytes of the host for {} bytes of the device; they must be equal",
@@ -202,13 +202,17 @@ impl Cuda {
             )));
         }
         self.reach(slice)?;
+        if capture(&entered, 0)? != Capture::No {
+            let text = "the default stream waits for one that is being captured; end the capture first";
+            return Err(Error::new(Status::WrongState, text));
+        }
         Ok(entered)
     }
 
     /// Host bytes to the device, after the default stream. Waits, because the bytes may leave after this call and
     /// because the driver's own blocking copy may return before the last of them has arrived.
     pub(super) fn write_now(&self, target: DeviceSlice, source: &[u8]) -> Result<()> {
-        let entered = self.settle(&target, source.len())?;
+        let entered = self.enter_blocking(&target, source.len())?;
         if source.is_empty() {
             return wait(&entered);
         }
@@ -222,7 +226,7 @@ impl Cuda {
 
     /// Device bytes to the host, after the default stream.
     pub(super) fn read_now(&self, source: DeviceSlice, target: &mut [u8]) -> Result<()> {
-        let entered = self.settle(&source, target.len())?;
+        let entered = self.enter_blocking(&source, target.len())?;
         if target.is_empty() {
             return wait(&entered);
         }

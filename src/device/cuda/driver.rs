@@ -56,7 +56,6 @@ entry_points! {
     cuDeviceCanAccessPeer(*mut c_int, c_int, c_int);
     cuCtxGetCurrent(*mut Raw);
     cuCtxSetCurrent(Raw);
-    cuCtxSynchronize();
     cuCtxEnablePeerAccess(Raw, c_uint);
     cuThreadExchangeStreamCaptureMode(*mut c_uint);
     cuMemGetInfo_v2(*mut usize, *mut usize);

@@ -67,13 +67,14 @@ pub(super) fn info(entered: &Entered<'_>) -> Result<(u64, u64)> {
 }
 
 impl Blocks {
-    /// Memory; in stream order if a stream is given.
+    /// Memory; in stream order if a stream is given. `settle` waits for the streams in which memory was freed.
     pub(super) fn allocate(
         &self,
         context: &Context,
         key: DeviceKey,
         bytes: u64,
         stream: Option<Raw>,
+        settle: impl FnOnce(),
     ) -> Result<DeviceSlice> {
         let size = check_bytes(bytes, "device")?;
         let entered = context.enter_relaxed()?;
@@ -81,7 +82,7 @@ impl Blocks {
         let is_full = |error: &Error| error.status == Status::OutOfMemory;
         if taken.as_ref().is_err_and(is_full) && self.has_freed_async.load(Ordering::Relaxed) {
             // Memory whose free waits in a stream is only a wait away.
-            entered.synchronize()?;
+            settle();
             taken = take(&entered, size, stream);
         }
         let address = taken.map_err(|error| say_missing(&entered, bytes, error))?;
@@ -144,12 +145,15 @@ impl Blocks {
         self.live.lock().insert(slice.address(), block);
     }
 
-    /// Waits for all work, then gives memory back.
-    pub(super) fn free(&self, context: &Context, slice: DeviceSlice) -> Result<()> {
+    /// Gives memory back once all work is over. The driver waits by itself for plain and managed memory, for nothing
+    /// where the memory came in stream order. `settle` waits before, so that other threads are not held up.
+    pub(super) fn free(&self, context: &Context, slice: DeviceSlice, settle: impl FnOnce()) -> Result<()> {
         let entered = context.enter_relaxed()?;
         let block = self.begin_free(slice, false)?;
-        let freed = entered.synchronize().and_then(|()| {
-            // SAFETY: the driver gave this address, it leaves the table here, and no work touches it any more.
+        settle();
+        let outlasted = if block.is_async { entered.outlast() } else { Ok(()) };
+        let freed = outlasted.and_then(|()| {
+            // SAFETY: the driver gave this address, it leaves the table here, and goes when no work touches it.
             let code = unsafe { (context.driver.api.cuMemFree_v2)(slice.address()) };
             entered.done("cuMemFree", code)
         });
@@ -161,7 +165,7 @@ impl Blocks {
 
     /// Gives memory back when the stream gets there.
     pub(super) fn free_async(&self, context: &Context, slice: DeviceSlice, stream: Raw) -> Result<()> {
-        let entered = context.enter()?;
+        let entered = context.enter_relaxed()?;
         let block = self.begin_free(slice, true)?;
         self.has_freed_async.store(true, Ordering::Relaxed);
         // SAFETY: the driver gave this address in stream order, and it leaves the table here.
@@ -264,8 +268,15 @@ impl Pinned {
         Ok(PinnedSlice::new(address, bytes))
     }
 
-    /// Waits for all work, then gives back what was allocated, or unlocks what was registered.
-    pub(super) fn remove(&self, context: &Context, slice: PinnedSlice, is_registered: bool) -> Result<()> {
+    /// Gives back what was allocated, or unlocks what was registered, once all work is over: the driver waits by
+    /// itself. `settle` as for [`Blocks::free`].
+    pub(super) fn remove(
+        &self,
+        context: &Context,
+        slice: PinnedSlice,
+        is_registered: bool,
+        settle: impl FnOnce(),
+    ) -> Result<()> {
         let entered = context.enter_relaxed()?;
         let pin = {
             let mut table = self.table.lock();
@@ -284,8 +295,8 @@ impl Pinned {
                 }
             }
         };
-        let removed = entered.synchronize().and_then(|()| unpin(&entered, slice.address(), pin));
-        removed.inspect_err(|_| {
+        settle();
+        unpin(&entered, slice.address(), pin).inspect_err(|_| {
             self.table.lock().insert(slice.address(), pin);
         })
     }
@@ -303,11 +314,11 @@ fn unpin(entered: &Entered<'_>, address: usize, pin: Pin) -> Result<()> {
     let api = &entered.context().driver.api;
     let at = address as *mut c_void;
     if pin.is_registered {
-        // SAFETY: the range was registered with this address, and no work touches it any more.
+        // SAFETY: the range was registered with this address; the driver waits for the work that touches it.
         let code = unsafe { (api.cuMemHostUnregister)(at) };
         return entered.done("cuMemHostUnregister", code);
     }
-    // SAFETY: the driver gave this address, and no work touches it any more.
+    // SAFETY: the driver gave this address, and waits for the work that touches it.
     let code = unsafe { (api.cuMemFreeHost)(at) };
     entered.done("cuMemFreeHost", code)
 }

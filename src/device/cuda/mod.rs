@@ -147,7 +147,8 @@ impl Drop for Cuda {
         let context = Arc::clone(&self.context);
         // A lost device, or one that is dropped inside a callback against the rules, keeps what it has.
         let Ok(entered) = context.enter_relaxed() else { return };
-        if let Err(error) = entered.synchronize() {
+        self.settle();
+        if let Err(error) = entered.outlast() {
             context.say(Level::Error, || format!("closing {}: {error}", self.description.name));
             return;
         }

@@ -127,7 +127,6 @@ impl Streams {
         Ok(Stream(raw))
     }
 
-    /// Ends what a foreign stream's entry held; the stream itself is its owner's.
     /// Ends the use of somebody else's stream. Blocks until no call is inside the driver with it: its owner may destroy
     /// it then.
     fn close_foreign(&self, entry: Option<Entry>) {
@@ -177,6 +176,12 @@ impl Streams {
         let stale = self.table.write().insert(raw, entry);
         self.close_foreign(stale);
         Ok(Stream(raw))
+    }
+
+    /// All that may be used now, the default stream too.
+    pub(super) fn known(&self) -> Vec<Stream> {
+        let table = self.table.read();
+        std::iter::once(Stream::DEFAULT).chain(table.keys().map(|&raw| Stream(raw))).collect()
     }
 
     /// Keeps a stream for a call; nothing if the id is over or is another stream's.

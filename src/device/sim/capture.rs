@@ -77,13 +77,12 @@ mod tests {
         device.event_record(event, captured).unwrap();
         simulator.capture(captured, false).unwrap();
         assert_eq!(simulator.capture(captured, false).unwrap_err().status, Status::WrongState);
-        let forbidden: [&dyn Fn() -> crate::error::Result<()>; 6] = [
+        let forbidden: [&dyn Fn() -> crate::error::Result<()>; 5] = [
             &|| device.event_is_done(event).map(drop),
             &|| device.event_synchronize(event),
             &|| device.event_record(event, Stream::DEFAULT),
             &|| device.stream_synchronize(captured),
             &|| device.stream_wait_event(Stream::DEFAULT, event),
-            &|| device.synchronize(),
         ];
         for (number, call) in forbidden.into_iter().enumerate() {
             simulator.capture(captured, true).unwrap();
@@ -93,5 +92,12 @@ mod tests {
         assert!(device.event_is_done(event).is_err(), "it is a graph's until it is recorded again");
         device.event_record(event, captured).unwrap();
         assert!(device.event_is_done(event).is_ok());
+        let pinned = device.pinned_allocate(64).unwrap();
+        let memory = [device.memory_allocate(64).unwrap(), device.managed_allocate(64).unwrap()];
+        simulator.capture(captured, true).unwrap();
+        device.synchronize().unwrap();
+        memory.into_iter().for_each(|slice| device.memory_free(slice).unwrap());
+        device.pinned_free(pinned).unwrap();
+        simulator.capture(captured, false).expect("waits for the whole device leave it whole");
     }
 }

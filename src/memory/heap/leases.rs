@@ -7,11 +7,10 @@
 //! Totals visit every cache, each with a barrier of its own: one barrier for all would keep all owners waiting until
 //! the last visit is over, and totals are asked for rarely.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::fence::outlasts_work;
+use super::super::fence::{outlast_stream, outlasts_work};
 use super::super::front_cache::{self, Counts, FrontCache, Key, Leased};
 use super::super::order::Freed;
 use super::super::region::Block;
@@ -246,7 +245,8 @@ impl Heap {
         let mut refused = Ok(());
         for lane in known {
             let is_awaited = !self.has(Mistake::StreamNotAwaited);
-            let waited = if is_awaited { self.device.stream_synchronize(self.marked(lane)) } else { Ok(()) };
+            let wait = || outlast_stream(self.device.as_ref(), self.marked(lane));
+            let waited = if is_awaited { wait() } else { Ok(()) };
             let _nobody_else = self.lanes.write();
             let mut core = self.core.lock();
             match waited {
@@ -278,7 +278,7 @@ impl Heap {
         if !is_known {
             return Ok(());
         }
-        let waited = self.device.stream_synchronize(stream);
+        let waited = outlast_stream(self.device.as_ref(), stream);
         // Where it cannot be waited for, something that the device does not know stands in for it.
         let heir = waited.is_err().then(gone_lane);
         let forget = |users: &mut Vec<Stream>| {
@@ -317,13 +317,11 @@ impl Heap {
         self.outlast_work();
     }
 
-    /// Waits for work on blocks, live and freed, before their pages leave. Where that would break a capture, or the
-    /// device cannot be waited for, they stay until it is closed.
+    /// Waits for work on blocks, live and freed, before their pages leave. Where the device cannot be waited for, they
+    /// stay until it is closed.
     fn outlast_work(&self) {
         let mut regions = self.regions.iter().peekable();
-        // A panic of the device must not stop the way back.
-        let is_any_capturing = || catch_unwind(AssertUnwindSafe(|| self.is_any_capturing())).unwrap_or(false);
-        if regions.peek().is_some() && (is_any_capturing() || !outlasts_work(self.device.as_ref())) {
+        if regions.peek().is_some() && !outlasts_work(self.device.as_ref()) {
             regions.for_each(|(_, region)| region.range.abandon());
         }
     }

@@ -39,11 +39,10 @@ pub struct Defragmented {
 
 impl Heap {
     /// Gives empty memory back and meshes pages of slots, copying at most `budget_bytes` (0: no limit). Waits for all
-    /// work on the device, and so is refused while a stream is captured. Blocks.
+    /// work on the device. Refused while a stream is known to be captured: the program works on its blocks. Blocks.
     pub fn defragment(&self, budget_bytes: u64) -> Result<Defragmented> {
         if self.is_any_capturing() {
-            let text =
-                "a graph is being captured, which a wait for the device would break; end the capture first";
+            let text = "a graph is being captured, and meshing wants quiet; end the capture first";
             return Err(Error::new(Status::WrongState, text));
         }
         let mut done =

@@ -57,7 +57,8 @@ impl Heap {
         Ok(self.takes_points(lane)?.then_some(fence))
     }
 
-    /// Whether the work of streams that are gone is over. Waits for the device, unless that would break a capture.
+    /// Whether the work of streams that are gone is over. Waits for the device, unless a stream is known to be
+    /// captured: whoever captures a graph is not to wait for the work of others.
     pub(super) fn outlasts_gone(&self) -> bool {
         !self.is_any_capturing() && self.device.synchronize().is_ok()
     }

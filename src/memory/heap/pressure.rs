@@ -174,7 +174,7 @@ impl Heap {
         }
     }
 
-    /// Whether the program has promised what meshing needs. It waits for the whole device, which would break a capture.
+    /// Whether the program has promised what meshing needs. Beside a capture it is refused.
     fn may_mesh(&self) -> bool {
         if !self.config.meshes_when_short || self.plain.is_some() {
             return false;

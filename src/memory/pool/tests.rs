@@ -358,6 +358,25 @@ fn the_upkeep_gives_back_what_was_not_used_for_the_idle_time_and_breaks_no_captu
 }
 
 #[test]
+fn a_pool_whose_stream_has_gone_is_trimmed_and_closed_beside_a_capture_that_stays_whole() {
+    let memory = memory("sim?seed=1&capture=1");
+    let device = memory.device();
+    let [gone, captured] = [(); 2].map(|()| device.stream_create().unwrap());
+    let pool = Pool::new(&memory, config(&[(4096, 1)], 0), 0).unwrap();
+    let [released, busy] = [(); 2].map(|()| pool.acquire(4096, gone, 0).unwrap());
+    pool.release(released.address, gone, 0).unwrap();
+    device.stream_destroy(gone).unwrap();
+    let simulator = device.simulator().unwrap();
+    simulator.capture(captured, true).unwrap();
+    assert_eq!(pool.trim(0, 0), 4096, "the device was waited for");
+    assert_eq!(pool.statistics().0.held_bytes, 4096);
+    assert_ne!(busy.address, released.address);
+    drop(pool);
+    assert_eq!(memory.statistics().device.bytes, 0);
+    simulator.capture(captured, false).expect("nothing broke the capture");
+}
+
+#[test]
 fn a_capture_that_begins_while_a_point_is_recorded_loses_no_block() {
     let memory = memory("sim?seed=1&capture=1");
     let device = memory.device();

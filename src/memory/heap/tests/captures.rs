@@ -149,6 +149,59 @@ fn a_stream_that_cannot_be_waited_for_leaves_no_block_that_cannot_be_freed() {
 }
 
 #[test]
+fn a_stream_goes_though_the_device_panics_when_it_is_waited_for() {
+    for virtual_memory in ["", "&virtual=0"] {
+        let prepared = |nth: u64| {
+            let heap = heap(&format!("host?kind=stream&error=panic&fail_nth={nth}{virtual_memory}"), 0);
+            let [own, user] = [(); 2].map(|()| heap.device.stream_create().unwrap());
+            let used = heap.allocate(own, MIB, 0, 0).unwrap();
+            let freed = heap.allocate(user, MIB, 0, 0).unwrap();
+            heap.record_use(used, user).unwrap();
+            heap.free(user, freed).unwrap();
+            (heap, own, user, used)
+        };
+        let (heap, _, user, _) = prepared(0);
+        let first = heap.device.call_count() + 1;
+        heap.forget_stream(user).unwrap();
+        for nth in first..=heap.device.call_count() {
+            let (heap, own, user, used) = prepared(nth);
+            assert_eq!(heap.forget_stream(user).unwrap_err().status, Status::Device, "{nth}");
+            heap.device.stream_destroy(user).unwrap();
+            heap.free(own, used).unwrap();
+            for _ in 0..2 {
+                heap.give_back().unwrap();
+                heap.device.synchronize().unwrap();
+            }
+            heap.collect().unwrap();
+            assert_eq!(waiting(&heap), (0, 0), "{nth}");
+            let held = heap.statistics();
+            assert_eq!((held.live_bytes, held.ordered_bytes), (0, 0), "{nth}");
+            heap.validate().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_heap_that_is_closed_beside_a_capture_gives_its_memory_back_and_leaves_the_capture_whole() {
+    let heap = heap("sim?seed=2&capture=1", 0);
+    let device = Arc::clone(&heap.device);
+    let [stream, captured] = [(); 2].map(|()| device.stream_create().unwrap());
+    let blocks = allocate_all(&heap, stream, 4);
+    heap.capture_begins(captured);
+    device.simulator().unwrap().capture(captured, true).unwrap();
+    for &block in &blocks {
+        device.simulator().unwrap().declare(stream, &[], &[slice_of(&heap, block, MIB)]).unwrap();
+        heap.free(stream, block).unwrap();
+    }
+    heap.close();
+    drop(heap);
+    let info = device.memory_info().unwrap();
+    assert_eq!(info.free_bytes, info.total_bytes);
+    device.simulator().unwrap().capture(captured, false).expect("nothing broke the capture");
+    assert_eq!(device.race_count(), 0, "the work was waited for");
+}
+
+#[test]
 fn the_next_stream_of_the_same_value_gets_nothing_that_was_not_waited_for() {
     let heap = heap("sim?capture=1", 0);
     let simulator = heap.device.simulator().unwrap();
