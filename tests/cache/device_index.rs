@@ -257,7 +257,7 @@ fn compare_with_matches(
         let end = (hit.tokens / u64::from(each)) as usize;
         let first = match settings.reach {
             Reach::Sliding { window_tokens } => {
-                (hit.tokens + 1).saturating_sub(window_tokens) / u64::from(each)
+                (hit.tokens + 1).saturating_sub(window_tokens.into()) / u64::from(each)
             }
             _ => 0,
         };
