@@ -8,7 +8,7 @@
 pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
-    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, UNWRITTEN, ZERO_LISTED,
+    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, UNWRITTEN, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};

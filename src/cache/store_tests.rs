@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::cache::block::Counters;
-use crate::cache::block::{Publication, Published, Shared};
+use crate::cache::block::{Publication, Published, ROOT_SERIAL, Shared};
 use crate::cache::events::{CacheEventKind, RemoveReason};
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
