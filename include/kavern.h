@@ -2782,8 +2782,11 @@ kavern_status kavern_kv_match_chunks(kavern_kv_cache *cache,
  *
  * The answers are those of the host's index as of the latest kavern_kv_tables before this call, block for block. They
  * hold nothing: a block that is not held otherwise may be evicted by a later step, and one that is held may be moved
- * by the tables of a later step. KAVERN_LOOKUP_PREFIX answers -1 to all that follows the first miss of a row. A hash
- * that was never stored is answered with a block with a chance of at most blocks / 2^96.
+ * by the tables of a later step. KAVERN_LOOKUP_INDEPENDENT answers the block of the group that is findable under the
+ * key of each hash, whatever became of those before it. KAVERN_LOOKUP_PREFIX answers -1 to all that follows the first
+ * miss of a row: in a group that needs every block that is what kavern_kv_match finds of it, unless another group, a
+ * flag or a promise ends the match earlier. A hash that was never stored is answered with a block with a chance of at
+ * most blocks / 2^96. With KAVERN_HASH_XXH3 prompts whose keys collide are one to the device; a match compares tokens.
  * Stream: enqueues on `stream` and returns; another stream than that of the step is ordered by itself. The memory must
  * live until the work is done. Not to be captured into a graph.
  * Errors: KAVERN_ERR_UNSUPPORTED (no such index), KAVERN_ERR_INVALID_ARGUMENT, KAVERN_ERR_INVALID_HANDLE,

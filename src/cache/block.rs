@@ -117,7 +117,7 @@ impl Block {
 /// the processor's cache.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Origin {
-    /// Identity of the content: two findable blocks of equal content, one after the other, have different ones.
+    /// Identity of the content and of all that came before it; see `identity`.
     pub(super) serial: u64,
     pub(super) parent_serial: u64,
     pub(super) extras: [u64; 4],

@@ -9,6 +9,7 @@ use crate::cache::block::{
 use crate::cache::children::Parent;
 use crate::cache::events::{CacheEvent, CacheEventKind, RemoveReason};
 use crate::cache::evict::Facts;
+use crate::cache::hash::Extras;
 use crate::cache::mirror::BlockHash;
 use crate::cache::namespace::Namespaces;
 use crate::cache::owners::owner_of;
@@ -65,7 +66,7 @@ impl Store {
                 self.blocks[index as usize].namespace_and_flags |= NAMED;
                 return Published::Duplicate;
             }
-            // Same tokens after an ancestor that was evicted since: nobody can find it any more.
+            // The same tokens after others whose keys collide: whoever is asked for more often may come first.
             if !self.is_inactive(taken) || self.is_pinned(taken) {
                 return Published::Refused;
             }
@@ -75,13 +76,10 @@ impl Store {
             // It has departed: a key has one block.
             self.take_out(taken);
         }
-        if let Some(origin) = self.origins.get_mut(index as usize) {
-            *origin = Origin {
-                serial: self.next_serial,
-                parent_serial: as_what.parent_serial,
-                extras: as_what.extras.0,
-            };
-            self.next_serial += 1;
+        if !self.origins.is_empty() {
+            let Publication { parent_serial, extras: Extras(extras), .. } = *as_what;
+            let serial = self.identities.after(parent_serial, self.kept_tokens(index));
+            self.origins[index as usize] = Origin { serial, parent_serial, extras };
         }
         if let Some(ancestry) = self.ancestries.get_mut(index as usize) {
             *ancestry = Ancestry {

@@ -4,7 +4,7 @@
 //! cache's secret, the namespace, its salt and its adapter: no key of one namespace says anything about another.
 //! BLAKE3 takes the parent as its key and the tokens as the message: one compression for 16 tokens. XXH3 is faster
 //! but a fixed pair of messages collides under about 1 in 2^27 seeds (Cyan4973/xxHash issue 1127), so the store
-//! compares tokens and ancestry exactly where it is used.
+//! compares tokens where it is used, and ancestry by what nobody can choose (`identity`).
 
 use xxhash_rust::xxh3;
 

@@ -32,6 +32,7 @@ mod hash;
 mod held;
 mod holder;
 mod hybrid;
+mod identity;
 mod index;
 mod index_kernels;
 mod kernels;

@@ -8,13 +8,14 @@
 pub(super) use self::find::Proof;
 use super::ages::Ages;
 use super::block::{
-    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, ROOT_SERIAL, UNWRITTEN, ZERO_LISTED,
+    Ancestry, Block, COPY_TARGET, HELD_TWICE, NAMED, NO_SERIAL, Origin, UNWRITTEN, ZERO_LISTED,
 };
 use super::children::{Children, Parent};
 use super::config::{GroupGeometry, Scrub};
 use super::evict::Policy;
 use super::free::Free;
 use super::group::Reach;
+use super::identity::Identities;
 use super::index::Index;
 use super::mirror::Mirror;
 use super::owner_lists::OwnerLists;
@@ -43,7 +44,7 @@ pub(super) struct Store {
     pub(super) ancestries: Vec<Ancestry>,
     /// `[block][token]`; empty unless tokens are compared.
     pub(super) tokens: Lined<i32>,
-    next_serial: u64,
+    identities: Identities,
     pub(super) free: Free,
     /// Ids below may be handed out; see `resize`.
     pub(super) limit: u32,
@@ -107,7 +108,10 @@ impl Store {
             origins: filled(count_if(keeps_origins, 1), Origin::default())?,
             ancestries: filled(count_if(keeps_ancestries, 1), Ancestry::default())?,
             tokens: Lined::new(count_if(keeps_tokens, geometry.block_tokens as usize))?,
-            next_serial: ROOT_SERIAL + 1,
+            identities: Identities::new(
+                seed,
+                if proof == Proof::Chain { geometry.block_tokens as usize } else { 0 },
+            )?,
             free: Free::new(blocks, geometry.first_blocks, options.exact_order)?,
             limit: geometry.first_blocks,
             retired: blocks - geometry.first_blocks,

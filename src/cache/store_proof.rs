@@ -4,7 +4,7 @@
 //! Part of `store`.
 
 use super::Store;
-use crate::cache::block::{Block, COPY_TARGET, ZERO_LISTED};
+use crate::cache::block::{Block, COPY_TARGET, Origin, ZERO_LISTED};
 use crate::error::{Error, Result};
 use crate::sys::reserve::filled;
 
@@ -45,8 +45,22 @@ impl Store {
         }
     }
 
-    /// The free list and the policy, for the cache's `validate`.
+    /// Checks that each findable block is identified by what it holds and follows.
+    fn validate_identities(&self) -> Result<()> {
+        let is_wrong = |(block, origin): &(u32, &Origin)| {
+            let tokens = self.kept_tokens(*block);
+            self.block(*block).is_findable()
+                && origin.serial != self.identities.after(origin.parent_serial, tokens)
+        };
+        match (0..).zip(&self.origins).find(is_wrong) {
+            Some((block, _)) => Err(Error::internal(format!("block {block} has another content's identity"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Identities, the free list and the policy, for the cache's `validate`.
     pub(in crate::cache) fn validate_lists(&self) -> Result<Vec<u32>> {
+        self.validate_identities()?;
         let (is_inactive, is_findable) =
             (|index: u32| self.is_inactive(index), |index: u32| self.block(index).is_findable());
         self.validate_limit()?;

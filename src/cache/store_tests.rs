@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::cache::block::Counters;
-use crate::cache::block::{Publication, Published, Shared};
+use crate::cache::block::{Publication, Published, ROOT_SERIAL, Shared};
 use crate::cache::events::{CacheEventKind, RemoveReason};
 use crate::cache::evict;
 use crate::cache::hash::{Extras, Key};
@@ -132,20 +132,40 @@ fn what_follows_a_duplicate_is_found_after_the_first() {
     assert_eq!(found(&store, &after, &[3, 4], &mut shared), Some(follower));
 }
 
-#[test]
-fn an_orphan_is_not_found_after_a_new_ancestor_and_gives_way_once_nobody_holds_it() {
-    let (mut store, mut shared, namespace) = store();
+/// A held block that follows a root which was evicted, and the root that was stored in its place, of these tokens.
+fn bereaved(
+    store: &mut Store,
+    shared: &mut Shared,
+    namespace: u32,
+    new_root: [i32; 2],
+) -> (u32, Publication) {
     let first = content(KEY, namespace, ROOT_SERIAL);
-    let root = filled(&mut store, &mut shared, [1, 2]);
-    store.publish(root, &first, &mut shared);
-    let orphan = filled(&mut store, &mut shared, [3, 4]);
+    let root = filled(store, shared, [1, 2]);
+    store.publish(root, &first, shared);
+    let child = filled(store, shared, [3, 4]);
     let after_old = content(NEXT, namespace, store.origin(root).serial);
-    store.publish(orphan, &after_old, &mut shared);
-    store.release(root, 0, &mut shared);
-    assert!(store.evict_some(1, RemoveReason::Requested, &mut shared) == 1);
-    let root = filled(&mut store, &mut shared, [1, 2]);
-    assert_eq!(store.publish(root, &first, &mut shared), Published::Stored);
-    let after_new = content(NEXT, namespace, store.origin(root).serial);
+    assert_eq!(store.publish(child, &after_old, shared), Published::Stored);
+    store.release(root, 0, shared);
+    assert_eq!(store.evict_some(1, RemoveReason::Requested, shared), 1);
+    let root = filled(store, shared, new_root);
+    assert_eq!(store.publish(root, &first, shared), Published::Stored);
+    (child, content(NEXT, namespace, store.origin(root).serial))
+}
+
+#[test]
+fn what_follows_an_ancestor_that_was_stored_anew_is_found_again() {
+    let (mut store, mut shared, namespace) = store();
+    let (child, after_new) = bereaved(&mut store, &mut shared, namespace, [1, 2]);
+    assert_eq!(found(&store, &after_new, &[3, 4], &mut shared), Some(child));
+    let equal = filled(&mut store, &mut shared, [3, 4]);
+    assert_eq!(store.publish(equal, &after_new, &mut shared), Published::Duplicate);
+    assert_eq!(shared.counters.collisions, 0);
+}
+
+#[test]
+fn what_follows_other_tokens_under_the_same_key_is_not_found_and_gives_way_once_nobody_holds_it() {
+    let (mut store, mut shared, namespace) = store();
+    let (orphan, after_new) = bereaved(&mut store, &mut shared, namespace, [1, 3]);
     assert_eq!(found(&store, &after_new, &[3, 4], &mut shared), None);
     let equal = filled(&mut store, &mut shared, [3, 4]);
     assert_eq!(store.publish(equal, &after_new, &mut shared), Published::Refused, "the orphan is held");

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use fastrand::Rng;
 use kavern::cache::{
-    CacheConfig, DeviceLookup, HashKind, IndexOptions, LookupMode, Naming, Request, ResetScope,
+    CacheConfig, DeviceLookup, GroupConfig, HashKind, IndexOptions, LookupMode, Naming, Reach, Request,
+    ResetScope,
 };
 use kavern::device::{DeviceSlice, Stream};
 use kavern::error::Status;
@@ -122,7 +123,10 @@ impl Prompts {
     fn new(random: &mut Rng) -> Self {
         let links = random.usize(1..=ROW);
         let branch = |random: &mut Rng| if random.u8(0..6) == 0 { random.i32(1..4) } else { 0 };
-        let tokens: Vec<i32> = (0..links * 4).map(|_| branch(random)).collect();
+        Self::of((0..links * 4).map(|_| branch(random)).collect())
+    }
+
+    fn of(tokens: Vec<i32>) -> Self {
         // Keys as a caller would chain them: each names all before it.
         let mut hasher = blake3::Hasher::new();
         let bytes = tokens
@@ -218,11 +222,120 @@ fn the_device_answers_as_the_host_after_a_hundred_thousand_changes() {
     bench.done();
 }
 
+/// A path in a small tree, so that what was evicted soon comes again; at times a block of it is nobody's.
+fn path(random: &mut Rng) -> Prompts {
+    let links = random.usize(1..=12);
+    let branch = |random: &mut Rng| if random.u8(0..8) == 0 { random.i32(1..3) } else { 0 };
+    let mut tokens: Vec<i32> = (0..links).flat_map(|_| [branch(random); 4]).collect();
+    if random.u8(0..6) == 0 {
+        let foreign = random.usize(..tokens.len());
+        tokens[foreign] = 9;
+    }
+    Prompts::of(tokens)
+}
+
+/// What follows a history: the device finds of each group the blocks that a match finds, all of them where every group
+/// needs all, and each block by itself that is findable. Answers prompts with a block whose parent is not there, and
+/// those with a hit.
+fn compare_with_matches(
+    bench: &mut Bench,
+    rows: &Rows,
+    groups: &[GroupConfig],
+    request: &Request<'_>,
+) -> [bool; 2] {
+    let hit = bench.look(request);
+    bench.release(hit.lease);
+    let (mut matched, mut reached, mut has_orphan) = (&hit.blocks[..], u64::MAX, false);
+    for (group, settings) in (0..).zip(groups) {
+        let each = bench.cache.describe(group).unwrap().block_tokens;
+        let list = [hashes(bench, request, group)];
+        let [prefix, alone] = [LookupMode::Prefix, LookupMode::Independent].map(|mode| {
+            let answers = rows.ask(bench, bench.stream, group, mode, &list).remove(0);
+            assert_eq!(answers, expected(bench, request, group, mode), "{mode:?}");
+            answers
+        });
+        let end = (hit.tokens / u64::from(each)) as usize;
+        let first = match settings.reach {
+            Reach::Sliding { window_tokens } => {
+                (hit.tokens + 1).saturating_sub(window_tokens.into()) / u64::from(each)
+            }
+            _ => 0,
+        };
+        let needed = &alone[(first as usize).min(end)..end];
+        assert_eq!(matched.split_off(..needed.len()), Some(needed), "{hit:?} of group {group}");
+        if settings.reach == Reach::All {
+            assert_eq!(prefix[..end], *needed);
+            let found = prefix.iter().take_while(|&&block| block >= 0).count();
+            reached = reached.min(found as u64 * u64::from(each));
+        }
+        has_orphan |= alone.windows(2).any(|pair| pair[0] < 0 && pair[1] >= 0);
+    }
+    assert!(matched.is_empty());
+    if groups.iter().all(|group| group.reach == Reach::All) {
+        let largest =
+            (0..groups.len() as u32).map(|group| bench.cache.describe(group).unwrap().block_tokens).max();
+        assert_eq!(hit.tokens, reached - reached % u64::from(largest.unwrap()));
+    }
+    [has_orphan, hit.tokens > 0]
+}
+
+#[test]
+fn the_device_finds_what_a_match_finds_also_where_parents_were_stored_anew() {
+    let window = GroupConfig { reach: Reach::Sliding { window_tokens: 9 }, ..group(4) };
+    let caches = [vec![group(4)], vec![group(4), opaque(8, 16)], vec![group(4), window]];
+    for (hash, namespace) in [(HashKind::Xxh3, 1), (HashKind::Blake3, 1), (HashKind::Xxh3, 3)] {
+        for (groups, policy) in
+            caches.iter().flat_map(|groups| ["fifo", "lru", "lfu"].map(|policy| (groups, policy)))
+        {
+            let mut random = Rng::with_seed(31);
+            let settings = CacheConfig { policy: policy.into(), hash, ..config(groups.clone(), 24) };
+            let mut bench = Bench::new(&CacheConfig { index: DEVICE, ..settings });
+            let rows = Rows::new(&bench, 1);
+            let (mut held, mut orphans, mut hits) = (Vec::new(), 0, 0);
+            for step in 0..800 {
+                bench.begin();
+                let prompts = path(&mut random);
+                // A cold one brings its own copy of what is there, and goes on from that when the other has gone.
+                let no_read = random.u8(0..4) == 0;
+                held.push(store(&mut bench, &Request { no_read, ..prompts.request(namespace) }));
+                while held.len() > 1 || (step % 2 == 0 && !held.is_empty()) {
+                    let sequence = held.swap_remove(random.usize(..held.len()));
+                    bench.free(sequence);
+                }
+                match random.u8(0..40) {
+                    0..8 => {
+                        let group = random.u32(..groups.len() as u32);
+                        bench.cache.evict(group, random.u64(1..4)).unwrap();
+                    }
+                    8 => _ = bench.cache.reset(ResetScope::Namespace(namespace)).unwrap(),
+                    _ => {}
+                }
+                bench.upload();
+                for _ in 0..2 {
+                    let asked = path(&mut random);
+                    let seen = compare_with_matches(&mut bench, &rows, groups, &asked.request(namespace));
+                    (orphans, hits) = (orphans + usize::from(seen[0]), hits + usize::from(seen[1]));
+                }
+                bench.cache.validate().unwrap();
+                bench.cache.step_done(bench.step, Some(bench.stream)).unwrap();
+                bench.device.stream_synchronize(bench.stream).unwrap();
+            }
+            assert!(
+                hits > 100 && orphans > 0,
+                "{policy}: {orphans} prompts with an orphan, {hits} with a hit"
+            );
+            bench.begin();
+            held.into_iter().for_each(|sequence| bench.free(sequence));
+            bench.done();
+        }
+    }
+}
+
 #[test]
 fn answers_are_as_of_the_tables_before_them() {
     let mut bench = Bench::new(&CacheConfig { index: DEVICE, ..config(vec![group(4)], 32) });
     let rows = Rows::new(&bench, 1);
-    let prompts = Prompts { tokens: (0..12).collect(), bytes: Vec::new() };
+    let prompts = Prompts::of((0..12).collect());
     let request = prompts.request(1);
     let wanted = [hashes(&bench, &request, 0)];
     let seen = |bench: &Bench| rows.ask(bench, bench.stream, 0, LookupMode::Prefix, &wanted).remove(0);

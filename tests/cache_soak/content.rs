@@ -137,8 +137,6 @@ struct Run<'a> {
     pools: Vec<kavern_kv_description>,
     block_tokens: Vec<usize>,
     features: Features,
-    /// Whether the picture tells the hits to the block.
-    is_exact: bool,
     link: usize,
     live: Vec<Sequence>,
     picture: Picture,
@@ -222,14 +220,12 @@ impl Run<'_> {
         if self.features.promises {
             // What is promised to others is not given to a lookup.
             assert!(hit <= predicted.max(probed));
-        } else if self.is_exact && !self.features.partial {
+        } else if !self.features.partial {
             assert_eq!((hit, probed), (predicted, predicted), "{prompt:?}");
             assert_eq!(found.blocks, blocks, "{prompt:?}");
             self.sums.predicted += u64::from(hit > 0);
-        } else if self.is_exact {
-            assert!(hit >= predicted && hit == probed, "{predicted} of {hit}");
         } else {
-            assert!(hit <= predicted || self.features.partial, "{predicted} of {hit}");
+            assert!(hit >= predicted && hit == probed, "{predicted} of {hit}");
         }
         self.sums.hits += u64::from(hit > 0);
         Some((found.lease, hit))

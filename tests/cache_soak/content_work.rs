@@ -378,7 +378,6 @@ pub(crate) fn play(seed: u64, operations: u64, sums: &mut Sums) -> u64 {
         block_tokens: pools.iter().map(|pool| pool.block_tokens as usize).collect(),
         pools,
         features,
-        is_exact: matches!(hash(seed, features), kavern_kv_hash::KAVERN_HASH_BLAKE3),
         link,
         live: Vec::new(),
         picture: Picture::default(),

@@ -18,8 +18,8 @@ pub(crate) struct Block {
     pub(crate) content: Option<Content>,
     pub(crate) waits_for: Option<u64>,
     pub(crate) last_step: u64,
-    pub(crate) serial: u64,
-    pub(crate) parent_serial: u64,
+    /// What follows may be published where that is proved.
+    pub(crate) is_named: bool,
     /// Priority less 50.
     pub(crate) bias: i32,
     pub(crate) pins: u32,
@@ -36,9 +36,10 @@ pub(crate) struct Group {
     /// Released blocks of another priority than 50 that are not pinned, oldest first.
     pub(crate) others: Vec<u32>,
     pub(crate) is_fifo: bool,
+    /// What is published must follow something that was.
     pub(crate) is_exact: bool,
+    pub(crate) publications: u64,
     pub(crate) index: HashMap<Content, u32>,
-    pub(crate) next_serial: u64,
     pub(crate) waiting: BTreeMap<u64, Vec<u32>>,
     pub(crate) evicted: u64,
     /// Findable blocks that nobody holds, oldest first.
@@ -154,30 +155,19 @@ impl Group {
         }
     }
 
-    fn publish(&mut self, block: u32, content: Content, parent_serial: u64) -> bool {
-        if self.is_exact && parent_serial == 0 {
+    fn publish(&mut self, block: u32, content: Content, follows_named: bool) -> bool {
+        if self.is_exact && !follows_named {
             return false;
         }
-        if let Some(&taken) = self.index.get(&content) {
-            let entry = self.blocks[taken as usize].clone();
-            if !self.is_exact || entry.parent_serial == parent_serial {
-                self.blocks[block as usize].serial = entry.serial;
-                return false;
-            }
-            if !self.is_released(taken) || entry.pins > 0 {
-                return false;
-            }
-            self.order.retain(|&listed| listed != taken);
-            self.forget(taken);
-            self.free.push(taken);
-        }
         let entry = &mut self.blocks[block as usize];
+        entry.is_named = true;
+        if self.index.contains_key(&content) {
+            return false;
+        }
         entry.content = Some(content.clone());
-        entry.serial = self.next_serial;
-        entry.parent_serial = parent_serial;
-        self.next_serial += 1;
+        self.publications += 1;
         self.index.insert(content, block);
-        self.published[block as usize] = self.next_serial;
+        self.published[block as usize] = self.publications;
         self.note_held(block);
         if self.is_fifo {
             self.order.push_back(block);
@@ -252,14 +242,9 @@ impl Naive {
                 if end % group.block_tokens != 0 || !has(index) {
                     continue;
                 }
-                let parent_serial = found.last().map_or(1, |&parent| group.blocks[parent as usize].serial);
                 match group.index.get(&(namespace, prompt[..end].to_vec())) {
-                    Some(&block)
-                        if !group.is_exact || group.blocks[block as usize].parent_serial == parent_serial =>
-                    {
-                        found.push(block);
-                    }
-                    _ => break 'links,
+                    Some(&block) => found.push(block),
+                    None => break 'links,
                 }
             }
         }
@@ -398,9 +383,9 @@ impl Naive {
                     continue;
                 }
                 let at = end / group.block_tokens - 1;
-                let parent_serial = if at == 0 { 1 } else { group.blocks[held[at - 1] as usize].serial };
+                let follows_named = at == 0 || group.blocks[held[at - 1] as usize].is_named;
                 let content = (holder.namespace, holder.tokens.clone());
-                committed += usize::from(group.publish(held[at], content, parent_serial));
+                committed += usize::from(group.publish(held[at], content, follows_named));
             }
         }
         Ok(Answer { committed, ..Answer::default() })
