@@ -23,8 +23,8 @@ impl Store {
         }
     }
 
-    /// Whether a row whose first `holes` cells are empty, and whose windows an EDIT moved that hold nothing before token
-    /// `edited`, holds a token and what follows it. Only the first block that it holds can be filled from its middle on.
+    /// Whether a row whose first `holes` cells are empty, and whose windows hold nothing before token `edited`, as an
+    /// EDIT moved them, holds a token and what follows it. Only its first block can be filled from its middle on.
     pub(super) fn is_held_from(&self, token: u64, holes: usize, edited: u64) -> bool {
         let cell = (token / u64::from(self.block_tokens)) as usize;
         cell > holes || cell == holes && !(self.reach.is_window() && token < edited)
