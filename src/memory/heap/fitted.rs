@@ -31,6 +31,10 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// From here on a request that a class would hold may get a part of a large block that is free.
 const LARGE_PART_BYTES: u64 = 8 << 20;
 
+/// Under a limit, what is longer is cut to its length from the start. A class rounds it up by as much as whole pages, and
+/// such blocks come too seldom for a front cache to matter.
+const EXACT_ABOVE_BYTES: u64 = 4 << 20;
+
 /// What a stream frees is given back once it is one part in so many of what is held.
 const REUNITED_SHARE: u64 = 512;
 
@@ -75,6 +79,11 @@ impl Heap {
         self.physical.left_bytes().saturating_add(held) < self.total_bytes
     }
 
+    /// Whether the blocks of a class are cut to their lengths although there may be plenty.
+    pub(super) fn is_exact(&self, class: Class) -> bool {
+        size_class::bytes_of(class) > EXACT_ABOVE_BYTES && self.is_limited()
+    }
+
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
     /// and index.
     pub(super) fn take_block(
@@ -106,7 +115,7 @@ impl Heap {
                 });
             }
         }
-        if is_short && self.core.lock().is_fitted(class, bytes) {
+        if (is_short || self.is_exact(class)) && self.core.lock().is_fitted(class, bytes) {
             let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait);
             if may_have
                 && alignment <= MIDDLE_GRANULE_BYTES
@@ -226,9 +235,9 @@ impl Heap {
         Ok(())
     }
 
-    /// A run of exactly so many granules, with as few new pages as possible.
+    /// A run of exactly so many granules, with as few new pages as possible once they come singly.
     pub(super) fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        if alignment > 1 || !self.core.lock().is_walked() {
+        if alignment > 1 || self.grows_by_slabs() || !self.core.lock().is_walked() {
             return self.grow_middle(count, alignment);
         }
         self.pass_over(MIDDLE, || self.grow_place(count))
