@@ -2,9 +2,10 @@
 //!
 //! A block of a class is found again fast, but each class keeps pages of its own and rounds up. So once the heap holds
 //! more than it can still get, what no free block of its class serves is cut from the pages of middle sizes to its own
-//! length, small blocks too; a page of slots is only begun for a small class of which there are many. A page of which
-//! nothing is in use can go anywhere, one of which a part is cannot: so a run of a page and more lies where it begins
-//! the fewest pages, and takes in what others leave of its first and last ones, new memory between them if need be.
+//! length, small blocks too; a page of slots is only begun for a small class of which there are many. Under a limit,
+//! blocks above 4 MiB have their own lengths from the start. A page of which nothing is in use can go anywhere, one of
+//! which a part is cannot: so a run of a page and more lies where it begins the fewest pages, and takes in what others
+//! leave of its first and last ones, new memory between them if need be.
 //! What it does not: serve what the front caches or the free blocks of a class do. Such a block passes through no
 //! front cache: its length is in no class. Invariant: the run of a live block of [`FITTED`] is used in `middle`, with
 //! exactly its granules.
@@ -31,8 +32,8 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// From here on a request that a class would hold may get a part of a large block that is free.
 const LARGE_PART_BYTES: u64 = 8 << 20;
 
-/// Under a limit, what is longer is cut to its length from the start. A class rounds it up by as much as whole pages, and
-/// such blocks come too seldom for a front cache to matter.
+/// Under a limit, what is longer has its own length from the start. Its class would round it up by as much as whole
+/// pages, and the ends that are cut off later lie apart. It comes too seldom for front caches to matter much.
 const EXACT_ABOVE_BYTES: u64 = 4 << 20;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
@@ -72,8 +73,8 @@ impl Heap {
         is_short
     }
 
-    /// Whether less can be had than the device has. Until such memory is short, blocks stay as they are: what is joined
-    /// and cut before leaves more holes among exact lengths.
+    /// Whether less can be had than the device has. Until such memory is short, blocks that there are stay as they are:
+    /// what is joined and cut before leaves more holes among exact lengths.
     pub(super) fn is_limited(&self) -> bool {
         let held = self.physical.held_bytes();
         self.physical.left_bytes().saturating_add(held) < self.total_bytes
