@@ -3,7 +3,7 @@
 //! A block of a class is found again fast, but each class keeps pages of its own and rounds up. So once the heap holds
 //! more than it can still get, what no free block of its class serves is cut from the pages of middle sizes to its own
 //! length, small blocks too; a page of slots is only begun for a small class of which there are many. Under a limit,
-//! blocks above 4 MiB have their own lengths from the start. A page of which nothing is in use can go anywhere, one of
+//! blocks above 4 MiB have their own lengths long before. A page of which nothing is in use can go anywhere, one of
 //! which a part is cannot: so a run of a page and more lies where it begins the fewest pages, and takes in what others
 //! leave of its first and last ones, new memory between them if need be.
 //! What it does not: serve what the front caches or the free blocks of a class do. Such a block passes through no
@@ -32,9 +32,11 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 /// From here on a request that a class would hold may get a part of a large block that is free.
 const LARGE_PART_BYTES: u64 = 8 << 20;
 
-/// Under a limit, what is longer has its own length from the start. Its class would round it up by as much as whole
-/// pages, and the ends that are cut off later lie apart. It comes too seldom for front caches to matter much.
+/// Under a limit, what is longer has its own length once one part in so many is held. Its class would round it up by as
+/// much as whole pages, and the ends that are cut off later lie apart. It comes too seldom for front caches to matter
+/// much, but where there is ten times what is needed a block of a class is had faster.
 const EXACT_ABOVE_BYTES: u64 = 4 << 20;
+const EXACT_SHARE: u64 = 10;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
 const REUNITED_SHARE: u64 = 512;
@@ -76,13 +78,16 @@ impl Heap {
     /// Whether less can be had than the device has. Until such memory is short, blocks that there are stay as they are:
     /// what is joined and cut before leaves more holes among exact lengths.
     pub(super) fn is_limited(&self) -> bool {
-        let held = self.physical.held_bytes();
-        self.physical.left_bytes().saturating_add(held) < self.total_bytes
+        self.held_of().1 < self.total_bytes
     }
 
     /// Whether the blocks of a class are cut to their lengths although there may be plenty.
     pub(super) fn is_exact(&self, class: Class) -> bool {
-        size_class::bytes_of(class) > EXACT_ABOVE_BYTES && self.is_limited()
+        let is_filled = || {
+            let (held, limit) = self.held_of();
+            limit < self.total_bytes && held >= limit / EXACT_SHARE
+        };
+        size_class::bytes_of(class) > EXACT_ABOVE_BYTES && is_filled()
     }
 
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class

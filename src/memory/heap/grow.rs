@@ -121,10 +121,15 @@ impl Heap {
         self.pass_over(MIDDLE, || self.grow_run(count, alignment))
     }
 
+    /// What is held, and what there may be of all together.
+    pub(super) fn held_of(&self) -> (u64, u64) {
+        let held = self.physical.held_bytes();
+        (held, self.physical.left_bytes().saturating_add(held).min(self.total_bytes))
+    }
+
     /// In which steps the pages of runs grow, and what there may be of all together.
     fn step_bytes(&self) -> (u64, u64) {
-        let held = self.physical.held_bytes();
-        let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
+        let (held, limit) = self.held_of();
         (if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES }, limit)
     }
 
