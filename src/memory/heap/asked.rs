@@ -125,23 +125,26 @@ impl Heap {
             let is_fitted = || possible.is_short && self.core.lock().is_fitted(class, bytes);
             return has_slot
                 || possible.pages_bytes >= SLAB_PAGE_BYTES
-                || (is_fitted() && self.has_run(possible, granules(bytes)));
+                || (is_fitted() && self.has_run(possible, granules(bytes), true));
         }
         let count = (size_class::bytes_of(class) / MIDDLE_GRANULE_BYTES) as u32;
         let new_bytes = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
         // A run of a class begins at a multiple of its step.
-        let run = if possible.is_short { granules(bytes) } else { count + CLASS_ALIGNMENT - 1 };
-        new_bytes <= possible.pages_bytes || bytes <= possible.rest_bytes || self.has_run(possible, run)
+        let is_cut = possible.is_short || self.is_exact(class);
+        let run = if is_cut { granules(bytes) } else { count + CLASS_ALIGNMENT - 1 };
+        new_bytes <= possible.pages_bytes
+            || bytes <= possible.rest_bytes
+            || self.has_run(possible, run, is_cut)
     }
 
-    /// Whether a run of so many granules would be found.
-    fn has_run(&self, possible: &Possible, count: u32) -> bool {
-        let may_have_first = || match possible.is_short && count >= EACH {
+    /// Whether a run of so many granules would be found; `is_cut`: of one that is as long as it was asked for.
+    fn has_run(&self, possible: &Possible, count: u32, is_cut: bool) -> bool {
+        let may_have_first = || match is_cut && count >= EACH {
             // It goes where it begins few pages, which need not be in the longest run.
             true => possible.parts.is_some() && !self.core.lock().is_walked(),
             false => true,
         };
-        (possible.run >= count && may_have_first()) || (possible.is_short && self.has_room(possible, count))
+        (possible.run >= count && may_have_first()) || (is_cut && self.has_room(possible, count))
     }
 
     /// Whether a run that is cut to its length would be had after a trim, which takes the pages in the middle of free

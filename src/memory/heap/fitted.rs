@@ -2,9 +2,10 @@
 //!
 //! A block of a class is found again fast, but each class keeps pages of its own and rounds up. So once the heap holds
 //! more than it can still get, what no free block of its class serves is cut from the pages of middle sizes to its own
-//! length, small blocks too; a page of slots is only begun for a small class of which there are many. A page of which
-//! nothing is in use can go anywhere, one of which a part is cannot: so a run of a page and more lies where it begins
-//! the fewest pages, and takes in what others leave of its first and last ones, new memory between them if need be.
+//! length, small blocks too; a page of slots is only begun for a small class of which there are many. Under a limit,
+//! blocks above 4 MiB have their own lengths long before. A page of which nothing is in use can go anywhere, one of
+//! which a part is cannot: so a run of a page and more lies where it begins the fewest pages, and takes in what others
+//! leave of its first and last ones, new memory between them if need be.
 //! What it does not: serve what the front caches or the free blocks of a class do. Such a block passes through no
 //! front cache: its length is in no class. Invariant: the run of a live block of [`FITTED`] is used in `middle`, with
 //! exactly its granules.
@@ -30,6 +31,12 @@ const WORTH_A_PAGE_BYTES: u64 = 512 << 10;
 
 /// From here on a request that a class would hold may get a part of a large block that is free.
 const LARGE_PART_BYTES: u64 = 8 << 20;
+
+/// Under a limit, what is longer has its own length once one part in so many is held. Its class would round it up by as
+/// much as whole pages, and the ends that are cut off later lie apart. It comes too seldom for front caches to matter
+/// much, but where there is ten times what is needed a block of a class is had faster.
+const EXACT_ABOVE_BYTES: u64 = 4 << 20;
+const EXACT_SHARE: u64 = 10;
 
 /// What a stream frees is given back once it is one part in so many of what is held.
 const REUNITED_SHARE: u64 = 512;
@@ -68,11 +75,19 @@ impl Heap {
         is_short
     }
 
-    /// Whether less can be had than the device has. Until such memory is short, blocks stay as they are: what is joined
-    /// and cut before leaves more holes among exact lengths.
+    /// Whether less can be had than the device has. Until such memory is short, blocks that there are stay as they are:
+    /// what is joined and cut before leaves more holes among exact lengths.
     pub(super) fn is_limited(&self) -> bool {
-        let held = self.physical.held_bytes();
-        self.physical.left_bytes().saturating_add(held) < self.total_bytes
+        self.held_of().1 < self.total_bytes
+    }
+
+    /// Whether the blocks of a class are cut to their lengths although there may be plenty.
+    pub(super) fn is_exact(&self, class: Class) -> bool {
+        let is_filled = || {
+            let (held, limit) = self.held_of();
+            limit < self.total_bytes && held >= limit / EXACT_SHARE
+        };
+        size_class::bytes_of(class) > EXACT_ABOVE_BYTES && is_filled()
     }
 
     /// A block for the stream: freed on it, free for all, on new pages, or from another stream behind a wait. Its class
@@ -106,7 +121,7 @@ impl Heap {
                 });
             }
         }
-        if is_short && self.core.lock().is_fitted(class, bytes) {
+        if (is_short || self.is_exact(class)) && self.core.lock().is_fitted(class, bytes) {
             let run = self.take_fitted(stream, bytes, alignment, is_captured, may_wait);
             if may_have
                 && alignment <= MIDDLE_GRANULE_BYTES
@@ -226,9 +241,9 @@ impl Heap {
         Ok(())
     }
 
-    /// A run of exactly so many granules, with as few new pages as possible.
+    /// A run of exactly so many granules, with as few new pages as possible once they come singly.
     pub(super) fn grow_fitted(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
-        if alignment > 1 || !self.core.lock().is_walked() {
+        if alignment > 1 || self.grows_by_slabs() || !self.core.lock().is_walked() {
             return self.grow_middle(count, alignment);
         }
         self.pass_over(MIDDLE, || self.grow_place(count))

@@ -121,6 +121,24 @@ impl Heap {
         self.pass_over(MIDDLE, || self.grow_run(count, alignment))
     }
 
+    /// What is held, and what there may be of all together.
+    pub(super) fn held_of(&self) -> (u64, u64) {
+        let held = self.physical.held_bytes();
+        (held, self.physical.left_bytes().saturating_add(held).min(self.total_bytes))
+    }
+
+    /// In which steps the pages of runs grow, and what there may be of all together.
+    fn step_bytes(&self) -> (u64, u64) {
+        let (held, limit) = self.held_of();
+        (if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES }, limit)
+    }
+
+    /// Whether runs get slabs, out of which those that follow are cut.
+    pub(super) fn grows_by_slabs(&self) -> bool {
+        let (step, limit) = self.step_bytes();
+        step == SLAB_BYTES && step <= limit / 64
+    }
+
     fn grow_run(&self, count: u32, alignment: u32) -> Result<Option<u32>> {
         let _growing = self.growing.lock();
         if let Some(index) = self.core.lock().middle.allocate(count, alignment)? {
@@ -128,9 +146,7 @@ impl Heap {
         }
         let region = self.region(MIDDLE)?;
         let needed = (u64::from(count) * MIDDLE_GRANULE_BYTES).next_multiple_of(LARGE_GRANULE_BYTES);
-        let held = self.physical.held_bytes();
-        let limit = self.physical.left_bytes().saturating_add(held).min(self.total_bytes);
-        let grand = if held < limit / 4 { SLAB_BYTES } else { STEP_BYTES };
+        let (grand, limit) = self.step_bytes();
         // Much while there is much, else just what is needed.
         let attempts = [needed.next_multiple_of(grand), needed];
         let first = if attempts[0] > limit / 64 { 1 } else { 0 };

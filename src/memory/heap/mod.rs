@@ -336,7 +336,7 @@ impl Heap {
         if is_captured && let Some(block) = self.take_captured(stream, wanted, |_| true) {
             return Ok(Some(block.id as u32));
         }
-        let is_fitted = !class.is_small() && self.is_short();
+        let is_fitted = !class.is_small() && (self.is_short() || self.is_exact(class));
         let is_waiting = {
             let mut core = self.core.lock();
             // What a graph captures must not be anybody's later, so it takes nothing that is only free for a stream.

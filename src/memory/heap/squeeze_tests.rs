@@ -15,7 +15,8 @@ use crate::sync::Mutex;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// A block of the class of 4.5 MiB that leaves much of it.
+/// A block of the class of 4.5 MiB that leaves much of it. Of such a length from the start where a limit is set, and so
+/// it is the device here that has no more.
 const LOOSE: u64 = 4 * MIB + 8 * KIB;
 
 fn slice_of(heap: &Heap, address: u64, bytes: u64) -> DeviceSlice {
@@ -25,7 +26,7 @@ fn slice_of(heap: &Heap, address: u64, bytes: u64) -> DeviceSlice {
 
 #[test]
 fn what_classes_round_up_serves_others_once_memory_is_short() {
-    let heap = heap("host", 64 * MIB);
+    let heap = heap("host?memory_bytes=67108864", 0);
     let stream = Stream::DEFAULT;
     let mut live: Vec<u64> = (0..10).map(|_| heap.allocate(stream, LOOSE, 0, 0).unwrap()).collect();
     let rounded = |address: &u64| heap.block_info(*address).unwrap().block_bytes > LOOSE;
@@ -49,7 +50,7 @@ fn what_classes_round_up_serves_others_once_memory_is_short() {
 /// A block that was full and still at work is freed, and a shorter one takes its place before memory is short. Another
 /// stream asks for all that is left. How many of its writes met the work.
 pub(super) fn races_on_a_tail(seed: u64, mistake: Option<Mistake>, is_gone: bool) -> u64 {
-    let heap = heap(&format!("sim?seed={seed}"), 64 * MIB);
+    let heap = heap(&format!("sim?memory_bytes=67108864&seed={seed}"), 0);
     heap.mistake.store(mistake.map_or(0, |mistake| mistake as u32), Ordering::Relaxed);
     let sim = Arc::clone(&heap.device);
     let simulator = sim.simulator().unwrap();
@@ -85,6 +86,42 @@ pub(super) fn races_on_a_tail(seed: u64, mistake: Option<Mistake>, is_gone: bool
 }
 
 #[test]
+fn under_a_limit_long_blocks_leave_no_ends_between_them() {
+    let last_bytes = |spec: &str, limit_bytes: u64| {
+        let heap = heap(spec, limit_bytes);
+        let live: Vec<u64> = (0..6).map(|_| heap.allocate(Stream::DEFAULT, LOOSE, 0, 0).unwrap()).collect();
+        assert!(!heap.is_short());
+        // The first ones are cut to their class: next to nothing is held.
+        let last_bytes = heap.block_info(live[5]).unwrap().block_bytes;
+        // Six are 25 MiB, and 27 in their class.
+        let can = heap.can_allocate(38 * MIB, 0).unwrap();
+        let rest = heap.allocate(Stream::DEFAULT, 38 * MIB, 0, 0);
+        assert_eq!((can, rest.is_ok()), (last_bytes == LOOSE, last_bytes == LOOSE), "{spec}");
+        heap.validate().unwrap();
+        live.into_iter().chain(rest).for_each(|block| heap.free(Stream::DEFAULT, block).unwrap());
+        heap.validate().unwrap();
+        heap.close();
+        last_bytes
+    };
+    assert_eq!(last_bytes("host", 64 * MIB), LOOSE);
+    assert_eq!(last_bytes("host?memory_bytes=67108864", 0), 4608 * KIB);
+}
+
+#[test]
+fn exact_blocks_share_the_slabs_in_which_a_heap_grows() {
+    let heap = heap("host?page_bytes=2097152&memory_bytes=17179869184", 8 << 30);
+    let most = heap.allocate(Stream::DEFAULT, 1 << 30, 0, 0).unwrap();
+    let held = heap.statistics().backed_bytes;
+    let blocks = [(); 12].map(|()| heap.allocate(Stream::DEFAULT, LOOSE, 0, 0).unwrap());
+    assert!(blocks.windows(2).all(|pair| pair[1] == pair[0] + LOOSE), "{blocks:?}");
+    assert_eq!(heap.statistics().backed_bytes, held + 64 * MIB);
+    heap.free(Stream::DEFAULT, most).unwrap();
+    heap.validate().unwrap();
+    blocks.into_iter().for_each(|block| heap.free(Stream::DEFAULT, block).unwrap());
+    heap.close();
+}
+
+#[test]
 fn the_end_of_a_block_goes_the_way_of_its_stream() {
     assert_eq!(races_on_a_tail(3, None, false), 0);
     assert_eq!(races_on_a_tail(3, None, true), 0);
@@ -93,7 +130,7 @@ fn the_end_of_a_block_goes_the_way_of_its_stream() {
 
 #[test]
 fn blocks_are_not_cut_again_before_memory_was_plenty() {
-    let heap = heap("host", 64 * MIB);
+    let heap = heap("host?memory_bytes=67108864", 0);
     let mut live: Vec<u64> = (0..10).map(|_| heap.allocate(Stream::DEFAULT, LOOSE, 0, 0).unwrap()).collect();
     let is_squeezed = || heap.is_squeezed.load(Ordering::Relaxed);
     let free = |live: &mut Vec<u64>, count: usize| {
@@ -111,7 +148,7 @@ fn blocks_are_not_cut_again_before_memory_was_plenty() {
 
 #[test]
 fn blocks_that_cannot_be_cut_keep_their_fast_free() {
-    let heap = heap("host", 64 * MIB);
+    let heap = heap("host?memory_bytes=67108864", 0);
     let stream = heap.device.stream_create().unwrap();
     let blocks = [stream, Stream::DEFAULT].map(|stream| heap.allocate(stream, LOOSE, 0, 0).unwrap());
     heap.forget_stream(stream).unwrap();

@@ -124,6 +124,18 @@ fn without_a_limit_a_refusal_says_so_and_names_the_device() {
 }
 
 #[test]
+fn under_a_limit_a_long_request_fits_that_its_class_would_not() {
+    let heap = heap("host?page_bytes=2097152", 58 * MIB);
+    let blocks = [(); 3].map(|()| heap.allocate(Stream::DEFAULT, 9 * MIB, 0, 0).unwrap());
+    assert!(!heap.weigh(), "28 MiB held, 30 to be had, of which the class of 32 MiB would need 32");
+    assert!(heap.can_allocate(31 * MIB, 0).unwrap());
+    let last = heap.allocate(Stream::DEFAULT, 31 * MIB, 0, 0).unwrap();
+    heap.validate().unwrap();
+    blocks.into_iter().chain([last]).for_each(|block| heap.free(Stream::DEFAULT, block).unwrap());
+    heap.close();
+}
+
+#[test]
 fn memory_beside_something_in_the_same_mapping_is_nobodys_block() {
     let heap = heap("host?page_bytes=2097152&memory_bytes=8589934592", 0);
     let mut blocks: Vec<u64> = (0..64).map(|_| heap.allocate(Stream::DEFAULT, MIB, 0, 0).unwrap()).collect();
